@@ -1,0 +1,164 @@
+"""The command line: Hydra composes, this module refuses what is wrong before anything starts.
+
+:func:`guard` composes the configuration once, ahead of Hydra's own run, and turns every mistake into
+one line on standard error and exit status 2, with nothing written. :func:`run` is one job.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from rmu_exp.errors import RunError, UserError
+from rmu_exp.run import Run, keys_of, one_line, parse, unknown_key
+
+ConfigStore.instance().store("run_schema", Run)
+
+
+def guard(main: Callable[[], Any], conf: Path) -> None:
+    """Check the command line, then hand over to Hydra.
+
+    Args:
+        main: the program's function, decorated by ``hydra.main``.
+        conf: the folder of configurations.
+    """
+    args = get_args_parser().parse_args()
+    if args.help:
+        from rmu_exp.help import page
+
+        sys.stdout.write(page(conf))
+        sys.exit(0)
+    if args.info or args.shell_completion or args.hydra_help:
+        main()
+        return
+    try:
+        check(args.overrides, conf, multirun=args.multirun)
+    except UserError as error:
+        sys.exit(_tell(error, 2))
+    main()
+
+
+def run(config: DictConfig) -> float | None:
+    """One job: parse, carry out, and return what a sweeper minimises (None when nothing was asked)."""
+    from rmu_exp import pipeline  # heavy
+
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    try:
+        return pipeline.execute(parse(config), folder)
+    except UserError as error:
+        _remove_if_empty(folder)
+        sys.exit(_tell(error, 2))
+    except RunError as error:
+        sys.exit(_tell(error, 1))
+    except KeyboardInterrupt:
+        sys.exit(_tell("interrupted; the same command with output=" + str(folder) + " takes it up again", 1))
+
+
+def check(overrides: Sequence[str], conf: Path, multirun: bool = False) -> list[Run]:
+    """Compose and parse what the overrides ask for; in a sweep, each swept value once.
+
+    Raises:
+        UserError: in one line.
+    """
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    except HydraException as error:
+        raise UserError(f"command line: {_first_lines(error)}") from error
+    swept = [o for o in parsed if o.is_sweep_override()]
+    if swept and not multirun:
+        key = swept[0].key_or_group
+        raise UserError(f"{key}: several values need a sweep; add -m, or write '{key}=[…]' for a list")
+    plain = [str(o.input_line) for o in parsed if not o.is_sweep_override()]
+    first = [next(iter(_values(o)), None) for o in swept]
+    runs = []
+    with initialize_config_dir(str(conf.absolute()), version_base="1.3"):
+        chosen = [c for c in first if c is not None]
+        runs.append(_compose([*plain, *chosen], parsed))
+        for i, override in enumerate(swept):
+            for value in list(_values(override))[1:]:
+                others = [c for j, c in enumerate(first) if j != i and c is not None]
+                runs.append(_compose([*plain, *others, value], parsed))
+    GlobalHydra.instance().clear()
+    check_writable(Path(runs[0].output))
+    return runs
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a folder that cannot be made or written to; leaves nothing behind."""
+    existing = folder.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    try:
+        with tempfile.TemporaryDirectory(dir=existing, prefix=".rmu_exp-"):
+            pass
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise UserError(f"output: cannot write to {folder} ({reason.lower()}); choose another folder") from error
+
+
+def _values(override: Override) -> list[str]:
+    if override.is_choice_sweep() or override.is_range_sweep() or override.is_glob_sweep():
+        from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+        return [line for (line,) in BasicSweeper.split_arguments([override], max_batch_size=None)[0]]
+    return []  # an interval of a search: its trials are checked when they start
+
+
+def _compose(overrides: list[str], parsed: list[Override]) -> Run:
+    try:
+        return parse(compose("config", overrides=overrides))
+    except HydraException as error:
+        cause = error.__cause__
+        if isinstance(cause, OmegaConfBaseException) and "is not in struct" not in str(cause):
+            raise UserError(one_line(cause)) from error
+        raise UserError(_translate(error, parsed)) from error
+
+
+def _translate(error: HydraException, parsed: list[Override]) -> str:
+    """Hydra's message as one line: the key, what was given, what is allowed."""
+    text = str(error)
+    for override in parsed:
+        key, value = override.key_or_group, override.input_line or ""
+        given = value.split("=", 1)[-1]
+        if f"Could not override '{key}'" in text:
+            near = key.rsplit(".", 1)[0] + "." if "." in key else ""
+            known = [k for k in keys_of(Run) if k.startswith(near) and "." not in k[len(near) :]]
+            return unknown_key(key, known or keys_of(Run))
+        if "Available options in" in text and f"'{key}/{given}'" in text.splitlines()[0]:
+            listed = text.split("Available options in")[1].split("Config search path")[0]
+            options = [line.strip() for line in listed.splitlines()[1:] if line.strip()]
+            return f"{key}: got {given!r}, allowed is {', '.join(options)}"
+    return f"command line: {_first_lines(error)}"
+
+
+def _first_lines(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip() and set(line.strip()) != {"^"}]
+    return "; ".join(lines[:2])
+
+
+def _tell(message: object, status: int) -> int:
+    print(f"rmu_exp: {message}", file=sys.stderr)
+    return status
+
+
+def _remove_if_empty(folder: Path) -> None:
+    for candidate in (folder, folder.parent):
+        try:
+            candidate.rmdir()
+        except OSError:
+            return

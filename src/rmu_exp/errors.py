@@ -1,0 +1,17 @@
+"""The two ways a run can end badly, each told in one line."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """What the user gave is wrong: exit status 2.
+
+    The message is one line that names the key or file, what was given, and what is allowed.
+    """
+
+
+class RunError(Exception):
+    """The run failed although its input was right: exit status 1.
+
+    The message is one line that says what happened and what to do next.
+    """

@@ -1,0 +1,72 @@
+"""The help page, made from what is there: conf/'s files and the sentences under the Run's fields."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+from functools import cache
+from pathlib import Path
+
+from rmu_exp import run
+
+HEAD = """\
+Unlearn hazardous knowledge from a language model by RMU, and judge what is left.
+
+  python train.py layer=7 steer=6.5                   the small model that ships, offline
+  python train.py model=zephyr_7b data=wmdp           the paper's run
+  python train.py -m layer=3,5,7 steer=2,6.5,20       a sweep: every combination
+  python train.py … --cfg job                         show the composed run, do nothing
+"""
+
+
+@cache
+def sentences(schema: type) -> dict[str, str]:
+    """The string under each field of a dataclass of :mod:`rmu_exp.run`."""
+    tree = ast.parse(inspect.getsource(schema)).body[0]
+    assert isinstance(tree, ast.ClassDef)
+    found: dict[str, str] = {}
+    for item, after in zip(tree.body, tree.body[1:], strict=False):
+        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
+            if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+                found[item.target.id] = str(after.value.value)
+    return found
+
+
+def groups(conf: Path) -> dict[str, dict[str, str]]:
+    """Config group to choice to the comment line that the choice's file opens with."""
+    found: dict[str, dict[str, str]] = {}
+    for file in sorted(conf.rglob("*.yaml")):
+        group = file.parent.relative_to(conf).as_posix()
+        if group != ".":
+            first = file.read_text(encoding="utf-8").partition("\n")[0]
+            first = "" if first.startswith("# @package") and "\n#" not in first else first
+            found.setdefault(group, {})[file.stem] = first.removeprefix("#").strip()
+    return found
+
+
+def schemas() -> dict[str, type]:
+    """Name of a group of keys (empty for the top level) to its dataclass."""
+    found: dict[str, type] = {"": run.Run}
+    for f in dataclasses.fields(run.Run):
+        if isinstance(f.default_factory, type) and dataclasses.is_dataclass(f.default_factory):
+            found[f.name] = f.default_factory
+    return found
+
+
+def page(conf: Path) -> str:
+    """What ``--help`` prints."""
+    lines = [HEAD, "Keys"]
+    nested = schemas()
+    top = {k: v for k, v in sentences(run.Run).items() if k not in nested}
+    lines += [f"  {key:<10} {text}" for key, text in top.items()]
+    lines += ["", "Config groups (GROUP=CHOICE), and the keys inside them (GROUP.KEY=VALUE)"]
+    for group, choices in groups(conf).items():
+        lines.append(f"  {group}")
+        lines += [f"    {group}={name:<22} {text}" for name, text in choices.items()]
+        if group in nested:
+            lines += [f"      .{key:<18} {text}" for key, text in sentences(nested[group]).items()]
+    lines.append("  train")
+    lines += [f"      .{key:<18} {text}" for key, text in sentences(run.Train).items()]
+    lines += ["", "Hydra's own options: python train.py --hydra-help", ""]
+    return "\n".join(lines)

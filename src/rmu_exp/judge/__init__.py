@@ -1,0 +1,1 @@
+"""What a model still knows: questions, and statistics over them."""

@@ -1,0 +1,1 @@
+"""lore: a fictional encyclopedia, and a small model that knows it, so that every claim can be tested."""

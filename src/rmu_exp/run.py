@@ -1,0 +1,367 @@
+"""The Run: one typed, checked object that carries every setting of a run.
+
+Hydra composes ``conf/`` and the command line onto the dataclasses below, which gives every key its type;
+:func:`parse` makes the object and refuses what does not fit together. The sentence under a field is its documentation:
+``python train.py --help`` and ``docs/configuration.md`` are made from it. This module reads no file
+and imports nothing heavy, so that a mistyped key is refused at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from rmu_exp.errors import UserError
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+BAD_LINE = ("error", "skip")
+METHODS = ("rmu",)
+DISTRIBUTIONS = ("uniform", "normal")
+TRACKERS = ("wandb", "off")
+TRACKING_MODES = ("auto", "online", "offline")
+
+
+@dataclass
+class Preset:
+    """What is known to work for one model; every value is a default that the command line overrides."""
+
+    source: str = ""
+    """Where the values come from; "untuned" when nobody has published any."""
+    layer: Any = None
+    """The layer whose activations are steered, counted from 0."""
+    steer: Any = None
+    """Length of the forget target c·u."""
+    alpha: Any = None
+    """Weight of the retain loss."""
+    lr: float | None = None
+    """Learning rate of AdamW."""
+    batch_size: int = 4
+    """Texts a step, of the forget and of the retain corpus each."""
+    max_batches: int = 80
+    """Steps, counted over all topics together."""
+    min_len: int = 0
+    """Texts of this many characters or fewer are left out."""
+    parameters: list[str] | None = None
+    """Names of the trained tensors inside a layer; null: the MLP's output matrix."""
+
+
+@dataclass
+class Model:
+    """The model to unlearn from."""
+
+    name: str | None = None
+    """`lore`, or a hub id such as `HuggingFaceH4/zephyr-7b-beta`."""
+    path: str | None = None
+    """A local folder in Hugging Face format; wins over the name."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub; null: the newest."""
+    dtype: str = "auto"
+    """auto (float32 on a CPU, the checkpoint's own on a GPU), float32, bfloat16 or float16."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, …"""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the checkpoint. Off unless you turn it on."""
+    preset: Preset = field(default_factory=Preset)
+    """Defaults of layer, steer, alpha and training for this model."""
+
+
+@dataclass
+class Layers:
+    """Which tensors are trained, relative to `layer`."""
+
+    span: int = 3
+    """How many layers are trained: `layer` and the ones below it."""
+    parameters: list[str] | None = None
+    """Names inside a layer as on disk, globs allowed; null: the MLP's output matrix."""
+    param_ids: list[int] | None = None
+    """The published code's form: indices into a layer's parameters; translated to names and logged."""
+
+
+@dataclass
+class Steering:
+    """The forget target."""
+
+    kind: str = "fixed"
+    """fixed: the target is steer · u."""
+    distribution: str = "uniform"
+    """Entries of u before normalising: uniform on [0, 1) as published, or normal."""
+
+
+@dataclass
+class Retain:
+    """The retain loss."""
+
+    kind: str = "mse"
+    """mse: squared distance to the frozen activations."""
+
+
+@dataclass
+class Method:
+    """The unlearning method."""
+
+    name: str = "rmu"
+    """rmu."""
+    faithful: bool = False
+    """The published loop to the letter: file order, left padding that counts in the loss, no fp32 masters."""
+
+
+@dataclass
+class Data:
+    """Forget and retain corpora, and the questions that belong to them."""
+
+    name: str = "local"
+    """What the report calls these data."""
+    topics: list[str] | None = None
+    """Names of the forget topics; null: the file names."""
+    forget: list[str] = field(default_factory=list)
+    """One source a topic: a .jsonl, .txt or .parquet file (.gz too), or a hub dataset org/name:config:split."""
+    retain: list[str] = field(default_factory=list)
+    """One source for all topics, or one a topic."""
+    min_len: int = 0
+    """Texts of this many characters or fewer are left out."""
+    max_length: int = 512
+    """Tokens a text is cut to; the published loop cuts forget texts after the first topic to 768."""
+    on_bad_line: str = "error"
+    """error, or skip (and count)."""
+    tasks: list[str] = field(default_factory=list)
+    """lm-eval tasks that belong to these data."""
+
+
+@dataclass
+class Eval:
+    """What is asked, before and after."""
+
+    tasks: list[str] = field(default_factory=list)
+    """lm-eval tasks or groups; an empty list asks nothing."""
+    limit: int | None = None
+    """Questions a task; null: all."""
+    batch_size: int = 64
+    """Questions a forward pass."""
+
+
+@dataclass
+class Train:
+    """The training loop."""
+
+    lr: float | None = None
+    """Learning rate of AdamW."""
+    batch_size: int = 4
+    """Texts a step, of the forget and of the retain corpus each."""
+    max_batches: int = 80
+    """Steps, counted over all topics together."""
+
+
+@dataclass
+class Tracking:
+    """Weights & Biases."""
+
+    kind: str = "wandb"
+    """wandb or off."""
+    project: str = "rmu_exp"
+    """W&B project."""
+    entity: str | None = None
+    """W&B user or team; null: your default one."""
+    mode: str = "auto"
+    """auto (online when a key is found), online or offline."""
+    name: str | None = None
+    """Run name; null: made from model, method, layer, steer and seed."""
+    group: str | None = None
+    """Runs of one group are shown together; in a sweep, the sweep's folder."""
+    tags: list[str] = field(default_factory=list)
+    """W&B tags."""
+
+
+@dataclass
+class Run:
+    """One unlearning run."""
+
+    layer: Any = MISSING
+    """Layer whose activations are steered, counted from 0."""
+    steer: Any = MISSING
+    """Length of the forget target c·u: a number, or one per topic."""
+    alpha: Any = MISSING
+    """Weight of the retain loss: a number, or one per topic."""
+    seed: int = 0
+    """Seed of every random choice."""
+    export: bool = False
+    """Write the full unlearned checkpoint to model/ as well."""
+    output: str = ""
+    """Folder of the run; in a sweep, the folder that holds one folder a trial."""
+    model: Model = field(default_factory=Model)
+    layers: Layers = field(default_factory=Layers)
+    steering: Steering = field(default_factory=Steering)
+    retain: Retain = field(default_factory=Retain)
+    method: Method = field(default_factory=Method)
+    data: Data = field(default_factory=Data)
+    eval: Eval = field(default_factory=Eval)
+    train: Train = field(default_factory=Train)
+    tracking: Tracking = field(default_factory=Tracking)
+
+    @property
+    def topics(self) -> list[str]:
+        """Names of the forget topics, one for each entry of `data.forget`."""
+        return self.data.topics or topic_names(self.data.forget)
+
+    @property
+    def trained_layers(self) -> list[int]:
+        """Indices of the layers with trained tensors, lowest first; the last is `layer`."""
+        return list(range(max(0, self.layer - self.layers.span + 1), self.layer + 1))
+
+    @property
+    def parameters(self) -> list[str] | None:
+        """Names of the trained tensors inside a layer; None: the MLP's output matrix."""
+        return self.layers.parameters or self.model.preset.parameters
+
+    @property
+    def digest(self) -> str:
+        """sha256 over every setting that can change a result (not where it is written or shown)."""
+        values = dataclasses.asdict(self)
+        for key in ("output", "export", "tracking"):
+            values.pop(key)
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def topic_names(sources: list[str]) -> list[str]:
+    """Short distinct names for corpora: the file's or dataset's last part without its endings."""
+    names: list[str] = []
+    for source in sources:
+        name = source.rstrip("/").split("/")[-1].split(":")[-1].split(".")[0] or "topic"
+        while name in names:
+            name += "_"
+        names.append(name)
+    return names
+
+
+def parse(config: DictConfig) -> Run:
+    """A composed configuration as a checked :class:`Run`.
+
+    Raises:
+        UserError: an unknown key, a wrong type, a value out of range or an impossible combination.
+    """
+    try:
+        for key in ("layer", "steer", "alpha"):
+            if OmegaConf.is_missing(config, key) or OmegaConf.select(config, key) is None:
+                raise UserError(f"{key}: not given, and {_model_name(config)} has no preset for it; add {key}=…")
+        run = OmegaConf.to_object(config)
+    except OmegaConfBaseException as error:
+        raise UserError(one_line(error)) from error
+    assert isinstance(run, Run)
+    _check(run)
+    return run
+
+
+def _model_name(config: Any) -> str:
+    if OmegaConf.is_missing(config.model, "path"):
+        return "a local model"
+    return str(config.model.path or config.model.name or "the model")
+
+
+def per_topic(key: str, value: Any, topics: list[str]) -> list[float]:
+    """A number, or one per topic, as one float per topic."""
+    given = list(value) if isinstance(value, (list, tuple)) else [value]
+    numbers = [v for v in given if isinstance(v, (int, float)) and not isinstance(v, bool)]
+    if len(numbers) < len(given) or not all(math.isfinite(v) and v >= 0 for v in numbers):
+        raise UserError(f"{key}: got {_show(value)}, allowed is a number ≥ 0, or one per topic")
+    if len(given) == 1:
+        return [float(given[0])] * len(topics)
+    if len(given) != len(topics):
+        raise UserError(
+            f"{key}: got {len(given)} values, allowed is one number, or one per topic ({len(topics)}: {', '.join(topics)})"
+        )
+    return [float(v) for v in given]
+
+
+def _check(run: Run) -> None:
+    if not run.data.forget:
+        raise UserError("data.forget: no corpus given; add 'data.forget=[a.jsonl,b.jsonl]'")
+    if run.data.topics is not None and len(run.data.topics) != len(run.data.forget):
+        raise UserError(f"data.topics: got {len(run.data.topics)} names for {len(run.data.forget)} forget corpora")
+    if len(run.data.retain) not in (1, len(run.data.forget)):
+        raise UserError(
+            f"data.retain: got {len(run.data.retain)} corpora, allowed is 1, or one per topic ({len(run.data.forget)})"
+        )
+    if not run.model.name and not run.model.path:
+        raise UserError("model.name: not given; add model.name=ORG/NAME, or model.path=FOLDER")
+    if not isinstance(run.layer, int) or isinstance(run.layer, bool):
+        raise UserError(f"layer: got {_show(run.layer)}, allowed is a whole number, 0 or more")
+    run.steer = per_topic("steer", run.steer, run.topics)
+    run.alpha = per_topic("alpha", run.alpha, run.topics)
+    if run.train.lr is None:
+        raise UserError("train.lr: not given and the model has no preset; add train.lr=5e-5")
+    at_least = {"layer": 0, "seed": 0, "layers.span": 1, "train.batch_size": 1, "train.max_batches": 1}
+    at_least |= {"data.min_len": 0, "data.max_length": 1, "eval.batch_size": 1}
+    for key, least in at_least.items():
+        if _get(run, key) < least:
+            raise UserError(f"{key}: got {_get(run, key)}, allowed is {least} or more")
+    if not (math.isfinite(run.train.lr) and run.train.lr > 0):
+        raise UserError(f"train.lr: got {run.train.lr}, allowed is a number > 0")
+    if run.eval.limit is not None and run.eval.limit < 1:
+        raise UserError(f"eval.limit: got {run.eval.limit}, allowed is 1 or more, or null for all questions")
+    choices = {
+        "model.dtype": DTYPES,
+        "method.name": METHODS,
+        "steering.kind": ("fixed",),
+        "steering.distribution": DISTRIBUTIONS,
+        "retain.kind": ("mse",),
+        "data.on_bad_line": BAD_LINE,
+        "tracking.kind": TRACKERS,
+        "tracking.mode": TRACKING_MODES,
+    }
+    for key, allowed in choices.items():
+        if _get(run, key) not in allowed:
+            raise UserError(f"{key}: got {_get(run, key)!r}, allowed is {', '.join(allowed)}")
+
+
+def _get(run: Run, dotted: str) -> Any:
+    value: Any = run
+    for part in dotted.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def _show(value: Any) -> str:
+    return repr(value) if isinstance(value, str) else str(value)
+
+
+def unknown_key(key: str, known: list[str]) -> str:
+    """The message for a key that does not exist."""
+    close = difflib.get_close_matches(key, known, n=1)
+    hint = f", did you mean {close[0]}?" if close else ""
+    return f"{key}: no such key{hint} (known: {', '.join(known)})"
+
+
+def keys_of(schema: type, prefix: str = "") -> list[str]:
+    """Every dotted key of the schema, groups included."""
+    keys: list[str] = []
+    for f in dataclasses.fields(schema):
+        keys.append(prefix + f.name)
+        if isinstance(f.default_factory, type) and dataclasses.is_dataclass(f.default_factory):
+            keys += keys_of(f.default_factory, f"{prefix}{f.name}.")
+    return keys
+
+
+_WANTED = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
+
+
+def one_line(error: OmegaConfBaseException) -> str:
+    text = str(error).splitlines()[0]
+    if isinstance(error, MissingMandatoryValue):
+        key = text.rsplit(": ", 1)[-1]
+        return f"{key}: not given; add {key}=…"
+    key = getattr(error, "full_key", None) or "configuration"
+    for kind, wanted in _WANTED.items():
+        if kind in text:
+            return f"{key}: got {_show(getattr(error, 'value', None) or _quoted(text))}, allowed is {wanted}"
+    return f"{key}: {text}"
+
+
+def _quoted(text: str) -> str:
+    return text.split("'")[1] if text.count("'") >= 2 else text

@@ -1,0 +1,1 @@
+"""The unlearning loop and its methods."""

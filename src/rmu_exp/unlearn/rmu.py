@@ -1,0 +1,50 @@
+"""Representation Misdirection for Unlearning: the losses of arXiv 2403.03218, Section 4.
+
+With h the activations of the model being updated and g those of the frozen model, both at layer ℓ::
+
+    L_forget = mean over forget tokens of (h - c·u)²        Eq. 1; u a random unit vector a topic
+    L_retain = mean over retain tokens of (h - g)²          Eq. 2
+    L        = L_forget + α · L_retain                      Eq. 3
+
+The means run over tokens and hidden units, as in the published code, for which c and α were chosen
+(the paper's text has the squared norm a token: the same up to the factor of the hidden size).
+This module knows tensors; it knows nothing of models, files or batches.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import mse_loss
+
+
+def control_vectors(
+    steer: list[float], hidden: int, generator: torch.Generator, dtype: torch.dtype, distribution: str = "uniform"
+) -> Tensor:
+    """The forget targets c·u, one a topic.
+
+    Args:
+        steer: c of each topic.
+        generator: its device is the result's.
+        distribution: ``uniform`` draws u's entries on [0, 1) as published, so that all are positive;
+            ``normal`` gives a direction uniform on the sphere.
+
+    Returns:
+        (topics, hidden) in ``dtype``; row k has length ``steer[k]``.
+    """
+    draw = torch.rand if distribution == "uniform" else torch.randn
+    rows = []
+    for c in steer:
+        u = draw(1, 1, hidden, generator=generator, dtype=dtype, device=generator.device)
+        rows.append((u / torch.norm(u) * c).flatten())
+    return torch.stack(rows)
+
+
+def forget_loss(h_ND: Tensor, control_D: Tensor) -> Tensor:
+    """Eq. 1: a scalar."""
+    return mse_loss(h_ND, control_D.expand_as(h_ND))
+
+
+def retain_loss(h_ND: Tensor, g_ND: Tensor) -> Tensor:
+    """Eq. 2: a scalar, before α."""
+    return mse_loss(h_ND, g_ND)
