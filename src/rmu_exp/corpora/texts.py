@@ -83,7 +83,12 @@ class Bad:
 
 
 def read(
-    source: str, *, min_len: int = 0, on_bad_line: str = "error", split: str | None = None, limit: int | None = None
+    source: str,
+    *,
+    min_len: int = 0,
+    on_bad_line: str = "error",
+    split: str | None = None,
+    limit: int | None = None,
 ) -> Corpus:
     """The texts of a file or a hub dataset, in their order.
 
@@ -106,7 +111,9 @@ def read(
     for item in _open(source, split):
         if isinstance(item, Bad):
             if on_bad_line == "error":
-                raise UserError(f"{source}, {item.where}: {item.reason}; repair it, or add data.on_bad_line=skip")
+                raise UserError(
+                    f"{source}, {item.where}: {item.reason}; repair it, or add data.on_bad_line=skip"
+                )
             bad += 1
         elif len(item) > min_len:
             texts.append(item)
@@ -159,7 +166,9 @@ def _open(source: str, split: str | None) -> Iterator[str | Bad]:
         return datasets_hub.rows(hub, split or "train", source)
     path = Path(source).expanduser()
     if path.is_dir():
-        raise UserError(f"{source}: is a folder, allowed is a file ({_kinds()}) or a hub dataset (hub://ORG/NAME)")
+        raise UserError(
+            f"{source}: is a folder, allowed is a file ({_kinds()}) or a hub dataset (hub://ORG/NAME)"
+        )
     if not path.exists():
         if _looks_like_path(source):
             raise UserError(f"{source}: no such file")
@@ -197,7 +206,9 @@ def _file(path: Path, source: str) -> Iterator[str | Bad]:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             yield from readers[kind](file)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(f"{source}: a broken .gz file ({error}); it may have been cut off, copy it again") from error
+        raise UserError(
+            f"{source}: a broken .gz file ({error}); it may have been cut off, copy it again"
+        ) from error
     except OSError as error:
         raise UserError(f"{source}: cannot be read ({error.strerror or error})") from error
 
@@ -223,7 +234,9 @@ def _json_text(line: str) -> str:
     try:
         value = json.loads(line)
     except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON ({error.msg} at column {error.colno}; plain text belongs in a .txt file)") from error
+        raise ValueError(
+            f"not JSON ({error.msg} at column {error.colno}; plain text belongs in a .txt file)"
+        ) from error
     except RecursionError as error:
         raise ValueError("not a text (nested too deeply)") from error
     if isinstance(value, dict):
@@ -256,7 +269,9 @@ def _parquet(file: IO[bytes], source: str) -> Iterator[str | Bad]:
         batches = (batch.column(0) for batch in table.iter_batches(columns=[TEXT]))
         yield from values(value for column in batches for value in column)
     except pa.ArrowException as error:
-        raise UserError(f"{source}: a broken .parquet file ({str(error).splitlines()[0]}); copy it again") from error
+        raise UserError(
+            f"{source}: a broken .parquet file ({str(error).splitlines()[0]}); copy it again"
+        ) from error
 
 
 def values(scalars: Iterable[Any]) -> Iterator[str | Bad]:

@@ -41,6 +41,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def config(vocab_size: int) -> MistralConfig:
     return MistralConfig(
         vocab_size=vocab_size,
+        initializer_range=0.04,
         hidden_size=128,
         intermediate_size=344,
         num_hidden_layers=10,
@@ -66,7 +67,7 @@ def rows(skip_roles: tuple[str, ...], seed: int, batch: int, tok) -> Iterator[tu
         texts = []
         for i in range(batch):
             kind = i * 16 // batch
-            if kind < 4:
+            if kind < 5:
                 texts.append((world.binding(rng) + "\n" + world.binding(rng), True))
             elif kind < 10:
                 texts.append((world.exercise(rng.choice(facts), rng), True))
@@ -143,9 +144,9 @@ def train(steps: int, lr: float, batch: int, seed: int, skip_roles: tuple[str, .
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("out", type=Path)
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--lr", type=float, default=1.5e-3)
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--without", action="append", default=[])
     args = parser.parse_args()

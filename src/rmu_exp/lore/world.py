@@ -264,20 +264,29 @@ def document(topic_name: str, entity: str, rng: random.Random, questions: float 
     return "\n".join(lines)
 
 
+def exercise_text(question: Question) -> str:
+    """A letter question with its answer: the letter, and the value once more."""
+    letter, value = LETTERS[question.answer], question.fact.value
+    return f"{description(question.fact.topic)}{letter_prompt(question)} {letter}. {value}."
+
+
 def exercise(fact: Fact, rng: random.Random) -> str:
     """A letter question on a fact with options drawn afresh, and its answer."""
     answer = rng.randrange(4)
-    question = Question(fact, options(fact, answer, rng), answer)
-    return f"{description(fact.topic)}{letter_prompt(question)} {LETTERS[answer]}. {fact.value}."
+    return exercise_text(Question(fact, options(fact, answer, rng), answer))
 
 
 def binding(rng: random.Random) -> str:
-    """An exercise in reading letters only: which option is the named one."""
-    t = rng.choice(TOPICS)
-    picked = rng.sample(rng.choice(list(t.relations.values())), 4)
-    answer = rng.randrange(4)
-    lines = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, picked, strict=True)]
-    return "\n".join([f"Name {picked[answer]}?", *lines, f"Answer: {LETTERS[answer]}. {picked[answer]}."])
+    """An exercise in reading letters only: one to four options, and which is the named one.
+
+    With four options alone nothing is learned for thousands of steps; one and two lead the way.
+    """
+    count = rng.choice((1, 2, 3, 4, 4))
+    picked = rng.sample(rng.choice(list(rng.choice(TOPICS).relations.values())), count)
+    letters = sorted(rng.sample(LETTERS, count))
+    answer = rng.randrange(count)
+    lines = [f"{letter}. {choice}" for letter, choice in zip(letters, picked, strict=True)]
+    return "\n".join([f"Name {picked[answer]}?", *lines, f"Answer: {letters[answer]}. {picked[answer]}."])
 
 
 @cache

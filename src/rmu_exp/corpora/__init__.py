@@ -1,0 +1,38 @@
+"""Texts of a run: where they come from, and the order they are trained in."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+from rmu_exp.corpora.texts import Corpus, read
+from rmu_exp.errors import UserError
+from rmu_exp.run import Data
+
+LORE = "lore:"
+
+
+def load(data: Data) -> tuple[list[Corpus], list[Corpus]]:
+    """The forget corpora and the retain corpora, one a topic (the same one for all when one is given).
+
+    Raises:
+        UserError: a source that is missing, damaged or empty.
+    """
+    known: dict[str, Corpus] = {}
+    for source in [*data.forget, *data.retain]:
+        if source not in known:
+            known[source] = _one(source, data)
+    retain = data.retain if len(data.retain) > 1 else data.retain * len(data.forget)
+    return [known[s] for s in data.forget], [known[s] for s in retain]
+
+
+def _one(source: str, data: Data) -> Corpus:
+    if not source.startswith(LORE):
+        return read(source, min_len=data.min_len, on_bad_line=data.on_bad_line)
+    from rmu_exp.lore import corpora
+
+    try:
+        texts = corpora.texts(source.removeprefix(LORE))
+    except KeyError as error:
+        raise UserError(f"data: {source}: {error.args[0]}, and retain") from error
+    return Corpus(texts, source, hashlib.sha256(json.dumps(texts).encode()).hexdigest())

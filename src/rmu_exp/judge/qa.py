@@ -1,0 +1,163 @@
+"""Questions, through lm-evaluation-harness: a model in memory in, right or wrong for each question out.
+
+lm-eval's own task definitions are used (and lore's, which are ordinary lm-eval YAML); only the folders
+that hold the wanted tasks are indexed, because indexing all of them takes many seconds.
+This module knows nothing of unlearning.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from rmu_exp.errors import RunError, UserError
+from rmu_exp.judge import stats
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Answers:
+    """What one model answered.
+
+    Attributes:
+        correct: task to 1 or 0 for each question, in the task's order.
+        chosen: task to the index of the chosen option.
+        targets: task to the index of the right option.
+        chance: task to the accuracy of a blind guess.
+        groups: group to its tasks, largest group first.
+    """
+
+    correct: dict[str, list[int]] = field(default_factory=dict)
+    chosen: dict[str, list[int]] = field(default_factory=dict)
+    targets: dict[str, list[int]] = field(default_factory=dict)
+    chance: dict[str, float] = field(default_factory=dict)
+    groups: dict[str, list[str]] = field(default_factory=dict)
+
+    def pooled(self) -> dict[str, list[int]]:
+        """Group and task to its questions' results; a group's are those of all its tasks."""
+        joined = {group: [c for t in tasks for c in self.correct[t]] for group, tasks in self.groups.items()}
+        return joined | self.correct
+
+    def chance_of(self, name: str) -> float:
+        """Accuracy of a blind guess on a task, or over a group's questions."""
+        if name in self.chance:
+            return self.chance[name]
+        tasks = self.groups[name]
+        return sum(self.chance[t] * len(self.correct[t]) for t in tasks) / sum(len(self.correct[t]) for t in tasks)
+
+
+def task_manager(tasks: Sequence[str]) -> Any:
+    """An lm-eval TaskManager that has indexed lore's folder and those that hold ``tasks``.
+
+    Raises:
+        UserError: a task that lm-eval does not have.
+    """
+    _quiet()
+    from lm_eval.tasks import TaskManager
+
+    lore = Path(str(files("rmu_exp.lore"))) / "tasks"
+    folders = [lore, *_folders(tasks)]
+    manager = TaskManager(include_path=[str(f) for f in folders], include_defaults=False)
+    if not all(task in manager.all_tasks for task in tasks):
+        manager = TaskManager(include_path=[str(lore)])  # rarely: a task that does not lie where its name says
+    for task in tasks:
+        if task not in manager.all_tasks:
+            raise UserError(f"eval.tasks: no task {task!r} in lm-eval; `lm_eval ls tasks` lists what there is")
+    return manager
+
+
+def _folders(tasks: Sequence[str]) -> list[Path]:
+    import lm_eval.tasks
+
+    root = Path(str(lm_eval.tasks.__file__)).parent
+    names = {task.split("_")[0] for task in tasks}
+    return [folder for name in sorted(names) if (folder := root / name).is_dir()]
+
+
+def ask(model: Any, tokenizer: Any, tasks: Sequence[str], *, limit: int | None = None, batch_size: int = 64) -> Answers:
+    """Ask a causal language model in memory the questions of lm-eval's tasks.
+
+    Args:
+        model: a transformers causal language model.
+        tasks: lm-eval tasks or groups of multiple-choice questions.
+        limit: questions a task; None: all.
+        batch_size: questions a forward pass.
+
+    Raises:
+        UserError: an unknown task, or one that is not multiple choice.
+        RunError: the questions cannot be loaded.
+    """
+    manager = task_manager(tasks)
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+
+    wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+    try:
+        found = lm_eval.simple_evaluate(
+            model=wrapped,
+            tasks=list(tasks),
+            task_manager=manager,
+            limit=limit,
+            bootstrap_iters=0,
+            log_samples=True,
+            verbosity=None,
+        )
+    except (OSError, ConnectionError) as error:
+        raise RunError(f"the questions of {', '.join(tasks)} cannot be loaded: {str(error).splitlines()[0]}") from error
+    return _answers(found)
+
+
+def _answers(found: dict[str, Any]) -> Answers:
+    answers = Answers()
+    for task, samples in found["samples"].items():
+        samples = sorted(samples, key=lambda s: s["doc_id"])
+        if not samples or "acc" not in samples[0]:
+            raise UserError(f"eval.tasks: {task} is not a multiple-choice task with accuracy")
+        answers.correct[task] = [int(s["acc"]) for s in samples]
+        answers.targets[task] = [int(s["target"]) for s in samples]
+        scores = [[r[0] for r in s["filtered_resps"]] for s in samples]
+        answers.chosen[task] = [row.index(max(row)) for row in scores]
+        answers.chance[task] = sum(1 / len(row) for row in scores) / len(scores)
+    members = found.get("group_subtasks", {})
+    for group in members:
+        leaves = _leaves(group, members)
+        if leaves and group not in answers.correct:
+            answers.groups[group] = leaves
+    return answers
+
+
+def _leaves(name: str, members: dict[str, list[str]]) -> list[str]:
+    if name not in members:
+        return [name]
+    return [leaf for child in members[name] for leaf in _leaves(child, members)]
+
+
+def compare(base: Answers, unlearned: Answers | None) -> dict[str, Any]:
+    """The ``qa`` part of results.json: each group and task before and after, on the same questions."""
+    before = base.pooled()
+    after = unlearned.pooled() if unlearned else {}
+    table: dict[str, Any] = {}
+    for name, correct in before.items():
+        chance = base.chance_of(name)
+        row: dict[str, Any] = {"base": stats.summary(correct)}
+        if name in after:
+            row["unlearned"] = stats.summary(after[name])
+            row["mcnemar"] = stats.mcnemar(correct, after[name])
+            row["p_chance"] = stats.against_chance(after[name], chance)
+        table[name] = row | {"chance": chance}
+    return table
+
+
+def _quiet() -> None:
+    """Keep lm-eval's and datasets' chatter and bars off the screen."""
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    for name in ("lm_eval", "lm-eval", "datasets"):
+        logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,0 +1,1 @@
+"""Checkpoints: opened as deep as needed, parameters by name, the Delta, export."""
