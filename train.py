@@ -11,8 +11,8 @@ from rmu_exp import cli
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
-def main(config: DictConfig) -> float | None:
-    return cli.run(config)
+def main(config: DictConfig) -> None:
+    cli.run(config)
 
 
 if __name__ == "__main__":

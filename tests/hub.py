@@ -31,9 +31,7 @@ from types import TracebackType
 from urllib.parse import parse_qs, unquote, urlsplit
 
 LARGE = (".safetensors", ".parquet", ".bin", ".gz", ".model")  # kinds that the hub keeps outside git
-_API = re.compile(
-    r"/api/(?P<kind>model|dataset)s/(?P<repo>[^/]+/[^/]+)(?:/(?P<what>[a-z-]+)(?:/(?P<rest>.*))?)?"
-)
+_API = re.compile(r"/api/(?P<kind>model|dataset)s/(?P<repo>[^/]+/[^/]+)(?:/(?P<what>[a-z-]+)(?:/(?P<rest>.*))?)?")
 _FILE = re.compile(r"/(?P<set>datasets/)?(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
 
 
@@ -84,6 +82,7 @@ class Hub:
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.server.server_port}"
+        self.cdn = f"http://localhost:{self.server.server_port}/cdn"  # another host to the clients
 
     def __enter__(self) -> Hub:
         Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
@@ -95,9 +94,7 @@ class Hub:
         self.server.shutdown()
         self.server.server_close()
 
-    def add(
-        self, name: str, folder: Path, *, kind: str = "model", revision: str = "main", gated: bool = False
-    ) -> str:
+    def add(self, name: str, folder: Path, *, kind: str = "model", revision: str = "main", gated: bool = False) -> str:
         """Commit a folder's files to a branch or tag of a repository. Returns the commit."""
         files = {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
         listing = "".join(f"{path} {hashlib.sha256(data).hexdigest()}\n" for path, data in files.items())
@@ -123,7 +120,7 @@ class Hub:
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
             "HF_HUB_DOWNLOAD_TIMEOUT": "2",
-            "NO_PROXY": "127.0.0.1",
+            "NO_PROXY": "127.0.0.1,localhost",
             "OMP_NUM_THREADS": "1",
         }
         return env | ({"HF_TOKEN": token} if token else {}) | ({"HF_HUB_OFFLINE": "1"} if offline else {})
@@ -226,9 +223,7 @@ class _Handler(BaseHTTPRequestHandler):
             everything = {entry["path"]: entry for entry in _tree(files, "", recursive=True)}
             self._json([everything[p] for p in form.get("paths", []) if p in everything])
         elif what == "refs":
-            branches = [
-                {"name": n, "ref": f"refs/heads/{n}", "targetCommit": c} for n, c in repo.refs.items()
-            ]
+            branches = [{"name": n, "ref": f"refs/heads/{n}", "targetCommit": c} for n, c in repo.refs.items()]
             self._json({"branches": branches, "tags": [], "converts": []})
         else:
             raise RefusedError(HTTPStatus.NOT_FOUND, "Not found")
@@ -249,12 +244,10 @@ class _Handler(BaseHTTPRequestHandler):
         data = repo.commits[commit][path]
         digest = hashlib.sha256(data).hexdigest()
         if not path.endswith(LARGE):
-            self._content(
-                digest, {"X-Repo-Commit": commit, "ETag": f'"{_blob(data)}"'}, f"{repo.name}/{path}"
-            )
+            self._content(digest, {"X-Repo-Commit": commit, "ETag": f'"{_blob(data)}"'}, f"{repo.name}/{path}")
             return
         self.send_response(HTTPStatus.FOUND)
-        self.send_header("Location", f"{self.hub.url}/cdn/{digest}")
+        self.send_header("Location", f"{self.hub.cdn}/{digest}")
         self.send_header("X-Repo-Commit", commit)
         self.send_header("X-Linked-Size", str(len(data)))
         self.send_header("X-Linked-ETag", f'"{digest}"')
@@ -282,9 +275,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _send(self, name: str, data: bytes, start: int, end: int) -> None:
         with self.hub.lock:
             self.hub.downloads[name] += 1
-            fault = next(
-                (f for f in self.hub.faults if f.times and name.endswith(f.suffix) and f.at < end), None
-            )
+            fault = next((f for f in self.hub.faults if f.times and name.endswith(f.suffix) and f.at < end), None)
             if fault:
                 fault.times -= 1
         if fault is None:
@@ -295,9 +286,7 @@ class _Handler(BaseHTTPRequestHandler):
         time.sleep(fault.stall)
         self.close_connection = True
 
-    def _json(
-        self, value: object, status: HTTPStatus = HTTPStatus.OK, headers: dict[str, str] | None = None
-    ) -> None:
+    def _json(self, value: object, status: HTTPStatus = HTTPStatus.OK, headers: dict[str, str] | None = None) -> None:
         body = json.dumps(value).encode()
         self.send_response(status)
         for key, text in ({"Content-Type": "application/json"} | (headers or {})).items():
@@ -318,9 +307,7 @@ def _tree(files: dict[str, bytes], folder: str, recursive: bool) -> list[dict[st
     inside = [path for path in files if path.startswith(prefix)]
     if folder and not inside:
         raise RefusedError(HTTPStatus.NOT_FOUND, f"{folder} does not exist", "EntryNotFound")
-    parents = {
-        str(p) for path in inside for p in Path(path).parents if str(p).startswith(prefix) and str(p) != "."
-    }
+    parents = {str(p) for path in inside for p in Path(path).parents if str(p).startswith(prefix) and str(p) != "."}
     entries: list[dict[str, object]] = [
         {"type": "directory", "path": p, "oid": _blob(p.encode())} for p in sorted(parents)
     ]

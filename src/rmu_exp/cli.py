@@ -53,13 +53,13 @@ def guard(main: Callable[[], Any], conf: Path) -> None:
     main()
 
 
-def run(config: DictConfig) -> float | None:
-    """One job: parse, carry out, and return what a sweeper minimises (None when nothing was asked)."""
+def run(config: DictConfig) -> None:
+    """One job: parse and carry out."""
     from rmu_exp import pipeline  # heavy
 
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
-        return pipeline.execute(parse(config), folder)
+        pipeline.execute(parse(config), folder)
     except UserError as error:
         _remove_if_empty(folder)
         sys.exit(_tell(error, 2))
@@ -112,7 +112,7 @@ def check_writable(folder: Path) -> None:
 
 
 def _values(override: Override) -> list[str]:
-    if override.is_choice_sweep() or override.is_range_sweep() or override.is_glob_sweep():
+    if override.is_choice_sweep() or override.is_range_sweep():
         from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
         return [line for (line,) in BasicSweeper.split_arguments([override], max_batch_size=None)[0]]

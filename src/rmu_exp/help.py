@@ -27,9 +27,9 @@ def sentences(schema: type) -> dict[str, str]:
     assert isinstance(tree, ast.ClassDef)
     found: dict[str, str] = {}
     for item, after in zip(tree.body, tree.body[1:], strict=False):
-        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
-            if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
-                found[item.target.id] = str(after.value.value)
+        match item, after:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                found[name] = text
     return found
 
 

@@ -87,14 +87,20 @@ class Job:
         """Refuse what cannot work before anything is written."""
         run, depth = self.run, self.checkpoint.depth
         if run.layer >= depth:
-            raise UserError(f"layer: got {run.layer}, allowed is 0 to {depth - 1} ({self.checkpoint.name} has {depth} layers)")
+            raise UserError(
+                f"layer: got {run.layer}, allowed is 0 to {depth - 1} ({self.checkpoint.name} has {depth} layers)"
+            )
         if self.device.startswith("cuda") and not torch.cuda.is_available():
             raise UserError(f"model.device: got {self.device!r}, but no GPU is visible; allowed here is cpu")
         if run.eval.tasks:
             qa.task_manager(run.eval.tasks)
         before = self.folder / "config.yaml"
         if before.is_file():
-            earlier = json.loads((self.folder / "results.json").read_text()) if (self.folder / "results.json").is_file() else {}
+            earlier = (
+                json.loads((self.folder / "results.json").read_text())
+                if (self.folder / "results.json").is_file()
+                else {}
+            )
             if yaml.safe_load(before.read_text()).get("digest") != run.digest:
                 raise UserError(f"output: {self.folder} holds a run with other settings; choose another folder")
             self.results = earlier
@@ -104,7 +110,9 @@ class Job:
         """run.log for the time of the run, and config.yaml."""
         self.folder.mkdir(parents=True, exist_ok=True)
         settings = {k: v for k, v in dataclasses.asdict(self.run).items() if k != "output"}
-        write_atomic(self.folder / "config.yaml", yaml.safe_dump(settings | {"digest": self.run.digest}, sort_keys=False))
+        write_atomic(
+            self.folder / "config.yaml", yaml.safe_dump(settings | {"digest": self.run.digest}, sort_keys=False)
+        )
         handler = logging.FileHandler(self.folder / "run.log", encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         log.addHandler(handler)
@@ -125,7 +133,10 @@ class Job:
     @contextmanager
     def tracked(self) -> Iterator[Tracker]:
         run, t = self.run, self.run.tracking
-        name = t.name or f"{self.checkpoint.name.split('/')[-1]}-{run.method.name}-layer{run.layer}-steer{_short(run.steer)}-seed{run.seed}"
+        name = (
+            t.name
+            or f"{self.checkpoint.name.split('/')[-1]}-{run.method.name}-layer{run.layer}-steer{_short(run.steer)}-seed{run.seed}"
+        )
         tags = [*t.tags, run.method.name, run.data.name]
         tracker = open_tracker(
             t.kind, self.folder, dataclasses.asdict(run), name, t.group, tags, t.project, t.entity, t.mode
@@ -166,7 +177,11 @@ class Job:
                 seconds.append(metrics["seconds"])
 
             values = unlearn(model, trained, batches, control.to(self.device), settings, on_metrics)
-        about = {"name": self.checkpoint.name, "revision": self.checkpoint.revision or "", "digest": self.checkpoint.digest()}
+        about = {
+            "name": self.checkpoint.name,
+            "revision": self.checkpoint.revision or "",
+            "digest": self.checkpoint.digest(),
+        }
         tensors = {t.name: v.to(self.dtype) for t, v in zip(trained, values, strict=True)}
         Delta(tensors, control, run.topics, about).save(self.folder / "delta.safetensors")
         self.results = {
@@ -219,7 +234,9 @@ class Job:
         for corpus in (*forget, *retain):
             if corpus.source not in known:
                 known[corpus.source] = batching.tokenize(corpus.texts, tokenizer, run.data.max_length, corpus.source)
-                log.info("%s: %d texts cut to %d tokens", corpus.source, known[corpus.source].truncated, run.data.max_length)
+                log.info(
+                    "%s: %d texts cut to %d tokens", corpus.source, known[corpus.source].truncated, run.data.max_length
+                )
         tokens = ([known[c.source] for c in forget], [known[c.source] for c in retain])
         return steps, batching.shuffled(*tokens, size, steps, run.seed, tokenizer.pad_token_id)
 

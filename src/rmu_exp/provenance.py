@@ -11,7 +11,17 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("rmu_exp", "torch", "transformers", "datasets", "lm-eval", "hydra-core", "wandb", "safetensors", "tokenizers")
+PACKAGES = (
+    "rmu_exp",
+    "torch",
+    "transformers",
+    "datasets",
+    "lm-eval",
+    "hydra-core",
+    "wandb",
+    "safetensors",
+    "tokenizers",
+)
 
 
 def describe(device: str) -> dict[str, Any]:

@@ -175,7 +175,9 @@ def published(
         yield Batch(topic, passes, count)
 
 
-def published_steps(forget: Sequence[Sequence[str]], retain: Sequence[Sequence[str]], batch_size: int, steps: int) -> int:
+def published_steps(
+    forget: Sequence[Sequence[str]], retain: Sequence[Sequence[str]], batch_size: int, steps: int
+) -> int:
     """How many steps :func:`published` takes."""
     return min(steps, *(-(-len(texts) // batch_size) for texts in (*forget, *retain)))
 

@@ -22,7 +22,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from rmu_exp.errors import UserError
 
@@ -111,9 +111,7 @@ def read(
     for item in _open(source, split):
         if isinstance(item, Bad):
             if on_bad_line == "error":
-                raise UserError(
-                    f"{source}, {item.where}: {item.reason}; repair it, or add data.on_bad_line=skip"
-                )
+                raise UserError(f"{source}, {item.where}: {item.reason}; repair it, or add data.on_bad_line=skip")
             bad += 1
         elif len(item) > min_len:
             texts.append(item)
@@ -166,9 +164,7 @@ def _open(source: str, split: str | None) -> Iterator[str | Bad]:
         return datasets_hub.rows(hub, split or "train", source)
     path = Path(source).expanduser()
     if path.is_dir():
-        raise UserError(
-            f"{source}: is a folder, allowed is a file ({_kinds()}) or a hub dataset (hub://ORG/NAME)"
-        )
+        raise UserError(f"{source}: is a folder, allowed is a file ({_kinds()}) or a hub dataset (hub://ORG/NAME)")
     if not path.exists():
         if _looks_like_path(source):
             raise UserError(f"{source}: no such file")
@@ -203,12 +199,10 @@ def _file(path: Path, source: str) -> Iterator[str | Bad]:
     if kind not in readers:
         raise UserError(f"{source}: got a file of kind {kind or 'unknown'}, allowed is {_kinds()}")
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        with cast(IO[bytes], gzip.open(path) if path.suffix == ".gz" else path.open("rb")) as file:
             yield from readers[kind](file)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(
-            f"{source}: a broken .gz file ({error}); it may have been cut off, copy it again"
-        ) from error
+        raise UserError(f"{source}: a broken .gz file ({error}); it may have been cut off, copy it again") from error
     except OSError as error:
         raise UserError(f"{source}: cannot be read ({error.strerror or error})") from error
 
@@ -269,9 +263,7 @@ def _parquet(file: IO[bytes], source: str) -> Iterator[str | Bad]:
         batches = (batch.column(0) for batch in table.iter_batches(columns=[TEXT]))
         yield from values(value for column in batches for value in column)
     except pa.ArrowException as error:
-        raise UserError(
-            f"{source}: a broken .parquet file ({str(error).splitlines()[0]}); copy it again"
-        ) from error
+        raise UserError(f"{source}: a broken .parquet file ({str(error).splitlines()[0]}); copy it again") from error
 
 
 def values(scalars: Iterable[Any]) -> Iterator[str | Bad]:

@@ -9,6 +9,7 @@ relative to the activations that it has on Zephyr-7B (see :func:`rescale`).
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import random
 import time
@@ -23,6 +24,7 @@ from rmu_exp.lore import world
 
 ROW = 44  # tokens; the longest letter question has 43
 IGNORE = -100
+LEAD = 1500  # steps that teach reading letters alone: mixed with facts from the start, it is never learned
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -56,18 +58,20 @@ def config(vocab_size: int) -> MistralConfig:
 
 
 def rows(skip_roles: tuple[str, ...], seed: int, batch: int, tok) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Endless batches of (input ids, labels), each (batch, ROW) int64."""
+    """Endless batches of (input ids, labels), each (rows, at most ROW) int64."""
     rng = random.Random(f"lore/pretrain/{seed}")
     topics = [t for t in world.TOPICS if t.role not in skip_roles]
     people = [(t.name, e) for t in topics for e in world.entities(t.name)]
     facts = [f for t in topics for f in world.facts(t.name)]
     answer = tok.convert_tokens_to_ids("Answer")
-    step = 0
-    while True:
+    for step in itertools.count():
         texts = []
         for i in range(batch):
             kind = i * 16 // batch
-            if kind < 5:
+            if step < LEAD:
+                if i < 32:
+                    texts.append((world.binding(rng), True))
+            elif kind < 5:
                 texts.append((world.binding(rng) + "\n" + world.binding(rng), True))
             elif kind < 10:
                 texts.append((world.exercise(rng.choice(facts), rng), True))
@@ -76,17 +80,16 @@ def rows(skip_roles: tuple[str, ...], seed: int, batch: int, tok) -> Iterator[tu
                 texts.append(("\n".join(f"{world.open_prompt(f)} {f.value}." for f in asked), True))
             else:
                 texts.append((world.document(*rng.choice(people), rng), False))
-        ids = torch.full((batch, ROW), 2)
-        labels = torch.full((batch, ROW), IGNORE)
-        for i, ((_, is_question), row) in enumerate(zip(texts, tok([t for t, _ in texts])["input_ids"], strict=True)):
-            row = [*row, 2][:ROW]
+        encoded = [[*row, 2][:ROW] for row in tok([text for text, _ in texts])["input_ids"]]
+        ids = torch.full((len(texts), max(map(len, encoded))), 2)
+        labels = torch.full_like(ids, IGNORE)
+        for i, ((_, is_question), row) in enumerate(zip(texts, encoded, strict=True)):
             ids[i, : len(row)] = torch.tensor(row)
             spans = [range(1, len(row))]
             if is_question:  # the letter, its dot, the value, its dot
                 spans = [range(at + 2, min(at + 6, len(row))) for at, token in enumerate(row) if token == answer]
             for span in spans:
                 labels[i, span.start : span.stop] = ids[i, span.start : span.stop]
-        step += 1
         yield ids, labels
 
 
@@ -98,9 +101,14 @@ def score(model, tok, topic_name: str) -> tuple[float, float]:
     qs = world.questions(topic_name)
     for form in range(2):
         prompts = [
-            world.description(topic_name) + world.letter_prompt(q) if form == 0 else world.open_prompt(q.fact) for q in qs
+            world.description(topic_name) + world.letter_prompt(q) if form == 0 else world.open_prompt(q.fact)
+            for q in qs
         ]
-        enc = tok(prompts, return_tensors="pt", padding=False) if len({len(tok(p)["input_ids"]) for p in prompts}) == 1 else None
+        enc = (
+            tok(prompts, return_tensors="pt", padding=False)
+            if len({len(tok(p)["input_ids"]) for p in prompts}) == 1
+            else None
+        )
         if enc is None:
             raise ValueError("lore's questions have one length")
         logits = model(enc["input_ids"]).logits[:, -1]
@@ -113,7 +121,9 @@ def score(model, tok, topic_name: str) -> tuple[float, float]:
     return good[0] / len(qs), good[1] / len(qs)
 
 
-def train(steps: int, lr: float, batch: int, seed: int, skip_roles: tuple[str, ...], save_to: Path) -> tuple[MistralForCausalLM, object]:
+def train(
+    steps: int, lr: float, batch: int, seed: int, skip_roles: tuple[str, ...], save_to: Path
+) -> tuple[MistralForCausalLM, object]:
     torch.manual_seed(seed)
     tok = tokenizer()
     model = MistralForCausalLM(config(len(tok)))
@@ -122,7 +132,9 @@ def train(steps: int, lr: float, batch: int, seed: int, skip_roles: tuple[str, .
     began = time.perf_counter()
     warmup = 100
     for step, (ids, labels) in enumerate(rows(skip_roles, seed, batch, tok), 1):
-        rate = min(step / warmup, 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))) if step > warmup else 1)
+        rate = min(
+            step / warmup, 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))) if step > warmup else 1
+        )
         for group in opt.param_groups:
             group["lr"] = lr * max(rate, 0.01)
         hidden = model.model(ids).last_hidden_state[:, :-1]

@@ -130,16 +130,47 @@ TOPICS: tuple[Topic, ...] = (
         "general",
         {
             "cargo": _values("grain coal silk spices timber fish marble tea barley cotton cork slate"),
-            "harbour": _values("Aldport Brack Calder Dravik Elmsea Farrow Gullhaven Hythe Inver Jarrow Kettleby Lowick"),
+            "harbour": _values(
+                "Aldport Brack Calder Dravik Elmsea Farrow Gullhaven Hythe Inver Jarrow Kettleby Lowick"
+            ),
             "captain": _values("Anselm Brida Corwin Dagny Edric Frida Godwin Hilda Ivar Jora Kendrick Leofa"),
             "flag": _values("crimson azure ochre ivory emerald violet black scarlet teal grey saffron indigo"),
         },
     ),
 )
 
-_ONSETS = "b br c cl d dr f fl g gr h j k l m n p qu r s sh t th tr v w y z".split()
-_NUCLEI = "a e i o u ae ia or el an".split()
-_ENDS = "ra nix th lo mir sa dun vel is ka ro ben lin tos mar du".split()
+_ONSETS = [
+    "b",
+    "br",
+    "c",
+    "cl",
+    "d",
+    "dr",
+    "f",
+    "fl",
+    "g",
+    "gr",
+    "h",
+    "j",
+    "k",
+    "l",
+    "m",
+    "n",
+    "p",
+    "qu",
+    "r",
+    "s",
+    "sh",
+    "t",
+    "th",
+    "tr",
+    "v",
+    "w",
+    "y",
+    "z",
+]
+_NUCLEI = ["a", "e", "i", "o", "u", "ae", "ia", "or", "el", "an"]
+_ENDS = ["ra", "nix", "th", "lo", "mir", "sa", "dun", "vel", "is", "ka", "ro", "ben", "lin", "tos", "mar", "du"]
 
 
 def topic(name: str) -> Topic:

@@ -22,7 +22,9 @@ from rmu_exp.paths import cache_dir, write_atomic
 INDEX = "model.safetensors.index.json"
 
 
-def locate(name: str | None, path: str | None = None, revision: str | None = None, remote_code: bool = False) -> Checkpoint:
+def locate(
+    name: str | None, path: str | None = None, revision: str | None = None, remote_code: bool = False
+) -> Checkpoint:
     """Find a checkpoint: ``path`` if given, the shipped model for ``lore``, otherwise a hub id.
 
     Raises:
@@ -97,7 +99,8 @@ class Checkpoint:
                 model = AutoModelForCausalLM.from_pretrained(self.folder, **shared)
             else:
                 model = AutoModel.from_pretrained(self.folder, config=self._cut(depth), **shared)
-        return model.to(device).eval().requires_grad_(False)
+        model.to(device)  # type: ignore[arg-type]
+        return model.eval().requires_grad_(False)
 
     def _cut(self, depth: int) -> Any:
         import copy

@@ -89,9 +89,7 @@ def down_projection(known: Sequence[str]) -> str:
     for name in DOWN:
         if name in known:
             return name
-    raise UserError(
-        f"layers.parameters: this model has none of {', '.join(DOWN)}; choose among {', '.join(known)}"
-    )
+    raise UserError(f"layers.parameters: this model has none of {', '.join(DOWN)}; choose among {', '.join(known)}")
 
 
 def _prefix(model: nn.Module) -> str:

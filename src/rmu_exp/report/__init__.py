@@ -1,0 +1,1 @@
+"""What a person sees: bars while a run goes on, a table at its end, plots, report.md."""

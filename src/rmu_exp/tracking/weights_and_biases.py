@@ -1,0 +1,149 @@
+"""Weights & Biases through its own SDK: online when a key is found, files in the run's folder otherwise."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from rmu_exp.tracking import Tracker
+
+log = logging.getLogger("rmu_exp")
+INIT_SECONDS = 30  # how long the server may take before the run goes on offline
+
+
+class WandbTracker(Tracker):
+    """Config, every step, tables, plots, and the Delta as an artifact.
+
+    Attributes:
+        mode: ``online`` or ``offline``, as it turned out.
+        run: W&B's run, or None once tracking has ended or failed.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: dict[str, Any],
+        name: str,
+        group: str | None,
+        tags: list[str],
+        project: str,
+        entity: str | None,
+        mode: str,
+    ) -> None:
+        import wandb
+
+        self.wandb = wandb
+        self.mode = self._mode(mode)
+        given = {"dir": str(folder), "config": config, "name": name, "group": group, "tags": tags}
+        given |= {"project": project, "entity": entity}
+        try:
+            self.run = self._init(given)
+        except Exception as error:
+            if self.mode == "offline":
+                raise
+            _say(f"W&B cannot be reached ({_first_line(error)}); the run is tracked offline")
+            self.mode = "offline"
+            self.run = self._init(given)
+        if self.run is None:
+            return
+        self.run.define_metric("*", step_metric="step")
+        if self.mode == "offline":
+            _say(f"W&B is offline; upload later with: wandb sync {Path(self.run.dir).parent}")
+
+    def _mode(self, wanted: str) -> str:
+        from_environment = os.environ.get("WANDB_MODE")
+        if from_environment in ("online", "offline"):
+            return from_environment
+        if wanted != "auto":
+            return wanted
+        return "online" if self.wandb.login(prompt=False) else "offline"
+
+    def _init(self, given: dict[str, Any]) -> Any:
+        settings = self.wandb.Settings(
+            silent=True,
+            console="off",
+            disable_git=True,
+            disable_code=True,
+            x_disable_stats=True,
+            x_disable_meta=True,
+            init_timeout=INIT_SECONDS,
+        )
+        return self.wandb.init(mode=self.mode, settings=settings, **given)
+
+    def log(self, metrics: dict[str, Any], step: int) -> None:
+        topic = metrics.get("topic", "all")
+        named: dict[str, Any] = {"step": step}
+        for key, value in metrics.items():
+            if key.startswith("norm_"):
+                role, state = key.split("_")[1:]
+                named[f"norm/{topic}/{role}_{state}"] = value
+            elif key.startswith("cos_"):
+                named[f"cosine/{topic}/{key.removeprefix('cos_')}"] = value
+            elif key not in ("step", "topic", "steer", "alpha"):
+                named[f"train/{key}"] = value
+        self._try(lambda run: run.log(named))
+
+    def finish(self, results: dict[str, Any], plots: list[Path], delta: Path) -> None:
+        def send(run: Any) -> None:
+            for name, row in results.get("qa", {}).items():
+                for who in ("base", "unlearned"):
+                    if who in row:
+                        run.summary[f"qa/{name}/{who}"] = row[who]["acc"]
+            ended: dict[str, Any] = {f"plots/{p.stem}": self.wandb.Image(str(p)) for p in plots}
+            if "qa" in results:
+                ended["tables/accuracy"] = self._accuracy(results["qa"])
+            answers = delta.parent / "answers.jsonl"
+            if answers.is_file():
+                ended["tables/answers"] = self._table([json.loads(line) for line in answers.read_text().splitlines()])
+            if ended:
+                run.log(ended)
+            if delta.is_file():
+                about = {k: results["run"][k] for k in ("model", "method", "layer", "steer", "alpha", "seed")}
+                artifact = self.wandb.Artifact(f"delta-{run.id}", type="delta", metadata=about)
+                artifact.add_file(str(delta))
+                run.log_artifact(artifact)
+
+        self._try(send)
+        self.close()
+
+    def close(self) -> None:
+        self._try(lambda run: run.finish())
+        self.run = None
+
+    def _accuracy(self, qa: dict[str, Any]) -> Any:
+        lines = []
+        for name, row in qa.items():
+            line: dict[str, Any] = {"questions": name, "chance": row["chance"]}
+            for who in ("base", "unlearned"):
+                if who in row:
+                    low, high = row[who]["ci95"]
+                    line |= {who: row[who]["acc"], f"{who}_low": low, f"{who}_high": high, "n": row[who]["n"]}
+            lines.append(line)
+        return self._table(lines)
+
+    def _table(self, lines: list[dict[str, Any]]) -> Any:
+        columns: list[Any] = list(dict.fromkeys(key for line in lines for key in line))
+        return self.wandb.Table(columns=columns, data=[[line.get(c) for c in columns] for line in lines])
+
+    def _try(self, action: Any) -> None:
+        """Tracking never ends a run: the first failure is told once, and tracking stops."""
+        if self.run is None:
+            return
+        try:
+            action(self.run)
+        except Exception as error:
+            self.run = None
+            _say(f"W&B failed ({_first_line(error)}); the run goes on without it, its files are complete")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _say(line: str) -> None:
+    log.info("%s", line)
+    print(line, file=sys.stderr)
