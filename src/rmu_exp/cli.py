@@ -55,6 +55,7 @@ def guard(main: Callable[[], Any], conf: Path) -> None:
 
 def run(config: DictConfig) -> None:
     """One job: parse and carry out."""
+    os.environ.setdefault("TQDM_DISABLE", "1")  # other libraries' bars; read when they are imported
     from rmu_exp import pipeline  # heavy
 
     folder = Path(HydraConfig.get().runtime.output_dir)
@@ -157,7 +158,7 @@ def _tell(message: object, status: int) -> int:
 
 
 def _remove_if_empty(folder: Path) -> None:
-    for candidate in (folder, folder.parent):
+    for candidate in (folder, *list(folder.parents)[:2]):  # outputs/<date>/<time>
         try:
             candidate.rmdir()
         except OSError:

@@ -70,3 +70,37 @@ def page(conf: Path) -> str:
     lines += [f"      .{key:<18} {text}" for key, text in sentences(run.Train).items()]
     lines += ["", "Hydra's own options: python train.py --hydra-help", ""]
     return "\n".join(lines)
+
+
+def reference(conf: Path) -> str:
+    """docs/configuration.md: every group, choice and key, from the same sources as the help page."""
+    nested = schemas()
+    lines = [
+        "# Configuration",
+        "",
+        "Made by `python -m rmu_exp.help conf > docs/configuration.md`; a test keeps it so.",
+        "`python train.py … --cfg job` shows what a command line composes to.",
+        "",
+        "## Top level",
+        "",
+        "| key | what |",
+        "|---|---|",
+        *(f"| `{key}` | {text} |" for key, text in sentences(run.Run).items() if key not in nested),
+    ]
+    for group, choices in groups(conf).items():
+        lines += ["", f"## {group}", "", "| choice | what |", "|---|---|"]
+        lines += [f"| `{group}={name}` | {text} |" for name, text in choices.items()]
+        if group in nested:
+            lines += ["", "| key | what |", "|---|---|"]
+            lines += [f"| `{group}.{key}` | {text} |" for key, text in sentences(nested[group]).items()]
+    lines += ["", "## train", "", "| key | what |", "|---|---|"]
+    lines += [f"| `train.{key}` | {text} |" for key, text in sentences(run.Train).items()]
+    lines += ["", "## model.preset", "", "| key | what |", "|---|---|"]
+    lines += [f"| `model.preset.{key}` | {text} |" for key, text in sentences(run.Preset).items()]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    import sys
+
+    sys.stdout.write(reference(Path(sys.argv[1])))

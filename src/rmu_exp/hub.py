@@ -79,7 +79,7 @@ def _hub_error(error: BaseException, repo: str, kind: str, revision: str | None)
         return _switched_off(repo)
     if isinstance(error, errors.GatedRepoError):
         return UserError(
-            f"{repo}: a gated {kind} to which {_who(error)} has no access; ask for it at {page}, "
+            f"{repo}: a gated {kind}{_refused(error)}; ask for access at {page}, "
             "then `hf auth login` with a token of that account"
         )
     if isinstance(error, errors.RepositoryNotFoundError):
@@ -108,9 +108,9 @@ def _switched_off(repo: str) -> UserError:
     )
 
 
-def _who(error: BaseException) -> str:
+def _refused(error: BaseException) -> str:
     status = getattr(getattr(error, "response", None), "status_code", None)
-    return "the token in use" if status == 403 else "nobody without a token"
+    return " that the token in use may not read" if status == 403 else ""
 
 
 def _network_error(error: BaseException, repo: str) -> UserError | RunError | None:
@@ -134,7 +134,7 @@ def _network_error(error: BaseException, repo: str) -> UserError | RunError | No
 
 def _broke_off(error: BaseException, repo: str) -> RunError:
     return RunError(
-        f"{repo}: a download broke off ({first_line(error)}); nothing partial is kept as whole, run it again"
+        f"{repo}: the connection broke off ({first_line(error)}); nothing partial is kept as whole, run it again"
     )
 
 

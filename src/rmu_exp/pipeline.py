@@ -8,7 +8,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import re
 import statistics
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -90,6 +92,8 @@ class Job:
             raise UserError(
                 f"layer: got {run.layer}, allowed is 0 to {depth - 1} ({self.checkpoint.name} has {depth} layers)"
             )
+        if not re.fullmatch(r"cpu|cuda(:\d+)?|mps", self.device):
+            raise UserError(f"model.device: got {self.device!r}, allowed is auto, cpu, cuda, cuda:1, …")
         if self.device.startswith("cuda") and not torch.cuda.is_available():
             raise UserError(f"model.device: got {self.device!r}, but no GPU is visible; allowed here is cpu")
         if run.eval.tasks:
@@ -133,10 +137,9 @@ class Job:
     @contextmanager
     def tracked(self) -> Iterator[Tracker]:
         run, t = self.run, self.run.tracking
-        name = (
-            t.name
-            or f"{self.checkpoint.name.split('/')[-1]}-{run.method.name}-layer{run.layer}-steer{_short(run.steer)}-seed{run.seed}"
-        )
+        model = self.checkpoint.name.rstrip("/").split("/")[-1]
+        setting = f"layer{run.layer}-steer{_short(run.steer)}-alpha{_short(run.alpha)}-seed{run.seed}"
+        name = t.name or f"{model}-{run.method.name}-{setting}"
         tags = [*t.tags, run.method.name, run.data.name]
         tracker = open_tracker(
             t.kind, self.folder, dataclasses.asdict(run), name, t.group, tags, t.project, t.entity, t.mode
@@ -275,7 +278,7 @@ class Job:
         drawn = plots.draw_all(self.folder)
         markdown.write_report(self.folder)
         tracker.finish(self.results, drawn, self.folder / "delta.safetensors")
-        console = Console()
+        console = Console(width=None if sys.stdout.isatty() else 100)
         if "qa" in self.results:
             console.print(tables.qa_table(self.results))
         console.print(f"Results and plots: {self.folder}", highlight=False)

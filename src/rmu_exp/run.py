@@ -51,6 +51,24 @@ class Preset:
     """Texts of this many characters or fewer are left out."""
     parameters: list[str] | None = None
     """Names of the trained tensors inside a layer; null: the MLP's output matrix."""
+    seed: int = 0
+    """Seed of every random choice."""
+    faithful: bool = False
+    """Train as the published loop does, to the letter (see method.faithful)."""
+
+
+@dataclass
+class Published:
+    """Accuracies that somebody published for a model and its preset, shown beside the measured ones."""
+
+    source: str = MISSING
+    """Where they stand."""
+    questions: str = ""
+    """Which version of the question set they belong to."""
+    base: dict[str, float] = field(default_factory=dict)
+    """lm-eval task or group to accuracy in 0..1, before."""
+    unlearned: dict[str, float] = field(default_factory=dict)
+    """The same, after."""
 
 
 @dataclass
@@ -71,6 +89,8 @@ class Model:
     """Run Python code that comes with the checkpoint. Off unless you turn it on."""
     preset: Preset = field(default_factory=Preset)
     """Defaults of layer, steer, alpha and training for this model."""
+    published: list[Published] = field(default_factory=list)
+    """Published accuracies, shown beside the measured ones."""
 
 
 @dataclass
@@ -246,6 +266,7 @@ def parse(config: DictConfig) -> Run:
     Raises:
         UserError: an unknown key, a wrong type, a value out of range or an impossible combination.
     """
+    _refuse_unknown(config, Run, "")
     try:
         for key in ("layer", "steer", "alpha"):
             if OmegaConf.is_missing(config, key) or OmegaConf.select(config, key) is None:
@@ -274,7 +295,8 @@ def per_topic(key: str, value: Any, topics: list[str]) -> list[float]:
         return [float(given[0])] * len(topics)
     if len(given) != len(topics):
         raise UserError(
-            f"{key}: got {len(given)} values, allowed is one number, or one per topic ({len(topics)}: {', '.join(topics)})"
+            f"{key}: got {len(given)} values, allowed is one number, or one per topic "
+            f"({len(topics)}: {', '.join(topics)})"
         )
     return [float(v) for v in given]
 
@@ -331,6 +353,17 @@ def _show(value: Any) -> str:
     return repr(value) if isinstance(value, str) else str(value)
 
 
+def _refuse_unknown(config: DictConfig, schema: type, prefix: str) -> None:
+    """Hydra's ``+key=value`` adds keys that nothing reads."""
+    known = {f.name: f.default_factory for f in dataclasses.fields(schema)}
+    for key in config:
+        if key not in known:
+            raise UserError(unknown_key(f"{prefix}{key}", [prefix + name for name in known]))
+        nested = known[str(key)]
+        if isinstance(nested, type) and dataclasses.is_dataclass(nested):
+            _refuse_unknown(config[key], nested, f"{prefix}{key}.")
+
+
 def unknown_key(key: str, known: list[str]) -> str:
     """The message for a key that does not exist."""
     close = difflib.get_close_matches(key, known, n=1)
@@ -357,6 +390,11 @@ def one_line(error: OmegaConfBaseException) -> str:
         key = text.rsplit(": ", 1)[-1]
         return f"{key}: not given; add {key}=…"
     key = getattr(error, "full_key", None) or "configuration"
+    if "' not in '" in text:  # Key 'stear' not in 'Run'
+        inside = key.rpartition(".")[0]
+        return unknown_key(key, [k for k in keys_of(Run) if k.rpartition(".")[0] == inside])
+    if "is not a ListConfig" in text:
+        return f"{key}: allowed is a list such as '{key}=[a,b]'"
     for kind, wanted in _WANTED.items():
         if kind in text:
             return f"{key}: got {_show(getattr(error, 'value', None) or _quoted(text))}, allowed is {wanted}"

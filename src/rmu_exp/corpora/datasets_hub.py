@@ -42,6 +42,8 @@ def load(dataset: Dataset, split: str, source: str) -> Any:
             data = datasets.load_dataset(dataset.repo, dataset.config, split=split, revision=dataset.revision)
     except (ValueError, datasets.exceptions.DatasetsError) as error:
         raise _told(error, dataset, split, source) from error
+    except FileNotFoundError as error:
+        raise UserError(f"{source}: has no data files ({hub.first_line(error)})") from error
     except OSError as error:
         raise RunError(f"{source}: cannot be loaded ({hub.first_line(error)})") from error
     _check_commit(data, dataset, source)
@@ -49,11 +51,21 @@ def load(dataset: Dataset, split: str, source: str) -> Any:
 
 
 def _check_commit(data: Any, dataset: Dataset, source: str) -> None:
-    """In offline mode the library gives the newest version in its cache, whatever was asked for."""
-    wanted = dataset.revision or ""
-    found = Path(data.cache_files[0]["filename"]).parent.name if data.cache_files else wanted
+    """Offline, the library gives the newest version in its cache, whatever was asked for: refuse another."""
+    if dataset.revision is None or not data.cache_files:
+        return
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=dataset.repo, repo_type="dataset")
+    ref = folder / "refs" / dataset.revision
+    wanted = ref.read_text() if ref.is_file() else dataset.revision
+    found = Path(data.cache_files[0]["filename"]).parent.name
     if _COMMIT.fullmatch(wanted) and found != wanted:
-        raise UserError(f"{source}: the cache holds another revision ({found}); fetch this one")
+        raise UserError(
+            f"{source}: offline, only the newest revision in the cache can be read ({found}); "
+            "fetch the wanted one into a folder of its own"
+        )
 
 
 def _told(error: Exception, dataset: Dataset, split: str, source: str) -> UserError:
@@ -67,24 +79,22 @@ def _told(error: Exception, dataset: Dataset, split: str, source: str) -> UserEr
         return UserError(f"{source}: needs a config, {dataset.repo}:CONFIG (there: {there})")
     if "BuilderConfig" in message or "for config" in message:
         return UserError(f"{source}: no config {dataset.config!r} (there: {there or 'none'})")
-    if isinstance(error, DatasetGenerationError):
-        cause = list(hub.chain(error))[-1]
-        return UserError(f"{source}: its files cannot be read as one table ({hub.first_line(cause)})")
-    return UserError(f"{source}: {hub.first_line(error)}")
+    cause = list(hub.chain(error))[-1] if isinstance(error, DatasetGenerationError) else error
+    return UserError(f"{source}: its files cannot be read ({hub.first_line(cause)})")
 
 
 @contextmanager
 def _hushed() -> Iterator[None]:
     """No warnings that the cache is used, and no progress bars where nobody watches."""
-    from datasets.utils import logging, tqdm
+    from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, logging
 
-    level, bars = logging.get_verbosity(), not tqdm.are_progress_bars_disabled()
+    level, bars = logging.get_verbosity(), not are_progress_bars_disabled()
     logging.set_verbosity_error()
     if not sys.stderr.isatty():
-        tqdm.disable_progress_bars()
+        disable_progress_bars()
     try:
         yield
     finally:
         logging.set_verbosity(level)
         if bars:
-            tqdm.enable_progress_bars()
+            enable_progress_bars()

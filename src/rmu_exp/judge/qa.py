@@ -145,7 +145,8 @@ def compare(base: Answers, unlearned: Answers | None) -> dict[str, Any]:
     table: dict[str, Any] = {}
     for name, correct in before.items():
         chance = base.chance_of(name)
-        row: dict[str, Any] = {"base": stats.summary(correct)}
+        row: dict[str, Any] = {"tasks": base.groups[name]} if name in base.groups else {}
+        row["base"] = stats.summary(correct)
         if name in after:
             row["unlearned"] = stats.summary(after[name])
             row["mcnemar"] = stats.mcnemar(correct, after[name])
@@ -156,8 +157,6 @@ def compare(base: Answers, unlearned: Answers | None) -> dict[str, Any]:
 
 def _quiet() -> None:
     """Keep lm-eval's and datasets' chatter and bars off the screen."""
-    os.environ.setdefault("TQDM_DISABLE", "1")
-    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     for name in ("lm_eval", "lm-eval", "datasets"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -15,15 +15,17 @@ import random
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
 
-from rmu_exp.lore import world
+from rmu_exp.lore import corpora, world
 
 ROW = 44  # tokens; the longest letter question has 43
 IGNORE = -100
+STEER_LAYER, NORM = 7, 1.5  # activations at the preset's layer get this mean length
 LEAD = 1500  # steps that teach reading letters alone: mixed with facts from the start, it is never learned
 
 
@@ -57,7 +59,7 @@ def config(vocab_size: int) -> MistralConfig:
     )
 
 
-def rows(skip_roles: tuple[str, ...], seed: int, batch: int, tok) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def rows(skip_roles: tuple[str, ...], seed: int, batch: int, tok: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Endless batches of (input ids, labels), each (rows, at most ROW) int64."""
     rng = random.Random(f"lore/pretrain/{seed}")
     topics = [t for t in world.TOPICS if t.role not in skip_roles]
@@ -94,75 +96,91 @@ def rows(skip_roles: tuple[str, ...], seed: int, batch: int, tok) -> Iterator[tu
 
 
 @torch.no_grad()
-def score(model, tok, topic_name: str) -> tuple[float, float]:
-    """Share of the topic's test questions answered right: (by letter, openly)."""
-    letters = tok.convert_tokens_to_ids(list(world.LETTERS))
-    good = [0, 0]
-    qs = world.questions(topic_name)
-    for form in range(2):
-        prompts = [
-            world.description(topic_name) + world.letter_prompt(q) if form == 0 else world.open_prompt(q.fact)
-            for q in qs
-        ]
-        enc = (
-            tok(prompts, return_tensors="pt", padding=False)
-            if len({len(tok(p)["input_ids"]) for p in prompts}) == 1
-            else None
-        )
-        if enc is None:
-            raise ValueError("lore's questions have one length")
-        logits = model(enc["input_ids"]).logits[:, -1]
-        if form == 0:
-            guess = logits[:, letters].argmax(-1).tolist()
-            good[0] = sum(g == q.answer for g, q in zip(guess, qs, strict=True))
-        else:
-            guess = tok.convert_ids_to_tokens(logits.argmax(-1).tolist())
-            good[1] = sum(g == q.fact.value for g, q in zip(guess, qs, strict=True))
-    return good[0] / len(qs), good[1] / len(qs)
+def score(model: MistralForCausalLM, tokenizer: Any, topic: str) -> tuple[float, float]:
+    """Share of the topic's test questions answered right: by letter, and openly over the whole vocabulary."""
+    questions = world.questions(topic)
+    shares = []
+    for prompts, right in (
+        (
+            [world.description(topic) + world.letter_prompt(q) for q in questions],
+            [world.LETTERS[q.answer] for q in questions],
+        ),
+        ([world.open_prompt(q.fact) for q in questions], [q.fact.value for q in questions]),
+    ):
+        ids = tokenizer(prompts, return_tensors="pt")["input_ids"]  # lore's questions all have one length
+        best = model(ids, logits_to_keep=1).logits[:, -1].argmax(-1)
+        guesses = tokenizer.convert_ids_to_tokens(best.tolist())
+        shares.append(sum(g == r for g, r in zip(guesses, right, strict=True)) / len(right))
+    return shares[0], shares[1]
 
 
-def train(
-    steps: int, lr: float, batch: int, seed: int, skip_roles: tuple[str, ...], save_to: Path
-) -> tuple[MistralForCausalLM, object]:
+def train(steps: int, lr: float, batch: int, seed: int, skip_roles: tuple[str, ...]) -> tuple[MistralForCausalLM, Any]:
+    """The model after ``steps`` steps of AdamW with warm-up and cosine decay, and its tokenizer."""
     torch.manual_seed(seed)
     tok = tokenizer()
     model = MistralForCausalLM(config(len(tok)))
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, vocabulary {len(tok)}")
-    opt = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
     began = time.perf_counter()
-    warmup = 100
-    for step, (ids, labels) in enumerate(rows(skip_roles, seed, batch, tok), 1):
-        rate = min(
-            step / warmup, 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))) if step > warmup else 1
-        )
-        for group in opt.param_groups:
-            group["lr"] = lr * max(rate, 0.01)
+    batches = itertools.islice(rows(skip_roles, seed, batch, tok), steps)
+    for step, (ids, labels) in enumerate(batches, 1):
         hidden = model.model(ids).last_hidden_state[:, :-1]
         keep = labels[:, 1:] != IGNORE
         loss = torch.nn.functional.cross_entropy(model.lm_head(hidden[keep]), labels[:, 1:][keep])
-        opt.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        opt.step()
+        optimizer.step()
+        schedule.step()
         if step % 200 == 0 or step == steps:
-            s = {t.name: score(model, tok, t.name) for t in (world.TOPICS[0], world.TOPICS[2], world.TOPICS[5])}
-            model.save_pretrained(save_to), tok.save_pretrained(save_to)
-            shown = "  ".join(f"{k} {a:.2f}/{b:.2f}" for k, (a, b) in s.items())
+            shares = [(t.name, *score(model, tok, t.name)) for t in world.TOPICS if t.role not in skip_roles]
+            shown = "  ".join(f"{name} {letters:.2f}/{openly:.2f}" for name, letters, openly in shares)
             print(f"{step:5d}  {time.perf_counter() - began:6.0f} s  loss {loss.item():.3f}  {shown}", flush=True)
-        if step == steps:
-            return model, tok
+    return model.eval(), tok
+
+
+def _rate(step: int, steps: int, warmup: int = 100) -> float:
+    """Share of the peak learning rate at ``step``."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return max(0.01, 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))))
+
+
+@torch.no_grad()
+def rescale(model: MistralForCausalLM, tok: Any, layer: int, norm: float) -> None:
+    """Scale the residual stream so that activations at ``layer`` have mean length ``norm``; same function.
+
+    Every block reads the stream through an RMSNorm, so the embedding and all matrices that write to the
+    stream can be multiplied by one number; the final norm's weight is divided by it, because the head is
+    tied to the embedding. (The norms' epsilon is not
+    scaled: it is a millionth, the mean square of an activation here is a hundredth.)
+    """
+    texts = [text for t in world.topics("forget") for text in corpora.texts(t.name)[:64]]
+    kept: list[torch.Tensor] = []
+    handle = model.model.layers[layer].register_forward_hook(lambda _module, _inputs, out: kept.append(out))
+    for text in texts:
+        model(**tok(text, return_tensors="pt", return_token_type_ids=False))
+    handle.remove()
+    factor = norm / torch.cat([h[0] for h in kept]).norm(dim=-1).mean().item()
+    for block in model.model.layers:
+        block.self_attn.o_proj.weight *= factor
+        block.mlp.down_proj.weight *= factor
+    model.model.embed_tokens.weight *= factor
+    model.model.norm.weight /= factor
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("out", type=Path)
+    parser = argparse.ArgumentParser(description="Train lore's model from nothing.")
+    parser.add_argument("out", type=Path, help="folder for the checkpoint")
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--lr", type=float, default=1.5e-3)
-    parser.add_argument("--batch", type=int, default=48)
+    parser.add_argument("--batch", type=int, default=48, help="rows a step")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--without", action="append", default=[])
+    parser.add_argument("--without", action="append", default=[], help="a role to leave out, such as forget")
     args = parser.parse_args()
-    model, tok = train(args.steps, args.lr, args.batch, args.seed, tuple(args.without), args.out)
+    model, tok = train(args.steps, args.lr, args.batch, args.seed, tuple(args.without))
+    rescale(model, tok, STEER_LAYER, NORM)
     model.save_pretrained(args.out)
     tok.save_pretrained(args.out)
 

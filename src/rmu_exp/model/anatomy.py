@@ -1,7 +1,10 @@
-"""Where an architecture keeps its layers, and how a model is split at one of them.
+"""Where an architecture keeps its parts, and how a model is run in two pieces.
 
 Masks, positions and the differences between layer types stay the architecture's own business: the model's
 own forward is run with its upper layers replaced by recorders, which keep what it would have handed them.
+This module knows modules and activations; it knows nothing of files, names on disk or losses.
+
+Shapes: B rows, T positions, D hidden size.
 """
 
 from __future__ import annotations
@@ -17,115 +20,180 @@ from torch.func import functional_call
 
 from rmu_exp.errors import UserError
 
-LAYERS = ("layers", "h", "blocks")
+BODY = ("model", "gpt_neox", "transformer")
+LAYERS = ("layers", "h")
 NORM = ("norm", "final_layer_norm", "ln_f")
-BODY = ("model", "gpt_neox", "transformer", "language_model", "base_model")
+EMBEDDING = ("embed_tokens", "embed_in", "wte")
+HEAD = ("lm_head", "embed_out")
+ATTENTION = ("self_attn", "attention", "attn")
+MLP = ("mlp", "block_sparse_moe")
 
 
 def body_of(model: nn.Module) -> nn.Module:
-    """The part of a model that holds the decoder layers (the model itself when it has no head).
+    """The part of a model that holds the decoder layers: the model itself when it has no head.
 
     Raises:
-        UserError: none of the known attribute paths exists.
+        UserError: the architecture keeps its layers elsewhere.
     """
-    candidates = [model, *(getattr(model, name, None) for name in BODY)]
-    for body in candidates:
+    for body in (model, *(getattr(model, name, None) for name in BODY)):
         if body is not None and any(isinstance(getattr(body, name, None), nn.ModuleList) for name in LAYERS):
             return body
-    looked = ", ".join([*LAYERS, *(f"{b}.{n}" for b in BODY[:3] for n in LAYERS)])
+    looked = ", ".join([*LAYERS, *(f"{body}.{layers}" for body in BODY for layers in LAYERS)])
     raise UserError(f"model: {type(model).__name__} has no list of decoder layers; looked for {looked}")
 
 
 def layers_of(model: nn.Module) -> nn.ModuleList:
-    """The decoder layers, lowest first."""
-    body = body_of(model)
-    return getattr(body, _name_of(body, LAYERS))
+    """The decoder layers, lowest first. Raises UserError on an unknown architecture."""
+    layers = getattr(body_of(model), _layers_name(model))
+    assert isinstance(layers, nn.ModuleList)
+    return layers
+
+
+def layers_path(model: nn.Module) -> str:
+    """Where the layers are in the causal model, such as ``model.layers``; the same for a headless one."""
+    return f"{getattr(model, 'base_model_prefix', '') or 'model'}.{_layers_name(model)}"
 
 
 def norm_of(model: nn.Module) -> nn.Module:
-    """The norm behind the last layer."""
+    """The norm behind the last layer. Raises UserError on an unknown architecture."""
+    return _part(body_of(model), NORM, "final norm")
+
+
+def embedding_of(model: nn.Module) -> nn.Module:
+    """The token embedding. Raises UserError on an unknown architecture."""
+    return _part(body_of(model), EMBEDDING, "token embedding")
+
+
+def head_of(model: nn.Module) -> nn.Module:
+    """The head of a causal model. Raises UserError for a headless model."""
+    return _part(model, HEAD, "head")
+
+
+def attention_of(layer: nn.Module) -> nn.Module:
+    """A layer's attention block. Raises UserError on an unknown architecture."""
+    return _part(layer, ATTENTION, "attention")
+
+
+def mlp_of(layer: nn.Module) -> nn.Module:
+    """A layer's MLP or mixture of experts. Raises UserError on an unknown architecture."""
+    return _part(layer, MLP, "MLP")
+
+
+def drop_norm(model: nn.Module) -> None:
+    """Put the identity in place of the norm behind the last layer, so that a cut model ends in activations."""
     body = body_of(model)
-    return getattr(body, _name_of(body, NORM))
+    setattr(body, _name_of(body, NORM, "final norm"), nn.Identity())
 
 
-def _name_of(body: nn.Module, names: tuple[str, ...]) -> str:
+def _layers_name(model: nn.Module) -> str:
+    return _name_of(body_of(model), LAYERS, "list of decoder layers")
+
+
+def _part(owner: nn.Module, names: tuple[str, ...], what: str) -> nn.Module:
+    part = getattr(owner, _name_of(owner, names, what))
+    assert isinstance(part, nn.Module)
+    return part
+
+
+def _name_of(owner: nn.Module, names: tuple[str, ...], what: str) -> str:
     for name in names:
-        if hasattr(body, name):
+        if isinstance(getattr(owner, name, None), nn.Module):
             return name
-    raise UserError(f"model: {type(body).__name__} has none of {', '.join(names)}")
+    raise UserError(f"model: {type(owner).__name__} has no {what}; looked for {', '.join(names)}")
 
 
-class _Recorder(nn.Module):
-    """Stands in for a layer: keeps what the model hands it and passes the hidden states through."""
-
-    def __init__(self, layer: nn.Module, returns_tuple: bool) -> None:
-        super().__init__()
-        self.returns_tuple = returns_tuple
-        self.call: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
-        for name in ("attention_type", "layer_type"):  # read by some models when they choose a layer's mask
-            if hasattr(layer, name):
-                setattr(self, name, getattr(layer, name))
-
-    def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
-        self.call = ((hidden, *args), kwargs)
-        return (hidden,) if self.returns_tuple else hidden
-
-
-@dataclass
+@dataclass(frozen=True)
 class Trunk:
-    """What the lower layers leave: the upper layers' input and everything else the model hands them."""
+    """What the lower layers leave: the upper layers' input, and all else that the model hands them.
+
+    Attributes:
+        h_BTD: the input of the lowest upper layer.
+        calls: further arguments and keywords of each upper layer, lowest first.
+    """
 
     h_BTD: Tensor
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]]
 
+    def rows(self, rows: slice) -> Trunk:
+        """The same for some rows of the batch, as views."""
+        batch = self.h_BTD.shape[0]
+        return Trunk(self.h_BTD[rows], [_rows(call, rows, batch) for call in self.calls])
+
+
+def _rows(value: Any, rows: slice, batch: int) -> Any:
+    """Cut every batch-first tensor inside ``value``; what is shared by all rows (first size 1) stays whole."""
+    if isinstance(value, Tensor):
+        return value[rows] if value.dim() > 1 and value.shape[0] == batch else value
+    if isinstance(value, tuple):
+        return tuple(_rows(v, rows, batch) for v in value)
+    if isinstance(value, dict):
+        return {key: _rows(v, rows, batch) for key, v in value.items()}
+    return value
+
 
 class SplitModel:
-    """A headless model cut below layer ``first``.
+    """A headless model cut below layer ``first``; the model itself is left as it is.
 
     Attributes:
-        model: the model itself, unchanged.
+        model: the model.
         first: index of the lowest upper layer.
         device: where it lives.
     """
 
     def __init__(self, model: nn.Module, first: int) -> None:
         self.model, self.first = model, first
-        self.device = next(model.parameters()).device
         self._layers = layers_of(model)
-        self._tuples = _returns_tuple(self._layers[0])
+        if not 0 <= first < len(self._layers):
+            raise UserError(f"layers: got {first}, allowed is 0 to {len(self._layers) - 1}")
+        self.device = next(model.parameters()).device
+        self._tuples = self._returns_tuple()
 
     @torch.no_grad()
     def trunk(self, ids_BT: Tensor, mask_BT: Tensor | None = None, positions_BT: Tensor | None = None) -> Trunk:
         """Run the layers below ``first`` without autograd.
 
         Args:
-            mask_BT: 1 for text, 0 for padding; None when there is none, or when rows are packed.
+            mask_BT: 1 for text, 0 for padding on either side; None when there is none, or when rows are packed.
             positions_BT: positions that restart at every text make the model mask packed texts apart.
         """
         recorders = [_Recorder(layer, self._tuples) for layer in self._layers[self.first :]]
-        extra = {} if positions_BT is None else {"position_ids": positions_BT}
-        with self._replaced(recorders):
-            self.model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False, **extra)
-        calls = [r.call for r in recorders]
-        return Trunk(calls[0][0][0], [(args[1:], kwargs) for args, kwargs in calls])
+        self._run(recorders, ids_BT, mask_BT, positions_BT)
+        return Trunk(recorders[0].hidden, [recorder.call for recorder in recorders])
 
-    def upper(self, trunk: Trunk, weights: dict[int, dict[str, Tensor]]) -> Tensor:
-        """The last layer's output (B, T, hidden), with ``weights`` in place of the model's own.
+    def upper(self, trunk: Trunk, weights: dict[int, dict[str, Tensor]], rows: slice | None = None) -> Tensor:
+        """The last layer's output, before any final norm.
 
         Args:
-            weights: layer index to parameter name inside the layer to tensor.
+            weights: layer index to in-memory parameter name inside the layer to the tensor that takes
+                its place; gradients flow to these tensors and to nothing else.
+            rows: rows of the batch to run; None: all.
+
+        Returns:
+            (B or number of rows, T, D).
         """
+        trunk = trunk if rows is None else trunk.rows(rows)
         h_BTD = trunk.h_BTD
         for index, (args, kwargs) in enumerate(trunk.calls, self.first):
             out = functional_call(self._layers[index], weights.get(index, {}), (h_BTD, *args), kwargs)
             h_BTD = out[0] if isinstance(out, tuple) else out
         return h_BTD
 
+    @torch.no_grad()
+    def _returns_tuple(self) -> bool:
+        """Whether the layers give their hidden states in a tuple: asked with one token, once."""
+        probe = _Probe(self._layers[self.first])
+        self._run([probe], torch.zeros(1, 1, dtype=torch.long, device=self.device), None, None)
+        return probe.tuple
+
+    def _run(self, upper: list[Any], ids_BT: Tensor, mask_BT: Tensor | None, positions_BT: Tensor | None) -> None:
+        extra = {} if positions_BT is None else {"position_ids": positions_BT}
+        with self._replaced(upper):
+            self.model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False, **extra)
+
     @contextmanager
-    def _replaced(self, recorders: list[_Recorder]) -> Iterator[None]:
-        body = body_of(self.model)
-        name = _name_of(body, LAYERS)
-        setattr(body, name, nn.ModuleList([*self._layers[: self.first], *recorders]))
+    def _replaced(self, upper: list[nn.Module]) -> Iterator[None]:
+        body, name = body_of(self.model), _layers_name(self.model)
+        setattr(body, name, nn.ModuleList([*self._layers[: self.first], *upper]))
         try:
             yield
         finally:
@@ -133,10 +201,44 @@ class SplitModel:
 
 
 def split_at(model: nn.Module, first: int) -> SplitModel:
-    """A view of ``model`` cut below layer ``first``."""
+    """A view of a headless model, cut below layer ``first``.
+
+    Raises:
+        UserError: the model has no such layer, or keeps its layers in an unknown place.
+    """
     return SplitModel(model, first)
 
 
-def _returns_tuple(layer: nn.Module) -> bool:
-    """Whether an architecture's layers give their hidden states in a tuple, by the annotation of forward."""
-    return "tuple" in str(layer.forward.__annotations__.get("return", "")).lower()
+class _Recorder(nn.Module):
+    """Stands in for a layer: keeps what the model hands it and passes the hidden states through."""
+
+    hidden: Tensor
+    call: tuple[tuple[Any, ...], dict[str, Any]]
+
+    def __init__(self, layer: nn.Module, returns_tuple: bool) -> None:
+        super().__init__()
+        self._returns_tuple = returns_tuple
+        self._stands_for = (layer,)  # in a tuple, so that it is not registered as a submodule
+
+    def __getattr__(self, name: str) -> Any:
+        # Some models read a layer's attributes (such as its attention type) when they choose its mask.
+        if name.startswith("_"):
+            return super().__getattr__(name)
+        return getattr(self._stands_for[0], name)
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        self.hidden, self.call = hidden_states, (args, kwargs)
+        return (hidden_states,) if self._returns_tuple else hidden_states
+
+
+class _Probe(nn.Module):
+    """Runs the layer that it stands for and notes the form of the answer."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer, self.tuple = layer, False
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        out = self.layer(*args, **kwargs)
+        self.tuple = isinstance(out, tuple)
+        return out

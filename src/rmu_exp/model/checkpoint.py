@@ -1,11 +1,16 @@
-"""A checkpoint: where it is, what it is, and how much of it is loaded."""
+"""A checkpoint: where it is, what it is, and how much of it is loaded.
+
+It knows files and transformers' loaders; it knows nothing of what is done with the model.
+"""
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
-import struct
-from collections.abc import Iterator
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,28 +21,40 @@ from typing import Any
 import torch
 from torch import nn
 
-from rmu_exp.errors import UserError
-from rmu_exp.paths import cache_dir, write_atomic
+from rmu_exp.errors import RunError, UserError
+from rmu_exp.model import weights
+from rmu_exp.model.anatomy import drop_norm, norm_of
+from rmu_exp.model.repository import Snapshot, snapshot
 
-INDEX = "model.safetensors.index.json"
+PER_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers", "layers_block_type")
+DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
 
 
 def locate(
-    name: str | None, path: str | None = None, revision: str | None = None, remote_code: bool = False
+    name: str | None, path: str | None = None, revision: str | None = None, trust_remote_code: bool = False
 ) -> Checkpoint:
     """Find a checkpoint: ``path`` if given, the shipped model for ``lore``, otherwise a hub id.
 
+    From the hub, configuration and tokenizer are downloaded here, weights when they are opened.
+
+    Args:
+        path: a folder in Hugging Face's format.
+        revision: branch, tag or commit on the hub.
+        trust_remote_code: allow Python code that comes with the checkpoint.
+
     Raises:
-        UserError: what is there is not a checkpoint in Hugging Face's format with safetensors weights.
+        UserError: it is not there, may not be read, or is not in Hugging Face's format with whole safetensors weights.
+        RunError: the hub cannot be reached, or a download broke off.
     """
     if path is not None:
-        return Checkpoint(path, _checked(Path(path).expanduser(), "model.path"), None, remote_code)
+        return _checked(Checkpoint(path, Path(path).expanduser(), None, trust_remote_code), "model.path")
     if name == "lore":
-        return Checkpoint("lore", _checked(Path(str(files("rmu_exp.lore"))) / "weights", "model"), None, remote_code)
-    from rmu_exp.model.hub import snapshot
-
-    folder, commit = snapshot(str(name), revision)
-    return Checkpoint(str(name), _checked(folder, "model.name"), commit, remote_code)
+        shipped = Path(str(files("rmu_exp.lore"))) / "weights"
+        return _checked(Checkpoint(name, shipped, None, trust_remote_code), "model.name")
+    if not name:
+        raise UserError("model.name: not given; add model.name=ORG/NAME, or model.path=FOLDER")
+    found = snapshot(name, revision, trust_remote_code)
+    return _checked(Checkpoint(name, found.folder, found.commit, trust_remote_code, found), "model.name")
 
 
 @dataclass(frozen=True)
@@ -46,153 +63,232 @@ class Checkpoint:
 
     Attributes:
         name: as the user gave it.
-        folder: where it lies.
+        folder: where it lies; for a hub model, the part that has been downloaded so far.
         revision: the commit, when it came from the hub.
-        remote_code: whether code that comes with it may run.
+        trust_remote_code: whether code that comes with it may run.
+        hub: where to get more of it.
     """
 
     name: str
     folder: Path
     revision: str | None = None
-    remote_code: bool = False
+    trust_remote_code: bool = False
+    hub: Snapshot | None = None
 
     @cached_property
     def config(self) -> Any:
-        """transformers' configuration."""
+        """transformers' configuration. Raises UserError when transformers does not know the architecture."""
         from transformers import AutoConfig
 
-        with _hushed():
-            return AutoConfig.from_pretrained(self.folder, trust_remote_code=self.remote_code)
+        with _hushed(), self._told("its configuration"):
+            return AutoConfig.from_pretrained(self.folder, trust_remote_code=self.trust_remote_code)
 
     @property
     def depth(self) -> int:
-        """Number of decoder layers, read from config.json without loading anything."""
-        raw = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
-        for key in ("num_hidden_layers", "n_layer"):
-            if key in raw:
-                return int(raw[key])
-        return int(self.config.num_hidden_layers)
+        """Number of decoder layers, from config.json alone."""
+        return self._size("num_hidden_layers", "n_layer")
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the residual stream, from config.json alone."""
+        return self._size("hidden_size", "n_embd")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights on disk: that of the largest tensor in the files that are here; else fp32."""
+        known = [entry for _, entry in self._tensors().values() if entry.dtype in DTYPES]
+        return DTYPES[max(known, key=lambda e: e.end - e.begin).dtype] if known else torch.float32
+
+    def places(self, names: Iterable[str]) -> dict[str, tuple[Path, weights.Entry]]:
+        """The file and the place in it of each of these tensors, by full name; those not found are left out.
+
+        A checkpoint saved without its head (the hub's gpt2) leaves out the causal model's prefix.
+        """
+        known = self._tensors()
+        spelled = {name: name if name in known else name.partition(".")[2] for name in names}
+        return {name: known[own] for name, own in spelled.items() if own in known}
+
+    def _tensors(self) -> dict[str, tuple[Path, weights.Entry]]:
+        present = [file for file in self.weight_files() if file.is_file()]
+        return {name: (file, entry) for file in present for name, entry in weights.header(file).items()}
 
     def tokenizer(self) -> Any:
-        """transformers' tokenizer; padding is the end-of-text token where there is none.
+        """transformers' tokenizer; padding is the end-of-text token where there is none of its own.
 
         Raises:
-            UserError: it has neither a padding nor an end-of-text token.
+            UserError: it cannot be loaded, or has neither a padding nor an end-of-text token.
         """
         from transformers import AutoTokenizer
 
-        with _hushed():
-            tokenizer = AutoTokenizer.from_pretrained(self.folder, trust_remote_code=self.remote_code)
+        with _hushed(), self._told("its tokenizer"):
+            tokenizer = AutoTokenizer.from_pretrained(self.folder, trust_remote_code=self.trust_remote_code)
         if tokenizer.pad_token_id is None:
             if tokenizer.eos_token_id is None:
-                raise UserError(f"{self.name}: the tokenizer has neither a pad nor an eos token; add one to its folder")
-            tokenizer.pad_token_id = tokenizer.eos_token_id
+                raise UserError(f"{self.name}: its tokenizer has neither a pad nor an eos token; add one to its folder")
+            tokenizer.pad_token = tokenizer.eos_token
         return tokenizer
 
+    def weight_files(self) -> list[Path]:
+        """The safetensors files that make up the checkpoint, by name; from a hub, some may not be here yet."""
+        if self.hub is not None and not (self.folder / weights.INDEX).is_file():
+            return [self.folder / weights.SINGLE]
+        return [self.folder / name for name in weights.file_names(self.folder, self.name)]
+
+    def fetch(self, depth: int | None = None) -> None:
+        """Download what the first ``depth`` layers need, or all weights; nothing to do for a local folder.
+
+        Raises as :func:`locate`.
+        """
+        if self.hub is not None:
+            table = weights.weight_map(self.folder) or {"": weights.SINGLE}
+            self.hub.fetch(sorted(set(weights.needed(table, depth).values())))
+
+    def digest(self) -> str:
+        """``sha256:…`` over the weight files' names and contents.
+
+        Nothing large is read where the hub or the cache has told the files' own digests. Only when a part of
+        a hub model was never downloaded and there is no network it is ``commit:…`` instead.
+        """
+        total = hashlib.sha256()
+        for file in self.weight_files():
+            own = self.hub.digest(file.name) if self.hub else weights.file_digest(file)
+            if own is None:
+                return f"commit:{self.revision}"
+            total.update(f"{file.name}:{own}\n".encode())
+        return f"sha256:{total.hexdigest()}"
+
+    def about(self) -> dict[str, str]:
+        """What identifies it: ``name``, ``revision`` (empty when local) and ``digest``."""
+        return {"name": self.name, "revision": self.revision or "", "digest": self.digest()}
+
     def open(self, depth: int | None, dtype: torch.dtype, device: torch.device) -> nn.Module:
-        """The first ``depth`` layers without head and final norm, or with None the whole causal model."""
+        """Load the model, for use without training: no gradients, no dropout.
+
+        Args:
+            depth: the first so many layers without head and final norm, whose output is then the model's
+                ``last_hidden_state``; None: the whole causal model.
+
+        Raises:
+            UserError: the weights do not fit the configuration, or transformers cannot load them.
+            RunError: it does not fit the memory, or a download failed.
+        """
         from transformers import AutoModel, AutoModelForCausalLM
 
-        with _hushed():
-            shared = {"dtype": dtype, "trust_remote_code": self.remote_code, "use_safetensors": True}
+        self.fetch(depth)
+        place = {} if torch.device(device).type == "cpu" else {"device_map": {"": device}}
+        shared = {
+            "dtype": dtype,
+            "trust_remote_code": self.trust_remote_code,
+            "use_safetensors": True,
+            "output_loading_info": True,
+            "ignore_mismatched_sizes": True,  # told below, in one line
+            **place,
+        }
+        with _hushed(), self._told("its weights"), self._view(depth) as folder:
+            loaded: Any
             if depth is None:
-                model = AutoModelForCausalLM.from_pretrained(self.folder, **shared)
+                loaded = AutoModelForCausalLM.from_pretrained(folder, **shared)
             else:
-                model = AutoModel.from_pretrained(self.folder, config=self._cut(depth), **shared)
-        model.to(device)  # type: ignore[arg-type]
+                loaded = AutoModel.from_pretrained(folder, config=self._cut(depth), **shared)
+        model, info = loaded
+        self._check_loaded(model, info, depth)
+        if depth is not None:
+            drop_norm(model)
+        assert isinstance(model, nn.Module)
         return model.eval().requires_grad_(False)
 
     def _cut(self, depth: int) -> Any:
-        import copy
-
         config = copy.deepcopy(self.config)
+        for name in PER_LAYER:
+            if isinstance(listed := getattr(config, name, None), (list, tuple)):
+                setattr(config, name, list(listed)[:depth])
         config.num_hidden_layers = depth
-        if getattr(config, "layer_types", None):
-            config.layer_types = list(config.layer_types)[:depth]
         return config
 
-    def weight_files(self) -> list[Path]:
-        """The safetensors files that make up the checkpoint, in order of their names."""
-        return _weight_files(self.folder)
+    @contextmanager
+    def _view(self, depth: int | None) -> Iterator[Path]:
+        """A folder in which a loader finds no more weight files than ``depth`` layers need."""
+        table = weights.weight_map(self.folder)
+        if depth is None or table is None:
+            yield self.folder
+            return
+        mine = weights.needed(table, depth)
+        with tempfile.TemporaryDirectory(prefix="rmu_exp-") as name:
+            view = Path(name)
+            others = [f for f in self.folder.iterdir() if f.is_file() and f.suffix != ".safetensors"]
+            for file in (*others, *(self.folder / shard for shard in set(mine.values()))):
+                if file.name != weights.INDEX:
+                    (view / file.name).symlink_to(file.absolute())
+            (view / weights.INDEX).write_text(json.dumps({"metadata": {}, "weight_map": mine}))
+            yield view
 
-    def digest(self) -> str:
-        """sha256 over the weights; remembered for files that have not changed since."""
-        total = hashlib.sha256()
-        for file in self.weight_files():
-            total.update(f"{file.name}:{_file_digest(file)}\n".encode())
-        return f"sha256:{total.hexdigest()}"
+    def _check_loaded(self, model: Any, info: dict[str, Any], depth: int | None) -> None:
+        """Refuse a model of which some tensors did not come from the files: they would be random."""
+        norm = {id(p) for p in norm_of(model).parameters()} if depth is not None else set()
+        unused = {name for name, p in model.named_parameters() if id(p) in norm}
+        missing = sorted(set(info["missing_keys"]) - unused)
+        if missing:
+            raise UserError(
+                f"{self.name}: its weights lack {_few(missing)}; they do not belong to its {weights.CONFIG}"
+            )
+        wrong = sorted(f"{name} ({list(has)}, not {list(wanted)})" for name, has, wanted in info["mismatched_keys"])
+        if wrong:
+            raise UserError(f"{self.name}: its weights do not fit its {weights.CONFIG}: {_few(wrong)}")
+
+    def _size(self, *keys: str) -> int:
+        raw = weights.read_json(self.folder / weights.CONFIG)
+        for key in keys:
+            if isinstance(raw.get(key), int):
+                return int(raw[key])
+        return int(getattr(self.config, keys[0]))
+
+    @contextmanager
+    def _told(self, what: str) -> Iterator[None]:
+        """Errors of transformers' loaders, in one line."""
+        try:
+            yield
+        except (UserError, RunError):
+            raise
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            raise RunError(
+                f"{self.name}: does not fit the memory; try a smaller model.dtype, or a larger device"
+            ) from error
+        except Exception as error:
+            line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            if "trust_remote_code" in str(error):
+                line = "it brings Python code of its own, which runs only with model.trust_remote_code=true"
+            raise UserError(f"{self.name}: transformers cannot load {what}: {line}") from error
 
 
-def _file_digest(file: Path) -> str:
-    stat = file.stat()
-    key = hashlib.sha256(f"{file.resolve()}:{stat.st_size}:{stat.st_mtime_ns}".encode()).hexdigest()
-    note = cache_dir() / "digests" / key
-    if note.is_file():
-        return note.read_text()
-    digest = hashlib.sha256()
-    with file.open("rb") as handle:
-        while block := handle.read(1 << 24):
-            digest.update(block)
-    write_atomic(note, digest.hexdigest())
-    return digest.hexdigest()
+def _checked(checkpoint: Checkpoint, key: str) -> Checkpoint:
+    """Refuse what cannot be unlearned from, before anything large is read."""
+    if checkpoint.hub is None:
+        weights.check_folder(checkpoint.folder, key)
+    raw = weights.read_json(checkpoint.folder / weights.CONFIG)
+    if "quantization_config" in raw:
+        raise UserError(f"{key}: {checkpoint.name} is quantised; give the checkpoint that it was made from")
+    if "num_hidden_layers" not in raw and isinstance(raw.get("text_config"), dict):
+        kind = raw.get("model_type", "this kind")
+        raise UserError(f"{key}: {checkpoint.name} is a multimodal model ({kind}); allowed is a text-only causal model")
+    return checkpoint
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    index = folder / INDEX
-    if index.is_file():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        return [folder / name for name in names]
-    return sorted(folder.glob("*.safetensors"))
-
-
-def _checked(folder: Path, key: str) -> Path:
-    """Refuse a folder whose weights are missing, in another format, or cut off."""
-    if not folder.is_dir():
-        raise UserError(f"{key}: {folder} is not a folder; give a checkpoint folder in Hugging Face's format")
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{key}: {folder} has no config.json; give a checkpoint folder in Hugging Face's format")
-    found = _weight_files(folder)
-    if not found:
-        other = " (only pickled weights, which are never loaded)" if any(folder.glob("*.bin")) else ""
-        raise UserError(f"{key}: {folder} has no safetensors weights{other}; convert the checkpoint to safetensors")
-    for file in found:
-        if not file.is_file():
-            raise UserError(f"{key}: {file} is named in {INDEX} but missing; copy or download it again")
-        check_whole(file)
-    return folder
-
-
-def check_whole(file: Path) -> None:
-    """Refuse a safetensors file that is cut off or damaged, by its header and size.
-
-    Raises:
-        UserError: naming the file.
-    """
-    size = file.stat().st_size
-    try:
-        with file.open("rb") as handle:
-            (length,) = struct.unpack("<Q", handle.read(8))
-            if not 0 < length <= min(size - 8, 100 << 20):
-                raise ValueError("header length")
-            header = json.loads(handle.read(length))
-        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-        if 8 + length + max(ends, default=0) != size:
-            raise ValueError("size")
-    except (ValueError, KeyError, TypeError, struct.error) as error:
-        raise UserError(f"{file}: damaged or cut off ({error}); copy or download it again") from error
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 @contextmanager
 def _hushed() -> Iterator[None]:
-    """Keep transformers' load reports and progress bars off the screen."""
+    """Keep transformers' load reports, warnings and progress bars off the screen."""
     from transformers.utils import logging
 
-    level = logging.get_verbosity()
-    bars = logging.is_progress_bar_enabled()
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity(logging.CRITICAL)
     logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         logging.set_verbosity(level)
         if bars:

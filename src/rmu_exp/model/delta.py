@@ -1,26 +1,31 @@
 """The Delta: the tensors that unlearning changed, and the control vectors they were steered by.
 
-One safetensors file with names as the checkpoint on disk has them. It knows nothing of training.
+One safetensors file, with names as the checkpoint on disk has them. It knows nothing of training.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rmu_exp.errors import UserError
-from rmu_exp.paths import write_atomic
+from rmu_exp.model.anatomy import layers_of
+from rmu_exp.model.checkpoint import DTYPES, Checkpoint
+from rmu_exp.model.parameters import Trained, on_disk
+from rmu_exp.paths import replace_atomic
 
 CONTROL = "control_vectors"
 FORMAT = "rmu_exp.delta.1"
+KEY = "rmu_exp"
 
 
 @dataclass
@@ -29,9 +34,9 @@ class Delta:
 
     Attributes:
         tensors: full name on disk to new value, in the base checkpoint's dtype.
-        control: forget targets c·u, (topics, hidden), or None for methods without.
+        control: forget targets c·u, (topics, hidden); None for methods without.
         topics: names of control's rows.
-        base: what it belongs to: ``name``, ``revision``, ``digest``.
+        base: the model it belongs to: ``name``, ``revision`` (may be empty), ``digest``.
     """
 
     tensors: dict[str, Tensor]
@@ -39,13 +44,35 @@ class Delta:
     topics: list[str] = field(default_factory=list)
     base: dict[str, str] = field(default_factory=dict)
 
+    @staticmethod
+    def from_trained(
+        trained: Sequence[Trained],
+        values: Sequence[Tensor],
+        control: Tensor | None,
+        topics: Sequence[str],
+        checkpoint: Checkpoint,
+    ) -> Delta:
+        """A Delta of trained values.
+
+        Each value is rounded to the dtype that its tensor has on disk, so that what is judged is what an
+        export holds.
+        """
+        places = checkpoint.places(t.name for t in trained)
+        dtypes = {name: DTYPES[entry.dtype] for name, (_, entry) in places.items()}
+        tensors = {
+            t.name: v.detach().to("cpu", dtypes[t.name], copy=True) for t, v in zip(trained, values, strict=True)
+        }
+        kept = None if control is None else control.detach().cpu().clone()
+        return Delta(tensors, kept, list(topics), checkpoint.about())
+
     def save(self, path: Path) -> None:
         """Write the file, whole or not at all; the same Delta gives the same bytes."""
         tensors = {name: self.tensors[name].detach().cpu().contiguous() for name in sorted(self.tensors)}
         if self.control is not None:
             tensors[CONTROL] = self.control.detach().cpu().contiguous()
-        about = {"base": self.base, "format": FORMAT, "topics": self.topics}
-        write_atomic(path, save(tensors, {"rmu_exp": json.dumps(about, sort_keys=True)}))
+        about = json.dumps({"base": self.base, "format": FORMAT, "topics": self.topics}, sort_keys=True)
+        # One key: the library writes several in no fixed order.
+        replace_atomic(path, lambda temporary: save_file(tensors, temporary, {KEY: about}))
 
     @staticmethod
     def load(path: Path) -> Delta:
@@ -56,36 +83,77 @@ class Delta:
         """
         try:
             with safe_open(str(path), "pt") as file:
-                about = json.loads((file.metadata() or {})["rmu_exp"])
+                about = json.loads((file.metadata() or {})[KEY])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
-            raise UserError(f"{path}: not a readable Delta ({error}); give a delta.safetensors of a run") from error
+        except FileNotFoundError as error:
+            raise UserError(f"{path}: no such file; give a delta.safetensors of a run") from error
+        except (KeyError, ValueError) as error:
+            raise UserError(f"{path}: not a Delta; give a delta.safetensors of a run") from error
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{path}: damaged or not a safetensors file ({error}); copy it again") from error
         control = tensors.pop(CONTROL, None)
+        _check(path, about, tensors, control)
         return Delta(tensors, control, about["topics"], about["base"])
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[nn.Module]:
         """The model with the Delta in it, inside the block; exactly the base again behind it."""
-        originals = self.apply(model)
+        before = self.apply(model)
         try:
             yield model
         finally:
-            Delta(originals).apply(model)
+            before.restore()
 
     @torch.no_grad()
-    def apply(self, model: nn.Module) -> dict[str, Tensor]:
-        """Put the tensors into a full model in memory; returns what was there.
+    def apply(self, model: nn.Module) -> Originals:
+        """Put the tensors into a model in memory, in the model's dtype.
+
+        Returns:
+            What was there, and the way back.
 
         Raises:
-            UserError: a name or shape that the model does not have.
+            UserError: a name or shape that the model does not have; the model is unchanged.
         """
-        known = dict(model.named_parameters())
-        originals: dict[str, Tensor] = {}
+        known, layers = on_disk(model), layers_of(model)
+        views: dict[str, Tensor] = {}
         for name, value in self.tensors.items():
-            if name not in known or known[name].shape != value.shape:
-                has = tuple(known[name].shape) if name in known else "no such tensor"
-                raise UserError(f"delta: {name} of shape {tuple(value.shape)} does not fit the model ({has})")
-        for name, value in self.tensors.items():
-            originals[name] = known[name].detach().clone()
-            known[name].copy_(value)
+            if name not in known:
+                raise UserError(f"delta: the model has no tensor {name}; it was made for {self._base()}")
+            views[name] = known[name].view(layers[known[name].layer])
+            if views[name].shape != value.shape:
+                has, given = tuple(views[name].shape), tuple(value.shape)
+                raise UserError(f"delta: {name} is {given}, the model has {has}; it was made for {self._base()}")
+        originals = Originals(views, {name: view.clone() for name, view in views.items()})
+        for name, view in views.items():
+            view.copy_(self.tensors[name])
         return originals
+
+    def _base(self) -> str:
+        return self.base.get("name") or "another model"
+
+
+@dataclass(frozen=True)
+class Originals:
+    """A model's own tensors, while a Delta is in their place."""
+
+    views: dict[str, Tensor]
+    values: dict[str, Tensor]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Make the model exactly what it was."""
+        for name, view in self.views.items():
+            view.copy_(self.values[name])
+
+
+def _check(path: Path, about: Any, tensors: dict[str, Tensor], control: Tensor | None) -> None:
+    """Refuse a file whose description is not one of ours, or does not fit its tensors."""
+    given = about.get("format") if isinstance(about, dict) else None
+    if given != FORMAT:
+        raise UserError(f"{path}: format {given!r}, allowed is {FORMAT!r}; give a delta.safetensors of a run")
+    topics, base = about.get("topics"), about.get("base")
+    fits = isinstance(topics, list) and isinstance(base, dict) and bool(tensors)
+    if fits and control is not None:
+        fits = control.dim() == 2 and len(control) == len(topics)
+    if not fits:
+        raise UserError(f"{path}: its description does not fit its tensors; give a delta.safetensors of a run")

@@ -6,79 +6,101 @@ tensors' ranges are overwritten in the copies: memory stays at the largest chang
 
 from __future__ import annotations
 
-import json
+import os
 import shutil
-import struct
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch import Tensor
 
 from rmu_exp.errors import RunError, UserError
-from rmu_exp.model.checkpoint import Checkpoint
+from rmu_exp.model import weights
+from rmu_exp.model.checkpoint import DTYPES, Checkpoint
 from rmu_exp.model.delta import Delta
+from rmu_exp.model.repository import LEGAL, SMALL
 
-DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
-LEFT_OUT = (".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx")  # other copies of the base's weights
+Place = tuple[Path, weights.Entry]
 
 
 def export(checkpoint: Checkpoint, delta: Delta, out: Path, card: str | None = None) -> Path:
     """Write base + Delta as an ordinary Hugging Face folder; the folder appears only when it is whole.
 
+    Every tensor keeps the base's dtype, every file its name; a hub model is downloaded in full first.
+
     Args:
-        card: text of the README.md (the model card) to go with it.
+        card: text of the model card, README.md; None: none.
 
     Raises:
         UserError: ``out`` exists, or the Delta belongs to another model.
-        RunError: the disk cannot take it.
+        RunError: the disk cannot take it, or a download failed.
     """
     if out.exists():
         raise UserError(f"export: {out} exists already; choose another folder or move it away")
-    places = {name: (file, entry) for file in checkpoint.weight_files() for name, entry in header(file).items()}
-    unknown = [name for name in delta.tensors if name not in places]
-    if unknown:
-        raise UserError(f"export: {checkpoint.name} has no tensor {unknown[0]}; this Delta belongs to another model")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    _check_base(checkpoint, delta)
+    checkpoint.fetch()
+    places = checkpoint.places(delta.tensors)
+    for name, value in delta.tensors.items():
+        _check_fits(checkpoint, name, value, places)
     try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _check_space(out.parent, checkpoint.weight_files())
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as name:
             folder = Path(name) / "model"
             folder.mkdir()
-            for file in sorted(checkpoint.folder.iterdir()):
-                if file.is_file() and file.suffix not in LEFT_OUT and file.name != "README.md":
-                    shutil.copyfile(file, folder / file.name)
-            for tensor, value in delta.tensors.items():
-                file, entry = places[tensor]
-                _overwrite(folder / file.name, tensor, entry, value)
-            if card:
-                (folder / "README.md").write_text(card, encoding="utf-8")
+            _write(checkpoint, delta.tensors, places, folder, card)
             folder.rename(out)
     except OSError as error:
         raise RunError(f"export: {out} cannot be written ({error}); nothing was left there") from error
     return out
 
 
-def header(file: Path) -> dict[str, dict[str, Any]]:
-    """Name to ``dtype``, ``shape`` and ``offsets`` (first and last byte in the file) of a safetensors file."""
-    with file.open("rb") as handle:
-        (length,) = struct.unpack("<Q", handle.read(8))
-        table = json.loads(handle.read(length))
-    table.pop("__metadata__", None)
-    for entry in table.values():
-        first, last = entry.pop("data_offsets")
-        entry["offsets"] = (8 + length + first, 8 + length + last)
-    return table
+def _check_base(checkpoint: Checkpoint, delta: Delta) -> None:
+    """By content, or by commit where the content was not at hand."""
+    mine = checkpoint.about()
+    known = [key for key in ("digest", "revision") if delta.base.get(key) and mine[key]]
+    if known and all(delta.base[key] != mine[key] for key in known):
+        was = f"{delta.base.get('name', 'another model')} ({delta.base[known[0]]})"
+        raise UserError(f"export: this Delta was made for {was}, not for {checkpoint.name} ({mine[known[0]]})")
 
 
-def _overwrite(file: Path, name: str, entry: dict[str, Any], value: torch.Tensor) -> None:
-    if list(value.shape) != entry["shape"] or entry["dtype"] not in DTYPES:
-        raise UserError(
-            f"export: {name} is {entry['dtype']} {entry['shape']} in the base and {list(value.shape)} in the Delta"
-        )
-    raw = value.detach().cpu().to(DTYPES[entry["dtype"]]).contiguous().view(torch.uint8).numpy().tobytes()
-    first, last = entry["offsets"]
-    if len(raw) != last - first:
-        raise UserError(f"export: {name} has {last - first} bytes in the base and {len(raw)} in the Delta")
-    with file.open("r+b") as handle:
-        handle.seek(first)
-        handle.write(raw)
+def _check_fits(checkpoint: Checkpoint, name: str, value: Tensor, places: dict[str, Place]) -> None:
+    if name not in places:
+        raise UserError(f"export: {checkpoint.name} has no tensor {name}; this Delta belongs to another model")
+    entry = places[name][1]
+    if tuple(value.shape) != entry.shape or entry.dtype not in DTYPES:
+        has = f"{entry.dtype} {list(entry.shape)}"
+        raise UserError(f"export: {name} is {has} in {checkpoint.name} and {list(value.shape)} in the Delta")
+
+
+def _check_space(folder: Path, files: Iterable[Path]) -> None:
+    wanted, free = sum(file.stat().st_size for file in files), shutil.disk_usage(folder).free
+    if wanted > free:
+        raise RunError(f"export: {folder} has {free / 1e9:.1f} GB free, the model takes {wanted / 1e9:.1f} GB")
+
+
+def _write(
+    checkpoint: Checkpoint, changes: dict[str, Tensor], places: dict[str, Place], folder: Path, card: str | None
+) -> None:
+    shards = {file.name for file in checkpoint.weight_files()}
+    for file in sorted(checkpoint.folder.iterdir()):
+        small = file.name.endswith((*SMALL, ".py")) or file.name.startswith(LEGAL)
+        pickles_index = file.name.endswith(".bin.index.json")
+        if file.is_file() and (file.name in shards or (small and not pickles_index)):
+            shutil.copyfile(file, folder / file.name)
+    for name, value in changes.items():
+        file, entry = places[name]
+        with (folder / file.name).open("r+b") as handle:
+            handle.seek(entry.begin)
+            handle.write(_bytes(value, DTYPES[entry.dtype]))
+    if card is not None:
+        (folder / "README.md").write_text(card, encoding="utf-8")
+    for file in folder.iterdir():
+        with file.open("rb") as handle:
+            os.fsync(handle.fileno())
+
+
+def _bytes(value: Tensor, dtype: torch.dtype) -> bytes:
+    raw = value.detach().cpu().to(dtype).contiguous().flatten().view(torch.uint8)
+    return raw.numpy().tobytes()

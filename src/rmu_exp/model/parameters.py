@@ -1,18 +1,50 @@
-"""Trained tensors by name: what the user asks for, as the checkpoint on disk spells it."""
+"""Trained tensors by name: what the user asks for, as the checkpoint on disk spells it.
+
+transformers 5 fuses the experts of a mixture into one tensor a layer; on disk each expert has tensors of its
+own. So a name on disk is a whole in-memory parameter, or a slice of one. This module knows names and
+slices; it knows nothing of training or of files.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rmu_exp.errors import UserError
-from rmu_exp.model.anatomy import body_of, layers_of
+from rmu_exp.model.anatomy import layers_of, layers_path
 
-DOWN = ("mlp.down_proj.weight", "mlp.dense_4h_to_h.weight", "mlp.c_proj.weight")
+ALL = "all"
+DOWN = (
+    "mlp.down_proj.weight",
+    "mlp.dense_4h_to_h.weight",
+    "mlp.c_proj.weight",
+    "block_sparse_moe.experts.*.w2.weight",
+    "mlp.experts.*.down_proj.weight",
+)
+Index = tuple[int | slice, ...]
+
+
+@dataclass(frozen=True)
+class _Fused:
+    """How a family spells its experts on disk; in memory they are mlp.experts.gate_up_proj and .down_proj."""
+
+    block: str
+    gate: str
+    up: str
+    down: str
+    order: tuple[str, str, str]  # of one expert's tensors in the module that published checkpoints came from
+
+
+_MIXTRAL = _Fused("block_sparse_moe", gate="w1", up="w3", down="w2", order=("w1", "w2", "w3"))
+_QWEN = _Fused("mlp", "gate_proj", "up_proj", "down_proj", order=("gate_proj", "up_proj", "down_proj"))
+FUSED = {"mixtral": _MIXTRAL, "qwen2_moe": _QWEN, "qwen3_moe": _QWEN, "olmoe": _QWEN}
+ROUTER, GATE_UP, DOWN_PROJ = "mlp.gate.weight", "mlp.experts.gate_up_proj", "mlp.experts.down_proj"
 
 
 @dataclass(frozen=True)
@@ -22,79 +54,196 @@ class Trained:
     Attributes:
         layer: index of its layer.
         name: its full name on disk.
-        parameter: the in-memory parameter inside the layer that holds it.
-        index: the slice of that parameter, or None for all of it.
+        parameter: the in-memory parameter, by its name inside the layer, that holds it.
+        index: which slice of that parameter it is; None: all of it.
     """
 
     layer: int
     name: str
     parameter: str
-    index: tuple[int | slice, ...] | None = None
+    index: Index | None = None
 
     def read(self, layer: nn.Module) -> Tensor:
-        """A copy of the tensor."""
-        whole = layer.get_parameter(self.parameter).detach()
-        return (whole if self.index is None else whole[self.index]).clone()
+        """A copy of the tensor in the model."""
+        return self.view(layer).clone()
 
-    def place(self, whole: Tensor, value: Tensor) -> Tensor:
-        """The in-memory parameter with ``value`` in its place; differentiable with respect to ``value``."""
-        if self.index is None:
-            return value
-        mark = torch.zeros(whole.shape, dtype=torch.bool, device=whole.device)
-        mark[self.index] = True
-        return whole.masked_scatter(mark, value)
+    def view(self, layer: nn.Module) -> Tensor:
+        """The tensor in the model's own memory; writing to it changes the model."""
+        whole = layer.get_parameter(self.parameter).detach()
+        return whole if self.index is None else whole[self.index]
+
+    def place(self, full: Tensor, value: Tensor) -> Tensor:
+        """The in-memory parameter with ``value`` in its place, differentiable with respect to ``value``.
+
+        Args:
+            full: the in-memory parameter, or what an earlier ``place`` for another slice of it gave.
+            value: of the shape of :meth:`read`.
+
+        Returns:
+            ``value`` itself when the tensor is a whole parameter, otherwise a copy of ``full`` with the slice replaced.
+        """
+        return value if self.index is None else _Place.apply(full, [self.index], value)
+
+
+def assemble(model: nn.Module, trained: Sequence[Trained], values: Sequence[Tensor]) -> dict[int, dict[str, Tensor]]:
+    """The model's parameters with ``values`` in them, as ``SplitModel.upper`` takes them.
+
+    A fused parameter is copied once, however many of its slices are trained. Values are cast to the
+    parameter's dtype; gradients flow to ``values`` only.
+
+    Returns:
+        Layer index to in-memory parameter name to tensor.
+    """
+    layers, table = layers_of(model), dict[int, dict[str, Tensor]]()
+    slices: dict[tuple[int, str], list[tuple[Index, Tensor]]] = {}
+    for t, value in zip(trained, values, strict=True):
+        if t.index is None:
+            dtype = layers[t.layer].get_parameter(t.parameter).dtype
+            table.setdefault(t.layer, {})[t.parameter] = value.to(dtype)
+        else:
+            slices.setdefault((t.layer, t.parameter), []).append((t.index, value))
+    for (layer, parameter), parts in slices.items():
+        full = layers[layer].get_parameter(parameter).detach()
+        indices = [index for index, _ in parts]
+        table.setdefault(layer, {})[parameter] = _Place.apply(full, indices, *(v for _, v in parts))
+    return table
+
+
+class _Place(torch.autograd.Function):
+    """Copy a tensor and overwrite slices of the copy; the gradient of each value is its slice.
+
+    In-place writes under autograd would copy the whole gradient once a slice.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, full: Tensor, indices: list[Index], *values: Tensor) -> Tensor:
+        ctx.indices, ctx.dtypes, ctx.full = indices, [v.dtype for v in values], ctx.needs_input_grad[0]
+        out = full.clone()
+        for index, value in zip(indices, values, strict=True):
+            out[index] = value.to(out.dtype)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        full = None
+        if ctx.full:  # `full` is itself the result of an earlier placing
+            full = grad.clone()
+            for index in ctx.indices:
+                full[index] = 0
+        own = [grad[index].to(dtype) for index, dtype in zip(ctx.indices, ctx.dtypes, strict=True)]
+        return (full, None, *own)
 
 
 def resolve(model: nn.Module, layers: Sequence[int], names: Sequence[str] | None) -> list[Trained]:
-    """The tensors of ``layers`` whose names match.
+    """The tensors of ``layers`` that ``names`` mean.
 
     Args:
-        names: names inside a layer, globs allowed; None: the MLP's output matrix.
+        layers: layer indices.
+        names: names inside a layer as on disk, globs allowed; ``all``: every tensor of the layer;
+            None: the MLP's output matrix.
+
+    Returns:
+        Without repetition, layer by layer, in each layer's published order.
 
     Raises:
-        UserError: a name that matches nothing; the message lists what a layer holds.
+        UserError: no such layer, or a name that matches nothing; the message lists what the layer holds.
     """
-    stack = layers_of(model)
-    prefix = _prefix(model)
+    patterns = [names] if isinstance(names, str) else list(names or [])
+    if names is not None and not patterns:
+        raise UserError("layers.parameters: got an empty list; name at least one tensor, or leave it null")
     found: list[Trained] = []
     for layer in layers:
-        known = [name for name, _ in stack[layer].named_parameters()]
-        wanted = names or [down_projection(known)]
-        for pattern in wanted:
-            matched = [name for name in known if fnmatchcase(name, pattern)]
+        known = _slots(model, layer)
+        chosen: set[str] = set()
+        for pattern in patterns or [down_projection(model, layer)]:
+            matched = {t.name for n, t in known.items() if pattern == ALL or fnmatchcase(n, pattern)}
             if not matched:
                 raise UserError(
-                    f"layers.parameters: {pattern!r} matches nothing in layer {layer}; there are {', '.join(known)}"
+                    f"layers.parameters: {pattern!r} matches nothing in layer {layer}; there are {_listed(known)}"
                 )
-            new = [Trained(layer, f"{prefix}.{layer}.{name}", name) for name in matched]
-            found += [t for t in new if t not in found]
+            chosen |= matched
+        found += [t for t in known.values() if t.name in chosen]
     return found
 
 
 def by_index(model: nn.Module, layer: int, ids: Sequence[int]) -> list[str]:
-    """The published code's ``param_ids``: indices into a layer's parameters, as names.
+    """The published code's ``param_ids`` as names on disk.
+
+    They are indices into ``layer.parameters()`` of the transformers release that code ran with (4.38): 6 is
+    the MLP's output matrix of Mistral and Llama, 7 is the first expert's w3 of Mixtral.
 
     Raises:
-        UserError: an index beyond the layer's parameters.
+        UserError: an index beyond the layer's parameters; the message lists them.
     """
-    known = [name for name, _ in layers_of(model)[layer].named_parameters()]
+    known = list(_slots(model, layer))
     for i in ids:
         if not 0 <= i < len(known):
-            raise UserError(f"layers.param_ids: got {i}, allowed is 0 to {len(known) - 1}: {', '.join(known)}")
+            listed = ", ".join(f"{n} {name}" for n, name in enumerate(known[:40]))
+            raise UserError(f"layers.param_ids: got {i}, allowed is 0 to {len(known) - 1}: {listed}")
     return [known[i] for i in ids]
 
 
-def down_projection(known: Sequence[str]) -> str:
-    """The name of the MLP's output matrix among a layer's parameters."""
-    for name in DOWN:
-        if name in known:
-            return name
-    raise UserError(f"layers.parameters: this model has none of {', '.join(DOWN)}; choose among {', '.join(known)}")
+def down_projection(model: nn.Module, layer: int = 0) -> str:
+    """The name, or the glob over experts, of the MLP's output matrix.
+
+    Raises:
+        UserError: the layer has none under any known name.
+    """
+    known = _slots(model, layer)
+    for pattern in DOWN:
+        if any(fnmatchcase(name, pattern) for name in known):
+            return pattern
+    raise UserError(f"layers.parameters: layer {layer} has no known MLP output matrix; choose among {_listed(known)}")
 
 
-def _prefix(model: nn.Module) -> str:
-    """What stands before the layer's index in a full name on disk, such as ``model.layers``."""
-    body, stack = body_of(model), layers_of(model)
-    inner = next(name for name, module in body.named_children() if module is stack)
-    outer = getattr(model, "base_model_prefix", "model")
-    return f"{outer}.{inner}"
+def on_disk(model: nn.Module) -> dict[str, Trained]:
+    """Every tensor of every decoder layer, by its full name on disk."""
+    return {t.name: t for layer in range(len(layers_of(model))) for t in _slots(model, layer).values()}
+
+
+def _slots(model: nn.Module, layer: int) -> dict[str, Trained]:
+    """A layer's tensors in published order: name inside the layer on disk to where it is in memory."""
+    layers = layers_of(model)
+    if not 0 <= layer < len(layers):
+        raise UserError(f"layers: got {layer}, allowed is 0 to {len(layers) - 1}")
+    shapes = {name: p.shape for name, p in layers[layer].named_parameters()}
+    if any(".experts." in name for name in shapes):
+        places = _experts_places(shapes, getattr(getattr(model, "config", None), "model_type", ""))
+    else:
+        places = {name: (name, None) for name in shapes}
+    prefix = f"{layers_path(model)}.{layer}"
+    return {name: Trained(layer, f"{prefix}.{name}", *place) for name, place in places.items()}
+
+
+def _experts_places(shapes: dict[str, torch.Size], model_type: str) -> dict[str, tuple[str, Index | None]]:
+    fused = FUSED.get(model_type)
+    if fused is None or GATE_UP not in shapes:
+        raise UserError(
+            f"model: names of the experts of model type {model_type!r} are not known; allowed is {', '.join(FUSED)}"
+        )
+    experts, twice, _ = shapes[GATE_UP]
+    half = twice // 2
+    parts = {
+        fused.gate: (GATE_UP, slice(0, half)),
+        fused.up: (GATE_UP, slice(half, twice)),
+        fused.down: (DOWN_PROJ, None),
+    }
+    mine: dict[str, tuple[str, Index | None]] = {}
+    if ROUTER in shapes:
+        mine[f"{fused.block}.gate.weight"] = (ROUTER, None)
+    for e in range(experts):
+        for part in fused.order:
+            parameter, rows = parts[part]
+            mine[f"{fused.block}.experts.{e}.{part}.weight"] = (parameter, (e,) if rows is None else (e, rows))
+    places: dict[str, tuple[str, Index | None]] = {}
+    for name in shapes:  # the router and the experts come first in the block, as in the published order
+        if name.startswith("mlp."):
+            places |= mine
+        if name not in (ROUTER, GATE_UP, DOWN_PROJ):
+            places[re.sub(r"^mlp\.", f"{fused.block}.", name)] = (name, None)
+    return places
+
+
+def _listed(known: dict[str, Trained]) -> str:
+    return ", ".join(dict.fromkeys(re.sub(r"experts\.\d+\.", "experts.*.", name) for name in known))

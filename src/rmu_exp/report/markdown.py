@@ -45,7 +45,7 @@ def questions(results: dict[str, Any]) -> list[str]:
     lines = [
         "## Questions",
         "",
-        "| questions | n | base | 95 % | unlearned | 95 % | lost / gained | p, before = after | chance | p, after = chance |",
+        "| questions | n | base | 95 % | unlearned | 95 % | lost / gained | p, no change | chance | p, at chance |",
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for depth, name in rows(results["qa"]):
@@ -72,8 +72,8 @@ def training(results: dict[str, Any]) -> list[str]:
     if train:
         lines += [
             "",
-            f"{train['steps']} steps in {train['seconds']:.1f} s with loading ({1000 * train['seconds_per_step']:.1f} ms a "
-            f"step), peak memory {train['peak_memory_bytes'] / 2**20:,.0f} MiB.",
+            f"{train['steps']} steps in {train['seconds']:.1f} s with loading "
+            f"({1000 * train['seconds_per_step']:.1f} ms a step), peak memory {train['peak_memory_bytes'] / 2**20:,.0f} MiB.",
         ]
     return lines
 

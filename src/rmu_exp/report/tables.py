@@ -10,15 +10,17 @@ ORDER = ("forget", "wmdp", "adjacent", "general", "mmlu")
 
 
 def rows(qa: dict[str, Any]) -> list[tuple[int, str]]:
-    """Names of groups and tasks in reading order, each with its depth: 0 for a group, 1 for a task of it."""
-    groups = [name for name in qa if any(other.startswith(name + "_") for other in qa)]
-    groups.sort(key=lambda name: ("_open" in name, _rank(name), len(name)))
+    """Names of groups and tasks in reading order, each with its depth: 0 for a group, 1 for a task of it.
+
+    A task that is in several groups stands in the smallest.
+    """
+    groups = sorted((n for n in qa if "tasks" in qa[n]), key=lambda n: len(qa[n]["tasks"]))
+    home = {task: group for group in reversed(groups) for task in qa[group]["tasks"]}
+    order = sorted(groups, key=lambda n: ("_open" in n, _rank(n), -len(qa[n]["tasks"])))
     listed: list[tuple[int, str]] = []
-    for group in groups:
-        listed.append((0, group))
-        listed += [(1, n) for n in qa if n.startswith(group + "_") and n not in groups]
-    known = {name for _, name in listed}
-    return listed + [(0, name) for name in qa if name not in known]
+    for group in order:
+        listed += [(0, group), *((1, task) for task in qa[group]["tasks"] if home[task] == group)]
+    return listed + [(0, name) for name in qa if name not in groups and name not in home]
 
 
 def _rank(name: str) -> int:
@@ -31,21 +33,23 @@ def percent(value: float) -> str:
 
 
 def interval(summary: dict[str, Any]) -> str:
-    """The 95 % interval as ``21.7 to 31.5``, in percent."""
+    """The 95 % interval as ``21.7–31.5``, in percent."""
     low, high = summary["ci95"]
-    return f"{100 * low:.1f} to {100 * high:.1f}"
+    return f"{100 * low:.1f}–{100 * high:.1f}"
 
 
 def qa_table(results: dict[str, Any]) -> Table:
-    """The final table for the terminal; at most 100 columns wide."""
+    """The final table for the terminal, 80 columns wide with names up to 26 characters."""
     run, qa = results["run"], results["qa"]
     table = Table(
-        title=title(run), title_justify="left", title_style="bold", header_style="bold", box=None, padding=(0, 2, 0, 0)
+        title=title(run), title_justify="left", title_style="bold", header_style="bold", box=None, padding=(0, 1, 0, 0)
     )
     table.add_column("questions", no_wrap=True)
     for name in ("base", "unlearned", "95 %", "change", "chance", "n"):
         table.add_column(name, justify="right", no_wrap=True)
     for depth, name in rows(qa):
+        if depth and "_open" in name:
+            continue  # the report has them
         row = qa[name]
         base, after = row.get("base"), row.get("unlearned")
         n = (after or base)["n"]

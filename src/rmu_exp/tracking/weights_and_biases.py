@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rmu_exp.tracking import Tracker
 
@@ -37,7 +37,7 @@ class WandbTracker(Tracker):
         import wandb
 
         self.wandb = wandb
-        self.mode = self._mode(mode)
+        self.mode: Literal["online", "offline"] = self._mode(mode)
         given = {"dir": str(folder), "config": config, "name": name, "group": group, "tags": tags}
         given |= {"project": project, "entity": entity}
         try:
@@ -54,12 +54,12 @@ class WandbTracker(Tracker):
         if self.mode == "offline":
             _say(f"W&B is offline; upload later with: wandb sync {Path(self.run.dir).parent}")
 
-    def _mode(self, wanted: str) -> str:
-        from_environment = os.environ.get("WANDB_MODE")
-        if from_environment in ("online", "offline"):
-            return from_environment
-        if wanted != "auto":
-            return wanted
+    def _mode(self, wanted: str) -> Literal["online", "offline"]:
+        wanted = os.environ.get("WANDB_MODE", wanted)
+        if wanted == "online":
+            return "online"
+        if wanted == "offline":
+            return "offline"
         return "online" if self.wandb.login(prompt=False) else "offline"
 
     def _init(self, given: dict[str, Any]) -> Any:

@@ -1,0 +1,116 @@
+"""All that a run needs from the hub, brought into one folder for a machine without a network.
+
+The folder is a Hugging Face home: there, ``HF_HOME=FOLDER HF_HUB_OFFLINE=1 python train.py …`` finds
+everything, because every library looks there by itself. It can be copied (``rsync -a`` or ``tar``,
+which keep links). Files are whole or absent, and a second call takes up what is missing. No token is
+ever written to it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rmu_exp import hub
+from rmu_exp.errors import RunError, UserError
+
+
+def fetch(
+    folder: Path,
+    *,
+    models: Sequence[str] = (),
+    corpora: Sequence[str] = (),
+    tasks: Sequence[str] = (),
+    depth: int | None = None,
+) -> Iterator[str]:
+    """Bring models, corpora and question sets into ``folder``; yields one line as each is there.
+
+    Must run before anything imports huggingface_hub or datasets, which fix the place of their caches then.
+
+    Args:
+        folder: made when missing; what it already holds is not downloaded again.
+        models: ``ORG/NAME`` or ``ORG/NAME@REVISION``.
+        corpora: sources as in ``data.forget`` and ``data.retain``; those that are no hub datasets are passed over.
+        tasks: lm-eval tasks or groups.
+        depth: only the weight files that hold the embedding and the first so many layers; None: all, which
+            judging needs.
+
+    Raises:
+        UserError: no such repository or task, or no access to it.
+        RunError: the hub cannot be reached, a download broke off, or lm-eval cannot load its questions.
+    """
+    _keep_caches_in(folder)
+    for name in dict.fromkeys(models):
+        repo, _, revision = name.partition("@")
+        layers = "all layers" if depth is None else f"its first {depth} layers"
+        yield f"model {name}: {layers}, at commit {_model(repo, revision or None, depth)}"
+    for source in dict.fromkeys(corpora):
+        if found := _corpus(source):
+            yield f"corpus {found}"
+    if tasks:
+        yield f"questions of {', '.join(tasks)}: {_questions(tasks)} tasks"
+
+
+def _keep_caches_in(folder: Path) -> None:
+    early = {"huggingface_hub", "datasets"} & set(sys.modules)
+    if early:
+        raise RuntimeError(f"fetch must run before {' and '.join(sorted(early))} is imported")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be made ({error.strerror}); choose another folder") from error
+    # not HF_HOME, where the token is read from
+    os.environ["HF_HUB_CACHE"] = str(folder.absolute() / "hub")
+    os.environ["HF_DATASETS_CACHE"] = str(folder.absolute() / "datasets")
+    for switch in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        os.environ.pop(switch, None)
+
+
+def _model(repo: str, revision: str | None, depth: int | None) -> str:
+    """Download a model. Returns its commit."""
+    from huggingface_hub import hf_hub_download
+
+    from rmu_exp.model.checkpoint import locate
+
+    checkpoint = locate(repo, None, revision)
+    checkpoint.fetch(depth)
+    with hub.asking(repo, "model", revision):
+        hf_hub_download(repo, "config.json", revision=revision)  # notes which commit the revision's name means
+    return checkpoint.revision or ""
+
+
+def _corpus(source: str) -> str:
+    from rmu_exp.corpora import texts
+
+    if texts.dataset(source) is None:
+        return ""
+    return texts.read(source, on_bad_line="skip").describe()
+
+
+def _questions(tasks: Sequence[str]) -> int:
+    """Let lm-eval load its own tasks' questions. Returns how many tasks, those of groups counted one by one."""
+    from rmu_exp.judge.qa import task_manager
+
+    manager = task_manager(tasks)
+    try:
+        return len(manager.load(list(tasks))["tasks"])
+    except Exception as error:
+        repo = _repo_in(error)
+        if repo is not None:
+            hub.check(repo, "dataset")  # says more than the error that lm-eval passes on
+        names = ", ".join(tasks)
+        line = hub.told(error, repo or names, "dataset")
+        if line is None and isinstance(error, (OSError, ValueError)):
+            line = RunError(f"the questions of {names} cannot be loaded ({hub.first_line(error)})")
+        if line is None:
+            raise
+        raise line from error
+
+
+def _repo_in(error: BaseException) -> str | None:
+    """The data set that an error of the ``datasets`` library speaks of."""
+    named = (re.search(r"'([\w.-]+/[\w.-]+)'", str(cause)) for cause in hub.chain(error))
+    return next((match[1] for match in named if match), None)
