@@ -28,9 +28,12 @@ except (UserError, RunError) as error:
 """
 USE = """
 import json
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from rmu_exp.corpora import texts
 from rmu_exp.judge.qa import task_manager
+from rmu_exp.model.checkpoint import locate
+trunk = locate("org/model").open(2, torch.float32, torch.device("cpu"))
 model = AutoModelForCausalLM.from_pretrained("org/model")
 tokenizer = AutoTokenizer.from_pretrained("org/model")
 tasks = ["wmdp_bio", "mmlu_virology"]
@@ -38,7 +41,7 @@ loaded = task_manager(tasks).load(tasks)["tasks"]
 virology = loaded["mmlu_virology"]
 doc = next(iter(virology.test_docs()))
 print(json.dumps({
-    "parameters": sum(p.numel() for p in model.parameters()),
+    "layers": [len(trunk.layers), len(model.model.layers)],
     "ids": tokenizer("the river")["input_ids"],
     "bio": texts.read("BIO").texts,
     "questions": {name: len(task.test_docs()) for name, task in loaded.items()},
@@ -124,7 +127,7 @@ def test_a_fetched_folder_is_all_that_a_machine_without_network_needs(hub: Hub, 
     assert found["questions"] == {"wmdp_bio": 8, "mmlu_virology": 5}
     assert found["asked"] == "What is 0 + 0?\nA. 0\nB. 1\nC. 2\nD. 3\nAnswer:"
     assert (found["target"], found["shots"]) == (0, 5)
-    assert found["parameters"] > 0
+    assert found["layers"] == [2, 6]
     assert len(found["ids"]) == 2
     assert len(hub.requests) == asked
 

@@ -25,6 +25,7 @@ def fetch(
     corpora: Sequence[str] = (),
     tasks: Sequence[str] = (),
     depth: int | None = None,
+    trust_remote_code: bool = False,
 ) -> Iterator[str]:
     """Bring models, corpora and question sets into ``folder``; yields one line as each is there.
 
@@ -37,6 +38,7 @@ def fetch(
         tasks: lm-eval tasks or groups.
         depth: only the weight files that hold the embedding and the first so many layers; None: all, which
             judging needs.
+        trust_remote_code: also bring the Python code that comes with a model.
 
     Raises:
         UserError: no such repository or task, or no access to it.
@@ -46,7 +48,7 @@ def fetch(
     for name in dict.fromkeys(models):
         repo, _, revision = name.partition("@")
         layers = "all layers" if depth is None else f"its first {depth} layers"
-        yield f"model {name}: {layers}, at commit {_model(repo, revision or None, depth)}"
+        yield f"model {name}: {layers}, at commit {_model(repo, revision or None, depth, trust_remote_code)}"
     for source in dict.fromkeys(corpora):
         if found := _corpus(source):
             yield f"corpus {found}"
@@ -69,13 +71,13 @@ def _keep_caches_in(folder: Path) -> None:
         os.environ.pop(switch, None)
 
 
-def _model(repo: str, revision: str | None, depth: int | None) -> str:
+def _model(repo: str, revision: str | None, depth: int | None, trust_remote_code: bool) -> str:
     """Download a model. Returns its commit."""
     from huggingface_hub import hf_hub_download
 
     from rmu_exp.model.checkpoint import locate
 
-    checkpoint = locate(repo, None, revision)
+    checkpoint = locate(repo, None, revision, trust_remote_code)
     checkpoint.fetch(depth)
     with hub.asking(repo, "model", revision):
         hf_hub_download(repo, "config.json", revision=revision)  # notes which commit the revision's name means

@@ -115,15 +115,16 @@ def _refused(error: BaseException) -> str:
 
 def _network_error(error: BaseException, repo: str) -> UserError | RunError | None:
     from huggingface_hub import constants
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
+    if constants.HF_HUB_OFFLINE and isinstance(error, (ConnectionError, LocalEntryNotFoundError)):
+        return _switched_off(repo)
     # by name: the clients have used requests, httpx and httpx2 for transport, whose errors share no class
     names = {kind.__name__ for kind in type(error).__mro__}
     if not (names & {"TransportError", "ConnectionError", "ProtocolError"}):
         if isinstance(error, OSError) and str(error).startswith("Consistency check failed"):
             return _broke_off(error, repo)
         return None
-    if constants.HF_HUB_OFFLINE:
-        return _switched_off(repo)
     if names & {"RemoteProtocolError", "ReadError", "ReadTimeout"}:
         return _broke_off(error, repo)
     return RunError(

@@ -9,7 +9,10 @@ import pytest
 import torch
 from families import FAMILIES, make_checkpoint
 
+from rmu_exp.model.anatomy import layers_of
 from rmu_exp.model.checkpoint import Checkpoint, locate
+from rmu_exp.model.delta import Delta
+from rmu_exp.model.parameters import resolve
 
 torch.set_num_threads(1)
 
@@ -46,3 +49,16 @@ def mistral(checkpoint_of: Callable[[str], Checkpoint]) -> Checkpoint:
 @pytest.fixture
 def mixtral(checkpoint_of: Callable[[str], Checkpoint]) -> Checkpoint:
     return checkpoint_of("mixtral")
+
+
+@pytest.fixture(scope="session")
+def changed() -> Callable[..., Delta]:
+    """Makes a Delta of a checkpoint that adds one to the trained tensors of layers 0 and 2."""
+
+    def make(checkpoint: Checkpoint, names: list[str] | str | None = None) -> Delta:
+        model = checkpoint.open(3, torch.float32, torch.device("cpu"))
+        trained = resolve(model, [0, 2], names)
+        values = [t.read(layers_of(model)[t.layer]) + 1 for t in trained]
+        return Delta.from_trained(trained, values, torch.randn(2, 16), ["hexes", "wards"], checkpoint)
+
+    return make

@@ -103,7 +103,9 @@ def test_globs_keep_the_published_order_without_repetition(mixtral):
 @pytest.mark.parametrize("names", [["mlp.nothing"], ["self_attn.q_proj.weight", "experts.*"]])
 def test_what_matches_nothing_is_told_what_there_is(mixtral, names):
     model = mixtral.open(2, torch.float32, CPU)
-    with pytest.raises(UserError, match=r"matches nothing in layer 1; .*gate\.weight, .*experts\.\*\.w1\.weight, ") as error:
+    with pytest.raises(
+        UserError, match=r"matches nothing in layer 1; .*gate\.weight, .*experts\.\*\.w1\.weight, "
+    ) as error:
         resolve(model, [1], names)
     assert repr(names[-1]) in str(error.value)
     assert "\n" not in str(error.value)

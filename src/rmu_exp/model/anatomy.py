@@ -183,7 +183,7 @@ class SplitModel:
         """Whether the layers give their hidden states in a tuple: asked with one token, once."""
         probe = _Probe(self._layers[self.first])
         self._run([probe], torch.zeros(1, 1, dtype=torch.long, device=self.device), None, None)
-        return probe.tuple
+        return probe.gave_tuple
 
     def _run(self, upper: list[Any], ids_BT: Tensor, mask_BT: Tensor | None, positions_BT: Tensor | None) -> None:
         extra = {} if positions_BT is None else {"position_ids": positions_BT}
@@ -209,36 +209,40 @@ def split_at(model: nn.Module, first: int) -> SplitModel:
     return SplitModel(model, first)
 
 
-class _Recorder(nn.Module):
-    """Stands in for a layer: keeps what the model hands it and passes the hidden states through."""
+class _StandIn(nn.Module):
+    """Takes a layer's place, and has its attributes: some models read them when they choose its mask."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self._stands_for = (layer,)  # in a tuple, so that it is not registered as a submodule
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            return super().__getattr__(name)
+        return getattr(self._stands_for[0], name)
+
+
+class _Recorder(_StandIn):
+    """Keeps what the model hands the layer and passes the hidden states through."""
 
     hidden: Tensor
     call: tuple[tuple[Any, ...], dict[str, Any]]
 
     def __init__(self, layer: nn.Module, returns_tuple: bool) -> None:
-        super().__init__()
+        super().__init__(layer)
         self._returns_tuple = returns_tuple
-        self._stands_for = (layer,)  # in a tuple, so that it is not registered as a submodule
-
-    def __getattr__(self, name: str) -> Any:
-        # Some models read a layer's attributes (such as its attention type) when they choose its mask.
-        if name.startswith("_"):
-            return super().__getattr__(name)
-        return getattr(self._stands_for[0], name)
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         self.hidden, self.call = hidden_states, (args, kwargs)
         return (hidden_states,) if self._returns_tuple else hidden_states
 
 
-class _Probe(nn.Module):
-    """Runs the layer that it stands for and notes the form of the answer."""
+class _Probe(_StandIn):
+    """Runs the layer and notes the form of its answer."""
 
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer, self.tuple = layer, False
+    gave_tuple = False
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        out = self.layer(*args, **kwargs)
-        self.tuple = isinstance(out, tuple)
+        out = self._stands_for[0](*args, **kwargs)
+        self.gave_tuple = type(out) is tuple
         return out
