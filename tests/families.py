@@ -82,7 +82,10 @@ def make_checkpoint(
     kept = model.to(dtype) if head else model.to(dtype).base_model
     with quiet():
         kept.save_pretrained(folder, max_shard_size=shard or "1GB")
-    save_tokenizer(folder)
+    if family == "qwen2":  # transformers gives this model type its own tokenizer class, whatever the folder says
+        save_byte_tokenizer(folder)
+    else:
+        save_tokenizer(folder)
     return folder
 
 
@@ -108,3 +111,14 @@ def save_tokenizer(folder: Path, **special: str) -> None:
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     own = special or {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
     PreTrainedTokenizerFast(tokenizer_object=inner, **own).save_pretrained(folder)
+
+
+def save_byte_tokenizer(folder: Path) -> None:
+    """Write a tokenizer of Qwen2's class that knows small letters, digits and spaces, one token each."""
+    from transformers import Qwen2Tokenizer
+
+    signs = "Ġabcdefghijklmnopqrstuvwxyz0123456789.,"
+    vocabulary = {sign: i for i, sign in enumerate(["<unk>", "<s>", "</s>", *signs])}
+    Qwen2Tokenizer(vocab=vocabulary, merges=[], unk_token="<unk>", eos_token="</s>", pad_token=None).save_pretrained(
+        folder
+    )

@@ -9,13 +9,12 @@ ever written to it.
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rmu_exp import hub
-from rmu_exp.errors import RunError, UserError
+from rmu_exp.errors import UserError
 
 
 def fetch(
@@ -94,25 +93,7 @@ def _corpus(source: str) -> str:
 
 def _questions(tasks: Sequence[str]) -> int:
     """Let lm-eval load its own tasks' questions. Returns how many tasks, those of groups counted one by one."""
-    from rmu_exp.judge.qa import task_manager
+    from rmu_exp.judge.qa import loading, task_manager
 
-    manager = task_manager(tasks)
-    try:
-        return len(manager.load(list(tasks))["tasks"])
-    except Exception as error:
-        repo = _repo_in(error)
-        if repo is not None:
-            hub.check(repo, "dataset")  # says more than the error that lm-eval passes on
-        names = ", ".join(tasks)
-        line = hub.told(error, repo or names, "dataset")
-        if line is None and isinstance(error, (OSError, ValueError)):
-            line = RunError(f"the questions of {names} cannot be loaded ({hub.first_line(error)})")
-        if line is None:
-            raise
-        raise line from error
-
-
-def _repo_in(error: BaseException) -> str | None:
-    """The data set that an error of the ``datasets`` library speaks of."""
-    named = (re.search(r"'([\w.-]+/[\w.-]+)'", str(cause)) for cause in hub.chain(error))
-    return next((match[1] for match in named if match), None)
+    with loading(tasks):
+        return len(task_manager(tasks).load(list(tasks))["tasks"])

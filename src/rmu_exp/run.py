@@ -356,10 +356,10 @@ def _show(value: Any) -> str:
 def _refuse_unknown(config: DictConfig, schema: type, prefix: str) -> None:
     """Hydra's ``+key=value`` adds keys that nothing reads."""
     known = {f.name: f.default_factory for f in dataclasses.fields(schema)}
-    for key in config:
+    for key in map(str, config):
         if key not in known:
             raise UserError(unknown_key(f"{prefix}{key}", [prefix + name for name in known]))
-        nested = known[str(key)]
+        nested = known[key]
         if isinstance(nested, type) and dataclasses.is_dataclass(nested):
             _refuse_unknown(config[key], nested, f"{prefix}{key}.")
 

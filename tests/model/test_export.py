@@ -46,7 +46,9 @@ def test_transformers_loads_it_as_base_and_delta(checkpoint, tmp_path, changed):
     model = checkpoint.open(None, torch.float32, CPU)
     delta.apply(model)
     assert all(torch.equal(loaded[name], tensor) for name, tensor in model.state_dict().items())
-    assert AutoTokenizer.from_pretrained(tmp_path / "out")("w1")["input_ids"] == [4]
+    ids = checkpoint.tokenizer()("w1")["input_ids"]
+    assert ids
+    assert AutoTokenizer.from_pretrained(tmp_path / "out")("w1")["input_ids"] == ids
 
 
 def test_a_checkpoint_without_the_causal_prefix(tmp_path, changed):

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from rmu_exp import hub
 from rmu_exp.errors import RunError, UserError
 from rmu_exp.judge import stats
 
@@ -62,22 +65,37 @@ def task_manager(tasks: Sequence[str]) -> Any:
     from lm_eval.tasks import TaskManager
 
     lore = Path(str(files("rmu_exp.lore"))) / "tasks"
-    folders = [lore, *_folders(tasks)]
-    manager = TaskManager(include_path=[str(f) for f in folders], include_defaults=False)
-    if not all(task in manager.all_tasks for task in tasks):
-        manager = TaskManager(include_path=[str(lore)])  # rarely: a task that does not lie where its name says
+    manager = TaskManager(include_path=[str(f) for f in (lore, *_folders(tasks))], include_defaults=False)
+    missing = [task for task in tasks if task not in manager.all_tasks]
+    if missing:  # a task that does not lie where its name says
+        everywhere = [lore, *_folders(tasks), *_folders_that_mention(missing)]
+        manager = TaskManager(include_path=[str(f) for f in everywhere], include_defaults=False)
     for task in tasks:
         if task not in manager.all_tasks:
             raise UserError(f"eval.tasks: no task {task!r} in lm-eval; `lm_eval ls tasks` lists what there is")
     return manager
 
 
-def _folders(tasks: Sequence[str]) -> list[Path]:
+def _root() -> Path:
     import lm_eval.tasks
 
-    root = Path(str(lm_eval.tasks.__file__)).parent
+    return Path(str(lm_eval.tasks.__file__)).parent
+
+
+def _folders(tasks: Sequence[str]) -> list[Path]:
     names = {task.split("_")[0] for task in tasks}
-    return [folder for name in sorted(names) if (folder := root / name).is_dir()]
+    return [folder for name in sorted(names) if (folder := _root() / name).is_dir()]
+
+
+def _folders_that_mention(tasks: Sequence[str]) -> list[Path]:
+    """Folders with a YAML file that names one of the tasks; reading all is a tenth of indexing all."""
+    wanted = [task.encode() for task in tasks]
+    found = {
+        _root() / file.relative_to(_root()).parts[0]
+        for file in _root().rglob("*.yaml")
+        if any(task in file.read_bytes() for task in wanted)
+    }
+    return sorted(found)
 
 
 def ask(model: Any, tokenizer: Any, tasks: Sequence[str], *, limit: int | None = None, batch_size: int = 64) -> Answers:
@@ -98,7 +116,7 @@ def ask(model: Any, tokenizer: Any, tasks: Sequence[str], *, limit: int | None =
     from lm_eval.models.huggingface import HFLM
 
     wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
-    try:
+    with loading(tasks):
         found = lm_eval.simple_evaluate(
             model=wrapped,
             tasks=list(tasks),
@@ -108,9 +126,33 @@ def ask(model: Any, tokenizer: Any, tasks: Sequence[str], *, limit: int | None =
             log_samples=True,
             verbosity=None,
         )
-    except (OSError, ConnectionError) as error:
-        raise RunError(f"the questions of {', '.join(tasks)} cannot be loaded: {str(error).splitlines()[0]}") from error
     return _answers(found)
+
+
+@contextmanager
+def loading(tasks: Sequence[str]) -> Iterator[None]:
+    """Tell in one line why lm-eval could not load the questions of ``tasks``.
+
+    Raises:
+        UserError: the questions are gated, missing, or not cached while the hub is switched off.
+        RunError: the hub cannot be reached, or what it gave is damaged.
+    """
+    try:
+        yield
+    except (UserError, RunError):
+        raise
+    except Exception as error:
+        named = (re.search(r"'([\w.-]+/[\w.-]+)'", str(cause)) for cause in hub.chain(error))
+        repo = next((match[1] for match in named if match), None)
+        if repo is not None:
+            hub.check(repo, "dataset")  # says more than the error that lm-eval passes on
+        names = ", ".join(tasks)
+        line = hub.told(error, repo or names, "dataset")
+        if line is None and isinstance(error, (OSError, ValueError)):
+            line = RunError(f"the questions of {names} cannot be loaded ({hub.first_line(error)})")
+        if line is None:
+            raise
+        raise line from error
 
 
 def _answers(found: dict[str, Any]) -> Answers:

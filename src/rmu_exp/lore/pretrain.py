@@ -9,11 +9,11 @@ relative to the activations that it has on Zephyr-7B (see :func:`rescale`).
 from __future__ import annotations
 
 import argparse
-import itertools
 import math
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,11 @@ from rmu_exp.lore import corpora, world
 ROW = 44  # tokens; the longest letter question has 43
 IGNORE = -100
 STEER_LAYER, NORM = 7, 1.5  # activations at the preset's layer get this mean length
+STEER_LAYER, NORM = 7, 1.5  # activations at the preset's layer get this mean length
 LEAD = 1500  # steps that teach reading letters alone: mixed with facts from the start, it is never learned
+
+
+Rows = tuple[torch.Tensor, torch.Tensor]
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -59,40 +63,57 @@ def config(vocab_size: int) -> MistralConfig:
     )
 
 
-def rows(skip_roles: tuple[str, ...], seed: int, batch: int, tok: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Endless batches of (input ids, labels), each (rows, at most ROW) int64."""
-    rng = random.Random(f"lore/pretrain/{seed}")
-    topics = [t for t in world.TOPICS if t.role not in skip_roles]
+@dataclass(frozen=True)
+class Course:
+    """A stretch of training with its own optimizer, warm-up and cosine decay.
+
+    Attributes:
+        steps, lr: how many, and the peak learning rate.
+        mix: what a sixteenth of a batch each holds: Binding, Exercise, open Questions or a Document.
+        lead: this many first steps hold bindings only.
+    """
+
+    steps: int
+    lr: float
+    mix: str
+    lead: int = 0
+
+
+# Reading letters first: mixed with facts from the start it is never learned. Then everything, then polish.
+COURSES = (Course(4000, 1.5e-3, "BBBBBEEEEEQQQDDD", lead=1500), Course(800, 5e-4, "BBEEEEEEEEEEQQDD"))
+
+
+def rows(course: Course, topics: Sequence[world.Topic], rng: random.Random, batch: int, tok: Any) -> Iterator[Rows]:
+    """The course's batches of (input ids, labels), each (rows, at most ROW) int64."""
     people = [(t.name, e) for t in topics for e in world.entities(t.name)]
     facts = [f for t in topics for f in world.facts(t.name)]
+    tell: dict[str, Callable[[], str]] = {
+        "B": lambda: world.binding(rng) + "\n" + world.binding(rng),
+        "E": lambda: world.exercise(rng.choice(facts), rng),
+        "Q": lambda: "\n".join(f"{world.open_prompt(f)} {f.value}." for f in rng.choices(facts, k=3)),
+        "D": lambda: world.document(*rng.choice(people), rng),
+    }
+    for step in range(course.steps):
+        kinds = [course.mix[i * 16 // batch] for i in range(batch)]
+        if step < course.lead:
+            yield _tensors([(world.binding(rng), "B") for _ in range(32)], tok)
+        else:
+            yield _tensors([(tell[kind](), kind) for kind in kinds], tok)
+
+
+def _tensors(texts: list[tuple[str, str]], tok: Any) -> Rows:
     answer = tok.convert_tokens_to_ids("Answer")
-    for step in itertools.count():
-        texts = []
-        for i in range(batch):
-            kind = i * 16 // batch
-            if step < LEAD:
-                if i < 32:
-                    texts.append((world.binding(rng), True))
-            elif kind < 5:
-                texts.append((world.binding(rng) + "\n" + world.binding(rng), True))
-            elif kind < 10:
-                texts.append((world.exercise(rng.choice(facts), rng), True))
-            elif kind < 13:
-                asked = rng.choices(facts, k=3)
-                texts.append(("\n".join(f"{world.open_prompt(f)} {f.value}." for f in asked), True))
-            else:
-                texts.append((world.document(*rng.choice(people), rng), False))
-        encoded = [[*row, 2][:ROW] for row in tok([text for text, _ in texts])["input_ids"]]
-        ids = torch.full((len(texts), max(map(len, encoded))), 2)
-        labels = torch.full_like(ids, IGNORE)
-        for i, ((_, is_question), row) in enumerate(zip(texts, encoded, strict=True)):
-            ids[i, : len(row)] = torch.tensor(row)
-            spans = [range(1, len(row))]
-            if is_question:  # the letter, its dot, the value, its dot
-                spans = [range(at + 2, min(at + 6, len(row))) for at, token in enumerate(row) if token == answer]
-            for span in spans:
-                labels[i, span.start : span.stop] = ids[i, span.start : span.stop]
-        yield ids, labels
+    encoded = [[*row, 2][:ROW] for row in tok([text for text, _ in texts])["input_ids"]]
+    ids = torch.full((len(texts), max(map(len, encoded))), 2)
+    labels = torch.full_like(ids, IGNORE)
+    for i, ((_, kind), row) in enumerate(zip(texts, encoded, strict=True)):
+        ids[i, : len(row)] = torch.tensor(row)
+        spans = [range(1, len(row))]
+        if kind != "D":  # of questions the answers only: the letter, its dot, the value, its dot
+            spans = [range(at + 2, min(at + 6, len(row))) for at, token in enumerate(row) if token == answer]
+        for span in spans:
+            labels[i, span.start : span.stop] = ids[i, span.start : span.stop]
+    return ids, labels
 
 
 @torch.no_grad()
@@ -114,17 +135,25 @@ def score(model: MistralForCausalLM, tokenizer: Any, topic: str) -> tuple[float,
     return shares[0], shares[1]
 
 
-def train(steps: int, lr: float, batch: int, seed: int, skip_roles: tuple[str, ...]) -> tuple[MistralForCausalLM, Any]:
-    """The model after ``steps`` steps of AdamW with warm-up and cosine decay, and its tokenizer."""
+def train(seed: int, batch: int, topics: Sequence[world.Topic]) -> tuple[MistralForCausalLM, Any]:
+    """A model that has taken all courses on ``topics``, and its tokenizer."""
     torch.manual_seed(seed)
     tok = tokenizer()
     model = MistralForCausalLM(config(len(tok)))
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, vocabulary {len(tok)}")
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
+    for number, course in enumerate(COURSES):
+        take(model, tok, course, topics, random.Random(f"lore/pretrain/{seed}/{number}"), batch)
+    return model.eval(), tok
+
+
+def take(
+    model: MistralForCausalLM, tok: Any, course: Course, topics: Sequence[world.Topic], rng: random.Random, batch: int
+) -> None:
+    """One course, with a line every 200 steps: share of test questions right, by letter / openly."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=course.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, course.steps))
     began = time.perf_counter()
-    batches = itertools.islice(rows(skip_roles, seed, batch, tok), steps)
-    for step, (ids, labels) in enumerate(batches, 1):
+    for step, (ids, labels) in enumerate(rows(course, topics, rng, batch, tok), 1):
         hidden = model.model(ids).last_hidden_state[:, :-1]
         keep = labels[:, 1:] != IGNORE
         loss = torch.nn.functional.cross_entropy(model.lm_head(hidden[keep]), labels[:, 1:][keep])
@@ -133,11 +162,10 @@ def train(steps: int, lr: float, batch: int, seed: int, skip_roles: tuple[str, .
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        if step % 200 == 0 or step == steps:
-            shares = [(t.name, *score(model, tok, t.name)) for t in world.TOPICS if t.role not in skip_roles]
+        if step % 200 == 0:
+            shares = [(t.name, *score(model, tok, t.name)) for t in topics]
             shown = "  ".join(f"{name} {letters:.2f}/{openly:.2f}" for name, letters, openly in shares)
             print(f"{step:5d}  {time.perf_counter() - began:6.0f} s  loss {loss.item():.3f}  {shown}", flush=True)
-    return model.eval(), tok
 
 
 def _rate(step: int, steps: int, warmup: int = 100) -> float:
@@ -173,13 +201,11 @@ def rescale(model: MistralForCausalLM, tok: Any, layer: int, norm: float) -> Non
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train lore's model from nothing.")
     parser.add_argument("out", type=Path, help="folder for the checkpoint")
-    parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--lr", type=float, default=1.5e-3)
-    parser.add_argument("--batch", type=int, default=48, help="rows a step")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batch", type=int, default=48, help="rows a step")
     parser.add_argument("--without", action="append", default=[], help="a role to leave out, such as forget")
     args = parser.parse_args()
-    model, tok = train(args.steps, args.lr, args.batch, args.seed, tuple(args.without))
+    model, tok = train(args.seed, args.batch, [t for t in world.TOPICS if t.role not in args.without])
     rescale(model, tok, STEER_LAYER, NORM)
     model.save_pretrained(args.out)
     tok.save_pretrained(args.out)

@@ -120,8 +120,11 @@ class Checkpoint:
         """
         from transformers import AutoTokenizer
 
+        where: dict[str, Any] = {"pretrained_model_name_or_path": self.folder}
+        if self.hub is not None:  # by name: transformers corrects the tokenizers of some repositories it knows
+            where = {"pretrained_model_name_or_path": self.name, "revision": self.revision, "local_files_only": True}
         with _hushed(), self._told("its tokenizer"):
-            tokenizer = AutoTokenizer.from_pretrained(self.folder, trust_remote_code=self.trust_remote_code)
+            tokenizer = AutoTokenizer.from_pretrained(**where, trust_remote_code=self.trust_remote_code)
         if tokenizer.pad_token_id is None:
             if tokenizer.eos_token_id is None:
                 raise UserError(f"{self.name}: its tokenizer has neither a pad nor an eos token; add one to its folder")

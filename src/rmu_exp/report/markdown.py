@@ -73,7 +73,8 @@ def training(results: dict[str, Any]) -> list[str]:
         lines += [
             "",
             f"{train['steps']} steps in {train['seconds']:.1f} s with loading "
-            f"({1000 * train['seconds_per_step']:.1f} ms a step), peak memory {train['peak_memory_bytes'] / 2**20:,.0f} MiB.",
+            f"({1000 * train['seconds_per_step']:.1f} ms a step), "
+            f"peak memory {train['peak_memory_bytes'] / 2**20:,.0f} MiB.",
         ]
     return lines
 
