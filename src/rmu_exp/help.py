@@ -39,8 +39,8 @@ def groups(conf: Path) -> dict[str, dict[str, str]]:
     for file in sorted(conf.rglob("*.yaml")):
         group = file.parent.relative_to(conf).as_posix()
         if group != ".":
-            first = file.read_text(encoding="utf-8").partition("\n")[0]
-            first = "" if first.startswith("# @package") and "\n#" not in first else first
+            head = file.read_text(encoding="utf-8").splitlines()[:2]
+            first = next((line for line in head if not line.startswith("# @package")), "")
             found.setdefault(group, {})[file.stem] = first.removeprefix("#").strip()
     return found
 

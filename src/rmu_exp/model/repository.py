@@ -8,7 +8,8 @@ without a network. This module knows nothing of what is in the files.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,6 +87,7 @@ def snapshot(repo: str, revision: str | None, remote_code: bool) -> Snapshot:
         raise UserError(f"model.name: {repo} has no {weights.CONFIG}; give a model in Hugging Face's format")
     endings = (*SMALL, ".py") if remote_code else SMALL
     small = [n for n in files if "/" not in n and (n.endswith(endings) or n.startswith(LEGAL))]
+    _note(repo, revision)
     folder = _download(repo, commit, small)
     return Snapshot(repo, commit, folder, {name: digest for name, digest in files.items() if digest})
 
@@ -103,23 +105,37 @@ def _listing(repo: str, revision: str | None) -> tuple[str, dict[str, str | None
     return commit, files
 
 
+def _note(repo: str, revision: str | None) -> None:
+    """Let the cache remember which commit a revision's name means: only a download by that name does."""
+    from huggingface_hub import hf_hub_download
+
+    with hub.asking(repo, "model", revision), _no_bars():
+        hf_hub_download(repo, weights.CONFIG, revision=revision)
+
+
 def _download(repo: str, commit: str, names: Sequence[str]) -> Path:
     """Bring top-level files into the cache. Returns the folder of that version."""
     from huggingface_hub import hf_hub_download
+
+    small = not any(name.endswith(".safetensors") for name in names)  # bars are for what takes long
+    with hub.asking(repo, "model", commit), _no_bars() if small else nullcontext():
+        for name in names:
+            file = Path(hf_hub_download(repo, name, revision=commit))
+    return file.parent
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-    quiet = not any(name.endswith(".safetensors") for name in names)  # bars are for what takes long
-    quiet = quiet and not are_progress_bars_disabled()
-    with hub.asking(repo, "model", commit):
-        if quiet:
-            disable_progress_bars()
-        try:
-            for name in names:
-                file = Path(hf_hub_download(repo, name, revision=commit))
-            return file.parent
-        finally:
-            if quiet:
-                enable_progress_bars()
+    if are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
 
 
 def _cached(repo: str, revision: str | None) -> Path:

@@ -1,0 +1,231 @@
+"""What surrounds a run: ``python -m rmu_exp fetch | apply | export``. Runs themselves are started by train.py.
+
+Nothing heavy is imported before the command is known: Hugging Face's libraries fix the places of their caches
+when they are imported, and ``fetch`` says where those are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shlex
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from rmu_exp.errors import RunError, UserError
+
+if TYPE_CHECKING:
+    from rmu_exp.model.checkpoint import Checkpoint
+    from rmu_exp.model.delta import Delta
+
+_REPO = re.compile(r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(?:@(?P<revision>[^@]+))?")
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Carry out one command. Returns the exit status: 0 done, 1 it failed, 2 the input is wrong."""
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # advice to users of other programs; read on import
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    try:
+        args = _parser().parse_args(words)
+        args.run(args)
+    except UserError as error:
+        return _tell(error, 2)
+    except RunError as error:
+        return _tell(error, 1)
+    except KeyboardInterrupt:
+        return _tell("interrupted; nothing partial is kept as whole, run it again", 1)
+    return 0
+
+
+def _tell(message: object, status: int) -> int:
+    print(f"rmu_exp: {message}", file=sys.stderr)
+    return status
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; {self.prog} --help explains")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="python -m rmu_exp", description="What surrounds a run; runs are started by train.py.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    one = commands.add_parser(
+        "fetch",
+        help="bring all that a run needs from the hub into a folder",
+        description="Bring all that a run needs from the hub (model, tokenizer, corpora, questions) into a folder that "
+        "a machine without a network runs from. Name the run as for train.py, or what is wanted one by one.",
+    )
+    one.add_argument("folder", type=Path, metavar="DIR", help="made when missing; what it holds is not fetched again")
+    one.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for train.py: model=zephyr_7b data=wmdp …")
+    one.add_argument("--model", action="append", default=[], metavar="ORG/NAME[@REVISION]", help="a model; repeatable")
+    one.add_argument("--corpus", action="append", default=[], metavar="SOURCE", help="ORG/NAME[:CONFIG[:SPLIT]]")
+    one.add_argument("--task", action="append", default=[], metavar="TASK", help="an lm-eval task or group")
+    one.add_argument("--layers", type=int, metavar="N", help="only the weight files that hold the first N layers")
+    one.set_defaults(run=fetch)
+
+    one = commands.add_parser(
+        "apply",
+        help="a full checkpoint from a base and a Delta",
+        description="Write a full Hugging Face checkpoint: the base with the Delta's tensors in it.",
+    )
+    one.add_argument("base", metavar="BASE", help="the base checkpoint: a folder, ORG/NAME[@REVISION], or lore")
+    one.add_argument("delta", type=Path, metavar="DELTA", help="a run's delta.safetensors, or the run's folder")
+    one.add_argument("out", type=Path, metavar="OUT", help="folder to write; must not exist")
+    one.set_defaults(run=apply)
+
+    one = commands.add_parser(
+        "export",
+        help="the full checkpoint of a run",
+        description="Write the full Hugging Face checkpoint of a run that was made without export=true.",
+    )
+    one.add_argument("folder", type=Path, metavar="RUN_DIR", help="a run's folder")
+    one.add_argument("out", type=Path, metavar="OUT", help="folder to write; must not exist")
+    one.add_argument("--base", metavar="BASE", help="where the base is now, when it is not where the run found it")
+    one.set_defaults(run=export)
+    return parser
+
+
+def fetch(args: argparse.Namespace) -> None:
+    """Bring what a run needs into a folder, and say how to use it."""
+    given = args.model or args.corpus or args.task
+    if given and args.overrides:
+        raise UserError("fetch: give KEY=VALUE as for train.py, or --model, --corpus and --task, not both")
+    if given:
+        if args.layers is not None and args.layers < 1:
+            raise UserError(f"--layers: got {args.layers}, allowed is 1 or more")
+        named = {"models": args.model, "corpora": args.corpus, "tasks": args.task, "depth": args.layers}
+        command = "python train.py …"
+    else:
+        if args.layers is not None:
+            raise UserError("--layers: belongs to --model; a run says itself how many layers it needs")
+        named, command = _needs(args.overrides)
+    from rmu_exp.fetch import fetch as bring
+
+    was_there = args.folder.exists()
+    try:
+        for line in bring(args.folder, **named):
+            print(line, flush=True)
+    except (UserError, RunError):
+        if not was_there:
+            _remove_if_empty(args.folder)
+        raise
+    folder = shlex.quote(str(args.folder.absolute()))
+    print(f"\nOn a machine without a network:\n  HF_HOME={folder} HF_HUB_OFFLINE=1 {command}")
+
+
+def _needs(overrides: Sequence[str]) -> tuple[dict[str, Any], str]:
+    """What the run (or the sweep) of these overrides takes from the hub, and the command that starts it."""
+    conf = Path(__file__).parents[2] / "conf"
+    if not conf.is_dir():
+        raise UserError("conf: not beside the package; install from a checkout, or use --model, --corpus and --task")
+    from rmu_exp import cli
+    from rmu_exp.corpora import texts
+
+    runs = cli.check([*overrides, f"output='{tempfile.gettempdir()}'"], conf, multirun=True)
+    models, sources, tasks = [], [], []
+    for run in runs:
+        if run.model.path is None and run.model.name not in (None, "lore"):
+            models.append(run.model.name + (f"@{run.model.revision}" if run.model.revision else ""))
+        sources += [*run.data.forget, *run.data.retain]
+        tasks += [task for task in run.eval.tasks if not task.startswith("lore_")]
+    corpora = [source for source in dict.fromkeys(sources) if texts.dataset(source) is not None]
+    if not (models or corpora or tasks):
+        raise UserError("fetch: this run needs nothing from the hub; name one that does, such as model=zephyr_7b")
+    whole = any(run.eval.tasks or run.export for run in runs)
+    needs: dict[str, Any] = {
+        "models": models,
+        "corpora": corpora,
+        "tasks": list(dict.fromkeys(tasks)),
+        "depth": None if whole else max(run.layer for run in runs) + 1,
+        "trust_remote_code": any(run.model.trust_remote_code for run in runs),
+    }
+    return needs, shlex.join(["python", "train.py", *["-m"] * (len(runs) > 1), *overrides])
+
+
+def apply(args: argparse.Namespace) -> None:
+    """A full checkpoint from a base and a Delta."""
+    file = args.delta / "delta.safetensors" if args.delta.is_dir() else args.delta
+    delta = _delta(file)
+    _write(_base(args.base, delta), delta, file.parent, args.out)
+
+
+def export(args: argparse.Namespace) -> None:
+    """The full checkpoint of a run."""
+    config = args.folder / "config.yaml"
+    if not config.is_file():
+        raise UserError(f"{args.folder}: no config.yaml in it; give the folder of a run")
+    delta = _delta(args.folder / "delta.safetensors")
+    if args.base is not None:
+        checkpoint = _base(args.base, delta)
+    else:
+        import yaml
+
+        from rmu_exp.model.checkpoint import locate
+
+        model = yaml.safe_load(config.read_text(encoding="utf-8"))["model"]
+        revision = delta.base.get("revision") or model["revision"]
+        checkpoint = locate(model["name"], model["path"], revision, model["trust_remote_code"])
+    _write(checkpoint, delta, args.folder, args.out)
+
+
+def _delta(file: Path) -> Delta:
+    from rmu_exp.model.delta import Delta
+
+    return Delta.load(file)
+
+
+def _base(given: str, delta: Delta) -> Checkpoint:
+    """The base checkpoint; from the hub at the commit that the Delta was made for, if no revision is given."""
+    from rmu_exp.model.checkpoint import locate
+
+    repo = _REPO.fullmatch(given)
+    if given == "lore":
+        return locate(given)
+    if repo is None or Path(given).exists() or given.startswith("."):
+        return locate(None, given)
+    own = delta.base.get("revision") if delta.base.get("name") == repo["name"] else None
+    return locate(repo["name"], None, repo["revision"] or own or None)
+
+
+def _write(checkpoint: Checkpoint, delta: Delta, run: Path, out: Path) -> None:
+    from rmu_exp.model.export import export as write
+    from rmu_exp.report.card import card
+
+    write(checkpoint, delta, out, card(_results(run / "results.json", delta)))
+    print(f"{out}: the full checkpoint, for AutoModelForCausalLM.from_pretrained, lm_eval and vLLM")
+
+
+def _results(file: Path, delta: Delta) -> dict[str, Any]:
+    """What the run measured, when its results.json lies there; otherwise what the Delta itself tells."""
+    if file.is_file():
+        try:
+            results: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{file}: damaged ({error}); remove it, and the model card will do without") from error
+        if set(results["run"]["trained_parameters"]) == set(delta.tensors):
+            return results
+    names = list(delta.tensors)
+    about = {"model_revision": delta.base.get("revision"), "model_digest": delta.base.get("digest", "")}
+    return {
+        "run": {"model": delta.base.get("name", ""), "topics": delta.topics, "trained_parameters": names},
+        "provenance": about,
+    }
+
+
+def _remove_if_empty(folder: Path) -> None:
+    """Leave no new folder behind in which there is no file."""
+    if folder.is_dir() and not any(path.is_file() for path in folder.rglob("*")):
+        shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,102 @@
+"""Measured accuracies beside published ones: a section of report.md."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rmu_exp.report.tables import interval, percent, rows
+from rmu_exp.run import Run
+
+SUBJECTS = (
+    "mmlu_virology",
+    "mmlu_college_biology",
+    "mmlu_computer_security",
+    "mmlu_college_computer_science",
+)
+"""The MMLU subjects that the paper looks at: two near the forgotten topics, two a little farther."""
+STATES = ("base", "unlearned")
+
+
+def section(results: dict[str, Any]) -> list[str]:
+    """Each task that is both measured and published, and the paper's subjects of MMLU where they are measured.
+
+    Args:
+        results: needs ``qa`` and ``published``, a list of ``{source, questions, base, unlearned}`` with accuracies
+            in 0..1; ``run.changed`` (see :func:`changed`) is told when it is there.
+
+    Returns:
+        Lines of Markdown; none when nothing is published, or nothing of it was measured.
+    """
+    qa, sources = results.get("qa") or {}, results.get("published") or []
+    shared = [name for _, name in rows(qa) if any(name in s.get(state, {}) for s in sources for state in STATES)]
+    if not shared:
+        return []
+    subjects = [name for name in SUBJECTS if name in qa and name not in shared]
+    marks = [f"[{number}]" for number in range(1, len(sources) + 1)]
+    lines = ["## Beside the published numbers", ""]
+    if differing := results["run"].get("changed"):
+        lines += [
+            f"**Not the preset's settings: {'; '.join(differing)}.** The published numbers belong to the preset.",
+            "",
+        ]
+    header = ["questions", "model", "n", "measured", "95 %", *marks]
+    lines += ["| " + " | ".join(header) + " |", "|---|---|--:|--:|--:|" + "--:|" * len(sources)]
+    for name in [*shared, *subjects]:
+        for state in STATES:
+            if state in qa[name]:
+                measured = qa[name][state]
+                cells = [name, state, str(measured["n"]), percent(measured["acc"]), interval(measured)]
+                cells += [_compared(measured, s.get(state, {}).get(name)) for s in sources]
+                lines.append("| " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        "A cell of a source: the published accuracy; measured minus published, in points; whether the published",
+    ]
+    lines += ["value lies *in* the measured 95 % interval or *outside*. Equal question sets have equal n.", ""]
+    return lines + [
+        f"- {mark} {source['source']}; questions: {source.get('questions') or 'not stated'}"
+        for mark, source in zip(marks, sources, strict=True)
+    ]
+
+
+def _compared(measured: dict[str, Any], published: float | None) -> str:
+    if published is None:
+        return ""
+    low, high = measured["ci95"]
+    where = "in" if low <= published <= high else "outside"
+    return f"{percent(published)}; {100 * (measured['acc'] - published):+.1f}; {where}"
+
+
+def changed(run: Run) -> list[str]:
+    """Settings of a run that are not its model's preset, such as ``steer 20 (preset: 6.5)``.
+
+    They go into results.json as ``run.changed``: published numbers belong to the preset.
+    """
+    preset, usual = run.model.preset, Run()
+    pairs: dict[str, tuple[Any, Any]] = {
+        "layer": (run.layer, preset.layer),
+        "steer": (run.steer, preset.steer),
+        "alpha": (run.alpha, preset.alpha),
+        "seed": (run.seed, preset.seed),
+        "train.lr": (run.train.lr, preset.lr),
+        "train.batch_size": (run.train.batch_size, preset.batch_size),
+        "train.max_batches": (run.train.max_batches, preset.max_batches),
+        "data.min_len": (run.data.min_len, preset.min_len),
+        "method.name": (run.method.name, usual.method.name),
+        "method.faithful": (run.method.faithful, preset.faithful),
+        "steering.kind": (run.steering.kind, usual.steering.kind),
+        "steering.distribution": (run.steering.distribution, usual.steering.distribution),
+        "retain.kind": (run.retain.kind, usual.retain.kind),
+        "layers.span": (run.layers.span, usual.layers.span),
+        "layers.parameters": (run.parameters, preset.parameters),
+        "layers.param_ids": (run.layers.param_ids, None),
+    }
+    spelled = {key: (_plain(mine), _plain(theirs)) for key, (mine, theirs) in pairs.items()}
+    return [f"{key} {mine} (preset: {theirs})" for key, (mine, theirs) in spelled.items() if mine != theirs]
+
+
+def _plain(value: Any) -> str:
+    """One spelling of a number, or of one number for every topic."""
+    values = value if isinstance(value, list) else [value]
+    spelled = [f"{v:g}" if isinstance(v, float) else str(v) for v in values]
+    return ", ".join(dict.fromkeys(spelled))
