@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import re
+import textwrap
 from functools import cache
 from pathlib import Path
 
@@ -56,7 +58,7 @@ def schemas() -> dict[str, type]:
 
 def page(conf: Path) -> str:
     """What ``--help`` prints."""
-    lines = [HEAD, "Keys"]
+    lines = [*HEAD.splitlines(), "", "Keys"]
     nested = schemas()
     top = {k: v for k, v in sentences(run.Run).items() if k not in nested}
     lines += [f"  {key:<10} {text}" for key, text in top.items()]
@@ -69,7 +71,15 @@ def page(conf: Path) -> str:
     lines.append("  train")
     lines += [f"      .{key:<18} {text}" for key, text in sentences(run.Train).items()]
     lines += ["", "Hydra's own options: python train.py --hydra-help", ""]
-    return "\n".join(lines)
+    return "\n".join(part for line in lines for part in _wrapped(line))
+
+
+def _wrapped(line: str, width: int = 120) -> list[str]:
+    """A long line broken, with what follows under the last column."""
+    if len(line) <= width:
+        return [line]
+    column = max((at.end() for at in re.finditer(r" {2,}", line[:40])), default=0)
+    return textwrap.wrap(line, width, subsequent_indent=" " * column, break_on_hyphens=False)
 
 
 def reference(conf: Path) -> str:

@@ -12,7 +12,7 @@ import re
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -24,19 +24,21 @@ import yaml
 from rmu_exp import corpora, provenance
 from rmu_exp.corpora import batches as batching
 from rmu_exp.errors import RunError, UserError
-from rmu_exp.judge import qa
-from rmu_exp.judge.base import judged
+from rmu_exp.judge import base, qa
+from rmu_exp.judge.perplexity import perplexity
 from rmu_exp.model import parameters
 from rmu_exp.model.checkpoint import Checkpoint, locate
 from rmu_exp.model.delta import Delta
 from rmu_exp.paths import write_atomic
-from rmu_exp.report import markdown, plots, progress, tables
+from rmu_exp.report import markdown, plots, progress, published, tables
+from rmu_exp.report.card import card
 from rmu_exp.run import Run
 from rmu_exp.tracking import Tracker, open_tracker
 from rmu_exp.unlearn import rmu
 from rmu_exp.unlearn.loop import Settings, unlearn
 
 log = logging.getLogger("rmu_exp")
+PERPLEXITY_TOKENS = 4096  # a forward pass; its logits are what takes memory
 
 
 def execute(run: Run, folder: Path) -> None:
@@ -47,12 +49,27 @@ def execute(run: Run, folder: Path) -> None:
         RunError: it failed on the way.
     """
     job = Job(run, folder)
-    job.preflight()
-    with job.logged(), job.tracked() as tracker:
+    with warned():
+        job.preflight()
+    with warned(), job.logged(), job.tracked() as tracker:
         job.unlearn(tracker)
-        job.judge()
         job.export()
+        job.judge()
         job.report(tracker)
+
+
+@contextmanager
+def warned() -> Iterator[None]:
+    """Show warnings of the project on standard error."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setLevel(logging.WARNING)
+    handler.setFormatter(logging.Formatter("rmu_exp: %(message)s"))
+    handler.addFilter(lambda record: not record.exc_info)  # the log has it; the screen gets one line at the end
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
 
 
 class Job:
@@ -81,9 +98,18 @@ class Job:
         """The run's precision: fp32 on a CPU, where bf16 is slow; the checkpoint's own on a GPU."""
         wanted = self.run.model.dtype
         if wanted == "auto":
-            own = getattr(self.checkpoint.config, "dtype", None)
-            return torch.float32 if self.device == "cpu" or own is None else own
+            return torch.float32 if self.device == "cpu" else self.checkpoint.dtype
         return getattr(torch, wanted)
+
+    @property
+    def delta(self) -> Path:
+        """Where the changed tensors are."""
+        return self.folder / "delta.safetensors"
+
+    @property
+    def trained(self) -> bool:
+        """Whether an earlier start has done the training."""
+        return "train" in self.results and self.delta.is_file()
 
     def preflight(self) -> None:
         """Refuse what cannot work before anything is written."""
@@ -98,16 +124,22 @@ class Job:
             raise UserError(f"model.device: got {self.device!r}, but no GPU is visible; allowed here is cpu")
         if run.eval.tasks:
             qa.task_manager(run.eval.tasks)
-        before = self.folder / "config.yaml"
-        if before.is_file():
-            earlier = (
-                json.loads((self.folder / "results.json").read_text())
-                if (self.folder / "results.json").is_file()
-                else {}
-            )
-            if yaml.safe_load(before.read_text()).get("digest") != run.digest:
-                raise UserError(f"output: {self.folder} holds a run with other settings; choose another folder")
-            self.results = earlier
+        self._take_up()
+        if not self.trained:
+            self._resolve(self.checkpoint.skeleton(run.layer + 1))
+            _ = self.batches
+        if run.eval.perplexity is not None and "perplexity" not in self.results:
+            _ = self.held_out
+
+    def _take_up(self) -> None:
+        """What an earlier start of the same run has measured."""
+        before, results = self.folder / "config.yaml", self.folder / "results.json"
+        if not before.is_file():
+            return
+        if yaml.safe_load(before.read_text()).get("digest") != self.run.digest:
+            raise UserError(f"output: {self.folder} holds a run with other settings; choose another folder")
+        if results.is_file():
+            self.results = json.loads(results.read_text())
 
     @contextmanager
     def logged(self) -> Iterator[None]:
@@ -149,45 +181,84 @@ class Job:
         finally:
             tracker.close()
 
+    @cached_property
+    def texts(self) -> tuple[list[corpora.Corpus], list[corpora.Corpus]]:
+        """The forget and the retain corpora, one a topic."""
+        return corpora.load(self.run.data)
+
+    @cached_property
+    def held_out(self) -> corpora.Corpus:
+        """The texts that perplexity is measured on."""
+        return corpora.held_out(self.run.data, self.run.eval)
+
+    @cached_property
+    def batches(self) -> tuple[int, Iterator[batching.Batch], list[str]]:
+        """How many steps, their batches, and what the log says about the texts."""
+        run, size, steps = self.run, self.run.train.batch_size, self.run.train.max_batches
+        forget, retain = self.texts
+        different = {c.source: c for c in (*forget, *retain)}
+        tokenizer, lines = self.checkpoint.tokenizer(), [c.describe() for c in different.values()]
+        if run.method.faithful:
+            texts = ([c.texts for c in forget], [c.texts for c in retain])
+            order = batching.published(*texts, tokenizer, size, steps)
+            return batching.published_steps(*texts, size, steps), order, lines
+        known = {s: batching.tokenize(c.texts, tokenizer, run.data.max_length, s) for s, c in different.items()}
+        lines += [f"{s}: {t.truncated} texts cut to {run.data.max_length} tokens" for s, t in known.items()]
+        tokens = ([known[c.source] for c in forget], [known[c.source] for c in retain])
+        return steps, batching.shuffled(*tokens, size, steps, run.seed, tokenizer.pad_token_id), lines
+
     def unlearn(self, tracker: Tracker) -> None:
         """Train the few tensors; writes delta.safetensors and metrics.jsonl."""
-        if "train" in self.results and (self.folder / "delta.safetensors").is_file():
+        if self.trained:
             return
         run, began = self.run, time.perf_counter()
-        forget, retain = corpora.load(run.data)
-        for corpus in {c.source: c for c in (*forget, *retain)}.values():
-            log.info("%s", corpus.describe())
-        tokenizer = self.checkpoint.tokenizer()
+        steps, batches, lines = self.batches
+        for line in lines:
+            log.info("%s", line)
         model = self.checkpoint.open(run.layer + 1, self.dtype, torch.device(self.device))
-        trained = self._trained(model)
-        steps, batches = self._batches(forget, retain, tokenizer)
-        source = self.device if run.method.faithful else "cpu"
+        trained = self._resolve(model)
+        log.info("trained: %s", ", ".join(t.name for t in trained))
         control = rmu.control_vectors(
             run.steer,
-            int(self.checkpoint.config.hidden_size),
-            torch.Generator(source).manual_seed(run.seed),
+            self.checkpoint.hidden_size,
+            torch.Generator(self.device if run.method.faithful else "cpu").manual_seed(run.seed),
             self.dtype if run.method.faithful else torch.float32,
             run.steering.distribution,
         )
         settings = Settings(run.train.lr or 0.0, run.alpha, run.steer, run.topics, run.method.faithful)
         seconds = []
-        with (self.folder / "metrics.jsonl").open("w") as lines, progress.training_progress(steps) as bar:
+        with (self.folder / "metrics.jsonl").open("w") as file, progress.training_progress(steps) as bar:
 
             def on_metrics(metrics: dict[str, Any]) -> None:
-                lines.write(json.dumps(metrics) + "\n")
+                file.write(json.dumps(metrics) + "\n")
                 tracker.log(metrics, metrics["step"])
                 bar.update(metrics)
                 seconds.append(metrics["seconds"])
 
             values = unlearn(model, trained, batches, control.to(self.device), settings, on_metrics)
-        about = {
-            "name": self.checkpoint.name,
-            "revision": self.checkpoint.revision or "",
-            "digest": self.checkpoint.digest(),
+        Delta.from_trained(trained, values, control, run.topics, self.checkpoint).save(self.delta)
+        self.results = self._about([t.name for t in trained]) | {
+            "train": {
+                "steps": len(seconds),
+                "seconds": time.perf_counter() - began,
+                "seconds_per_step": statistics.median(seconds),
+                "peak_memory_bytes": provenance.peak_memory(self.device),
+            }
         }
-        tensors = {t.name: v.to(self.dtype) for t, v in zip(trained, values, strict=True)}
-        Delta(tensors, control, run.topics, about).save(self.folder / "delta.safetensors")
-        self.results = {
+        self._save()
+
+    def _resolve(self, model: torch.nn.Module) -> list[parameters.Trained]:
+        """The trained tensors, by name."""
+        run, names = self.run, self.run.parameters
+        if run.layers.param_ids is not None:
+            names = parameters.by_index(model, run.layer, run.layers.param_ids)
+            log.info("layers.param_ids %s: %s", run.layers.param_ids, ", ".join(names))
+        return parameters.resolve(model, run.trained_layers, names)
+
+    def _about(self, trained: Sequence[str]) -> dict[str, Any]:
+        """The parts of results.json that say what was run, on what."""
+        run = self.run
+        about: dict[str, Any] = {
             "schema": 1,
             "run": {
                 "model": self.checkpoint.name,
@@ -198,78 +269,75 @@ class Job:
                 "faithful": run.method.faithful,
                 "seed": run.seed,
                 "topics": run.topics,
-                "trained_parameters": [t.name for t in trained],
-            },
-            "train": {
-                "steps": len(seconds),
-                "seconds": time.perf_counter() - began,
-                "seconds_per_step": statistics.median(seconds),
-                "peak_memory_bytes": provenance.peak_memory(self.device),
+                "forget": run.data.forget,
+                "retain": run.data.retain,
+                "trained_parameters": list(trained),
             },
             "provenance": provenance.describe(self.device)
             | {
                 "config_hash": run.digest,
-                "data_hashes": {c.source: c.digest for c in (*forget, *retain)},
+                "data_hashes": {c.source: c.digest for side in self.texts for c in side},
                 "model_revision": self.checkpoint.revision,
-                "model_digest": about["digest"],
+                "model_digest": self.checkpoint.digest(),
             },
         }
-        self._save()
-
-    def _trained(self, model: torch.nn.Module) -> list[parameters.Trained]:
-        run = self.run
-        names = run.parameters
-        if run.layers.param_ids is not None:
-            names = parameters.by_index(model, run.layer, run.layers.param_ids)
-            log.info("layers.param_ids %s: %s", run.layers.param_ids, ", ".join(names))
-        trained = parameters.resolve(model, run.trained_layers, names)
-        log.info("trained: %s", ", ".join(t.name for t in trained))
-        return trained
-
-    def _batches(
-        self, forget: list[corpora.Corpus], retain: list[corpora.Corpus], tokenizer: Any
-    ) -> tuple[int, Iterator[batching.Batch]]:
-        run, size, steps = self.run, self.run.train.batch_size, self.run.train.max_batches
-        if run.method.faithful:
-            texts = ([c.texts for c in forget], [c.texts for c in retain])
-            return batching.published_steps(*texts, size, steps), batching.published(*texts, tokenizer, size, steps)
-        known: dict[str, batching.Tokens] = {}
-        for corpus in (*forget, *retain):
-            if corpus.source not in known:
-                known[corpus.source] = batching.tokenize(corpus.texts, tokenizer, run.data.max_length, corpus.source)
-                log.info(
-                    "%s: %d texts cut to %d tokens", corpus.source, known[corpus.source].truncated, run.data.max_length
-                )
-        tokens = ([known[c.source] for c in forget], [known[c.source] for c in retain])
-        return steps, batching.shuffled(*tokens, size, steps, run.seed, tokenizer.pad_token_id)
-
-    def judge(self) -> None:
-        """Ask the questions before and after; writes answers.jsonl."""
-        run = self.run
-        if not run.eval.tasks or "qa" in self.results:
-            return
-        tokenizer = self.checkpoint.tokenizer()
-        model = self.checkpoint.open(None, self.dtype, torch.device(self.device))
-        base = judged(self.checkpoint, model, tokenizer, run.eval, str(self.dtype), self.device)
-        with Delta.load(self.folder / "delta.safetensors").applied(model):
-            unlearned = qa.ask(model, tokenizer, run.eval.tasks, limit=run.eval.limit, batch_size=run.eval.batch_size)
-        lines = [
-            json.dumps({"task": task, "question": i, "target": target, "base": b, "unlearned": u})
-            for task in base.targets
-            for i, (target, b, u) in enumerate(
-                zip(base.targets[task], base.chosen[task], unlearned.chosen[task], strict=True)
-            )
-        ]
-        write_atomic(self.folder / "answers.jsonl", "\n".join(lines) + "\n")
-        self.results["qa"] = qa.compare(base, unlearned)
-        self._save()
+        if run.model.published:
+            about["run"]["changed"] = published.changed(run)
+            about["published"] = [dataclasses.asdict(p) for p in run.model.published]
+        return about
 
     def export(self) -> None:
         """Write the full checkpoint to model/, when asked for."""
         if self.run.export and not (self.folder / "model").exists():
             from rmu_exp.model.export import export
 
-            export(self.checkpoint, Delta.load(self.folder / "delta.safetensors"), self.folder / "model")
+            export(self.checkpoint, Delta.load(self.delta), self.folder / "model")
+
+    def judge(self) -> None:
+        """Ask the questions and measure perplexity, before and after; writes answers.jsonl."""
+        run = self.run
+        ask = bool(run.eval.tasks) and "qa" not in self.results
+        read = run.eval.perplexity is not None and "perplexity" not in self.results
+        if ask and run.eval.backend not in qa.IN_MEMORY:
+            before = base.judged(self.checkpoint, run.eval, self.dtype, self.device, self._ask_outside)
+            self._answered(before, self._ask_outside(self.folder / "model"))
+            ask = False
+        if not (ask or read):
+            return
+        tokenizer = self.checkpoint.tokenizer()
+        model = self.checkpoint.open(None, self.dtype, torch.device(self.device))
+        changed = Delta.load(self.delta).applied
+
+        def in_memory(_folder: Path | None = None) -> qa.Answers:
+            return qa.ask(model, tokenizer, run.eval)
+
+        if ask:
+            before = base.judged(self.checkpoint, run.eval, self.dtype, self.device, in_memory)
+            with changed(model):
+                self._answered(before, in_memory())
+        if read:
+            size = {"max_length": self.checkpoint.context, "max_batch_tokens": PERPLEXITY_TOKENS}
+            measured = {"base": perplexity(model, tokenizer, self.held_out.texts, **size)}
+            with changed(model):
+                measured["unlearned"] = perplexity(model, tokenizer, self.held_out.texts, **size)
+            self.results["perplexity"] = {self.held_out.source: measured}
+            self._save()
+
+    def _ask_outside(self, folder: Path) -> qa.Answers:
+        """Let one of lm-eval's own backends judge a checkpoint on disk."""
+        return qa.ask_backend(folder, self.run.eval, self.run.model)
+
+    def _answered(self, before: qa.Answers, after: qa.Answers) -> None:
+        lines = [
+            json.dumps({"task": task, "question": i, "target": target, "base": b, "unlearned": u})
+            for task in before.targets
+            for i, (target, b, u) in enumerate(
+                zip(before.targets[task], before.chosen[task], after.chosen[task], strict=True)
+            )
+        ]
+        write_atomic(self.folder / "answers.jsonl", "\n".join(lines) + "\n")
+        self.results["qa"] = qa.compare(before, after)
+        self._save()
 
     def report(self, tracker: Tracker) -> None:
         """Plots, report.md, W&B, and the table on the screen."""
@@ -277,7 +345,9 @@ class Job:
 
         drawn = plots.draw_all(self.folder)
         markdown.write_report(self.folder)
-        tracker.finish(self.results, drawn, self.folder / "delta.safetensors")
+        if (self.folder / "model").is_dir():
+            write_atomic(self.folder / "model" / "README.md", card(self.results))
+        tracker.finish(self.results, drawn, self.delta)
         console = Console(width=None if sys.stdout.isatty() else 100)
         if "qa" in self.results:
             console.print(tables.qa_table(self.results))

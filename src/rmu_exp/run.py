@@ -163,8 +163,14 @@ class Eval:
     """lm-eval tasks or groups; an empty list asks nothing."""
     limit: int | None = None
     """Questions a task; null: all."""
+    backend: str = "fast"
+    """fast, or stock (lm-eval's own class), in memory; or a backend of lm-eval's (hf, vllm, …) with export=true."""
+    backend_args: dict[str, Any] = field(default_factory=dict)
+    """For a backend of lm-eval's, such as {parallelize: true}."""
     batch_size: int = 64
-    """Questions a forward pass."""
+    """Questions a forward pass; fast sizes its batches by itself."""
+    perplexity: str | None = None
+    """Held-out texts to measure perplexity on, a source as in data.retain; null: not measured."""
 
 
 @dataclass
@@ -327,6 +333,8 @@ def _check(run: Run) -> None:
         raise UserError(f"train.lr: got {run.train.lr}, allowed is a number > 0")
     if run.eval.limit is not None and run.eval.limit < 1:
         raise UserError(f"eval.limit: got {run.eval.limit}, allowed is 1 or more, or null for all questions")
+    if run.eval.backend not in ("fast", "stock") and not run.export:
+        raise UserError(f"eval.backend: {run.eval.backend} judges the exported checkpoint; add export=true")
     choices = {
         "model.dtype": DTYPES,
         "method.name": METHODS,

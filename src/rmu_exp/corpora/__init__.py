@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
+import logging
 
 from rmu_exp.corpora.texts import Corpus, read
 from rmu_exp.errors import UserError
-from rmu_exp.run import Data
+from rmu_exp.run import Data, Eval
 
 LORE = "lore:"
+log = logging.getLogger("rmu_exp")
 
 
 def load(data: Data) -> tuple[list[Corpus], list[Corpus]]:
@@ -24,6 +27,18 @@ def load(data: Data) -> tuple[list[Corpus], list[Corpus]]:
             known[source] = _one(source, data)
     retain = data.retain if len(data.retain) > 1 else data.retain * len(data.forget)
     return [known[s] for s in data.forget], [known[s] for s in retain]
+
+
+def held_out(data: Data, settings: Eval) -> Corpus:
+    """The texts that perplexity is measured on, the first ``limit`` of them.
+
+    Warns when the model was trained to keep them.
+    """
+    assert settings.perplexity is not None
+    corpus = _one(settings.perplexity, data)
+    if corpus.digest in {_one(source, data).digest for source in data.retain}:
+        log.warning("eval.perplexity: %s is also the retain corpus; its perplexity says little", corpus.source)
+    return dataclasses.replace(corpus, texts=corpus.texts[: settings.limit])
 
 
 def _one(source: str, data: Data) -> Corpus:

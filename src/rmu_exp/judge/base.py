@@ -5,23 +5,30 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Callable
 from importlib.metadata import version
-from typing import Any
+from pathlib import Path
 
-from rmu_exp.judge.qa import Answers, ask
+import torch
+
+from rmu_exp.judge.qa import Answers
 from rmu_exp.model.checkpoint import Checkpoint
 from rmu_exp.paths import cache_dir, write_atomic
 from rmu_exp.run import Eval
 
 
-def judged(checkpoint: Checkpoint, model: Any, tokenizer: Any, settings: Eval, dtype: str, device: str) -> Answers:
-    """The answers of the base model, from the cache when the same question set was put to it before."""
+def judged(
+    checkpoint: Checkpoint, settings: Eval, dtype: torch.dtype, device: str, ask: Callable[[Path], Answers]
+) -> Answers:
+    """The answers of the base model, from the cache when the same question set was put to it before.
+
+    Args:
+        ask: puts the questions to the checkpoint in a folder.
+    """
     what = {
         "model": checkpoint.digest(),
-        "tasks": settings.tasks,
-        "limit": settings.limit,
-        "batch_size": settings.batch_size,
-        "dtype": dtype,
+        "settings": dataclasses.asdict(settings),
+        "dtype": str(dtype),
         "device": device.partition(":")[0],
         "versions": [version(name) for name in ("rmu_exp", "lm-eval", "torch", "transformers")],
     }
@@ -29,6 +36,7 @@ def judged(checkpoint: Checkpoint, model: Any, tokenizer: Any, settings: Eval, d
     file = cache_dir() / "base" / f"{key}.json"
     if file.is_file():
         return Answers(**json.loads(file.read_text(encoding="utf-8")))
-    answers = ask(model, tokenizer, settings.tasks, limit=settings.limit, batch_size=settings.batch_size)
+    checkpoint.fetch()
+    answers = ask(checkpoint.folder)
     write_atomic(file, json.dumps(dataclasses.asdict(answers)))
     return answers

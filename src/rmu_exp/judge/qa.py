@@ -20,8 +20,10 @@ from typing import Any
 from rmu_exp import hub
 from rmu_exp.errors import RunError, UserError
 from rmu_exp.judge import stats
+from rmu_exp.report.progress import asking_progress
+from rmu_exp.run import Eval, Model
 
-log = logging.getLogger(__name__)
+IN_MEMORY = ("fast", "stock")
 
 
 @dataclass
@@ -98,30 +100,61 @@ def _folders_that_mention(tasks: Sequence[str]) -> list[Path]:
     return sorted(found)
 
 
-def ask(model: Any, tokenizer: Any, tasks: Sequence[str], *, limit: int | None = None, batch_size: int = 64) -> Answers:
+def ask(model: Any, tokenizer: Any, settings: Eval) -> Answers:
     """Ask a causal language model in memory the questions of lm-eval's tasks.
 
     Args:
         model: a transformers causal language model.
-        tasks: lm-eval tasks or groups of multiple-choice questions.
-        limit: questions a task; None: all.
-        batch_size: questions a forward pass.
+        settings: its ``backend`` says by which class: ``fast`` is :class:`rmu_exp.judge.engine.Engine`, ``stock``
+            lm-eval's own, with the same answers.
 
     Raises:
         UserError: an unknown task, or one that is not multiple choice.
         RunError: the questions cannot be loaded.
     """
-    manager = task_manager(tasks)
-    import lm_eval
+    _quiet()
     from lm_eval.models.huggingface import HFLM
 
-    wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
-    with loading(tasks):
+    if settings.backend == "fast":
+        from rmu_exp.judge.engine import Engine
+
+        with asking_progress() as advance:
+            return _ask(Engine(pretrained=model, tokenizer=tokenizer, on_progress=advance), settings)
+    return _ask(HFLM(pretrained=model, tokenizer=tokenizer, batch_size=settings.batch_size), settings)
+
+
+def ask_backend(folder: Path, settings: Eval, model: Model) -> Answers:
+    """Ask a checkpoint on disk by one of lm-eval's own backends, which may spread it over many devices.
+
+    Args:
+        settings: ``backend`` is lm-eval's name of it, ``backend_args`` go to it as they are.
+
+    Raises:
+        UserError: no such backend, what it needs is not installed, or arguments that it does not know.
+    """
+    _quiet()
+    from lm_eval.api.registry import get_model
+
+    given = dict(settings.backend_args)
+    given |= {"pretrained": str(folder), "batch_size": settings.batch_size}
+    given.setdefault("trust_remote_code", model.trust_remote_code)
+    try:
+        wrapped = get_model(settings.backend)(**given)
+    except (ImportError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"eval.backend: {settings.backend} cannot be used ({hub.first_line(error)})") from error
+    return _ask(wrapped, settings)
+
+
+def _ask(wrapped: Any, settings: Eval) -> Answers:
+    import lm_eval
+
+    manager = task_manager(settings.tasks)
+    with loading(settings.tasks):
         found = lm_eval.simple_evaluate(
             model=wrapped,
-            tasks=list(tasks),
+            tasks=list(settings.tasks),
             task_manager=manager,
-            limit=limit,
+            limit=settings.limit,
             bootstrap_iters=0,
             log_samples=True,
             verbosity=None,

@@ -13,6 +13,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,15 +21,14 @@ from typing import Any
 import torch
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
+from transformers.models.mistral.modeling_mistral import MistralRMSNorm
 
 from rmu_exp.lore import corpora, world
 
 ROW = 44  # tokens; the longest letter question has 43
+LAYERS = 10  # before growing
 IGNORE = -100
 STEER_LAYER, NORM = 7, 1.5  # activations at the preset's layer get this mean length
-STEER_LAYER, NORM = 7, 1.5  # activations at the preset's layer get this mean length
-LEAD = 1500  # steps that teach reading letters alone: mixed with facts from the start, it is never learned
-
 
 Rows = tuple[torch.Tensor, torch.Tensor]
 
@@ -46,13 +46,13 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def config(vocab_size: int) -> MistralConfig:
+def config(vocab_size: int, layers: int) -> MistralConfig:
     return MistralConfig(
         vocab_size=vocab_size,
         initializer_range=0.04,
         hidden_size=128,
         intermediate_size=344,
-        num_hidden_layers=10,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=512,
@@ -71,16 +71,25 @@ class Course:
         steps, lr: how many, and the peak learning rate.
         mix: what a sixteenth of a batch each holds: Binding, Exercise, open Questions or a Document.
         lead: this many first steps hold bindings only.
+        dropout: of what each attention and MLP adds to the stream.
+        grow: layers put under the others before the course; they do nothing yet.
     """
 
     steps: int
     lr: float
     mix: str
     lead: int = 0
+    dropout: float = 0.0
+    grow: int = 0
 
 
-# Reading letters first: mixed with facts from the start it is never learned. Then everything, then polish.
-COURSES = (Course(4000, 1.5e-3, "BBBBBEEEEEQQQDDD", lead=1500), Course(800, 5e-4, "BBEEEEEEEEEEQQDD"))
+# Reading letters first: mixed with facts from the start it is never learned. Then everything. Last, two layers
+# more, so that answers arrive at the steered layer and not before it, and dropout, so that they bear a nudge.
+COURSES = (
+    Course(4000, 1.5e-3, "BBBBBEEEEEQQQDDD", lead=1500),
+    Course(800, 5e-4, "BBEEEEEEEEEEQQDD"),
+    Course(1500, 5e-4, "BBEEEEEEEEEEQQDD", dropout=0.1, grow=2),
+)
 
 
 def rows(course: Course, topics: Sequence[world.Topic], rng: random.Random, batch: int, tok: Any) -> Iterator[Rows]:
@@ -139,11 +148,46 @@ def train(seed: int, batch: int, topics: Sequence[world.Topic]) -> tuple[Mistral
     """A model that has taken all courses on ``topics``, and its tokenizer."""
     torch.manual_seed(seed)
     tok = tokenizer()
-    model = MistralForCausalLM(config(len(tok)))
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, vocabulary {len(tok)}")
+    model = MistralForCausalLM(config(len(tok), LAYERS))
     for number, course in enumerate(COURSES):
+        model = grown(model, course.grow)
+        print(f"{sum(p.numel() for p in model.parameters()):,} parameters, vocabulary {len(tok)}")
         take(model, tok, course, topics, random.Random(f"lore/pretrain/{seed}/{number}"), batch)
     return model.eval(), tok
+
+
+@torch.no_grad()
+def grown(model: MistralForCausalLM, extra: int) -> MistralForCausalLM:
+    """The same function in so many layers more: the new ones, at the bottom, write nothing to the stream yet."""
+    depth = model.config.num_hidden_layers
+    deeper = MistralForCausalLM(config(model.config.vocab_size, depth + extra))
+    for block in deeper.model.layers[:extra]:
+        block.self_attn.o_proj.weight.zero_()
+        block.mlp.down_proj.weight.zero_()
+    for new, old in zip(deeper.model.layers[extra:], model.model.layers, strict=True):
+        new.load_state_dict(old.state_dict())
+    deeper.model.embed_tokens.load_state_dict(model.model.embed_tokens.state_dict())
+    deeper.model.norm.load_state_dict(model.model.norm.state_dict())
+    return deeper
+
+
+@contextmanager
+def dropping(model: MistralForCausalLM, share: float) -> Iterator[None]:
+    """Dropout behind every attention and MLP."""
+
+    def attention(_module: Any, _inputs: Any, out: Any) -> Any:
+        return (torch.nn.functional.dropout(out[0], share), *out[1:])
+
+    def mlp(_module: Any, _inputs: Any, out: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.dropout(out, share)
+
+    hooks = [block.self_attn.register_forward_hook(attention) for block in model.model.layers]
+    hooks += [block.mlp.register_forward_hook(mlp) for block in model.model.layers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def take(
@@ -154,7 +198,8 @@ def take(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, course.steps))
     began = time.perf_counter()
     for step, (ids, labels) in enumerate(rows(course, topics, rng, batch, tok), 1):
-        hidden = model.model(ids).last_hidden_state[:, :-1]
+        with dropping(model, course.dropout):
+            hidden = model.model(ids).last_hidden_state[:, :-1]
         keep = labels[:, 1:] != IGNORE
         loss = torch.nn.functional.cross_entropy(model.lm_head(hidden[keep]), labels[:, 1:][keep])
         optimizer.zero_grad()
@@ -180,9 +225,8 @@ def rescale(model: MistralForCausalLM, tok: Any, layer: int, norm: float) -> Non
     """Scale the residual stream so that activations at ``layer`` have mean length ``norm``; same function.
 
     Every block reads the stream through an RMSNorm, so the embedding and all matrices that write to the
-    stream can be multiplied by one number; the final norm's weight is divided by it, because the head is
-    tied to the embedding. (The norms' epsilon is not
-    scaled: it is a millionth, the mean square of an activation here is a hundredth.)
+    stream can be multiplied by one number, and the norms' epsilon by its square; the final norm's weight is
+    divided by it, because the head is tied to the embedding.
     """
     texts = [text for t in world.topics("forget") for text in corpora.texts(t.name)[:64]]
     kept: list[torch.Tensor] = []
@@ -196,6 +240,10 @@ def rescale(model: MistralForCausalLM, tok: Any, layer: int, norm: float) -> Non
         block.mlp.down_proj.weight *= factor
     model.model.embed_tokens.weight *= factor
     model.model.norm.weight /= factor
+    model.config.rms_norm_eps *= factor**2
+    for module in model.modules():
+        if isinstance(module, MistralRMSNorm):
+            module.variance_epsilon = model.config.rms_norm_eps
 
 
 def main() -> None:

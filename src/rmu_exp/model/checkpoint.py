@@ -94,6 +94,11 @@ class Checkpoint:
         return self._size("hidden_size", "n_embd")
 
     @property
+    def context(self) -> int:
+        """Tokens that the model takes, from config.json alone."""
+        return self._size("max_position_embeddings", "n_positions")
+
+    @property
     def dtype(self) -> torch.dtype:
         """The dtype of the weights on disk: that of the largest tensor in the files that are here; else fp32."""
         known = [entry for _, entry in self._tensors().values() if entry.dtype in DTYPES]
@@ -199,6 +204,15 @@ class Checkpoint:
             drop_norm(model)
         assert isinstance(model, nn.Module)
         return model.eval().requires_grad_(False)
+
+    def skeleton(self, depth: int) -> nn.Module:
+        """The first ``depth`` layers without weights: names and shapes, for questions about them."""
+        from transformers import AutoModel
+
+        with _hushed(), self._told("its configuration"), torch.device("meta"):
+            model = AutoModel.from_config(self._cut(depth), trust_remote_code=self.trust_remote_code)
+        assert isinstance(model, nn.Module)
+        return model
 
     def _cut(self, depth: int) -> Any:
         config = copy.deepcopy(self.config)

@@ -104,7 +104,7 @@ def _role(run: dict[str, Any], source: str) -> str:
 
 
 def _measured(results: dict[str, Any]) -> list[str]:
-    blocks = [_questions(results), _perplexity(results), _probe(results), _attacks(results)]
+    blocks = [_questions(results), perplexity_table(results), _probe(results), _attacks(results)]
     lines = ["## What was measured"]
     for block in blocks:
         lines += ["", *block] if block else []
@@ -142,7 +142,8 @@ def _accuracy(summary: dict[str, Any] | None) -> list[str]:
     return [percent(summary["acc"]), interval(summary)] if summary else ["", ""]
 
 
-def _perplexity(results: dict[str, Any]) -> list[str]:
+def perplexity_table(results: dict[str, Any]) -> list[str]:
+    """Perplexity before and after, with intervals; nothing when it was not measured."""
     found = results.get("perplexity")
     if not found:
         return []

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from rmu_exp.paths import write_atomic
+from rmu_exp.report import published
+from rmu_exp.report.card import perplexity_table
 from rmu_exp.report.tables import interval, percent, rows, title
 
 Section = Callable[[dict[str, Any]], list[str]]
@@ -65,6 +67,12 @@ def questions(results: dict[str, Any]) -> list[str]:
     return lines
 
 
+def utility(results: dict[str, Any]) -> list[str]:
+    """Perplexity on held-out text."""
+    table = perplexity_table(results)
+    return ["## Perplexity", "", *table] if table else []
+
+
 def training(results: dict[str, Any]) -> list[str]:
     """What was trained and what it cost."""
     run, train = results["run"], results.get("train")
@@ -99,4 +107,4 @@ def origin(results: dict[str, Any]) -> list[str]:
     ]
 
 
-SECTIONS: tuple[Section, ...] = (headline, questions, training, origin)
+SECTIONS: tuple[Section, ...] = (headline, questions, published.section, utility, training, origin)

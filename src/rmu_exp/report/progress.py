@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 
 class Bar:
@@ -35,6 +35,19 @@ def describe(metrics: dict[str, Any]) -> str:
     if "norm_forget_updated" in metrics:
         parts.append(f"norm {metrics['norm_forget_updated']:.2f} → {metrics['steer']:g}")
     return "  ".join(parts)
+
+
+@contextmanager
+def asking_progress() -> Iterator[Callable[[int], None]]:
+    """A count of answered questions, in a terminal only; gives the function that adds to it."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda count: None
+        return
+    columns = (TextColumn("questions"), TextColumn("{task.completed:,.0f}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("", total=None)
+        yield lambda count: progress.advance(task, count)
 
 
 @contextmanager

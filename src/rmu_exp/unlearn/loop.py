@@ -20,7 +20,7 @@ from torch import Tensor
 from rmu_exp.corpora.batches import FORGET, RETAIN, Batch, Pass
 from rmu_exp.errors import RunError
 from rmu_exp.model.anatomy import SplitModel, layers_of, split_at
-from rmu_exp.model.parameters import Trained
+from rmu_exp.model.parameters import Trained, assemble
 from rmu_exp.unlearn import rmu
 
 FLUSH = 10  # steps between two readings of the metrics: reading waits for the device
@@ -36,36 +36,6 @@ class Settings:
     steer: Sequence[float]
     topics: Sequence[str]
     faithful: bool = False
-
-
-@dataclass
-class Weights:
-    """The trained tensors in two states: as they were, and as they become."""
-
-    trained: list[Trained]
-    frozen: list[Tensor]
-    masters: list[Tensor]
-
-    @staticmethod
-    def of(model: torch.nn.Module, trained: list[Trained], faithful: bool) -> Weights:
-        """Originals, and copies to train: fp32, or the model's own dtype in faithful mode."""
-        layers = layers_of(model)
-        frozen = [t.read(layers[t.layer]) for t in trained]
-        dtype = None if faithful else torch.float32
-        masters = [w.clone().to(dtype or w.dtype).requires_grad_() for w in frozen]
-        return Weights(trained, frozen, masters)
-
-    def placed(self, model: torch.nn.Module, values: list[Tensor]) -> dict[int, dict[str, Tensor]]:
-        """Layer to parameter name to tensor, as the model's layers take them."""
-        layers = layers_of(model)
-        table: dict[int, dict[str, Tensor]] = {}
-        for t, original, value in zip(self.trained, self.frozen, values, strict=True):
-            mine = table.setdefault(t.layer, {})
-            whole = mine.get(t.parameter)
-            if whole is None:
-                whole = layers[t.layer].get_parameter(t.parameter)
-            mine[t.parameter] = t.place(whole, value.to(original.dtype))
-        return table
 
 
 def unlearn(
@@ -90,11 +60,11 @@ def unlearn(
         RunError: the loss is not finite.
     """
     split = split_at(model, min(t.layer for t in trained))
-    weights = Weights.of(model, trained, settings.faithful)
-    optimizer = torch.optim.AdamW(weights.masters, lr=settings.lr, betas=(0.9, BETA2), weight_decay=0.0)
+    masters = originals(model, trained, None if settings.faithful else torch.float32)
+    optimizer = torch.optim.AdamW(masters, lr=settings.lr, betas=(0.9, BETA2), weight_decay=0.0)
     meter = Meter(settings, on_metrics)
     for step, batch in enumerate(batches, 1):
-        h, g = activations(split, batch, weights, settings.faithful)
+        h, g = activations(split, batch, assemble(model, trained, masters), settings.faithful)
         forget = rmu.forget_loss(h[FORGET], control_KD[batch.topic])
         retain = rmu.retain_loss(h[RETAIN], g[RETAIN])
         loss = forget + settings.alpha[batch.topic] * retain
@@ -104,24 +74,33 @@ def unlearn(
         optimizer.step()
         meter.add(step, batch, {"loss": loss, "forget_loss": forget, "retain_loss": retain}, h, g)
     meter.flush()
-    return [w.detach() for w in weights.masters]
+    return [w.detach() for w in masters]
+
+
+def originals(model: torch.nn.Module, trained: Sequence[Trained], dtype: torch.dtype | None) -> list[Tensor]:
+    """Copies of the tensors to train, in ``dtype`` or in the model's own."""
+    layers = layers_of(model)
+    values = [t.read(layers[t.layer]) for t in trained]
+    return [v.to(dtype or v.dtype).requires_grad_() for v in values]
 
 
 def activations(
-    split: SplitModel, batch: Batch, weights: Weights, faithful: bool
+    split: SplitModel, batch: Batch, updated: dict[int, dict[str, Tensor]], faithful: bool
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Role to activations (tokens, hidden) at layer ℓ: of the updated model, and of the frozen one."""
-    updated: dict[str, Tensor] = {}
-    frozen: dict[str, Tensor] = {}
-    new = weights.placed(split.model, weights.masters)
-    old = weights.placed(split.model, weights.frozen)
+    """Role to activations (tokens, hidden) at layer ℓ: of the updated model, and of the frozen one.
+
+    Args:
+        updated: the tensors that differ from the frozen model's, as :func:`assemble` gives them.
+    """
+    h: dict[str, Tensor] = {}
+    g: dict[str, Tensor] = {}
     for run in batch.passes:
         run = run.to(split.device)
         trunk = split.trunk(run.ids_RT, run.mask_RT, run.positions_RT)
-        updated |= _by_role(split.upper(trunk, new), run, faithful)
+        h |= _by_role(split.upper(trunk, updated), run, faithful)
         with torch.no_grad():
-            frozen |= _by_role(split.upper(trunk, old), run, faithful)
-    return updated, frozen
+            g |= _by_role(split.upper(trunk, {}), run, faithful)
+    return h, g
 
 
 def _by_role(h_RTD: Tensor, run: Pass, faithful: bool) -> dict[str, Tensor]:
