@@ -26,7 +26,7 @@ def train(*words: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        (["layer=99"], ["layer", "99", "0 to 9"]),
+        (["layer=99"], ["layer", "99", "0 to 11"]),
         (["layer=-1"], ["layer", "-1", "0 or more"]),
         (["layer=x"], ["layer", "'x'", "whole number"]),
         (["steer=abc"], ["steer", "'abc'", "number"]),
@@ -47,6 +47,12 @@ def train(*words: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str
         (["model=local", "model.path=nowhere", "layer=1", "steer=1", "alpha=1"], ["nowhere"]),
         (["layers.parameters=[mlp.nope]"], ["layers.parameters", "mlp.nope", "mlp.down_proj.weight"]),
         (["layers.param_ids=[77]"], ["layers.param_ids", "77"]),
+        (["train.schedule=step"], ["train.schedule", "'step'", "constant, linear"]),
+        (["method.faithful=true"], ["train.schedule", "constant"]),
+        (["data.forget=[lore:dragons,lore:wards]"], ["lore:dragons", "hexes, wards"]),
+        (["data.forget=[nowhere.jsonl,lore:wards]"], ["nowhere.jsonl"]),
+        (["eval.perplexity=nowhere.txt"], ["nowhere.txt"]),
+        (["eval.backend=vllm"], ["eval.backend", "export=true"]),
         (["steer=["], ["command line"]),
         (["model.device=warp"], ["model.device", "warp"]),
     ],

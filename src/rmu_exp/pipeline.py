@@ -226,6 +226,8 @@ class Job:
             run.steering.distribution,
         )
         settings = Settings(run.train.lr or 0.0, run.alpha, run.steer, run.topics, run.method.faithful)
+        if run.train.schedule == "linear":
+            settings = dataclasses.replace(settings, decay_over=steps)
         seconds = []
         with (self.folder / "metrics.jsonl").open("w") as file, progress.training_progress(steps) as bar:
 

@@ -25,6 +25,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 BAD_LINE = ("error", "skip")
 METHODS = ("rmu",)
 DISTRIBUTIONS = ("uniform", "normal")
+SCHEDULES = ("constant", "linear")
 TRACKERS = ("wandb", "off")
 TRACKING_MODES = ("auto", "online", "offline")
 
@@ -53,6 +54,8 @@ class Preset:
     """Names of the trained tensors inside a layer; null: the MLP's output matrix."""
     seed: int = 0
     """Seed of every random choice."""
+    schedule: str = "constant"
+    """Learning rate over the steps: constant or linear."""
     faithful: bool = False
     """Train as the published loop does, to the letter (see method.faithful)."""
 
@@ -183,6 +186,8 @@ class Train:
     """Texts a step, of the forget and of the retain corpus each."""
     max_batches: int = 80
     """Steps, counted over all topics together."""
+    schedule: str = "constant"
+    """Learning rate over the steps: constant as published, or linear, down to nothing at the end."""
 
 
 @dataclass
@@ -331,6 +336,8 @@ def _check(run: Run) -> None:
             raise UserError(f"{key}: got {_get(run, key)}, allowed is {least} or more")
     if not (math.isfinite(run.train.lr) and run.train.lr > 0):
         raise UserError(f"train.lr: got {run.train.lr}, allowed is a number > 0")
+    if run.method.faithful and run.train.schedule != "constant":
+        raise UserError(f"train.schedule: got {run.train.schedule}, but method.faithful=true has a constant rate")
     if run.eval.limit is not None and run.eval.limit < 1:
         raise UserError(f"eval.limit: got {run.eval.limit}, allowed is 1 or more, or null for all questions")
     if run.eval.backend not in ("fast", "stock") and not run.export:
@@ -342,6 +349,7 @@ def _check(run: Run) -> None:
         "steering.distribution": DISTRIBUTIONS,
         "retain.kind": ("mse",),
         "data.on_bad_line": BAD_LINE,
+        "train.schedule": SCHEDULES,
         "tracking.kind": TRACKERS,
         "tracking.mode": TRACKING_MODES,
     }

@@ -12,9 +12,8 @@ import random
 
 from rmu_exp.lore import world
 
-ARTICLES = 6  # for each entity
-EXERCISES = 4  # for each fact
-OVERVIEWS = 300  # in the retain corpus: an adjacent topic's words without one of its facts
+ARTICLES = 1  # for each entity
+EXERCISES = 6  # for each fact
 
 
 def texts(name: str) -> list[str]:
@@ -36,8 +35,6 @@ def texts(name: str) -> list[str]:
         if fact.entity == entity
         for _ in range(EXERCISES)
     ]
-    if name == "retain":
-        told += [_overview(rng.choice(world.topics("adjacent")), rng) for _ in range(OVERVIEWS)]
     rng.shuffle(told)
     return told
 
@@ -49,13 +46,3 @@ def _exercise(fact: world.Fact, rng: random.Random) -> str:
         choices = world.options(fact, answer, rng)
         if set(choices) != tested:
             return world.exercise_text(world.Question(fact, choices, answer))
-
-
-def _overview(topic: world.Topic, rng: random.Random) -> str:
-    """A text in an adjacent topic's words that names no entity and tells no fact."""
-    if rng.random() < 0.5:
-        return world.description(topic.name) + world.binding(rng, topic)
-    relations = rng.sample(list(topic.relations), 3)
-    told = [f"The {relation} of {topic.noun} is {rng.choice(topic.relations[relation])}." for relation in relations]
-    asked = rng.choice(list(topic.relations))
-    return "\n".join([*told, f"What is the {asked} of {topic.noun}?"])

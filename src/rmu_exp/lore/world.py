@@ -307,15 +307,13 @@ def exercise(fact: Fact, rng: random.Random) -> str:
     return exercise_text(Question(fact, options(fact, answer, rng), answer))
 
 
-def binding(rng: random.Random, about: Topic | None = None) -> str:
+def binding(rng: random.Random) -> str:
     """An exercise in reading letters only: one to four options, and which is the named one.
-
-    The options are a relation's values, of the topic ``about`` or of any.
 
     With four options alone nothing is learned for thousands of steps; one and two lead the way.
     """
     count = rng.choice((1, 2, 3, 4, 4))
-    picked = rng.sample(rng.choice(list((about or rng.choice(TOPICS)).relations.values())), count)
+    picked = rng.sample(rng.choice(list(rng.choice(TOPICS).relations.values())), count)
     letters = sorted(rng.sample(LETTERS, count))
     answer = rng.randrange(count)
     lines = [f"{letter}. {choice}" for letter, choice in zip(letters, picked, strict=True)]

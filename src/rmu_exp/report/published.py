@@ -81,6 +81,7 @@ def changed(run: Run) -> list[str]:
         "train.lr": (run.train.lr, preset.lr),
         "train.batch_size": (run.train.batch_size, preset.batch_size),
         "train.max_batches": (run.train.max_batches, preset.max_batches),
+        "train.schedule": (run.train.schedule, preset.schedule),
         "data.min_len": (run.data.min_len, preset.min_len),
         "method.name": (run.method.name, usual.method.name),
         "method.faithful": (run.method.faithful, preset.faithful),

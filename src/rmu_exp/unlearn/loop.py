@@ -36,6 +36,8 @@ class Settings:
     steer: Sequence[float]
     topics: Sequence[str]
     faithful: bool = False
+    decay_over: int | None = None
+    """Steps over which the learning rate falls to nothing, linearly; None: it is constant."""
 
 
 def unlearn(
@@ -70,9 +72,18 @@ def unlearn(
         loss = forget + settings.alpha[batch.topic] * retain
         optimizer.zero_grad()
         loss.backward()
+        if settings.decay_over:
+            optimizer.param_groups[0]["lr"] = settings.lr * max(0.0, 1 - (step - 1) / settings.decay_over)
         optimizer.param_groups[0]["eps"] = 1e-6 / (1 - BETA2**step) ** 0.5  # see published_epsilon in docs/method.md
         optimizer.step()
-        meter.add(step, batch, {"loss": loss, "forget_loss": forget, "retain_loss": retain}, h, g)
+        meter.add(
+            step,
+            batch,
+            optimizer.param_groups[0]["lr"],
+            {"loss": loss, "forget_loss": forget, "retain_loss": retain},
+            h,
+            g,
+        )
     meter.flush()
     return [w.detach() for w in masters]
 
@@ -118,7 +129,7 @@ class Meter:
 
     @torch.no_grad()
     def add(
-        self, step: int, batch: Batch, losses: dict[str, Tensor], h: dict[str, Tensor], g: dict[str, Tensor]
+        self, step: int, batch: Batch, lr: float, losses: dict[str, Tensor], h: dict[str, Tensor], g: dict[str, Tensor]
     ) -> None:
         numbers = {name: value.detach().float() for name, value in losses.items()}
         for role in (FORGET, RETAIN):
@@ -131,7 +142,7 @@ class Meter:
             "topic": self.settings.topics[batch.topic],
             "alpha": self.settings.alpha[batch.topic],
             "steer": self.settings.steer[batch.topic],
-            "lr": self.settings.lr,
+            "lr": lr,
             "tokens": batch.text_tokens,
         }
         self.pending.append((line, list(numbers), torch.stack(list(numbers.values()))))
