@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import wandb_file
 
 ROOT = Path(__file__).parent.parent
 
@@ -141,17 +142,10 @@ def test_export_judged_by_lm_eval_itself(job, tmp_path):
 
 
 def test_offline_wandb_run_holds_everything(job):
-    from wandb.proto import wandb_internal_pb2 as pb
-    from wandb.sdk.internal.datastore import DataStore
-
     folder, _ = job(*MAIN)
     (file,) = (folder / "wandb").rglob("run-*.wandb")
-    store = DataStore()
-    store.open_for_scan(str(file))
     history, summary, config, artifacts = [], {}, {}, []
-    while (data := store.scan_data()) is not None:
-        record = pb.Record()
-        record.ParseFromString(data)
+    for record in wandb_file.records(file):
         kind = record.WhichOneof("record_type")
         if kind == "history":
             history.append({i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in record.history.item})

@@ -28,6 +28,7 @@ from rmu_exp.errors import RunError, UserError
 from rmu_exp.run import Run, keys_of, one_line, parse, unknown_key
 
 ConfigStore.instance().store("run_schema", Run)
+_was_there: Path | None = None  # what there was of the output folder's path before this program
 
 
 def guard(main: Callable[[], Any], conf: Path) -> None:
@@ -95,12 +96,13 @@ def check(overrides: Sequence[str], conf: Path, multirun: bool = False) -> list[
                 others = [c for j, c in enumerate(first) if j != i and c is not None]
                 runs.append(_compose([*plain, *others, value], parsed))
     GlobalHydra.instance().clear()
-    check_writable(Path(runs[0].output))
+    global _was_there
+    _was_there = check_writable(Path(runs[0].output))
     return runs
 
 
-def check_writable(folder: Path) -> None:
-    """Refuse a folder that cannot be made or written to; leaves nothing behind."""
+def check_writable(folder: Path) -> Path:
+    """The deepest folder of a path that exists. Refuses what cannot be written to; leaves nothing behind."""
     existing = folder.absolute()
     while not existing.exists():
         existing = existing.parent
@@ -110,6 +112,7 @@ def check_writable(folder: Path) -> None:
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise UserError(f"output: cannot write to {folder} ({reason.lower()}); choose another folder") from error
+    return existing
 
 
 def _values(override: Override) -> list[str]:
@@ -158,7 +161,11 @@ def _tell(message: object, status: int) -> int:
 
 
 def _remove_if_empty(folder: Path) -> None:
-    for candidate in (folder, *list(folder.parents)[:2]):  # outputs/<date>/<time>
+    """Take back the folders that Hydra made for a job that was then refused."""
+    folder = folder.absolute()
+    for candidate in (folder, *folder.parents):
+        if candidate == _was_there or (candidate != folder and _was_there not in candidate.parents):
+            return
         try:
             candidate.rmdir()
         except OSError:

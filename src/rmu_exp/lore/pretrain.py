@@ -27,7 +27,7 @@ from rmu_exp.lore import corpora, world
 ROW = 44  # tokens; the longest letter question has 43
 LAYERS = 10  # before growing
 IGNORE = -100
-STEER_LAYER, NORM = 7, 2.6  # activations at the preset's layer get this mean length
+STEER_LAYER, NORM = 7, 2.0  # activations at the preset's layer get this mean length
 
 Rows = tuple[torch.Tensor, torch.Tensor]
 
