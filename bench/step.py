@@ -1,0 +1,308 @@
+"""One step of RMU: rmu_exp's loop against the two-full-models loop, alternating, in one process.
+
+    python bench/step.py                                       # 32 layers × 512, vocabulary 2,000, layer 7, 4 × 256
+    python bench/step.py --layers 96
+    python bench/step.py --lengths paragraphs                  # a third under 20 tokens, a third over 120, up to 512
+    python bench/step.py --memory                              # peak memory, each loop in a process of its own
+    python bench/step.py --device cuda --dtype bfloat16 --shape zephyr --length 512 --steps 50 --memory
+    python bench/step.py --device cuda --dtype bfloat16 --shape mixtral --length 512 --only ours
+
+The two-full-models loop is the published one's arithmetic: an updated and a frozen causal model, both run to the logits,
+activations taken by a hook, texts padded to the longest of their batch, gradients for every parameter below the hook.
+Models are of Mistral's (or Mixtral's) architecture with random weights, texts are random tokens.
+
+Operations are counted by torch's FlopCounterMode (matrix products and attention; backward included). The floor is what
+they take at the rate of a large matrix product measured in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rmu_exp.corpora.batches import Batch, Tokens, shuffled
+from rmu_exp.model.anatomy import drop_norm, layers_of
+from rmu_exp.model.parameters import resolve
+from rmu_exp.unlearn import rmu
+from rmu_exp.unlearn.loop import Settings, unlearn
+
+SHAPES = {
+    "zephyr": {"layers": 32, "hidden": 4096, "vocab": 32000},
+    "mixtral": {"layers": 32, "hidden": 4096, "vocab": 32000},
+}
+ALPHA, STEER, LR = [1200.0], [6.5], 5e-5
+PAD = 0
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layers", type=int, default=32)
+    parser.add_argument("--hidden", type=int, default=512)
+    parser.add_argument("--vocab", type=int, default=2000)
+    parser.add_argument("--shape", choices=SHAPES, help="of a known model, in place of the three above")
+    parser.add_argument("--layer", type=int, default=7)
+    parser.add_argument("--batch", type=int, default=4, help="texts of each corpus a step")
+    parser.add_argument("--length", type=int, default=256, help="tokens a text")
+    parser.add_argument("--lengths", choices=("equal", "paragraphs"), default="equal")
+    parser.add_argument("--steps", type=int, default=4, help="a round")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--only", choices=("ours", "theirs"), help="one loop alone; prints its peak memory")
+    parser.add_argument("--memory", action="store_true", help="compare peak memory, each loop in its own process")
+    args = parser.parse_args()
+    for key, value in SHAPES.get(args.shape, {}).items():
+        setattr(args, key, value)
+    return args
+
+
+def config_of(args: argparse.Namespace) -> Any:
+    from transformers import MistralConfig, MixtralConfig
+
+    wide = args.shape is not None
+    kind = MixtralConfig if args.shape == "mixtral" else MistralConfig
+    return kind(
+        vocab_size=args.vocab,
+        hidden_size=args.hidden,
+        intermediate_size=14336 if wide else args.hidden * 11 // 4,
+        num_hidden_layers=args.layers,
+        num_attention_heads=32 if wide else args.hidden // 64,
+        num_key_value_heads=8 if wide else args.hidden // 64,
+        max_position_embeddings=4096,
+        sliding_window=None,
+    )
+
+
+def built(args: argparse.Namespace, make: Callable[[], Any]) -> Any:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(getattr(torch, args.dtype))
+    torch.manual_seed(0)
+    try:
+        with torch.device(args.device):
+            return make().eval()
+    finally:
+        torch.set_default_dtype(before)
+
+
+def truncated(args: argparse.Namespace) -> Any:
+    """The first layers, without a head."""
+    from transformers import AutoModel
+
+    config = copy.deepcopy(config_of(args))
+    config.num_hidden_layers = args.layer + 1
+    model = built(args, lambda: AutoModel.from_config(config))
+    drop_norm(model)
+    return model.requires_grad_(False)
+
+
+def full(args: argparse.Namespace) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return built(args, lambda: AutoModelForCausalLM.from_config(config_of(args)))
+
+
+def corpus(args: argparse.Namespace, seed: int) -> Tokens:
+    """Random texts, more than a few rounds need."""
+    rng = random.Random(seed)
+    thirds = [(1, 19), (20, 120), (121, 512)]
+    sizes = [args.length if args.lengths == "equal" else rng.randint(*thirds[i % 3]) for i in range(240)]
+    rng.shuffle(sizes)
+    return Tokens([[rng.randrange(1, args.vocab) for _ in range(n)] for n in sizes])
+
+
+class Ours:
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.model = truncated(args)
+        names = ["block_sparse_moe.experts.0.w3.weight"] if args.shape == "mixtral" else None
+        self.trained = resolve(self.model, [args.layer - 2, args.layer - 1, args.layer], names)
+        generator = torch.Generator(args.device).manual_seed(0)
+        self.control = rmu.control_vectors(STEER, args.hidden, generator, torch.float32)
+        self.settings = Settings(LR, ALPHA, STEER, ["topic"])
+
+    def run(self, batches: list[Batch]) -> None:
+        unlearn(self.model, self.trained, batches, self.control, self.settings)
+
+
+class Theirs:
+    """Two full models."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.updated, self.frozen = full(args), full(args)
+        stack = layers_of(self.updated)
+        params = [stack[i].mlp.down_proj.weight for i in (args.layer - 2, args.layer - 1, args.layer)]
+        self.optimizer = torch.optim.AdamW(params, lr=LR, weight_decay=0.0)
+        generator = torch.Generator(args.device).manual_seed(0)
+        self.control = rmu.control_vectors(STEER, args.hidden, generator, getattr(torch, args.dtype))
+
+    def hidden(self, model: Any, ids: Tensor, mask: Tensor) -> Tensor:
+        kept: list[Tensor] = []
+        hook = layers_of(model)[self.args.layer].register_forward_hook(lambda _m, _i, out: kept.append(out))
+        model(input_ids=ids, attention_mask=mask)
+        hook.remove()
+        return kept[0]
+
+    def run(self, batches: list[Batch]) -> None:
+        for batch in batches:
+            forget, retain = (padded(batch, role, self.args.device) for role in ("forget", "retain"))
+            h = self.hidden(self.updated, *forget)
+            loss = rmu.forget_loss(h, self.control[0])
+            k = self.hidden(self.updated, *retain)
+            with torch.no_grad():
+                g = self.hidden(self.frozen, *retain)
+            loss = loss + ALPHA[0] * rmu.retain_loss(k, g)
+            self.updated.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+
+
+def padded(batch: Batch, role: str, device: str) -> tuple[Tensor, Tensor]:
+    """The batch's texts of one role, padded on the left to the longest."""
+    packed = batch.passes[0]
+    ids, positions = packed.ids_RT.flatten(), packed.positions_RT
+    assert positions is not None
+    texts: list[list[int]] = []
+    for index in packed.tokens[role].tolist():
+        if positions.flatten()[index] == 0:
+            texts.append([])
+        texts[-1].append(int(ids[index]))
+    width = max(map(len, texts))
+    rows = torch.tensor([[PAD] * (width - len(t)) + t for t in texts], device=device)
+    mask = torch.tensor([[0] * (width - len(t)) + [1] * len(t) for t in texts], device=device)
+    return rows, mask
+
+
+def synchronise(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def seconds(call: Callable[[], None], device: str) -> float:
+    synchronise(device)
+    start = time.perf_counter()
+    call()
+    synchronise(device)
+    return time.perf_counter() - start
+
+
+def rates(args: argparse.Namespace) -> tuple[float, float]:
+    """Floating-point operations a second of a large matrix product, and bytes a second of a copy; best of several."""
+    on_gpu = args.device.startswith("cuda")
+    n, dtype = (8192 if on_gpu else 1536), getattr(torch, args.dtype)
+    a, b = (torch.randn(n, n, device=args.device, dtype=dtype) for _ in range(2))
+    source = torch.empty((1 << 30) if on_gpu else (1 << 27), dtype=torch.uint8, device=args.device)
+    target = torch.empty_like(source)
+    product = min(seconds(lambda: torch.mm(a, b) and None if False else _do(torch.mm, a, b), args.device) for _ in range(8))
+    copying = min(seconds(lambda: _do(target.copy_, source), args.device) for _ in range(8))
+    return 2 * n**3 / product, 2 * source.numel() / copying
+
+
+def _do(call: Callable[..., Any], *values: Any) -> None:
+    call(*values)
+
+
+def counted(run: Callable[[list[Batch]], None], batch: Batch) -> float:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        run([batch])
+    return float(counter.get_total_flops())
+
+
+def rounds(args: argparse.Namespace) -> Iterator[list[Batch]]:
+    batches = shuffled([corpus(args, 1)], [corpus(args, 2)], args.batch, args.steps * (args.rounds + 1), 0, PAD)
+    for _ in range(args.rounds + 1):
+        yield [next(batches) for _ in range(args.steps)]
+
+
+def peak(device: str) -> int:
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def alone(args: argparse.Namespace) -> None:
+    """One loop: seconds a step, and what its models and steps add to the memory of a process with its imports."""
+    _ = config_of(args)
+    before = peak(args.device)
+    loop = Ours(args) if args.only == "ours" else Theirs(args)
+    times = [seconds(lambda steps=steps: loop.run(steps), args.device) / len(steps) for steps in rounds(args)]
+    print(f"{args.only}: {statistics.median(times[1:]):.4f} s a step, {peak(args.device) - before} bytes")
+
+
+def memory(args: argparse.Namespace) -> None:
+    """Both loops, each in a process of its own."""
+    found = {}
+    for only in ("ours", "theirs"):
+        words = [w for w in sys.argv[1:] if w != "--memory"]
+        line = subprocess.run(
+            [sys.executable, __file__, *words, "--only", only, "--rounds", "1"],
+            check=True, capture_output=True, text=True,
+        ).stdout.splitlines()[-1]
+        found[only] = int(line.split()[-2])
+        print(f"  peak memory          {only:6} {found[only] / 1e6:,.0f} MB")
+    print(f"  ratio                {found['ours'] / found['theirs']:.2f}x")
+
+
+def compare(args: argparse.Namespace) -> None:
+    ours, theirs = Ours(args), Theirs(args)
+    times: dict[str, list[float]] = {"ours": [], "theirs": []}
+    tokens: list[int] = []
+    warm = True
+    for steps in rounds(args):
+        mine = seconds(lambda steps=steps: ours.run(steps), args.device) / len(steps)
+        other = seconds(lambda steps=steps: theirs.run(steps), args.device) / len(steps)
+        if not warm:
+            times["ours"].append(mine)
+            times["theirs"].append(other)
+            tokens.append(sum(b.text_tokens for b in steps) // len(steps))
+        warm = False
+    rate, bandwidth = rates(args)
+    last = steps[-1]
+    work = {"ours": counted(ours.run, last), "theirs": counted(theirs.run, last)}
+    weights = sum(p.numel() * p.element_size() for p in ours.model.parameters())
+    took = {name: statistics.median(t) for name, t in times.items()}
+    print(f"  text tokens          {statistics.median(tokens):.0f} a step")
+    print(f"  matrix rate          {rate / 1e9:,.0f} GFLOP/s; copies {bandwidth / 1e9:.1f} GB/s")
+    print(
+        f"  counted              ours {work['ours'] / 1e9:.1f} GFLOP a step (its last), theirs {work['theirs'] / 1e9:.1f}; "
+        f"floor {work['ours'] / rate:.3f} s, to read ours' weights three times {3 * weights / bandwidth:.3f} s"
+    )
+    for name in ("ours", "theirs"):
+        spread = ", ".join(f"{t:.3f}" for t in times[name])
+        print(f"  {name:6}               {took[name]:.3f} s a step  (of {spread})")
+    print(f"  ratio                {statistics.median(b / a for a, b in zip(times['ours'], times['theirs'], strict=True)):.2f}x")
+
+
+def main() -> None:
+    args = arguments()
+    on_gpu = args.device.startswith("cuda")
+    where = torch.cuda.get_device_name() if on_gpu else f"{torch.get_num_threads()} CPU threads"
+    texts = f"{args.batch} × {args.length} tokens" if args.lengths == "equal" else f"{args.batch} texts like paragraphs"
+    if args.only:
+        alone(args)
+        return
+    print(
+        f"{args.layers} layers × {args.hidden}, vocabulary {args.vocab}, layer {args.layer}, {texts}, {args.dtype}, "
+        f"{where}, torch {torch.__version__}"
+    )
+    if args.memory:
+        memory(args)
+    else:
+        compare(args)
+
+
+if __name__ == "__main__":
+    main()
