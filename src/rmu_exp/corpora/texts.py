@@ -167,7 +167,7 @@ def _open(source: str, split: str | None) -> Iterator[str | Bad]:
         raise UserError(f"{source}: is a folder, allowed is a file ({_kinds()}) or a hub dataset (hub://ORG/NAME)")
     if not path.exists():
         if _looks_like_path(source):
-            raise UserError(f"{source}: no such file")
+            raise UserError(f"{source}: no such file (looked in {path.absolute().parent}); check its name")
         raise UserError(f"{source}: neither a file ({_kinds()}) nor a hub dataset ORG/NAME[:CONFIG[:SPLIT]]")
     return _file(path, source)
 
@@ -183,7 +183,7 @@ def _kinds() -> str:
 
 def _nothing(source: str, bad: int, dropped: int, min_len: int) -> str:
     if not (bad or dropped):
-        return f"{source}: is empty, no text in it"
+        return f"{source}: is empty, no text in it; give a corpus with one text a line"
     counts = [f"{dropped:,} are of {min_len} characters or fewer"] * bool(dropped)
     counts += [f"{bad:,} are malformed"] * bool(bad)
     return f"{source}: no text is left ({' and '.join(counts)}); lower data.min_len or give another corpus"
