@@ -1,4 +1,4 @@
-"""What a checkpoint's depth costs a run: seconds a step and peak memory of train.py, deep against shallow, alternating.
+"""What a checkpoint's depth costs a run (seconds a step, peak memory), deep against shallow, alternating; an export.
 
     python bench/depth.py                                 # 12 against 48 layers × 512, layer 7
     python bench/depth.py --layers 8 40 --hidden 1024     # memory against the bytes of the first eight layers
@@ -109,6 +109,10 @@ def main() -> None:
                 f"{statistics.median(took[n]):.4f} s a step, peak {statistics.median(peaks[n]) / 1e6:,.0f} MB more, "
                 f"{statistics.median(peaks[n]) / needed(base):.2f} × those layers"
             )
+        export = [sys.executable, "-m", "rmu_exp", "export", str(place / f"out-{many}-0"), str(place / "export")]
+        shard = max(file.stat().st_size for file in bases[many].glob("*.safetensors"))
+        more = peak(export) - imports
+        print(f"  export of {many} layers: peak {more / 1e6:,.0f} MB more; its largest shard {shard / 1e6:,.0f} MB")
         ratios = [statistics.median(b / a for a, b in zip(x[few], x[many], strict=True)) for x in (took, peaks)]
         print(f"  {many} against {few} layers: time {ratios[0]:.3f}, memory {ratios[1]:.3f}")
 

@@ -144,18 +144,6 @@ def dataset(source: str) -> Dataset | None:
     return Dataset(match["repo"], config or None, split or None, match["revision"])
 
 
-def retain_is_utility(source: str) -> bool:
-    """Whether a retain corpus is wikitext's test split, on which perplexity is commonly measured.
-
-    The published loop retains on the test split of wikitext-2-raw-v1 (wikitext-103 has the same one):
-    perplexity on it is then no clean measure of utility.
-    """
-    hub = dataset(source)
-    if hub is not None:
-        return hub.repo.lower().endswith("/wikitext") and (hub.split or "").startswith("test")
-    return re.search(r"wiki(text)?[\W_].*test", Path(source).name.lower()) is not None
-
-
 def _open(source: str, split: str | None) -> Iterator[str | Bad]:
     hub = dataset(source)
     if hub is not None:
