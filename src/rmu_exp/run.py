@@ -103,7 +103,7 @@ class Layers:
     span: int = 3
     """How many layers are trained: `layer` and the ones below it."""
     parameters: list[str] | None = None
-    """Names inside a layer as on disk, globs allowed; null: the MLP's output matrix (faithful Mixtral: as published)."""
+    """Names inside a layer as on disk, globs allowed; null: the MLP output matrix (faithful Mixtral: as published)."""
     param_ids: list[int] | None = None
     """The published code's form: indices into a layer's parameters; translated to names and logged."""
 
