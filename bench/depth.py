@@ -1,17 +1,18 @@
 """What a checkpoint's depth costs a run (seconds a step, peak memory), deep against shallow, alternating; an export.
 
-    python bench/depth.py                                 # 12 against 48 layers × 512, layer 7
-    python bench/depth.py --layers 8 40 --hidden 1024     # memory against the bytes of the first eight layers
+    python bench/depth.py    # 12 against 48 layers × 256, layer 7
+    python bench/depth.py --layers 8 24 --hidden 768 --length 16 --steps 3 --rounds 1    # memory against those bytes
 
 Every run is `python train.py model=local … eval=none` in a process of its own. Models are of Mistral's architecture
 with random weights in sharded checkpoints, texts are random words. Peak memory is the largest resident set of the
-process, less that of one that only does the imports.
+process, less that of the same run on a model 64 wide.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import random
 import statistics
@@ -21,25 +22,34 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-IMPORTS = "import torch, rmu_exp.cli, rmu_exp.pipeline; from transformers import AutoModel, MistralModel"
 LAYER, WORDS = 7, 2000
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, nargs=2, default=(12, 48), metavar=("FEW", "MANY"))
-    parser.add_argument("--hidden", type=int, default=512)
-    parser.add_argument("--length", type=int, default=128, help="tokens a text")
+    parser.add_argument("--hidden", type=int, default=256)
+    parser.add_argument("--length", type=int, default=64, help="tokens a text")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=3)
     return parser.parse_args()
 
 
 def checkpoint(folder: Path, layers: int, hidden: int) -> Path:
+    """Written by a process of its own: a child's largest resident set counts what its parent held when it began."""
+    writer = multiprocessing.get_context("spawn").Process(target=write, args=(folder, layers, hidden))
+    writer.start()
+    writer.join()
+    return folder
+
+
+def write(folder: Path, layers: int, hidden: int) -> None:
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     torch.manual_seed(0)
     config = MistralConfig(
         vocab_size=WORDS,
@@ -51,11 +61,10 @@ def checkpoint(folder: Path, layers: int, hidden: int) -> Path:
         sliding_window=None,
         eos_token_id=1,
     )
-    MistralForCausalLM(config).save_pretrained(folder, max_shard_size=f"{hidden * hidden * 4 * 50}B")
+    MistralForCausalLM(config).save_pretrained(folder, max_shard_size=200 * hidden * hidden)
     words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(WORDS)}, unk_token="w0"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(tokenizer_object=words, unk_token="w0", eos_token="w1").save_pretrained(folder)
-    return folder
 
 
 def corpus(file: Path, length: int, seed: int) -> Path:
@@ -67,7 +76,7 @@ def corpus(file: Path, length: int, seed: int) -> Path:
 
 def peak(command: list[str]) -> int:
     """Bytes of the largest resident set of a command."""
-    child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _, status, usage = os.wait4(child.pid, 0)
     if status:
         raise SystemExit(f"{' '.join(command)} failed")
@@ -91,17 +100,18 @@ def main() -> None:
         forget, retain = (corpus(place / f"{role}.txt", args.length, i) for i, role in enumerate(("f", "r")))
         words = ["model=local", "data=local", f"data.forget=[{forget}]", f"data.retain=[{retain}]", f"layer={LAYER}"]
         words += ["steer=6.5", "alpha=100", f"train.max_batches={args.steps}", "eval=none", "tracking=off"]
+        program = [sys.executable, str(ROOT / "train.py"), *words]
         took: dict[int, list[float]] = {n: [] for n in bases}
         peaks: dict[int, list[int]] = {n: [] for n in bases}
-        imports = peak([sys.executable, "-c", IMPORTS])
+        small = checkpoint(place / "small", LAYER + 1, 64)
+        least = peak([*program, f"model.path={small}", f"output={place / 'out-small'}"])
         for turn in range(args.rounds):
             for n, base in bases.items():
                 out = place / f"out-{n}-{turn}"
-                train = [sys.executable, str(ROOT / "train.py"), f"model.path={base}", *words, f"output={out}"]
-                peaks[n].append(peak(train) - imports)
+                peaks[n].append(peak([*program, f"model.path={base}", f"output={out}"]) - least)
                 took[n].append(json.loads((out / "results.json").read_text())["train"]["seconds_per_step"])
         few, many = args.layers
-        print(f"layer {LAYER}, {args.hidden} wide, {args.length} tokens a text; imports alone {imports / 1e6:,.0f} MB")
+        print(f"layer {LAYER}, {args.hidden} wide, {args.length} tokens a text; the small model {least / 1e6:,.0f} MB")
         for n, base in bases.items():
             whole = sum(file.stat().st_size for file in base.glob("*.safetensors"))
             print(
@@ -111,8 +121,8 @@ def main() -> None:
             )
         export = [sys.executable, "-m", "rmu_exp", "export", str(place / f"out-{many}-0"), str(place / "export")]
         shard = max(file.stat().st_size for file in bases[many].glob("*.safetensors"))
-        more = peak(export) - imports
-        print(f"  export of {many} layers: peak {more / 1e6:,.0f} MB more; its largest shard {shard / 1e6:,.0f} MB")
+        more = peak(export) - least
+        print(f"  export of {many} layers: {more / 1e6:+,.0f} MB; its largest shard {shard / 1e6:,.0f} MB")
         ratios = [statistics.median(b / a for a, b in zip(x[few], x[many], strict=True)) for x in (took, peaks)]
         print(f"  {many} against {few} layers: time {ratios[0]:.3f}, memory {ratios[1]:.3f}")
 
