@@ -50,7 +50,7 @@ def results(folder: Path) -> dict:
 
 
 def test_forgets_to_chance_and_keeps_the_rest(job):
-    """Over three seeds. A single seed's accuracy has a standard error of 0.026 on 304 questions."""
+    """Each seed, within what rounding on another processor moves an accuracy on 304 questions by (docs/log.md)."""
     forget, general = [], []
     for seed in (0, 1, 2):
         words = MAIN if seed == 0 else (*MAIN, OFF, f"seed={seed}")
@@ -60,10 +60,10 @@ def test_forgets_to_chance_and_keeps_the_rest(job):
             assert qa[group]["base"]["n"] >= 300
         forget.append(qa["lore_forget"]["unlearned"]["acc"])
         general.append(qa["lore_general"]["base"]["acc"] - qa["lore_general"]["unlearned"]["acc"])
-    assert sum(forget) / 3 <= 0.34, forget
-    assert max(forget) <= 0.38, forget
-    assert sum(general) / 3 <= 0.035, general
-    assert max(general) <= 0.045, general
+    assert sum(forget) / 3 <= 0.32, forget
+    assert max(forget) <= 0.36, forget
+    assert sum(general) / 3 <= 0.02, general
+    assert max(general) <= 0.03, general
 
 
 def test_same_seed_twice_gives_the_same_bytes(job):
@@ -75,7 +75,7 @@ def test_same_seed_twice_gives_the_same_bytes(job):
 
 
 def test_a_small_steer_leaves_the_knowledge(job):
-    qa = results(job("layer=7", "steer=0.1", OFF)[0])["qa"]
+    qa = results(job("layer=7", "steer=0.5", OFF)[0])["qa"]
     assert qa["lore_forget"]["unlearned"]["acc"] > 0.8
 
 

@@ -27,7 +27,7 @@ from rmu_exp.lore import corpora, world
 ROW = 44  # tokens; the longest letter question has 43
 LAYERS = 10  # before growing
 IGNORE = -100
-STEER_LAYER, NORM = 7, 2.0  # activations at the preset's layer get this mean length
+STEER_LAYER, NORM = 7, 1.4  # activations at the preset's layer get this mean length
 
 Rows = tuple[torch.Tensor, torch.Tensor]
 
@@ -78,13 +78,13 @@ class Course:
     lead: int = 0
 
 
-# Reading letters first: mixed with facts from the start it is never learned. Then everything, then polish. Then layers
-# go from the top to the bottom: answers arrive at and above the steered layers and not below them (docs/log.md).
+# Reading letters first: mixed with facts from the start it is never learned. Then everything, then polish. Then empty
+# layers take the place of the topmost: answers arrive above the steered layers and not below them (docs/log.md).
 COURSES = (
     Course(4000, 1.5e-3, "BBBBBEEEEEQQQDDD", lead=1500),
     Course(800, 5e-4, "BBEEEEEEEEEEQQDD"),
 )
-GROW, CUT = 4, 2
+EMPTY, ABOVE, CUT = 5, 2, 3  # so many empty layers, above so many; so many cut off the top
 
 
 def rows(course: Course, topics: Sequence[world.Topic], rng: random.Random, batch: int, tok: Any) -> Iterator[Rows]:
@@ -146,22 +146,24 @@ def train(seed: int, batch: int, topics: Sequence[world.Topic]) -> tuple[Mistral
     model = MistralForCausalLM(config(len(tok), LAYERS))
     for number, course in enumerate(COURSES):
         take(model, tok, course, topics, random.Random(f"lore/pretrain/{seed}/{number}"), batch)
-    model = grown(model, GROW, CUT).eval()
+    model = grown(model, EMPTY, ABOVE, CUT).eval()
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, vocabulary {len(tok)}")
     print("  ".join("{} {:.2f}/{:.2f}".format(t.name, *score(model, tok, t.name)) for t in topics))
     return model, tok
 
 
 @torch.no_grad()
-def grown(model: MistralForCausalLM, extra: int, cut: int) -> MistralForCausalLM:
-    """So many layers more at the bottom, which write nothing to the stream, and so many fewer at the top."""
-    kept = model.model.layers[: model.config.num_hidden_layers - cut]
-    deeper = MistralForCausalLM(config(model.config.vocab_size, len(kept) + extra))
-    for block in deeper.model.layers[:extra]:
+def grown(model: MistralForCausalLM, empty: int, above: int, cut: int) -> MistralForCausalLM:
+    """Layers that write nothing to the stream put in above the first ones, and layers taken off the top."""
+    kept = list(model.model.layers[: model.config.num_hidden_layers - cut])
+    torch.manual_seed(0)  # of what the empty layers read
+    deeper = MistralForCausalLM(config(model.config.vocab_size, len(kept) + empty))
+    new = list(deeper.model.layers)
+    for block in new[above : above + empty]:
         block.self_attn.o_proj.weight.zero_()
         block.mlp.down_proj.weight.zero_()
-    for new, old in zip(deeper.model.layers[extra:], kept, strict=True):
-        new.load_state_dict(old.state_dict())
+    for mine, old in zip(new[:above] + new[above + empty :], kept, strict=True):
+        mine.load_state_dict(old.state_dict())
     deeper.model.embed_tokens.load_state_dict(model.model.embed_tokens.state_dict())
     deeper.model.norm.load_state_dict(model.model.norm.state_dict())
     return deeper
