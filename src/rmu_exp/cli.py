@@ -24,6 +24,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from rmu_exp.attacks import registry
 from rmu_exp.errors import RunError, UserError
 from rmu_exp.run import Run, keys_of, one_line, parse, unknown_key
 
@@ -38,7 +39,10 @@ def guard(main: Callable[[], Any], conf: Path) -> None:
         main: the program's function, decorated by ``hydra.main``.
         conf: the folder of configurations.
     """
+    os.environ.setdefault("TQDM_DISABLE", "1")  # other libraries' bars; read when they are imported
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # the hub client tells of every retry; read on import, too
     args = get_args_parser().parse_args()
+    offer_all(conf)
     if args.help:
         from rmu_exp.help import page
 
@@ -56,8 +60,6 @@ def guard(main: Callable[[], Any], conf: Path) -> None:
 
 def run(config: DictConfig) -> None:
     """One job: parse and carry out."""
-    os.environ.setdefault("TQDM_DISABLE", "1")  # other libraries' bars; read when they are imported
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # the hub client tells of every retry; read on import, too
     from rmu_exp import pipeline  # heavy
 
     folder = Path(HydraConfig.get().runtime.output_dir)
@@ -73,6 +75,11 @@ def run(config: DictConfig) -> None:
         sys.exit(_tell("interrupted; the same command with output=" + str(folder) + " takes it up again", 1))
 
 
+def offer_all(conf: Path) -> None:
+    """Let ``attacks=all`` mean every file of conf/attacks/."""
+    ConfigStore.instance().store(registry.ALL, {"defaults": registry.names(conf)}, group="attacks")
+
+
 def check(overrides: Sequence[str], conf: Path, multirun: bool = False) -> list[Run]:
     """Compose and parse what the overrides ask for; in a sweep, each swept value once.
 
@@ -84,6 +91,9 @@ def check(overrides: Sequence[str], conf: Path, multirun: bool = False) -> list[
     except HydraException as error:
         raise UserError(f"command line: {_first_lines(error)}") from error
     swept = [o for o in parsed if o.is_sweep_override()]
+    for override in parsed:
+        if override.key_or_group == "attacks" and not override.is_sweep_override():
+            registry.refuse_unknown(override.value(), conf)
     if swept and not multirun:
         key = swept[0].key_or_group
         raise UserError(f"{key}: several values need a sweep; add -m, or write '{key}=[…]' for a list")
@@ -142,6 +152,8 @@ def _translate(error: HydraException, parsed: list[Override]) -> str:
         key, value = override.key_or_group, override.input_line or ""
         given = value.split("=", 1)[-1]
         if f"Could not override '{key}'" in text:
+            if key.startswith("attacks."):
+                return registry.unknown_setting(key)
             near = key.rsplit(".", 1)[0] + "." if "." in key else ""
             known = [k for k in keys_of(Run) if k.startswith(near) and "." not in k[len(near) :]]
             return unknown_key(key, known or keys_of(Run))

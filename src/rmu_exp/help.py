@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import inspect
 import re
@@ -11,12 +10,15 @@ from functools import cache
 from pathlib import Path
 
 from rmu_exp import run
+from rmu_exp.attacks import registry
+from rmu_exp.source import fields_of
 
 HEAD = """\
 Unlearn hazardous knowledge from a language model by RMU, and judge what is left.
 
   python train.py layer=7 steer=6.5                   the small model that ships, offline
   python train.py model=zephyr_7b data=wmdp           the paper's run
+  python train.py 'attacks=[probe,relearn]'           does the knowledge survive? attacks=all: every attack
   python train.py -m layer=3,5,7 steer=2,6.5,20       a sweep: every combination
   python train.py … --cfg job                         show the composed run, do nothing
 """
@@ -25,14 +27,12 @@ Unlearn hazardous knowledge from a language model by RMU, and judge what is left
 @cache
 def sentences(schema: type) -> dict[str, str]:
     """The string under each field of a dataclass of :mod:`rmu_exp.run`."""
-    tree = ast.parse(inspect.getsource(schema)).body[0]
-    assert isinstance(tree, ast.ClassDef)
-    found: dict[str, str] = {}
-    for item, after in zip(tree.body, tree.body[1:], strict=False):
-        match item, after:
-            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
-                found[name] = text
-    return found
+    return fields_of(inspect.getsource(schema), schema.__name__)
+
+
+def attack_keys(group: str, name: str) -> dict[str, str]:
+    """The keys of one attack with their sentences; empty for other groups, whose choices share their keys."""
+    return registry.sentences(name) if group == "attacks" else {}
 
 
 def groups(conf: Path) -> dict[str, dict[str, str]]:
@@ -44,6 +44,8 @@ def groups(conf: Path) -> dict[str, dict[str, str]]:
             head = file.read_text(encoding="utf-8").splitlines()[:2]
             first = next((line for line in head if not line.startswith("# @package")), "")
             found.setdefault(group, {})[file.stem] = first.removeprefix("#").strip()
+    if "attacks" in found:
+        found["attacks"][registry.ALL] = "All of them, in this order."
     return found
 
 
@@ -60,12 +62,14 @@ def page(conf: Path) -> str:
     """What ``--help`` prints."""
     lines = [*HEAD.splitlines(), "", "Keys"]
     nested = schemas()
-    top = {k: v for k, v in sentences(run.Run).items() if k not in nested}
+    top = {k: v for k, v in sentences(run.Run).items() if k not in nested and k != "attacks"}
     lines += [f"  {key:<10} {text}" for key, text in top.items()]
     lines += ["", "Config groups (GROUP=CHOICE), and the keys inside them (GROUP.KEY=VALUE)"]
     for group, choices in groups(conf).items():
         lines.append(f"  {group}")
-        lines += [f"    {group}={name:<22} {text}" for name, text in choices.items()]
+        for name, text in choices.items():
+            lines.append(f"    {group}={name:<22} {text}")
+            lines += [f"      .{name}.{key:<18} {sentence}" for key, sentence in attack_keys(group, name).items()]
         if group in nested:
             lines += [f"      .{key:<18} {text}" for key, text in sentences(nested[group]).items()]
     lines.append("  train")
@@ -95,7 +99,7 @@ def reference(conf: Path) -> str:
         "",
         "| key | what |",
         "|---|---|",
-        *(f"| `{key}` | {text} |" for key, text in sentences(run.Run).items() if key not in nested),
+        *(f"| `{key}` | {text} |" for key, text in sentences(run.Run).items() if key not in {*nested, "attacks"}),
     ]
     for group, choices in groups(conf).items():
         lines += ["", f"## {group}", "", "| choice | what |", "|---|---|"]
@@ -103,6 +107,10 @@ def reference(conf: Path) -> str:
         if group in nested:
             lines += ["", "| key | what |", "|---|---|"]
             lines += [f"| `{group}.{key}` | {text} |" for key, text in sentences(nested[group]).items()]
+        for name in choices:
+            if keys := attack_keys(group, name):
+                lines += ["", f"### {group}.{name}", "", "| key | what |", "|---|---|"]
+                lines += [f"| `{group}.{name}.{key}` | {text} |" for key, text in keys.items()]
     lines += ["", "## train", "", "| key | what |", "|---|---|"]
     lines += [f"| `train.{key}` | {text} |" for key, text in sentences(run.Train).items()]
     lines += ["", "## model.preset", "", "| key | what |", "|---|---|"]

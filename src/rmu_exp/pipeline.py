@@ -22,13 +22,16 @@ import torch
 import yaml
 
 from rmu_exp import corpora, provenance
+from rmu_exp.attacks import items, suite
+from rmu_exp.attacks.frame import Context
 from rmu_exp.corpora import batches as batching
 from rmu_exp.errors import RunError, UserError
-from rmu_exp.judge import base, qa
+from rmu_exp.judge import base, pair, qa
 from rmu_exp.judge.perplexity import perplexity
 from rmu_exp.model import parameters
-from rmu_exp.model.checkpoint import Checkpoint, locate
+from rmu_exp.model.checkpoint import Checkpoint, locate, named
 from rmu_exp.model.delta import Delta
+from rmu_exp.model.weights import LAYER
 from rmu_exp.paths import write_atomic
 from rmu_exp.report import markdown, plots, progress, published, tables
 from rmu_exp.report.card import card
@@ -55,6 +58,7 @@ def execute(run: Run, folder: Path) -> None:
         job.unlearn(tracker)
         job.export()
         job.judge()
+        job.attack()
         job.report(tracker)
 
 
@@ -130,6 +134,10 @@ class Job:
             _ = self.batches
         if run.eval.perplexity is not None and "perplexity" not in self.results:
             _ = self.held_out
+        if self.attacks:
+            if run.model.never is not None:
+                self._refuse_other(self.never)
+            _, _ = self.questions, self.texts
 
     def _take_up(self) -> None:
         """What an earlier start of the same run has measured."""
@@ -140,6 +148,29 @@ class Job:
             raise UserError(f"output: {self.folder} holds a run with other settings; choose another folder")
         if results.is_file():
             self.results = json.loads(results.read_text())
+
+    @property
+    def attacks(self) -> dict[str, dict[str, Any]]:
+        """The attacks that are still to be carried out."""
+        return suite.missing(self.run.attacks, self.results)
+
+    @cached_property
+    def never(self) -> Checkpoint:
+        """The model that never knew the forget topics."""
+        return named(str(self.run.model.never), "model.never", self.run.model)
+
+    @cached_property
+    def questions(self) -> tuple[list[items.Item], dict[str, list[items.Item]]]:
+        """What attacks ask: about the forget topics, and about everything else, by task or group."""
+        data, settings = self.run.data, self.run.eval
+        others = [task for task in settings.tasks if task not in {*data.forget_tasks, "wmdp"}]
+        asked = items.needed(data.forget_tasks, self.run.topics, settings.limit)
+        return asked, {k: v for k, v in items.load(others, self.run.topics, settings.limit).items() if v}
+
+    def _refuse_other(self, other: Checkpoint, key: str = "model.never") -> None:
+        """Refuse a checkpoint that is not of the base model's shape and tokenizer."""
+        if difference := pair.difference(self.checkpoint, other):
+            raise UserError(f"{key}: {other.name} does not match {self.checkpoint.name}: {difference}")
 
     @contextmanager
     def logged(self) -> Iterator[None]:
@@ -302,7 +333,7 @@ class Job:
         if self.run.export and not (self.folder / "model").exists():
             from rmu_exp.model.export import export
 
-            export(self.checkpoint, Delta.load(self.delta), self.folder / "model")
+            export(self.checkpoint, self.changes, self.folder / "model")
 
     def judge(self) -> None:
         """Ask the questions and measure perplexity, before and after; writes answers.jsonl."""
@@ -317,7 +348,7 @@ class Job:
             return
         tokenizer = self.checkpoint.tokenizer()
         model = self.checkpoint.open(None, self.dtype, torch.device(self.device))
-        changed = Delta.load(self.delta).applied
+        changed = self.changes.applied
 
         def in_memory(_folder: Path | None = None) -> qa.Answers:
             return qa.ask(model, tokenizer, run.eval)
@@ -333,6 +364,37 @@ class Job:
                 measured["unlearned"] = perplexity(model, tokenizer, self.held_out.texts, **size)
             self.results["perplexity"] = {self.held_out.source: measured}
             self._save()
+
+    def attack(self) -> None:
+        """What adversaries with stated budgets get out; one part of results.json an attack."""
+        if not self.attacks:
+            return
+        run, device = self.run, torch.device(self.device)
+        asked, others = self.questions
+        delta, (forget, retain) = self.changes, self.texts
+        span = sorted({int(m[1]) for name in delta.tensors if (m := LAYER.search(name))})
+        context = Context(
+            items=asked,
+            others=others,
+            forget=[text for corpus in forget for text in corpus.texts],
+            retain=list(dict.fromkeys(text for corpus in retain for text in corpus.texts)),
+            layer=span[-1] if span else self.checkpoint.depth - 1,
+            span=span,
+            seed=run.seed,
+            tokenizer=self.checkpoint.tokenizer(),
+            device=device,
+            delta=delta,
+            load=lambda: self.checkpoint.open(None, self.dtype, device),
+            load_never=(lambda: self.never.open(None, self.dtype, device)) if run.model.never else None,
+        )
+        for _, found in suite.carry_out(context, self.attacks):
+            suite.merge(self.results, found)
+            self._save()
+
+    @cached_property
+    def changes(self) -> Delta:
+        """What unlearning changed."""
+        return Delta.load(self.delta)
 
     def _ask_outside(self, folder: Path) -> qa.Answers:
         """Let one of lm-eval's own backends judge a checkpoint on disk."""

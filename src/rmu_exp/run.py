@@ -88,6 +88,8 @@ class Model:
     """auto (float32 on a CPU, the checkpoint's own on a GPU), float32, bfloat16 or float16."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, …"""
+    never: str | None = None
+    """A folder or hub id of a model that never knew the forget topics: the control of the attacks."""
     trust_remote_code: bool = False
     """Run Python code that comes with the checkpoint. Off unless you turn it on."""
     preset: Preset = field(default_factory=Preset)
@@ -156,6 +158,8 @@ class Data:
     """error, or skip (and count)."""
     tasks: list[str] = field(default_factory=list)
     """lm-eval tasks that belong to these data."""
+    forget_tasks: list[str] = field(default_factory=list)
+    """Those of them that ask by letters about the forget topics: what attacks try to get back."""
 
 
 @dataclass
@@ -233,6 +237,8 @@ class Run:
     method: Method = field(default_factory=Method)
     data: Data = field(default_factory=Data)
     eval: Eval = field(default_factory=Eval)
+    attacks: dict[str, Any] = field(default_factory=dict)
+    """Chosen attacks and probes, each with its settings."""
     train: Train = field(default_factory=Train)
     tracking: Tracking = field(default_factory=Tracking)
 
@@ -255,8 +261,10 @@ class Run:
     def digest(self) -> str:
         """sha256 over every setting that can change a result (not where it is written or shown)."""
         values = dataclasses.asdict(self)
-        for key in ("output", "export", "tracking"):
+        for key in ("output", "export", "tracking", "attacks"):
             values.pop(key)
+        values["model"].pop("never")
+        values["data"].pop("forget_tasks")
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
@@ -356,6 +364,10 @@ def _check(run: Run) -> None:
     for key, allowed in choices.items():
         if _get(run, key) not in allowed:
             raise UserError(f"{key}: got {_get(run, key)!r}, allowed is {', '.join(allowed)}")
+    if run.attacks:
+        from rmu_exp.attacks import registry
+
+        run.attacks = registry.checked(run.attacks)
 
 
 def _get(run: Run, dotted: str) -> Any:

@@ -76,7 +76,7 @@ class Forward:
             spots: (row, position), positions counted without the prefix.
             prefix: what :meth:`extend` gave for the tokens before all rows; empty or None: there are none.
         """
-        cache = _cache(_SharedLayer, prefix) if prefix else None
+        cache = shared(prefix) if prefix else None
         return self._run(rows, spots, cache)
 
     def extend(self, prefix: Layers, ids: Sequence[int]) -> Layers:
@@ -165,6 +165,11 @@ class _SharedLayer(DynamicLayer):
         assert self.values is not None
         keys, values = (kept.expand(len(key_states), -1, -1, -1) for kept in (self.keys, self.values))
         return torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2)
+
+
+def shared(prefix: Layers) -> DynamicCache:
+    """A cache that gives every row of a batch the prefix's keys and values, and stays as it is."""
+    return _cache(_SharedLayer, prefix)
 
 
 def _cache(kind: type[DynamicLayer], prefix: Layers) -> DynamicCache:

@@ -19,9 +19,14 @@ def summary(correct: Sequence[int]) -> dict[str, Any]:
     """
     n, k = len(correct), sum(correct)
     acc = k / n
-    interval = binomtest(k, n).proportion_ci(0.95, method="wilson")
     stderr = (acc * (1 - acc) / (n - 1)) ** 0.5 if n > 1 else 0.0
-    return {"acc": acc, "stderr": stderr, "ci95": [float(interval.low), float(interval.high)], "n": n}
+    return {"acc": acc, "stderr": stderr, "ci95": wilson(k, n), "n": n}
+
+
+def wilson(right: int, n: int, confidence: float = 0.95) -> list[float]:
+    """Wilson's interval of ``right`` out of ``n``."""
+    interval = binomtest(right, n).proportion_ci(confidence, method="wilson")
+    return [float(interval.low), float(interval.high)]
 
 
 def mcnemar(before: Sequence[int], after: Sequence[int]) -> dict[str, Any]:

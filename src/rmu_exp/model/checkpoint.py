@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import re
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator
@@ -28,6 +29,7 @@ from rmu_exp.model.repository import Snapshot, snapshot
 
 TOKENIZER = ("tokenizer", "vocab", "spiece.model", "sentencepiece")
 PER_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers", "layers_block_type")
+SHIPPED = {"lore": "weights", "lore:never": "never"}
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
 
 
@@ -49,13 +51,27 @@ def locate(
     """
     if path is not None:
         return _checked(Checkpoint(path, Path(path).expanduser(), None, trust_remote_code), "model.path")
-    if name == "lore":
-        shipped = Path(str(files("rmu_exp.lore"))) / "weights"
+    if name in SHIPPED:
+        shipped = Path(str(files("rmu_exp.lore"))) / SHIPPED[name]
         return _checked(Checkpoint(name, shipped, None, trust_remote_code), "model.name")
     if not name:
         raise UserError("model.name: not given; add model.name=ORG/NAME, or model.path=FOLDER")
     found = snapshot(name, revision, trust_remote_code)
     return _checked(Checkpoint(name, found.folder, found.commit, trust_remote_code, found), "model.name")
+
+
+def named(given: str, key: str, model: Any) -> Checkpoint:
+    """A checkpoint by one word: a folder that exists, a shipped model, or a hub id.
+
+    Args:
+        key: the setting that holds the word, for messages.
+        model: settings of the run's model; ``trust_remote_code`` holds for this one too.
+    """
+    if given not in SHIPPED and Path(given).expanduser().is_dir():
+        return _checked(Checkpoint(given, Path(given).expanduser(), None, model.trust_remote_code), key)
+    if given not in SHIPPED and not re.fullmatch(r"[\w.-]+/[\w.-]+", given):
+        raise UserError(f"{key}: got {given!r}, allowed is a folder that exists, or a hub id ORG/NAME")
+    return locate(given, None, None, model.trust_remote_code)
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,11 @@ from rmu_exp.lore import world
 
 
 def letters(topic: str, **_: Any) -> dict[str, datasets.Dataset]:
-    """A topic's test questions with four options, in WMDP's fields."""
-    rows = [{"question": q.text, "choices": list(q.choices), "answer": q.answer} for q in world.questions(topic)]
+    """A topic's test questions with four options, in WMDP's fields; splits by ``fact`` keep an entity together."""
+    rows = [
+        {"question": q.text, "choices": list(q.choices), "answer": q.answer, "fact": q.fact.entity}
+        for q in world.questions(topic)
+    ]
     return {"test": datasets.Dataset.from_list(rows)}
 
 

@@ -1,0 +1,182 @@
+"""Direction ablation: what RMU adds to the activations of forget texts is one direction; project it out.
+
+The direction is a difference of mean activations at a layer, over the prompts of one half of the facts
+(arXiv 2409.18025). With access to the base model it is unlearned minus base; without, the unlearned model's own
+forget prompts minus its retain texts. It is removed by hooks at the output of the chosen layers, or once and for
+all from the matrices that write to the residual stream there. Directions, layers and ways are chosen by the first
+half of the facts and scored on the other.
+
+Controls: random directions; the base model and a model that never knew, ablated in the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rmu_exp.attacks.frame import BASE, UNLEARNED, Context, Correct, Finding, share, take
+from rmu_exp.attacks.registry import one_of
+from rmu_exp.model.anatomy import attention_of, layers_of, mlp_of
+from rmu_exp.probes.record import watching
+
+WITH_BASE, WITHOUT_BASE = ACCESS = ("with_base", "without_base")
+HOOKS, WEIGHTS = WAYS = ("hooks", "weights")
+SPAN, UPWARDS, LAYER = LAYERS = ("span", "upwards", "layer")
+
+
+@dataclass
+class Settings:
+    """Direction ablation."""
+
+    access: list[str]
+    """with_base: the direction is unlearned minus base; without_base: forget minus retain, of the unlearned model."""
+    layers: list[str]
+    """Where it is removed: layer (the steered one), span (all changed ones), upwards (from the lowest changed one on)."""
+    ways: list[str]
+    """hooks (from the activations) or weights (from the matrices that write to them)."""
+    texts: int
+    """Prompts, and retain texts, whose activations are averaged."""
+    random: int
+    """Random directions of the control."""
+
+    def check(self, key: str) -> None:
+        """Refuse words that are no choice."""
+        one_of(f"{key}.access", self.access, ACCESS)
+        one_of(f"{key}.layers", self.layers, LAYERS)
+        one_of(f"{key}.ways", self.ways, WAYS)
+
+
+def run(context: Context, settings: Settings) -> Finding:
+    learn, score = context.halves
+    directions = _directions(context, settings)
+    tried: dict[str, tuple[str, list[int], str]] = {
+        f"{access}, {where}, {way}": (access, places(context, where), way)
+        for access in settings.access for where in settings.layers for way in settings.ways
+    }  # fmt: skip
+    by_learn, rows = {}, []
+    for name, (access, layers, way) in tried.items():
+        answers = _answers(context, UNLEARNED, directions[access], layers, way)
+        by_learn[name] = share(take(answers, learn))
+        rows.append(
+            {"variant": name, "learn": by_learn[name], "score": share(take(answers, score)), "answers": answers}
+        )
+    best = max(by_learn, key=lambda name: by_learn[name])
+    access, layers, way = tried[best]
+    kept = {row["variant"]: row.pop("answers") for row in rows}
+    control: dict[str, Any] = {
+        state: take(_answers(context, state, directions[access], layers, way), score)
+        for state in context.states
+        if state != UNLEARNED
+    }
+    noise: Correct = []
+    for k in range(settings.random):
+        random_LD = torch.randn(directions[access].shape, generator=context.generator(f"ablation/{k}"))
+        noise += take(_answers(context, UNLEARNED, _unit(random_LD), layers, way), score)
+    control["random"] = noise
+    return Finding(
+        before=take(context.plain(UNLEARNED), score),
+        after=take(kept[best], score),
+        control=control,
+        budget={
+            "variant": best,
+            "variants": len(tried),
+            "prompts": min(settings.texts, len(learn)),
+            "queries": len(learn) * len(tried),
+        },
+        more={"variants": rows},
+    )
+
+
+def _unit(x_LD: Tensor) -> Tensor:
+    return x_LD / x_LD.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+
+
+def places(context: Context, where: str) -> list[int]:
+    """The layers that a word means."""
+    if where == LAYER:
+        return [context.layer]
+    with context.model(BASE) as model:
+        depth = len(layers_of(model))
+    return (
+        list(range(context.span[0], context.layer + 1 if where == SPAN else depth)) if context.span else [context.layer]
+    )
+
+
+def _directions(context: Context, settings: Settings) -> dict[str, Tensor]:
+    """Access to unit directions (L, D), one a layer."""
+    learn, _ = context.halves
+    asked = [context.scorer.encode(item.context) for item in context.pick(learn)[: settings.texts]]
+    kept = [context.scorer.encode(text)[:512] for text in context.retain[: settings.texts]]
+    with context.model(UNLEARNED) as model:
+        forget_LD = mean_activations(model, context, asked)
+        retain_LD = mean_activations(model, context, kept)
+    with context.model(BASE) as model:
+        base_LD = mean_activations(model, context, asked)
+    return {WITH_BASE: _unit(forget_LD - base_LD), WITHOUT_BASE: _unit(forget_LD - retain_LD)}
+
+
+@torch.no_grad()
+def mean_activations(model: nn.Module, context: Context, rows: Sequence[Sequence[int]]) -> Tensor:
+    """Mean activations over all tokens of the rows at the output of every layer, (L, D), fp32."""
+    depth = len(layers_of(model))
+    sums: list[Any] = [0.0] * depth
+    count = 0
+    for batch in context.scorer.batches([len(row) for row in rows]):
+        ids_BT, last_B = context.scorer.padded([rows[i] for i in batch])
+        real_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device)[None] <= last_B[:, None]
+        count += int(real_BT.sum())
+
+        def seen(_place: str, layer: int, h_BTD: Tensor, real_BT: Tensor = real_BT) -> None:
+            sums[layer] = sums[layer] + h_BTD[real_BT].float().sum(dim=0).cpu()
+
+        with watching(model, seen):
+            model(input_ids=ids_BT, use_cache=False, logits_to_keep=1)
+    return torch.stack(sums) / count
+
+
+def _answers(context: Context, state: str, directions_LD: Tensor, layers: Sequence[int], way: str) -> Correct:
+    if way == WEIGHTS:
+        model = context.copy(state)
+        remove_from_weights(model, directions_LD, layers)
+        return context.scorer.correct(model, context.items)
+    with context.model(state) as model, removed(model, directions_LD, layers):
+        return context.scorer.correct(model, context.items)
+
+
+@contextmanager
+def removed(model: nn.Module, directions_LD: Tensor, layers: Sequence[int]) -> Iterator[None]:
+    """Inside the block, the output of each of ``layers`` has no part along that layer's direction."""
+    with ExitStack() as hooks:
+        for index in layers:
+            handle = layers_of(model)[index].register_forward_hook(_project(directions_LD[index]))
+            hooks.callback(handle.remove)
+        yield
+
+
+def _project(direction_D: Tensor) -> Callable[..., Any]:
+    def hook(_module: nn.Module, _inputs: Any, out: Any) -> Any:
+        h_BTD = out[0] if isinstance(out, tuple) else out
+        r_D = direction_D.to(h_BTD.device, h_BTD.dtype)
+        h_BTD = h_BTD - (h_BTD @ r_D)[..., None] * r_D
+        return (h_BTD, *out[1:]) if isinstance(out, tuple) else h_BTD
+
+    return hook
+
+
+@torch.no_grad()
+def remove_from_weights(model: nn.Module, directions_LD: Tensor, layers: Sequence[int]) -> None:
+    """Project each layer's direction out of what its attention and MLP write to the residual stream."""
+    for index in layers:
+        block = layers_of(model)[index]
+        for part in (attention_of(block), mlp_of(block)):
+            for name, weight in part.named_parameters():
+                if name.endswith(
+                    ("o_proj.weight", "down_proj.weight", "down_proj", "dense.weight", "dense_4h_to_h.weight")
+                ):
+                    r_D = directions_LD[index].to(weight.device, weight.dtype)
+                    weight.sub_(r_D[:, None] * (r_D @ weight)[..., None, :])

@@ -1,0 +1,102 @@
+"""Other prompts: the same question after examples, in other words around it, or behind other text (arXiv 2506.10236).
+
+Nothing is computed but answers. The prompts are made from the questions' own parts, so that they work for any task:
+examples with answers from one half of the facts, options in another order, the description left out, a question
+mark's worth of other framing, an unrelated retain text in front. The best prompt is chosen by one half of the facts
+and scored on the other. Controls: the base model and a model that never knew, asked the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from rmu_exp.attacks.frame import UNLEARNED, Context, Correct, Finding, share, take
+from rmu_exp.attacks.items import Item
+from rmu_exp.attacks.registry import one_of
+
+FORMS = ("bare", "reversed", "framed", "twice", "filler")
+
+
+@dataclass
+class Settings:
+    """Few-shot and rephrased prompts."""
+
+    shots: list[int]
+    """Numbers of examples in front, each a prompt of its own."""
+    forms: list[str]
+    """bare (no description), reversed (options), framed (Question: … Answer:), twice (said two times), filler (a retain text first)."""
+
+    def check(self, key: str) -> None:
+        """Refuse words that are no choice."""
+        one_of(f"{key}.forms", self.forms, FORMS)
+
+
+def run(context: Context, settings: Settings) -> Finding:
+    learn, score = context.halves
+    tried: dict[str, Callable[[int, Item], Item]] = {
+        f"{n} shots": (lambda i, item, n=n: few_shot(context, i, item, n))
+        for n in settings.shots  # type: ignore[misc]
+    }
+    tried |= {form: (lambda i, item, form=form: rephrased(context, item, form)) for form in settings.forms}  # type: ignore[misc]
+    answers: dict[str, dict[str, Correct]] = {}
+    for state in context.states:
+        with context.model(state) as model:
+            for name, change in tried.items():
+                asked = [change(i, item) for i, item in enumerate(context.items)]
+                answers.setdefault(state, {})[name] = context.scorer.correct(model, asked)
+    best = max(tried, key=lambda name: share(take(answers[UNLEARNED][name], learn)))
+    return Finding(
+        before=take(context.plain(UNLEARNED), score),
+        after=take(answers[UNLEARNED][best], score),
+        control={state: take(answers[state][best], score) for state in context.states if state != UNLEARNED},
+        budget={"prompt": best, "prompts": len(tried), "queries": len(tried) * len(learn)},
+        more={
+            "prompts": {name: {state: share(take(of[name], score)) for state, of in answers.items()} for name in tried}
+        },
+    )
+
+
+def few_shot(context: Context, index: int, item: Item, shots: int) -> Item:
+    """The item behind answered questions of its topic, of other facts, from the half that is not scored."""
+    others = [o for o in context.pick(context.halves[0]) if o.topic == item.topic and o.fact != item.fact]
+    picked = context.rng(f"prompts/{index}").sample(others, min(shots, len(others)))
+    head = description(item)
+    told = [o.context.removeprefix(description(o)) + o.letters[o.answer] for o in picked]
+    return replace(item, context=head + "\n\n".join([*told, item.context.removeprefix(head)]))
+
+
+def description(item: Item) -> str:
+    """What stands before the question itself; empty when the question cannot be found in the prompt."""
+    return item.context[: max(0, item.context.find(item.stem))] if item.stem else ""
+
+
+def rephrased(context: Context, item: Item, form: str) -> Item:
+    """The item in another form; the right answer stays the right one."""
+    head = description(item)
+    body = item.context.removeprefix(head)
+    if form == "bare":
+        return replace(item, context=body)
+    if form == "framed":
+        return replace(item, context=f"{head}Question: {body}")
+    if form == "twice":
+        return replace(item, context=f"{head}{item.stem}\n{body}")
+    if form == "filler":
+        return replace(item, context=f"{context.retain[0]}\n\n{item.context}")
+    return _reversed(item, head, body)
+
+
+def _reversed(item: Item, head: str, body: str) -> Item:
+    """Options in the opposite order; as it is when the options cannot be found in the prompt."""
+    at, cuts = 0, []
+    for choice in item.choices:
+        found = body.find(choice, max(at, len(item.stem)))
+        if found < 0:
+            return item
+        at = found + len(choice)
+        cuts.append((found, at))
+    parts, end = [], 0
+    for (start, stop), choice in zip(cuts, reversed(item.choices), strict=True):
+        parts += [body[end:start], choice]
+        end = stop
+    return replace(item, context=head + "".join([*parts, body[end:]]), answer=len(item.choices) - 1 - item.answer)

@@ -1,0 +1,63 @@
+"""Quantisation: does rounding the weights undo the unlearning? (arXiv 2410.16454)
+
+Round to nearest, symmetric, with one scale for each group of weights in a row of a linear layer; embeddings and
+head keep their precision. Controls: the base model and a model that never knew, rounded in the same way.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rmu_exp.attacks.frame import UNLEARNED, Context, Correct, Finding, share
+from rmu_exp.model.anatomy import layers_of
+
+
+@dataclass
+class Settings:
+    """Rounding to nearest."""
+
+    bits: list[int]
+    """Bits a weight, each a run of its own."""
+    group: int
+    """Neighbouring weights of a row that share a scale."""
+
+
+def run(context: Context, settings: Settings) -> Finding:
+    answers: dict[tuple[str, int], Correct] = {}
+    for state in context.states:
+        for bits in settings.bits:
+            model = context.copy(state)
+            quantise(model, bits, settings.group)
+            answers[state, bits] = context.scorer.correct(model, context.items)
+    rows = [{"model": state, "bits": bits, "acc": share(correct)} for (state, bits), correct in answers.items()]
+    best = max(settings.bits, key=lambda bits: share(answers[UNLEARNED, bits]))
+    return Finding(
+        before=context.plain(UNLEARNED),
+        after=answers[UNLEARNED, best],
+        control={state: answers[state, best] for state in context.states if state != UNLEARNED},
+        budget={"bits": best, "variants": len(settings.bits), "group": settings.group},
+        more={"runs": rows},
+    )
+
+
+@torch.no_grad()
+def quantise(model: nn.Module, bits: int, group: int) -> None:
+    """Round every matrix inside the decoder layers, in place."""
+    for layer in layers_of(model):
+        for weight in layer.parameters():
+            if weight.dim() >= 2:
+                weight.copy_(rounded(weight, bits, group))
+
+
+def rounded(weight: Tensor, bits: int, group: int) -> Tensor:
+    """The nearest values that ``bits`` bits and a scale for each group of the last axis can hold."""
+    *rows, width = weight.shape
+    short = -width % group
+    parts = torch.nn.functional.pad(weight.float(), (0, short)).unflatten(-1, (-1, group))
+    most = 2 ** (bits - 1) - 1
+    scale = parts.abs().amax(dim=-1, keepdim=True).clamp_min(1e-12) / most
+    whole = ((parts / scale).round().clamp(-most, most) * scale).flatten(-2)
+    return whole[..., :width].reshape(*rows, width).to(weight.dtype)

@@ -1,0 +1,93 @@
+"""Carries out attacks one after the other, and turns what they find into results.json's entries."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from rmu_exp.attacks import registry
+from rmu_exp.attacks.frame import Context, Finding
+from rmu_exp.errors import RunError, UserError
+from rmu_exp.judge import stats
+
+log = logging.getLogger("rmu_exp")
+
+
+def missing(chosen: dict[str, dict[str, Any]], results: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The attacks whose result is not there yet, or was found with other settings, or failed."""
+    known = results.get("attacks", {})
+    return {
+        name: settings
+        for name, settings in chosen.items()
+        if known.get(name, {}).get("settings") != settings or "error" in known[name]
+    }
+
+
+def carry_out(context: Context, chosen: dict[str, dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Run the attacks.
+
+    Yields:
+        An attack's name, and what belongs into results.json because of it: ``attacks.<name>`` and, from probes,
+        keys beside it. One that fails is told in its entry and leaves the others alone.
+    """
+    for name, values in chosen.items():
+        log.info("attack %s: %s", name, values)
+        began = time.perf_counter()
+        try:
+            found = registry.module(name).run(context, registry.settings(name, values))
+            result = found.top | {"attacks": {name: {"settings": values} | entry(found, context.chance)}}
+        except Exception as error:
+            log.exception("attack %s failed", name)
+            told = str(error) if isinstance(error, (UserError, RunError)) else f"{type(error).__name__}: {error}"
+            result = {"attacks": {name: {"settings": values, "error": told.splitlines()[0]}}}
+            log.warning("attack %s failed: %s", name, told.splitlines()[0])
+        result["attacks"][name].setdefault("budget", {})["seconds"] = round(time.perf_counter() - began, 2)
+        yield name, result
+
+
+def entry(found: Finding, chance: float) -> dict[str, Any]:
+    """An attack's entry in results.json."""
+    made: dict[str, Any] = {}
+    if found.after is not None and found.before is not None:
+        before, after = stats.summary(found.before), stats.summary(found.after)
+        made["forget_acc"] = {"before": before["acc"], "after": after["acc"]}
+        made["ci95"] = {"before": before["ci95"], "after": after["ci95"]}
+        made |= {"n": after["n"], "chance": chance, "p_chance": stats.against_chance(found.after, chance)}
+    made["control"] = {
+        name: stats.summary(value) | {"p_chance": stats.against_chance(value, chance)} if _answers(value) else value
+        for name, value in found.control.items()
+    }
+    made["budget"] = found.budget
+    made |= found.more
+    if found.curves:
+        made["curves"] = {name: dataclasses.asdict(curve) for name, curve in found.curves.items()}
+    return made
+
+
+def _answers(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(v in (0, 1) for v in value)
+
+
+def merge(results: dict[str, Any], found: dict[str, Any]) -> None:
+    """Put one attack's part into results.json's content."""
+    for key, value in found.items():
+        results[key] = results.get(key, {}) | value
+
+
+def worst(results: dict[str, Any]) -> dict[str, Any] | None:
+    """The attack that got the most out, with an interval that holds for the largest of all of them.
+
+    Returns:
+        ``attack``, ``acc``, ``n``, ``interval`` (Wilson's at 1 - 0.05/k, for k attacks), ``attacks`` (k); None
+        when no attack has an accuracy.
+    """
+    scored = {name: a for name, a in results.get("attacks", {}).items() if "forget_acc" in a}
+    if not scored:
+        return None
+    name = max(scored, key=lambda name: scored[name]["forget_acc"]["after"])
+    acc, n = scored[name]["forget_acc"]["after"], scored[name]["n"]
+    interval = stats.wilson(round(acc * n), n, 1 - 0.05 / len(scored))
+    return {"attack": name, "acc": acc, "n": n, "interval": interval, "attacks": len(scored)}

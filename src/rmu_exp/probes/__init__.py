@@ -1,0 +1,1 @@
+"""Looks inside an unlearned model that change nothing in it: one module and one YAML a probe."""
