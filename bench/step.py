@@ -204,9 +204,7 @@ def rates(args: argparse.Namespace) -> tuple[float, float]:
     a, b = (torch.randn(n, n, device=args.device, dtype=dtype) for _ in range(2))
     source = torch.empty((1 << 30) if on_gpu else (1 << 27), dtype=torch.uint8, device=args.device)
     target = torch.empty_like(source)
-    product = min(
-        seconds(lambda: torch.mm(a, b) and None if False else _do(torch.mm, a, b), args.device) for _ in range(8)
-    )
+    product = min(seconds(lambda: torch.mm(a, b) and None if False else _do(torch.mm, a, b), args.device) for _ in range(8))
     copying = min(seconds(lambda: _do(target.copy_, source), args.device) for _ in range(8))
     return 2 * n**3 / product, 2 * source.numel() / copying
 
@@ -251,9 +249,7 @@ def memory(args: argparse.Namespace) -> None:
         words = [w for w in sys.argv[1:] if w != "--memory"]
         line = subprocess.run(
             [sys.executable, __file__, *words, "--only", only, "--rounds", "1"],
-            check=True,
-            capture_output=True,
-            text=True,
+            check=True, capture_output=True, text=True,
         ).stdout.splitlines()[-1]
         found[only] = int(line.split()[-2])
         print(f"  peak memory          {only:6} {found[only] / 1e6:,.0f} MB")
@@ -287,9 +283,7 @@ def compare(args: argparse.Namespace) -> None:
     for name in ("ours", "theirs"):
         spread = ", ".join(f"{t:.3f}" for t in times[name])
         print(f"  {name:6}               {took[name]:.3f} s a step  (of {spread})")
-    print(
-        f"  ratio                {statistics.median(b / a for a, b in zip(times['ours'], times['theirs'], strict=True)):.2f}x"
-    )
+    print(f"  ratio                {statistics.median(b / a for a, b in zip(times['ours'], times['theirs'], strict=True)):.2f}x")
 
 
 def main() -> None:

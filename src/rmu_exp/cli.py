@@ -26,18 +26,20 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rmu_exp.attacks import registry
 from rmu_exp.errors import RunError, UserError
-from rmu_exp.run import Run, keys_of, one_line, parse, unknown_key
+from rmu_exp.run import Judge, Run, keys_of, one_line, parse, parse_judge, unknown_key
 
 ConfigStore.instance().store("run_schema", Run)
+ConfigStore.instance().store("judge_schema", Judge)
 _was_there: Path | None = None  # what there was of the output folder's path before this program
 
 
-def guard(main: Callable[[], Any], conf: Path) -> None:
+def guard(main: Callable[[], Any], conf: Path, name: str = "config") -> None:
     """Check the command line, then hand over to Hydra.
 
     Args:
         main: the program's function, decorated by ``hydra.main``.
         conf: the folder of configurations.
+        name: of the one that the program composes.
     """
     os.environ.setdefault("TQDM_DISABLE", "1")  # other libraries' bars; read when they are imported
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # the hub client tells of every retry; read on import, too
@@ -46,13 +48,13 @@ def guard(main: Callable[[], Any], conf: Path) -> None:
     if args.help:
         from rmu_exp.help import page
 
-        sys.stdout.write(page(conf))
+        sys.stdout.write(page(conf, name))
         sys.exit(0)
     if args.info or args.shell_completion or args.hydra_help:
         main()
         return
     try:
-        check(args.overrides, conf, multirun=args.multirun)
+        check(args.overrides, conf, multirun=args.multirun, name=name)
     except UserError as error:
         sys.exit(_tell(error, 2))
     main()
@@ -64,7 +66,12 @@ def run(config: DictConfig) -> None:
 
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
-        pipeline.execute(parse(config), folder)
+        if "unlearned" in config:
+            from rmu_exp import judgement
+
+            judgement.execute(parse_judge(judgement.taken_up(config)), folder)
+        else:
+            pipeline.execute(parse(config), folder)
     except UserError as error:
         _remove_if_empty(folder)
         sys.exit(_tell(error, 2))
@@ -80,7 +87,7 @@ def offer_all(conf: Path) -> None:
     ConfigStore.instance().store(registry.ALL, {"defaults": registry.names(conf)}, group="attacks")
 
 
-def check(overrides: Sequence[str], conf: Path, multirun: bool = False) -> list[Run]:
+def check(overrides: Sequence[str], conf: Path, multirun: bool = False, name: str = "config") -> list[Any]:
     """Compose and parse what the overrides ask for; in a sweep, each swept value once.
 
     Raises:
@@ -102,11 +109,11 @@ def check(overrides: Sequence[str], conf: Path, multirun: bool = False) -> list[
     runs = []
     with initialize_config_dir(str(conf.absolute()), version_base="1.3"):
         chosen = [c for c in first if c is not None]
-        runs.append(_compose([*plain, *chosen], parsed))
+        runs.append(_compose([*plain, *chosen], parsed, name))
         for i, override in enumerate(swept):
             for value in list(_values(override))[1:]:
                 others = [c for j, c in enumerate(first) if j != i and c is not None]
-                runs.append(_compose([*plain, *others, value], parsed))
+                runs.append(_compose([*plain, *others, value], parsed, name))
     GlobalHydra.instance().clear()
     global _was_there
     _was_there = check_writable(Path(runs[0].output))
@@ -135,17 +142,22 @@ def _values(override: Override) -> list[str]:
     return []  # an interval of a search: its trials are checked when they start
 
 
-def _compose(overrides: list[str], parsed: list[Override]) -> Run:
+def _compose(overrides: list[str], parsed: list[Override], name: str) -> Run | Judge:
     try:
-        return parse(compose("config", overrides=overrides))
+        composed = compose(name, overrides=overrides)
+        if name == "config":
+            return parse(composed)
+        from rmu_exp import judgement
+
+        return parse_judge(judgement.taken_up(composed, [o.key_or_group for o in parsed]))
     except HydraException as error:
         cause = error.__cause__
         if isinstance(cause, OmegaConfBaseException) and "is not in struct" not in str(cause):
             raise UserError(one_line(cause)) from error
-        raise UserError(_translate(error, parsed)) from error
+        raise UserError(_translate(error, parsed, Run if name == "config" else Judge)) from error
 
 
-def _translate(error: HydraException, parsed: list[Override]) -> str:
+def _translate(error: HydraException, parsed: list[Override], schema: type) -> str:
     """Hydra's message as one line: the key, what was given, what is allowed."""
     text = str(error)
     for override in parsed:
@@ -155,8 +167,8 @@ def _translate(error: HydraException, parsed: list[Override]) -> str:
             if key.startswith("attacks."):
                 return registry.unknown_setting(key)
             near = key.rsplit(".", 1)[0] + "." if "." in key else ""
-            known = [k for k in keys_of(Run) if k.startswith(near) and "." not in k[len(near) :]]
-            return unknown_key(key, known or keys_of(Run))
+            known = [k for k in keys_of(schema) if k.startswith(near) and "." not in k[len(near) :]]
+            return unknown_key(key, known or keys_of(schema))
         if "Available options in" in text and f"'{key}/{given}'" in text.splitlines()[0]:
             listed = text.split("Available options in")[1].split("Config search path")[0]
             options = [line.strip() for line in listed.splitlines()[1:] if line.strip()]

@@ -8,6 +8,7 @@ import re
 import textwrap
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from rmu_exp import run
 from rmu_exp.attacks import registry
@@ -49,32 +50,49 @@ def groups(conf: Path) -> dict[str, dict[str, str]]:
     return found
 
 
-def schemas() -> dict[str, type]:
+JUDGE_HEAD = """\
+Judge a model that exists: questions, probes and attacks, beside the model that it was made from.
+
+  python judge.py unlearned=outputs/mine attacks=all                           a run's folder
+  python judge.py base=DIR unlearned=DIR data=lore 'attacks=[probe,relearn]'   two checkpoints
+  python judge.py model=zephyr_7b unlearned=cais/Zephyr_RMU data=wmdp attacks=all
+"""
+PROGRAMS: dict[str, tuple[str, str, Any]] = {
+    "config": ("train.py", HEAD, run.Run),
+    "judge": ("judge.py", JUDGE_HEAD, run.Judge),
+}
+
+
+def schemas(schema: Any = run.Run) -> dict[str, type]:
     """Name of a group of keys (empty for the top level) to its dataclass."""
-    found: dict[str, type] = {"": run.Run}
-    for f in dataclasses.fields(run.Run):
+    found: dict[str, type] = {"": schema}
+    for f in dataclasses.fields(schema):
         if isinstance(f.default_factory, type) and dataclasses.is_dataclass(f.default_factory):
             found[f.name] = f.default_factory
     return found
 
 
-def page(conf: Path) -> str:
-    """What ``--help`` prints."""
-    lines = [*HEAD.splitlines(), "", "Keys"]
-    nested = schemas()
-    top = {k: v for k, v in sentences(run.Run).items() if k not in nested and k != "attacks"}
+def page(conf: Path, name: str = "config") -> str:
+    """What ``--help`` prints, for the program that composes the configuration ``name``."""
+    program, head, schema = PROGRAMS[name]
+    lines = [*head.splitlines(), "", "Keys"]
+    nested = schemas(schema)
+    top = {k: v for k, v in sentences(schema).items() if k not in nested and k != "attacks"}
     lines += [f"  {key:<10} {text}" for key, text in top.items()]
     lines += ["", "Config groups (GROUP=CHOICE), and the keys inside them (GROUP.KEY=VALUE)"]
     for group, choices in groups(conf).items():
+        if schema is not run.Run and group not in {*nested, "attacks"}:
+            continue
         lines.append(f"  {group}")
         for name, text in choices.items():
             lines.append(f"    {group}={name:<22} {text}")
             lines += [f"      .{name}.{key:<18} {sentence}" for key, sentence in attack_keys(group, name).items()]
         if group in nested:
             lines += [f"      .{key:<18} {text}" for key, text in sentences(nested[group]).items()]
-    lines.append("  train")
-    lines += [f"      .{key:<18} {text}" for key, text in sentences(run.Train).items()]
-    lines += ["", "Hydra's own options: python train.py --hydra-help", ""]
+    if "train" in nested:
+        lines.append("  train")
+        lines += [f"      .{key:<18} {text}" for key, text in sentences(run.Train).items()]
+    lines += ["", f"Hydra's own options: python {program} --hydra-help", ""]
     return "\n".join(part for line in lines for part in _wrapped(line))
 
 
@@ -113,6 +131,9 @@ def reference(conf: Path) -> str:
                 lines += [f"| `{group}.{name}.{key}` | {text} |" for key, text in keys.items()]
     lines += ["", "## train", "", "| key | what |", "|---|---|"]
     lines += [f"| `train.{key}` | {text} |" for key, text in sentences(run.Train).items()]
+    lines += ["", "## judge.py", "", "The groups data, eval, attacks, model and tracking are those of train.py.", ""]
+    own = {k: v for k, v in sentences(run.Judge).items() if k not in {*schemas(run.Judge), "attacks"}}
+    lines += ["| key | what |", "|---|---|", *(f"| `{key}` | {text} |" for key, text in own.items())]
     lines += ["", "## model.preset", "", "| key | what |", "|---|---|"]
     lines += [f"| `model.preset.{key}` | {text} |" for key, text in sentences(run.Preset).items()]
     return "\n".join(lines) + "\n"

@@ -33,6 +33,7 @@ from rmu_exp.model.checkpoint import Checkpoint, locate, named
 from rmu_exp.model.delta import Delta
 from rmu_exp.model.weights import LAYER
 from rmu_exp.paths import write_atomic
+from rmu_exp.report import attacks as attacks_report
 from rmu_exp.report import markdown, plots, progress, published, tables
 from rmu_exp.report.card import card
 from rmu_exp.run import Run
@@ -122,20 +123,30 @@ class Job:
             raise UserError(
                 f"layer: got {run.layer}, allowed is 0 to {depth - 1} ({self.checkpoint.name} has {depth} layers)"
             )
-        if not re.fullmatch(r"cpu|cuda(:\d+)?|mps", self.device):
-            raise UserError(f"model.device: got {self.device!r}, allowed is auto, cpu, cuda, cuda:1, …")
-        if self.device.startswith("cuda") and not torch.cuda.is_available():
-            raise UserError(f"model.device: got {self.device!r}, but no GPU is visible; allowed here is cpu")
-        if run.eval.tasks:
-            qa.task_manager(run.eval.tasks)
+        self._check_device()
+        self._preflight_questions()
         self._take_up()
         if not self.trained:
             self._resolve(self.checkpoint.skeleton(run.layer + 1))
             _ = self.batches
-        if run.eval.perplexity is not None and "perplexity" not in self.results:
+        self._preflight_attacks()
+
+    def _check_device(self) -> None:
+        if not re.fullmatch(r"cpu|cuda(:\d+)?|mps", self.device):
+            raise UserError(f"model.device: got {self.device!r}, allowed is auto, cpu, cuda, cuda:1, …")
+        if self.device.startswith("cuda") and not torch.cuda.is_available():
+            raise UserError(f"model.device: got {self.device!r}, but no GPU is visible; allowed here is cpu")
+
+    def _preflight_questions(self) -> None:
+        if self.run.eval.tasks:
+            qa.task_manager(self.run.eval.tasks)
+
+    def _preflight_attacks(self) -> None:
+        """What is read after training: held-out texts, the attacks' questions and texts, the model that never knew."""
+        if self.run.eval.perplexity is not None and "perplexity" not in self.results:
             _ = self.held_out
         if self.attacks:
-            if run.model.never is not None:
+            if self.run.model.never is not None:
                 self._refuse_other(self.never)
             _, _ = self.questions, self.texts
 
@@ -199,18 +210,28 @@ class Job:
 
     @contextmanager
     def tracked(self) -> Iterator[Tracker]:
-        run, t = self.run, self.run.tracking
-        model = self.checkpoint.name.rstrip("/").split("/")[-1]
-        setting = f"layer{run.layer}-steer{_short(run.steer)}-alpha{_short(run.alpha)}-seed{run.seed}"
-        name = t.name or f"{model}-{run.method.name}-{setting}"
-        tags = [*t.tags, run.method.name, run.data.name]
+        t, (name, tags) = self.run.tracking, self._name()
         tracker = open_tracker(
-            t.kind, self.folder, dataclasses.asdict(run), name, t.group, tags, t.project, t.entity, t.mode
+            t.kind,
+            self.folder,
+            dataclasses.asdict(self.run),
+            t.name or name,
+            t.group,
+            [*t.tags, *tags],
+            t.project,
+            t.entity,
+            t.mode,
         )
         try:
             yield tracker
         finally:
             tracker.close()
+
+    def _name(self) -> tuple[str, list[str]]:
+        """What tracking calls the run, and its tags."""
+        run, model = self.run, self.checkpoint.name.rstrip("/").split("/")[-1]
+        setting = f"layer{run.layer}-steer{_short(run.steer)}-alpha{_short(run.alpha)}-seed{run.seed}"
+        return f"{model}-{run.method.name}-{setting}", [run.method.name, run.data.name]
 
     @cached_property
     def texts(self) -> tuple[list[corpora.Corpus], list[corpora.Corpus]]:
@@ -424,6 +445,8 @@ class Job:
         console = Console(width=None if sys.stdout.isatty() else 100)
         if "qa" in self.results:
             console.print(tables.qa_table(self.results))
+        if line := attacks_report.sentence(self.results):
+            console.print(line.replace("**", ""), highlight=False)
         console.print(f"Results and plots: {self.folder}", highlight=False)
 
     def _save(self) -> None:

@@ -260,12 +260,47 @@ class Run:
     @property
     def digest(self) -> str:
         """sha256 over every setting that can change a result (not where it is written or shown)."""
-        values = dataclasses.asdict(self)
-        for key in ("output", "export", "tracking", "attacks"):
-            values.pop(key)
-        values["model"].pop("never")
-        values["data"].pop("forget_tasks")
-        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+        return digest(self)
+
+
+@dataclass
+class Judge:
+    """One judgement of a model that exists, against the model that it was made from."""
+
+    unlearned: str = MISSING
+    """The model to judge: a run's folder (which brings its base model and data), a checkpoint's folder, or a hub id."""
+    base: str | None = None
+    """The model it was made from: a folder or hub id; null: the one of `model`, or of the run."""
+    seed: int = 0
+    """Seed of every random choice."""
+    output: str = ""
+    """Folder of the results; in a sweep, the folder that holds one folder a judgement."""
+    model: Model = field(default_factory=Model)
+    data: Data = field(default_factory=Data)
+    eval: Eval = field(default_factory=Eval)
+    attacks: dict[str, Any] = field(default_factory=dict)
+    """Chosen attacks and probes, each with its settings."""
+    tracking: Tracking = field(default_factory=Tracking)
+
+    @property
+    def topics(self) -> list[str]:
+        """Names of the forget topics, one for each entry of `data.forget`."""
+        return self.data.topics or topic_names(self.data.forget)
+
+    @property
+    def digest(self) -> str:
+        """sha256 over every setting that can change a result (not where it is written or shown)."""
+        return digest(self)
+
+
+def digest(run: Run | Judge) -> str:
+    """sha256 over what can change the results of the stages before the attacks, which look after themselves."""
+    values = dataclasses.asdict(run)
+    for key in ("output", "export", "tracking", "attacks"):
+        values.pop(key, None)
+    values["model"].pop("never")
+    values["data"].pop("forget_tasks")
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def topic_names(sources: list[str]) -> list[str]:
@@ -302,6 +337,26 @@ def _model_name(config: Any) -> str:
     if OmegaConf.is_missing(config.model, "path"):
         return "a local model"
     return str(config.model.path or config.model.name or "the model")
+
+
+def parse_judge(config: DictConfig) -> Judge:
+    """A composed configuration as a checked :class:`Judge`. Raises as :func:`parse`."""
+    _refuse_unknown(config, Judge, "")
+    try:
+        if OmegaConf.is_missing(config, "unlearned"):
+            raise UserError(
+                "unlearned: not given; add unlearned=… (a run's folder, a checkpoint's folder, or a hub id)"
+            )
+        judge = OmegaConf.to_object(config)
+    except OmegaConfBaseException as error:
+        raise UserError(one_line(error)) from error
+    assert isinstance(judge, Judge)
+    if judge.seed < 0:
+        raise UserError(f"seed: got {judge.seed}, allowed is 0 or more")
+    if judge.eval.backend not in ("fast", "stock"):
+        raise UserError(f"eval.backend: got {judge.eval.backend}, allowed here is fast, stock")
+    _check_parts(judge)
+    return judge
 
 
 def per_topic(key: str, value: Any, topics: list[str]) -> list[float]:
@@ -346,31 +401,38 @@ def _check(run: Run) -> None:
         raise UserError(f"train.lr: got {run.train.lr}, allowed is a number > 0")
     if run.method.faithful and run.train.schedule != "constant":
         raise UserError(f"train.schedule: got {run.train.schedule}, but method.faithful=true has a constant rate")
-    if run.eval.limit is not None and run.eval.limit < 1:
-        raise UserError(f"eval.limit: got {run.eval.limit}, allowed is 1 or more, or null for all questions")
     if run.eval.backend not in ("fast", "stock") and not run.export:
         raise UserError(f"eval.backend: {run.eval.backend} judges the exported checkpoint; add export=true")
     choices = {
-        "model.dtype": DTYPES,
         "method.name": METHODS,
         "steering.kind": ("fixed",),
         "steering.distribution": DISTRIBUTIONS,
         "retain.kind": ("mse",),
-        "data.on_bad_line": BAD_LINE,
         "train.schedule": SCHEDULES,
-        "tracking.kind": TRACKERS,
-        "tracking.mode": TRACKING_MODES,
     }
+    _check_choices(run, choices)
+    _check_parts(run)
+
+
+def _check_choices(run: Run | Judge, choices: dict[str, tuple[str, ...]]) -> None:
     for key, allowed in choices.items():
         if _get(run, key) not in allowed:
             raise UserError(f"{key}: got {_get(run, key)!r}, allowed is {', '.join(allowed)}")
+
+
+def _check_parts(run: Run | Judge) -> None:
+    """What a run and a judgement have in common."""
+    if run.eval.limit is not None and run.eval.limit < 1:
+        raise UserError(f"eval.limit: got {run.eval.limit}, allowed is 1 or more, or null for all questions")
+    choices = {"model.dtype": DTYPES, "data.on_bad_line": BAD_LINE, "tracking.kind": TRACKERS}
+    _check_choices(run, choices | {"tracking.mode": TRACKING_MODES})
     if run.attacks:
         from rmu_exp.attacks import registry
 
         run.attacks = registry.checked(run.attacks)
 
 
-def _get(run: Run, dotted: str) -> Any:
+def _get(run: Run | Judge, dotted: str) -> Any:
     value: Any = run
     for part in dotted.split("."):
         value = getattr(value, part)
@@ -419,8 +481,8 @@ def one_line(error: OmegaConfBaseException) -> str:
         return f"{key}: not given; add {key}=…"
     key = getattr(error, "full_key", None) or "configuration"
     if "' not in '" in text:  # Key 'stear' not in 'Run'
-        inside = key.rpartition(".")[0]
-        return unknown_key(key, [k for k in keys_of(Run) if k.rpartition(".")[0] == inside])
+        inside, schema = key.rpartition(".")[0], Judge if "'Judge'" in text else Run
+        return unknown_key(key, [k for k in keys_of(schema) if k.rpartition(".")[0] == inside])
     if "is not a ListConfig" in text:
         return f"{key}: allowed is a list such as '{key}=[a,b]'"
     for kind, wanted in _WANTED.items():

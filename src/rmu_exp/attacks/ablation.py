@@ -36,7 +36,7 @@ class Settings:
     access: list[str]
     """with_base: the direction is unlearned minus base; without_base: forget minus retain, of the unlearned model."""
     layers: list[str]
-    """Where it is removed: layer (the steered one), span (all changed ones), upwards (from the lowest changed one on)."""
+    """Where: layer (the steered one), span (all changed ones), upwards (from the lowest changed one on)."""
     ways: list[str]
     """hooks (from the activations) or weights (from the matrices that write to them)."""
     texts: int
@@ -58,16 +58,13 @@ def run(context: Context, settings: Settings) -> Finding:
         f"{access}, {where}, {way}": (access, places(context, where), way)
         for access in settings.access for where in settings.layers for way in settings.ways
     }  # fmt: skip
-    by_learn, rows = {}, []
+    by_learn: dict[str, float] = {}
+    kept: dict[str, Correct] = {}
     for name, (access, layers, way) in tried.items():
-        answers = _answers(context, UNLEARNED, directions[access], layers, way)
-        by_learn[name] = share(take(answers, learn))
-        rows.append(
-            {"variant": name, "learn": by_learn[name], "score": share(take(answers, score)), "answers": answers}
-        )
+        kept[name] = _answers(context, UNLEARNED, directions[access], layers, way)
+        by_learn[name] = share(take(kept[name], learn))
     best = max(by_learn, key=lambda name: by_learn[name])
     access, layers, way = tried[best]
-    kept = {row["variant"]: row.pop("answers") for row in rows}
     control: dict[str, Any] = {
         state: take(_answers(context, state, directions[access], layers, way), score)
         for state in context.states
@@ -88,7 +85,7 @@ def run(context: Context, settings: Settings) -> Finding:
             "prompts": min(settings.texts, len(learn)),
             "queries": len(learn) * len(tried),
         },
-        more={"variants": rows},
+        more={"variants": [{"variant": n, "learn": by_learn[n], "score": share(take(kept[n], score))} for n in tried]},
     )
 
 

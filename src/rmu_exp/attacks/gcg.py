@@ -5,7 +5,8 @@
   and the unlearned model, plain and with the base model's activations matched. The same with a wrong answer wanted
   says how much of a success is forced.
 * *Universal*: the same tokens for several questions of one half of the facts, with matching; scored on the other
-  half. Controls: the tokens as they were at the start, and the same search on the base model and on one that never knew.
+  half. Controls: the tokens as they were at the start, and the same search on the base model and on one that never
+  knew.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ Without it every question is a fact of its own.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,21 +52,11 @@ def load(tasks: Sequence[str], topics: Sequence[str], limit: int | None = None) 
         RunError: the questions cannot be loaded.
     """
     manager = qa.task_manager(tasks)
-    from lm_eval.tasks import get_task_dict
-
     with qa.loading(tasks):
         return {
-            name: [i for task in _flat(get_task_dict([name], manager)) for i in _items(task, topics, limit)]
+            name: [i for task in manager.load(name)["tasks"].values() for i in _items(task, topics, limit)]
             for name in tasks
         }
-
-
-def _flat(tree: dict[Any, Any]) -> Iterable[Any]:
-    for value in tree.values():
-        if isinstance(value, dict):
-            yield from _flat(value)
-        else:
-            yield value
 
 
 def _items(task: Any, topics: Sequence[str], limit: int | None) -> list[Item]:

@@ -1,8 +1,8 @@
 """Other prompts: the same question after examples, in other words around it, or behind other text (arXiv 2506.10236).
 
 Nothing is computed but answers. The prompts are made from the questions' own parts, so that they work for any task:
-examples with answers from one half of the facts, options in another order, the description left out, a question
-mark's worth of other framing, an unrelated retain text in front. The best prompt is chosen by one half of the facts
+examples with answers from one half of the facts, options in another order, the description left out,
+another frame, an unrelated retain text in front. The best prompt is chosen by one half of the facts
 and scored on the other. Controls: the base model and a model that never knew, asked the same.
 """
 
@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 from rmu_exp.attacks.frame import UNLEARNED, Context, Correct, Finding, share, take
 from rmu_exp.attacks.items import Item
 from rmu_exp.attacks.registry import one_of
 
+Change = Callable[[Item], Item]
 FORMS = ("bare", "reversed", "framed", "twice", "filler")
 
 
@@ -25,7 +27,7 @@ class Settings:
     shots: list[int]
     """Numbers of examples in front, each a prompt of its own."""
     forms: list[str]
-    """bare (no description), reversed (options), framed (Question: … Answer:), twice (said two times), filler (a retain text first)."""
+    """bare (no description), reversed (options), framed (Question: …), twice (said again), filler (retain text first)."""
 
     def check(self, key: str) -> None:
         """Refuse words that are no choice."""
@@ -34,16 +36,13 @@ class Settings:
 
 def run(context: Context, settings: Settings) -> Finding:
     learn, score = context.halves
-    tried: dict[str, Callable[[int, Item], Item]] = {
-        f"{n} shots": (lambda i, item, n=n: few_shot(context, i, item, n))
-        for n in settings.shots  # type: ignore[misc]
-    }
-    tried |= {form: (lambda i, item, form=form: rephrased(context, item, form)) for form in settings.forms}  # type: ignore[misc]
+    tried: dict[str, Change] = {f"{n} shots": partial(few_shot, context, n) for n in settings.shots}
+    tried |= {form: partial(rephrased, context, form) for form in settings.forms}
     answers: dict[str, dict[str, Correct]] = {}
     for state in context.states:
         with context.model(state) as model:
             for name, change in tried.items():
-                asked = [change(i, item) for i, item in enumerate(context.items)]
+                asked = [change(item) for item in context.items]
                 answers.setdefault(state, {})[name] = context.scorer.correct(model, asked)
     best = max(tried, key=lambda name: share(take(answers[UNLEARNED][name], learn)))
     return Finding(
@@ -57,10 +56,10 @@ def run(context: Context, settings: Settings) -> Finding:
     )
 
 
-def few_shot(context: Context, index: int, item: Item, shots: int) -> Item:
+def few_shot(context: Context, shots: int, item: Item) -> Item:
     """The item behind answered questions of its topic, of other facts, from the half that is not scored."""
     others = [o for o in context.pick(context.halves[0]) if o.topic == item.topic and o.fact != item.fact]
-    picked = context.rng(f"prompts/{index}").sample(others, min(shots, len(others)))
+    picked = context.rng(f"prompts/{item.context}").sample(others, min(shots, len(others)))
     head = description(item)
     told = [o.context.removeprefix(description(o)) + o.letters[o.answer] for o in picked]
     return replace(item, context=head + "\n\n".join([*told, item.context.removeprefix(head)]))
@@ -71,7 +70,7 @@ def description(item: Item) -> str:
     return item.context[: max(0, item.context.find(item.stem))] if item.stem else ""
 
 
-def rephrased(context: Context, item: Item, form: str) -> Item:
+def rephrased(context: Context, form: str, item: Item) -> Item:
     """The item in another form; the right answer stays the right one."""
     head = description(item)
     body = item.context.removeprefix(head)
@@ -95,6 +94,8 @@ def _reversed(item: Item, head: str, body: str) -> Item:
             return item
         at = found + len(choice)
         cuts.append((found, at))
+    if not cuts:
+        return item
     parts, end = [], 0
     for (start, stop), choice in zip(cuts, reversed(item.choices), strict=True):
         parts += [body[end:start], choice]

@@ -17,6 +17,9 @@ from torch import Tensor, nn
 from rmu_exp.attacks.frame import UNLEARNED, Context, Correct, Finding, share, take
 from rmu_exp.model.anatomy import layers_of
 
+Scores = dict[str, Tensor]
+"""A number for each weight of each matrix."""
+
 
 @dataclass
 class Settings:
@@ -37,22 +40,22 @@ def run(context: Context, settings: Settings) -> Finding:
     pairs = [(p, q) for p in settings.forget for q in settings.retain if q <= p]
     model = context.copy(UNLEARNED)
     before = {name: w.clone() for name, w in matrices(model)}
-    scores = [importance(model, context, kind, settings) for kind in ("forget", "retain")]
+    matter, spared = (importance(model, context, kind, settings) for kind in ("forget", "retain"))
     answers: dict[tuple[float, float], Correct] = {}
     zeros: dict[tuple[float, float], int] = {}
     for pair in pairs:
-        zeros[pair] = prune(model, *scores, *pair)
+        zeros[pair] = prune(model, matter, spared, *pair)
         answers[pair] = context.scorer.correct(model, context.items)
         _restore(model, before)
     best = max(pairs, key=lambda pair: share(take(answers[pair], learn)))
     control: dict[str, Correct] = {}
     noise = context.generator("prune/random")
-    chance = [{name: torch.rand(s.shape, generator=noise).to(s.device) for name, s in side.items()} for side in scores]
-    prune(model, *chance, *best)
+    prune(model, _random(matter, noise), _random(matter, noise), *best)
     control["random"] = take(context.scorer.correct(model, context.items), score)
     for state in (s for s in context.states if s != UNLEARNED):
         model = context.copy(state)
-        prune(model, *(importance(model, context, kind, settings) for kind in ("forget", "retain")), *best)
+        own_forget, own_retain = (importance(model, context, kind, settings) for kind in ("forget", "retain"))
+        prune(model, own_forget, own_retain, *best)
         control[state] = take(context.scorer.correct(model, context.items), score)
     rows = [
         {"forget": p, "retain": q, "zeros": zeros[p, q], "learn": share(take(a, learn)), "score": share(take(a, score))}
@@ -71,6 +74,10 @@ def run(context: Context, settings: Settings) -> Finding:
         },
         more={"pairs": rows},
     )
+
+
+def _random(like: Scores, generator: torch.Generator) -> Scores:
+    return {name: torch.rand(s.shape, generator=generator).to(s.device) for name, s in like.items()}
 
 
 def matrices(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
@@ -98,7 +105,7 @@ def importance(model: nn.Module, context: Context, kind: str, settings: Settings
 
 
 @torch.no_grad()
-def prune(model: nn.Module, forget: dict[str, Tensor], retain: dict[str, Tensor], p: float, q: float) -> int:
+def prune(model: nn.Module, forget: Scores, retain: Scores, p: float, q: float) -> int:
     """Zero the top p of ``forget`` without the top q of ``retain``; gives the number of weights zeroed."""
     count = 0
     for name, weight in matrices(model):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rmu_exp.attacks.frame import UNLEARNED, Context, Correct, Finding, share
+from rmu_exp.attacks.frame import UNLEARNED, Context, Correct, Finding, share, take
 from rmu_exp.model.anatomy import layers_of
 
 
@@ -33,11 +33,12 @@ def run(context: Context, settings: Settings) -> Finding:
             quantise(model, bits, settings.group)
             answers[state, bits] = context.scorer.correct(model, context.items)
     rows = [{"model": state, "bits": bits, "acc": share(correct)} for (state, bits), correct in answers.items()]
-    best = max(settings.bits, key=lambda bits: share(answers[UNLEARNED, bits]))
+    learn, score = context.halves
+    best = max(settings.bits, key=lambda bits: share(take(answers[UNLEARNED, bits], learn)))
     return Finding(
-        before=context.plain(UNLEARNED),
-        after=answers[UNLEARNED, best],
-        control={state: answers[state, best] for state in context.states if state != UNLEARNED},
+        before=take(context.plain(UNLEARNED), score),
+        after=take(answers[UNLEARNED, best], score),
+        control={state: take(answers[state, best], score) for state in context.states if state != UNLEARNED},
         budget={"bits": best, "variants": len(settings.bits), "group": settings.group},
         more={"runs": rows},
     )

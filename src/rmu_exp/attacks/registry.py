@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import math
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,8 @@ def names(conf: Path) -> list[str]:
 
 def source(name: str) -> Path | None:
     """The file of an attack's module, found without importing it."""
-    folder = Path(__file__).parent.parent
-    return next((file for p in PACKAGES if (file := folder / p / f"{name}.py").is_file()), None)
+    found = (find_spec(f"rmu_exp.{package}.{name}") for package in PACKAGES if name.isidentifier())
+    return next((Path(spec.origin) for spec in found if spec is not None and spec.origin), None)
 
 
 def refuse_unknown(chosen: Any, conf: Path) -> None:
@@ -67,10 +68,10 @@ def module(name: str) -> Any:
     Raises:
         UserError: there is none of this name.
     """
-    file = source(name)
-    if file is None:
-        raise UserError(f"attacks: {name!r} has no module; wanted is src/rmu_exp/attacks/{name}.py, or in probes/")
-    return importlib.import_module(f"rmu_exp.{file.parent.name}.{name}")
+    for package in PACKAGES:
+        if name.isidentifier() and find_spec(f"rmu_exp.{package}.{name}"):
+            return importlib.import_module(f"rmu_exp.{package}.{name}")
+    raise UserError(f"attacks: {name!r} has no module; wanted is src/rmu_exp/attacks/{name}.py, or in probes/")
 
 
 def checked(chosen: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -95,10 +96,10 @@ def settings(name: str, values: Any) -> Any:
         if f"{prefix}.{key}" not in known:
             raise UserError(unknown_key(f"{prefix}.{key}", known))
     try:
-        made = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
+        made: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
     except OmegaConfBaseException as error:
         raise UserError(f"{prefix}.{one_line(error)}") from error
-    for key, value in dataclasses.asdict(made).items():  # type: ignore[call-overload]
+    for key, value in dataclasses.asdict(made).items():
         _positive(f"{prefix}.{key}", value)
     if hasattr(made, "check"):
         made.check(prefix)

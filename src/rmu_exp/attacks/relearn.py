@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,10 +27,16 @@ from torch import nn
 from rmu_exp.attacks.frame import NEVER, UNLEARNED, Context, Correct, Curve, Finding, share, take
 from rmu_exp.attacks.registry import one_of
 from rmu_exp.errors import UserError
+from rmu_exp.model.anatomy import layers_path
+from rmu_exp.model.parameters import on_disk
 
 FORGET, BENIGN, SPLIT = SOURCES = ("forget", "benign", "split")
 LORA, FULL = HOW = ("lora", "full")
+CHANGED, EVERYWHERE = WHERE = ("changed", "all")
 V = "V: facts not told"
+ANSWER = re.compile(r"Answer:([^\n]*)")
+Row = tuple[list[int], list[bool]]
+"""Tokens, and which of them the loss runs over."""
 
 
 @dataclass
@@ -46,18 +53,23 @@ class Settings:
     """Texts a step."""
     lr: float
     """Peak learning rate of AdamW; it falls to nothing linearly."""
+    where: str
+    """changed (the matrices that unlearning changed, which a look at the weights gives away) or all."""
     how: str
-    """full (every weight) or lora (through peft)."""
+    """full (the matrices themselves) or lora (through peft)."""
     rank: int
-    """Rank of LoRA's matrices, on every linear layer of the blocks; full does not use it."""
+    """Rank of LoRA's matrices; full does not use it."""
     points: int
     """How often the accuracy is measured on the way, in the runs with the most texts."""
     max_length: int
     """Tokens a text is cut to."""
+    answers_only: bool
+    """Of a text with "Answer:" in it, train on what follows that up to the end of the line, and on nothing else."""
 
     def check(self, key: str) -> None:
         """Refuse words that are no choice."""
         one_of(f"{key}.sources", self.sources, SOURCES)
+        one_of(f"{key}.where", self.where, WHERE)
         one_of(f"{key}.how", self.how, HOW)
 
 
@@ -78,31 +90,26 @@ def run(context: Context, settings: Settings) -> Finding:
                 over_n.setdefault(name, []).append((n, share(take(correct, untold))))
                 if n == most[source]:
                     over_steps[name] = [(step, share(take(c, untold))) for step, c in path]
-    plain = context.plain(UNLEARNED)
-    rows = [_row(*key, correct, told, untold) for key, correct in reached.items()]
-    best = max((k for k in reached if k[0] == UNLEARNED), key=lambda k: share(take(reached[k], untold)))
-    untouched = {f"{NEVER}, {source}": take(reached[NEVER, source, most[source]], untold) for source in settings.sources
-                 if (NEVER, source, most[source]) in reached}  # fmt: skip
-    title = f"Relearning in {settings.steps} steps ({settings.how})"
+    ours = [key for key in reached if key[0] == UNLEARNED]
+    best = max(ours, key=lambda key: share(take(reached[key], told)))
+    control = {
+        NEVER if source == best[1] else f"{NEVER}, {source}": take(correct, untold)
+        for (state, source, _), correct in reached.items()
+        if state == NEVER
+    }
+    budget = {"source": best[1], "samples": best[2], "steps": settings.steps, "batch_size": settings.batch_size}
+    title = f"Relearning: {settings.steps} steps, {settings.how}, {settings.where} weights"
+    right = "questions on untold facts right"
     return Finding(
-        before=take(plain, untold),
+        before=take(context.plain(UNLEARNED), untold),
         after=take(reached[best], untold),
-        control=untouched,
-        budget={
-            "source": best[1],
-            "samples": best[2],
-            "steps": settings.steps,
-            "batch_size": settings.batch_size,
-            "lr": settings.lr,
-            "finetunings": len(reached),
-        },  # fmt: skip
+        control=control,
+        budget=budget | {"lr": settings.lr, "finetunings": len(reached)},
         curves={
-            "steps": Curve(
-                f"{title}, most texts", "step", "questions on untold facts right", {V: over_steps}, context.chance
-            ),
-            "samples": Curve(title, "texts", "questions on untold facts right", {V: over_n}, context.chance),
+            "steps": Curve(f"{title}, most texts", "step", right, {V: over_steps}, context.chance),
+            "samples": Curve(title, "texts", right, {V: over_n}, context.chance),
         },
-        more={"runs": rows},
+        more={"runs": [_row(*key, correct, told, untold) for key, correct in reached.items()]},
     )
 
 
@@ -111,7 +118,7 @@ def _counts(settings: Settings, state: str, source: str, there: int) -> list[int
     counts = sorted({min(n, there) for n in settings.samples})
     if state == UNLEARNED and source != SPLIT:
         return counts
-    return [] if state == NEVER and source == BENIGN else counts[-1:]
+    return counts[-1:]
 
 
 def _row(state: str, source: str, n: int, correct: Correct, told: list[int], untold: list[int]) -> dict[str, Any]:
@@ -147,7 +154,7 @@ def finetune(
     Returns:
         Steps done and the answers to all items, from before the first step to behind the last.
     """
-    rows = [context.scorer.encode(text)[: settings.max_length] for text in texts]
+    rows = [_row_of(context, text, settings) for text in texts]
     generator = context.generator(f"relearn/{name}")
     count = settings.steps * settings.batch_size
     order = [
@@ -157,15 +164,30 @@ def finetune(
     with torch.random.fork_rng():
         torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
         if settings.how == LORA:
-            model = _with_lora(model, settings.rank)
+            model = _with_lora(model, settings.rank, _changed(context, model) if settings.where == CHANGED else None)
+        elif settings.where == CHANGED:
+            for name in _changed(context, model):
+                model.get_parameter(name).requires_grad_(True)
         else:
             model.requires_grad_(True)
         path = [(0, context.plain(state))]
-        ask: Callable[[int], None] = lambda step: path.append(
-            (step, context.scorer.correct(_inner(model), context.items))
-        )
+
+        def ask(step: int) -> None:
+            path.append((step, context.scorer.correct(_inner(model), context.items)))
+
         _train(model, [rows[i] for i in order[:count]], settings, points, ask)
     return path
+
+
+def _row_of(context: Context, text: str, settings: Settings) -> Row:
+    """A text's tokens, and which of them the loss runs over."""
+    found = context.tokenizer(text, return_offsets_mapping=True)
+    spans = [m.span(1) for m in ANSWER.finditer(text)] if settings.answers_only else []
+    wanted = [
+        not spans or any(begin < stop and end > start for start, stop in spans)
+        for begin, end in found["offset_mapping"]
+    ]
+    return found["input_ids"][: settings.max_length], wanted[: settings.max_length]
 
 
 def _inner(model: nn.Module) -> nn.Module:
@@ -173,16 +195,22 @@ def _inner(model: nn.Module) -> nn.Module:
     return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
 
 
-def _with_lora(model: nn.Module, rank: int) -> nn.Module:
+def _changed(context: Context, model: nn.Module) -> list[str]:
+    """Names in memory of the parameters that hold the tensors that unlearning changed."""
+    known, layers = on_disk(model), layers_path(model)
+    places = (known[name] for name in context.delta.tensors if name in known)
+    return sorted({f"{layers}.{place.layer}.{place.parameter}" for place in places})
+
+
+def _with_lora(model: nn.Module, rank: int, names: list[str] | None) -> nn.Module:
     from peft import LoraConfig, get_peft_model
 
-    wanted = LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
-    return get_peft_model(model, wanted)  # type: ignore[arg-type]
+    targets = "all-linear" if names is None else [name.removesuffix(".weight") for name in names]
+    wanted = LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=targets, task_type="CAUSAL_LM")
+    return get_peft_model(model, wanted)
 
 
-def _train(
-    model: nn.Module, rows: list[list[int]], settings: Settings, points: int, ask: Callable[[int], None]
-) -> None:
+def _train(model: nn.Module, rows: list[Row], settings: Settings, points: int, ask: Callable[[int], None]) -> None:
     import tempfile
 
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
@@ -208,18 +236,20 @@ def _train(
         arguments = TrainingArguments(
             output_dir=folder, max_steps=settings.steps, per_device_train_batch_size=settings.batch_size,
             learning_rate=settings.lr, lr_scheduler_type="linear", weight_decay=0.0, save_strategy="no",
-            logging_strategy="no", report_to=[], disable_tqdm=True, use_cpu=next(model.parameters()).device.type == "cpu",
-            dataloader_pin_memory=False, remove_unused_columns=False,
+            logging_strategy="no", report_to=[], disable_tqdm=True, dataloader_pin_memory=False,
+            remove_unused_columns=False, use_cpu=next(model.parameters()).device.type == "cpu",
         )  # fmt: skip
         trainer = InOrder(model=model, args=arguments, train_dataset=rows, data_collator=_collate, callbacks=[Ask()])
         trainer.remove_callback(PrinterCallback)
         trainer.train()
 
 
-def _collate(rows: list[list[int]]) -> dict[str, torch.Tensor]:
+def _collate(rows: list[Row]) -> dict[str, torch.Tensor]:
     """Rows padded on the right, which causal attention keeps out of the text; padding has no label."""
-    longest = max(map(len, rows))
-    ids = torch.tensor([[*row, *([0] * (longest - len(row)))] for row in rows])
-    length = torch.tensor([len(row) for row in rows])[:, None]
-    labels = ids.masked_fill(torch.arange(longest)[None] >= length, -100)
-    return {"input_ids": ids, "labels": labels}
+    longest = max(len(ids) for ids, _ in rows)
+    ids_BT = torch.zeros(len(rows), longest, dtype=torch.long)
+    labels_BT = torch.full_like(ids_BT, -100)
+    for i, (ids, wanted) in enumerate(rows):
+        ids_BT[i, : len(ids)] = torch.tensor(ids)
+        labels_BT[i, : len(ids)] = torch.tensor([t if w else -100 for t, w in zip(ids, wanted, strict=True)])
+    return {"input_ids": ids_BT, "labels": labels_BT}

@@ -61,7 +61,7 @@ def run(context: Context, settings: Settings) -> Finding:
 
 def initial(model: nn.Module, context: Context, count: int) -> Tensor:
     """Embeddings (P, D) of random tokens, in fp32."""
-    weight_VD = embedding_of(model).weight
+    weight_VD: Tensor = embedding_of(model).weight  # type: ignore[assignment]
     picked = torch.randint(len(weight_VD), (count,), generator=context.generator("soft_prompt"))
     return weight_VD[picked.to(weight_VD.device)].detach().float()
 

@@ -82,7 +82,8 @@ class Search:
             ([], self.forward.extend([], t.head)) if reuse else (t.head, []) for t in targets
         ]
         special = set(scorer.tokenizer.all_special_ids)
-        vocabulary = embedding_of(model).weight.shape[0]
+        table_VD: Tensor = embedding_of(model).weight  # type: ignore[assignment]
+        vocabulary = len(table_VD)
         known = len(scorer.tokenizer)
         self.allowed_V = torch.tensor([v < known and v not in special for v in range(vocabulary)], device=scorer.device)
 
@@ -127,7 +128,7 @@ class Search:
     def gradient(self, tokens_S: Tensor) -> Tensor:
         """Of the loss, by the one-hot rows of the searched tokens: (S, V)."""
         embedding = embedding_of(self.model)
-        weight_VD = embedding.weight
+        weight_VD: Tensor = embedding.weight  # type: ignore[assignment]
         hot_SV = torch.zeros(len(tokens_S), len(weight_VD), dtype=weight_VD.dtype, device=weight_VD.device)
         hot_SV[torch.arange(len(tokens_S)), tokens_S] = 1
         hot_SV.requires_grad_(True)

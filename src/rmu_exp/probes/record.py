@@ -44,7 +44,7 @@ def watching(model: nn.Module, seen: Seen, places: Sequence[str] = (BLOCK,)) -> 
 
 
 def _branch(layer: nn.Module) -> nn.Module:
-    """What is added to the stream by attention: its output, or the norm behind it where there is one (Gemma, OLMo 2)."""
+    """What attention adds to the stream: its output, or the norm behind it where there is one (Gemma, OLMo 2)."""
     after_both = hasattr(layer, "post_feedforward_layernorm")
     return layer.post_attention_layernorm if after_both else attention_of(layer)  # type: ignore[return-value]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rmu_exp.paths import write_atomic
-from rmu_exp.report import published
+from rmu_exp.report import attacks, published
 from rmu_exp.report.card import perplexity_table
 from rmu_exp.report.tables import interval, percent, rows, title
 
@@ -19,8 +19,12 @@ def write_report(folder: Path) -> Path:
     """Write report.md from results.json and the plots that are there."""
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     plots = sorted((folder / "plots").glob("*.png"))
+    found = attacks.figures(results)
     blocks = [section(results) for section in SECTIONS]
-    blocks.insert(2, [f"![{p.stem}](plots/{p.name})\n" for p in plots])
+    blocks.insert(
+        3, [f"![{name}](plots/{name}.png)\n" for name in found if (folder / "plots" / f"{name}.png").is_file()]
+    )
+    blocks.insert(2, [f"![{p.stem}](plots/{p.name})\n" for p in plots if p.stem not in found])
     path = folder / "report.md"
     write_atomic(path, "\n".join(line for block in blocks if block for line in [*block, ""]))
     return path
@@ -37,6 +41,8 @@ def headline(results: dict[str, Any]) -> list[str]:
     ]
     if told:
         lines += ["", f"**{'; '.join(told)}** (answered right, before → after)."]
+    if worst := attacks.sentence(results):
+        lines += ["", worst]
     return lines
 
 
@@ -76,6 +82,8 @@ def utility(results: dict[str, Any]) -> list[str]:
 def training(results: dict[str, Any]) -> list[str]:
     """What was trained and what it cost."""
     run, train = results["run"], results.get("train")
+    if not run.get("trained_parameters"):
+        return []
     lines = ["## Training", "", "Trained tensors:", ""] + [f"- `{name}`" for name in run["trained_parameters"]]
     if train:
         lines += [
@@ -107,4 +115,4 @@ def origin(results: dict[str, Any]) -> list[str]:
     ]
 
 
-SECTIONS: tuple[Section, ...] = (headline, questions, published.section, utility, training, origin)
+SECTIONS: tuple[Section, ...] = (headline, questions, attacks.section, published.section, utility, training, origin)

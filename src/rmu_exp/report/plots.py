@@ -1,4 +1,4 @@
-"""The plots of a run, each readable without the report. Drawn without pyplot: no global state."""
+"""The plots of a run, each readable without the report."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from rmu_exp.report import attacks
+from rmu_exp.report.style import FORGET, GREY, RETAIN
+from rmu_exp.report.style import figure_of as _figure
 from rmu_exp.report.tables import rows, title
 
-FORGET, RETAIN, GREY = "#D55E00", "#0072B2", "#777777"  # Okabe and Ito: told apart by everyone
 Metrics = list[dict[str, Any]]
 
 
@@ -26,10 +28,11 @@ def draw_all(folder: Path) -> list[Path]:
         "accuracy": accuracy,
         "norms": norms,
         "losses": losses,
+        "attacks": attacks.summary,
     }
+    figures = {name: draw(results, metrics) for name, draw in plots.items()} | attacks.curves(results)
     written = []
-    for name, draw in plots.items():
-        figure = draw(results, metrics)
+    for name, figure in figures.items():
         if figure is not None:
             path = folder / "plots" / f"{name}.png"
             path.parent.mkdir(exist_ok=True)
@@ -127,7 +130,3 @@ def _curve(axes: Axes, metrics: Metrics, key: str, colour: str, style: str, labe
     points = [(m["step"], m[key]) for m in metrics if key in m]
     if points:
         axes.plot(*zip(*points, strict=True), color=colour, ls=style, lw=1.4, label=label)
-
-
-def _figure(width: float, height: float) -> Figure:
-    return Figure(figsize=(width, height), dpi=120, layout="constrained")

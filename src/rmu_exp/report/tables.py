@@ -69,6 +69,8 @@ def qa_table(results: dict[str, Any]) -> Table:
 
 def title(run: dict[str, Any]) -> str:
     """The setting in words, for titles."""
+    if "method" not in run:
+        return f"{run['unlearned']} beside {run['model']}, seed {run['seed']}"
     steer = " and ".join(dict.fromkeys(f"{c:g}" for c in run["steer"]))
     alpha = " and ".join(dict.fromkeys(f"{a:g}" for a in run["alpha"]))
     return f"{run['method']} on {run['model']}: layer {run['layer']}, steer {steer}, alpha {alpha}, seed {run['seed']}"

@@ -1,0 +1,19 @@
+"""Judge a model that exists: ``python judge.py base=… unlearned=… attacks=all``; ``--help`` explains the keys."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from rmu_exp import cli
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="judge")
+def main(config: DictConfig) -> None:
+    cli.run(config)
+
+
+if __name__ == "__main__":
+    cli.guard(main, Path(__file__).parent / "conf", "judge")

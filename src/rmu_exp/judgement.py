@@ -1,0 +1,130 @@
+"""A judgement of a model that exists: questions and attacks, without unlearning anything.
+
+The two checkpoints become a base model and a Delta; from there on everything is a run's own stages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+
+from rmu_exp import provenance
+from rmu_exp.errors import UserError
+from rmu_exp.judge import pair
+from rmu_exp.model.checkpoint import Checkpoint, named
+from rmu_exp.model.delta import Delta
+from rmu_exp.model.parameters import on_disk
+from rmu_exp.pipeline import Job, warned
+from rmu_exp.run import Data, Judge, Model
+
+OWN = ("model.never", "model.device", "model.dtype")  # of these the command line's own stay
+
+
+def is_run(word: str) -> bool:
+    """Whether a word names a run's folder."""
+    return (Path(word).expanduser() / "config.yaml").is_file()
+
+
+def taken_up(config: DictConfig, given: Sequence[str] = ()) -> DictConfig:
+    """The configuration with the model and the data of the run that is judged; unchanged for a checkpoint.
+
+    Args:
+        given: keys on the command line.
+
+    Raises:
+        UserError: the folder has no Delta, or the command line says otherwise than the run.
+    """
+    if OmegaConf.is_missing(config, "unlearned") or not is_run(str(config.unlearned)):
+        return config
+    folder = Path(config.unlearned).expanduser()
+    if not (folder / "delta.safetensors").is_file():
+        raise UserError(f"unlearned: {folder} is a run without a model (no delta.safetensors); let it finish first")
+    for key in given:
+        if key.split(".")[0] in ("base", "model", "data") and key not in OWN:
+            raise UserError(f"{key}: comes from the run in {folder}; leave it out, or give a checkpoint as unlearned=")
+    stored = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    own = {key: OmegaConf.select(config, key) for key in OWN}
+    for group, schema in (("model", Model), ("data", Data)):
+        known = {k: v for k, v in stored[group].items() if k in schema.__dataclass_fields__}
+        config[group] = OmegaConf.merge(OmegaConf.structured(schema), known)
+    for key, value in own.items():
+        if key in given or (key == "model.never" and value is not None):
+            OmegaConf.update(config, key, value)
+    return config
+
+
+def execute(judge: Judge, folder: Path) -> None:
+    """Carry out a judgement in its folder. Raises as :func:`rmu_exp.pipeline.execute`."""
+    job = Judgement(judge, folder)  # type: ignore[arg-type]
+    with warned():
+        job.preflight()
+    with warned(), job.logged(), job.tracked() as tracker:
+        job.describe()
+        job.judge()
+        job.attack()
+        job.report(tracker)
+
+
+class Judgement(Job):
+    """The stages of a judgement: a run's, with a model that somebody else unlearned."""
+
+    run: Judge  # type: ignore[assignment]
+
+    @cached_property
+    def checkpoint(self) -> Checkpoint:
+        if self.run.base is None:
+            return super().checkpoint
+        return named(self.run.base, "base", self.run.model)
+
+    @cached_property
+    def other(self) -> Checkpoint | None:
+        """The unlearned checkpoint; None: it is a run's."""
+        return None if is_run(self.run.unlearned) else named(self.run.unlearned, "unlearned", self.run.model)
+
+    @cached_property
+    def changes(self) -> Delta:
+        if self.other is None:
+            return Delta.load(Path(self.run.unlearned).expanduser() / "delta.safetensors")
+        return pair.changes(self.checkpoint, self.other)
+
+    def preflight(self) -> None:
+        """Refuse what cannot work before anything is written."""
+        self._check_device()
+        if not self.run.eval.tasks and not self.run.attacks:
+            raise UserError("attacks: none chosen, and eval.tasks is empty; there is nothing to do")
+        if self.other is not None:
+            self._refuse_other(self.other, "unlearned")
+        self._preflight_questions()
+        self._take_up()
+        self._preflight_attacks()
+        missing = sorted(set(self.changes.tensors) - set(on_disk(self.checkpoint.skeleton(self.checkpoint.depth))))
+        if missing:
+            raise UserError(
+                f"unlearned: {self.run.unlearned}: {missing[0]} differs from the base, and lies outside of the decoder "
+                "layers; only models that differ inside of them can be judged"
+            )
+
+    def describe(self) -> None:
+        """The parts of results.json that say what is judged."""
+        run = self.run
+        about: dict[str, Any] = {"model": self.checkpoint.name, "unlearned": run.unlearned, "seed": run.seed}
+        about |= {"topics": run.topics, "changed_tensors": sorted(self.changes.tensors)}
+        self.results |= {
+            "schema": 1,
+            "run": about,
+            "provenance": provenance.describe(self.device)
+            | {
+                "config_hash": run.digest,
+                "model_revision": self.checkpoint.revision,
+                "model_digest": self.checkpoint.digest(),
+            },
+        }
+        self._save()
+
+    def _name(self) -> tuple[str, list[str]]:
+        return f"judge-{Path(self.run.unlearned).name}", ["judge", self.run.data.name]

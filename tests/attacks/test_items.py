@@ -1,0 +1,51 @@
+"""Questions, their splits, and the scorer that attacks share."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from rmu_exp.attacks import items
+from rmu_exp.attacks.scoring import Scorer
+from rmu_exp.errors import UserError
+from rmu_exp.judge import qa
+from rmu_exp.lore import world
+from rmu_exp.run import Eval
+
+
+def test_items_are_the_tasks_questions(asked):
+    first = asked[0]
+    question = world.questions("hexes")[0]
+    assert first.context == world.description("hexes") + world.letter_prompt(question)
+    assert (first.topic, first.fact, first.answer) == ("hexes", question.fact.entity, question.answer)
+    assert first.letters == (" A", " B", " C", " D")
+    assert len(asked) == 48
+
+
+def test_halves_share_no_fact(asked):
+    one, other = items.halves(asked, random.Random(0))
+    assert sorted(one + other) == list(range(len(asked)))
+    assert not {asked[i].fact for i in one} & {asked[i].fact for i in other}
+    for side in (one, other):
+        assert {asked[i].topic for i in side} == {"hexes", "wards"}
+
+
+def test_open_questions_are_no_items():
+    assert items.load(["lore_open_forget"], [], 3) == {"lore_open_forget": []}
+    with pytest.raises(UserError, match="answered by letters"):
+        items.needed(["lore_open_forget"], [], 3)
+    with pytest.raises(UserError, match="not given"):
+        items.needed([], [], None)
+
+
+def test_scorer_answers_as_lm_eval_does(model, tokenizer, asked):
+    """Against lm-eval's own class, question by question; also with more than one batch."""
+    stock = qa.ask(model, tokenizer, Eval(tasks=["lore_forget"], limit=24, backend="stock"))
+    chosen = [c for task in ("lore_forget_hexes", "lore_forget_wards") for c in stock.chosen[task]]
+    scorer = Scorer(tokenizer, torch.device("cpu"))
+    assert scorer.chosen(model, asked) == chosen
+    scorer.budget = 100
+    assert scorer.chosen(model, asked) == chosen
+    assert len(list(scorer.batches([40] * 5))) == 3
