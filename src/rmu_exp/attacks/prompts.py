@@ -27,7 +27,7 @@ class Settings:
     shots: list[int]
     """Numbers of examples in front, each a prompt of its own."""
     forms: list[str]
-    """bare (no description), reversed (options), framed (Question: …), twice (said again), filler (retain text first)."""
+    """bare (no description), reversed (options), framed (Question: …), twice (said again), filler (retain text)."""
 
     def check(self, key: str) -> None:
         """Refuse words that are no choice."""

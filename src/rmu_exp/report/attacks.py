@@ -51,8 +51,8 @@ def section(results: dict[str, Any]) -> list[str]:
     lines += [
         "",
         "*never*: the same attack on a model that never knew; *base*: on the model before unlearning; *random* and",
-        "*shuffled*: with nothing to find in it. Whatever an attack chooses (a layer, a prompt, a direction), it chooses",
-        "by questions on other facts than the n that it is scored on.",
+        "*shuffled*: with nothing to find in it. Whatever an attack chooses (a layer, a prompt, a direction), it",
+        "chooses by questions on other facts than the n that it is scored on.",
     ]
     return lines
 
