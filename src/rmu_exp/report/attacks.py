@@ -129,7 +129,7 @@ def curves(results: dict[str, Any]) -> dict[str, Figure]:
 def draw(curve: dict[str, Any]) -> Figure:
     """A figure of one curve: a panel each, a colour a line; lines without points are left out."""
     panels = curve["panels"]
-    wide = min(WIDEST, len(panels))
+    wide = 2 if len(panels) == 4 else min(WIDEST, len(panels))
     tall = math.ceil(len(panels) / wide)
     figure = figure_of(max(5.5, 3.4 * wide), 0.9 + 2.7 * tall)
     grid = figure.subplots(tall, wide, sharey=True, squeeze=False).flatten()
@@ -144,15 +144,16 @@ def draw(curve: dict[str, Any]) -> Figure:
             axes.axhline(curve["chance"], color=GREY, lw=1, ls=":", label="chance")
             axes.set_ylim(0, 1.03)
             axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
-        else:
-            axes.set_ylim(bottom=0)
+        axes.set_xlabel(curve["x"])
         axes.set_title(title, fontsize=10)
         axes.grid(color="#eeeeee")
         axes.spines[["top", "right"]].set_visible(False)
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
-    figure.supxlabel(curve["x"], fontsize=9)
-    figure.supylabel(curve["y"], fontsize=9)
+    for axes in grid[::wide]:
+        axes.set_ylabel(curve["y"])
+    if curve["chance"] is None:
+        grid[0].set_ylim(bottom=0)
     handles = dict(zip(*reversed(grid[0].get_legend_handles_labels()), strict=True))
     for axes in grid:
         handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
