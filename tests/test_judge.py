@@ -110,6 +110,7 @@ def test_two_checkpoints_with_questions_and_a_probe(broken, tmp_path):
         "tracking=off",
         "eval.limit=6",
         "output=out",
+        "eval.tasks=[lore_forget,lore_general]",
     )
     done = judge(*words, f"model.never={LORE}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -124,7 +125,7 @@ def test_two_checkpoints_with_questions_and_a_probe(broken, tmp_path):
     assert {"attacks.png", "lens_layers.png", "norms_norms.png"} <= {p.name for p in (tmp_path / "out/plots").iterdir()}
     report = (tmp_path / "out/report.md").read_text()
     assert "Does the knowledge survive?" in report
-    assert "under the worst of 1 attacks (lens" in report
+    assert "under the worst of 1 attack (lens" in report
     assert "under the worst of" in done.stdout
 
 

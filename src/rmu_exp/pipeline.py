@@ -446,7 +446,7 @@ class Job:
         if "qa" in self.results:
             console.print(tables.qa_table(self.results))
         if line := attacks_report.sentence(self.results):
-            console.print(line.replace("**", ""), highlight=False)
+            console.print(line.replace("**", ""), highlight=False, soft_wrap=True)
         console.print(f"Results and plots: {self.folder}", highlight=False)
 
     def _save(self) -> None:

@@ -24,11 +24,12 @@ def sentence(results: dict[str, Any]) -> str | None:
         return None
     entry = results["attacks"][most["attack"]]
     low, high = most["interval"]
+    count = "1 attack" if most["attacks"] == 1 else f"{most['attacks']} attacks"
     return (
         f"**Asked plainly, {percent(entry['forget_acc']['before'])} of the questions on what was to be forgotten are "
-        f"answered right; under the worst of {most['attacks']} attacks ({most['attack']}: {told(entry['budget'])}) "
-        f"{percent(most['acc'])}** ({100 * low:.1f}–{100 * high:.1f}, an interval that holds for all {most['attacks']} "
-        f"together; chance {percent(entry['chance'])}; n = {most['n']})."
+        f"answered right; under the worst of {count} ({most['attack']}: {told(entry['budget'])}) "
+        f"{percent(most['acc'])}** ({100 * low:.1f}–{100 * high:.1f}, an interval that holds for the largest of "
+        f"so many; chance {percent(entry['chance'])}; n = {most['n']})."
     )
 
 

@@ -93,6 +93,9 @@ class WandbTracker(Tracker):
                 for who in ("base", "unlearned"):
                     if who in row:
                         run.summary[f"qa/{name}/{who}"] = row[who]["acc"]
+            for name, entry in results.get("attacks", {}).items():
+                for when, acc in entry.get("forget_acc", {}).items():
+                    run.summary[f"attacks/{name}/{when}"] = acc
             ended: dict[str, Any] = {f"plots/{p.stem}": self.wandb.Image(str(p)) for p in plots}
             if "qa" in results:
                 ended["tables/accuracy"] = self._accuracy(results["qa"])
