@@ -8,8 +8,8 @@ Sources of text, all with the same number of steps:
   the finetuning never shows. What comes back on V was uncovered, not relearned (arXiv 2410.08827).
 
 Where the items name their facts, texts of ``forget`` that tell of a fact of V are left out too, so that every
-accuracy stands for T and V apart. Controls: a model that never knew, finetuned on the most texts of each kind;
-on V nothing can come back in it.
+accuracy stands for T and V apart. Controls: a model that never knew, finetuned on the most texts of each kind, on V
+nothing can come back in it; and the base model, finetuned as the best run was.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rmu_exp.attacks.frame import NEVER, UNLEARNED, Context, Correct, Curve, Finding, share, take
+from rmu_exp.attacks.frame import BASE, NEVER, UNLEARNED, Context, Correct, Curve, Finding, share, take
 from rmu_exp.attacks.registry import one_of
 from rmu_exp.errors import UserError
 from rmu_exp.model.anatomy import layers_path
@@ -97,6 +97,8 @@ def run(context: Context, settings: Settings) -> Finding:
         for (state, source, _), correct in reached.items()
         if state == NEVER
     }
+    path = finetune(context, BASE, texts[best[1]][: best[2]], settings, 1, f"{BASE}/{best[1]}/{best[2]}")
+    control[BASE] = take(path[-1][1], untold)
     budget = {"source": best[1], "samples": best[2], "steps": settings.steps, "batch_size": settings.batch_size}
     title = f"Relearning: {settings.steps} steps, {settings.how}, {settings.where} weights"
     right = "questions on untold facts right"

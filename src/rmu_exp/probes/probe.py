@@ -19,6 +19,7 @@ import torch
 
 from rmu_exp.attacks.frame import UNLEARNED, Context, Correct, Curve, Finding, share, take
 from rmu_exp.attacks.items import Item
+from rmu_exp.errors import RunError
 from rmu_exp.probes.record import BLOCK, at_last
 
 SHUFFLED = "shuffled"
@@ -89,6 +90,8 @@ def _fit(h_ND: np.ndarray, labels: np.ndarray, items: Sequence[Item], settings: 
     from sklearn.preprocessing import StandardScaler
 
     facts = [item.fact for item in items]
+    if len(set(facts)) < 2:
+        raise RunError(f"attacks.probe: {items[0].topic} has too few facts to train on; raise eval.limit")
     folds = GroupKFold(min(settings.folds, len(set(facts))))
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=settings.iterations))
     search = GridSearchCV(model, {"logisticregression__C": settings.strengths}, cv=folds)

@@ -7,6 +7,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from rmu_exp.attacks.suite import worst
 from rmu_exp.report.style import BLACK, FORGET, GREEN, GREY, PINK, RETAIN, SKY, YELLOW, figure_of
@@ -41,13 +42,20 @@ def section(results: dict[str, Any]) -> list[str]:
     lines = ["## Does the knowledge survive?", ""]
     if line := sentence(results):
         lines += [line, ""]
-    lines += ["| attack | n | plain | under attack | 95 % | controls | budget |", "|---|--:|--:|--:|--:|---|---|"]
+    lines += [
+        "| attack | n | plain | under attack | 95 % | controls | budget | seconds |",
+        "|---|--:|--:|--:|--:|---|---|--:|",
+    ]
     for name, entry in attacks.items():
         if "forget_acc" in entry:
             before, after = entry["forget_acc"]["before"], entry["forget_acc"]["after"]
             low, high = entry["ci95"]["after"]
             cells = [name, str(entry["n"]), percent(before), percent(after), f"{100 * low:.1f}–{100 * high:.1f}"]
-            lines.append("| " + " | ".join([*cells, controls(entry), told(entry["budget"])]) + " |")
+            lines.append(
+                "| "
+                + " | ".join([*cells, controls(entry), told(entry["budget"]), f"{entry['budget']['seconds']:.0f}"])
+                + " |"
+            )
     lines += [f"- **{name} failed**: {entry['error']}" for name, entry in attacks.items() if "error" in entry]
     lines += [
         "",
@@ -65,7 +73,8 @@ def controls(entry: dict[str, Any]) -> str:
 
 
 def told(budget: dict[str, Any]) -> str:
-    """A budget in words: ``steps 40, samples 100``."""
+    """A budget in words: ``steps 40, samples 100``; without the time, which belongs to the machine."""
+    budget = {key: value for key, value in budget.items() if key != "seconds"}
     return ", ".join(f"{k.replace('_', ' ')} {v:g}" if isinstance(v, float) else f"{k.replace('_', ' ')} {v}"
                      for k, v in budget.items())  # fmt: skip
 
@@ -146,6 +155,7 @@ def draw(curve: dict[str, Any]) -> Figure:
             axes.set_ylim(0, 1.03)
             axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
         axes.set_xlabel(curve["x"])
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_title(title, fontsize=10)
         axes.grid(color="#eeeeee")
         axes.spines[["top", "right"]].set_visible(False)
