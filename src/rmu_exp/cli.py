@@ -69,7 +69,8 @@ def run(config: DictConfig) -> None:
         if "unlearned" in config:
             from rmu_exp import judgement
 
-            judgement.execute(parse_judge(judgement.taken_up(config)), folder)
+            given = [word.split("=")[0].lstrip("+~") for word in HydraConfig.get().overrides.task]
+            judgement.execute(parse_judge(judgement.taken_up(config, given)), folder)
         else:
             pipeline.execute(parse(config), folder)
     except UserError as error:
