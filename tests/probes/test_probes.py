@@ -55,7 +55,7 @@ def test_the_probe_finds_what_is_planted_and_nothing_in_noise():
     labels = rng.integers(0, 4, 200)
     people = [Item("t", "t", f"fact {i // 2}", "", ("A", "B", "C", "D"), int(y)) for i, y in enumerate(labels)]
     noise = rng.normal(size=(200, 16))
-    planted = noise + 3 * np.eye(16)[labels]
+    planted = noise + 5 * np.eye(16)[labels]
     settings = probe.Settings([1e-2, 1.0], 3, 100)
     found, validated = probe._fit(planted[:100], labels[:100], people[:100], settings)
     assert (found.predict(planted[100:]) == labels[100:]).mean() > 0.9
