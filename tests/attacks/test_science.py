@@ -67,15 +67,11 @@ def test_one_direction_hides_most_of_it(results):
     assert ablation["control"]["random"]["acc"] < ablation["forget_acc"]["after"] - 0.3
 
 
-def test_plain_gcg_is_slower_on_the_unlearned_model(results):
-    """The paper: fewer than 50 steps on the base, none found in 2,500 on the unlearned model."""
-    most = results["attacks"]["gcg"]["settings"]["steps"] + 1
-    steps = {}
-    for row in results["attacks"]["gcg"]["single"]:
-        if row["wanted"] == "right" and row["loss"] == "plain":
-            steps.setdefault(row["model"], []).append(most if row["steps"] is None else row["steps"])
-    assert all(s < most for s in steps["base"])
-    assert sum(steps["unlearned"]) > sum(steps["base"])
+def test_gcg_reaches_its_target_on_the_base(results):
+    """The paper: in fewer than 50 steps. On lore also on the unlearned model: see docs/attacks.md."""
+    rows = [row for row in results["attacks"]["gcg"]["single"] if row["wanted"] == "right"]
+    assert {row["loss"] for row in rows} == {"plain", "matching"}
+    assert all(row["steps"] is not None for row in rows if row["model"] == "base")
 
 
 def test_rounding_the_weights_brings_nothing_back(results):
