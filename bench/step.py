@@ -26,6 +26,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -55,7 +56,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=4, help="texts of each corpus a step")
     parser.add_argument("--length", type=int, default=256, help="tokens a text")
     parser.add_argument("--lengths", choices=("equal", "paragraphs"), default="equal")
-    parser.add_argument("--steps", type=int, default=4, help="a round")
+    parser.add_argument("--steps", type=int, default=1, help="a round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
@@ -189,7 +190,7 @@ def synchronise(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def seconds(call: Callable[[], None], device: str) -> float:
+def seconds(call: Callable[[], Any], device: str) -> float:
     synchronise(device)
     start = time.perf_counter()
     call()
@@ -204,13 +205,9 @@ def rates(args: argparse.Namespace) -> tuple[float, float]:
     a, b = (torch.randn(n, n, device=args.device, dtype=dtype) for _ in range(2))
     source = torch.empty((1 << 30) if on_gpu else (1 << 27), dtype=torch.uint8, device=args.device)
     target = torch.empty_like(source)
-    product = min(seconds(lambda: torch.mm(a, b) and None if False else _do(torch.mm, a, b), args.device) for _ in range(8))
-    copying = min(seconds(lambda: _do(target.copy_, source), args.device) for _ in range(8))
+    product = min(seconds(partial(torch.mm, a, b), args.device) for _ in range(8))
+    copying = min(seconds(partial(target.copy_, source), args.device) for _ in range(8))
     return 2 * n**3 / product, 2 * source.numel() / copying
-
-
-def _do(call: Callable[..., Any], *values: Any) -> None:
-    call(*values)
 
 
 def counted(run: Callable[[list[Batch]], None], batch: Batch) -> float:
@@ -238,7 +235,7 @@ def alone(args: argparse.Namespace) -> None:
     _ = config_of(args)
     before = peak(args.device)
     loop = Ours(args) if args.only == "ours" else Theirs(args)
-    times = [seconds(lambda steps=steps: loop.run(steps), args.device) / len(steps) for steps in rounds(args)]
+    times = [seconds(partial(loop.run, steps), args.device) / len(steps) for steps in rounds(args)]
     print(f"{args.only}: {statistics.median(times[1:]):.4f} s a step, {peak(args.device) - before} bytes")
 
 
@@ -262,8 +259,8 @@ def compare(args: argparse.Namespace) -> None:
     tokens: list[int] = []
     warm = True
     for steps in rounds(args):
-        mine = seconds(lambda steps=steps: ours.run(steps), args.device) / len(steps)
-        other = seconds(lambda steps=steps: theirs.run(steps), args.device) / len(steps)
+        mine = seconds(partial(ours.run, steps), args.device) / len(steps)
+        other = seconds(partial(theirs.run, steps), args.device) / len(steps)
         if not warm:
             times["ours"].append(mine)
             times["theirs"].append(other)
