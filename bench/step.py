@@ -246,7 +246,9 @@ def memory(args: argparse.Namespace) -> None:
         words = [w for w in sys.argv[1:] if w != "--memory"]
         line = subprocess.run(
             [sys.executable, __file__, *words, "--only", only, "--rounds", "1"],
-            check=True, capture_output=True, text=True,
+            check=True,
+            capture_output=True,
+            text=True,
         ).stdout.splitlines()[-1]
         found[only] = int(line.split()[-2])
         print(f"  peak memory          {only:6} {found[only] / 1e6:,.0f} MB")
@@ -280,7 +282,9 @@ def compare(args: argparse.Namespace) -> None:
     for name in ("ours", "theirs"):
         spread = ", ".join(f"{t:.3f}" for t in times[name])
         print(f"  {name:6}               {took[name]:.3f} s a step  (of {spread})")
-    print(f"  ratio                {statistics.median(b / a for a, b in zip(times['ours'], times['theirs'], strict=True)):.2f}x")
+    print(
+        f"  ratio                {statistics.median(b / a for a, b in zip(times['ours'], times['theirs'], strict=True)):.2f}x"
+    )
 
 
 def main() -> None:

@@ -41,7 +41,9 @@ def test_attention_of_the_lowest_trained_layer_runs_once(mistral):
     trunk = split.trunk(IDS)
     split.upper(trunk, assemble(model, trained, [t.read(layers_of(model)[t.layer]) for t in trained]))
     split.upper(trunk, {})
-    heads, wide = (part.out_features for part in (layers_of(model)[0].self_attn.q_proj, layers_of(model)[0].mlp.down_proj))
+    heads, wide = (
+        part.out_features for part in (layers_of(model)[0].self_attn.q_proj, layers_of(model)[0].mlp.down_proj)
+    )
     once = [(0, heads), (0, wide), (1, heads)]
     assert sorted(calls) == sorted([*once, *[(1, wide), (2, heads), (2, wide)] * 2])
 

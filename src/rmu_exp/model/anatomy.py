@@ -139,13 +139,14 @@ class SplitModel:
 
     Attributes:
         model: the model.
-        first: index of the lowest upper layer.
+        first, last: index of the lowest and of the highest upper layer.
         device: where it lives.
     """
 
     def __init__(self, model: nn.Module, first: int) -> None:
         self.model, self.first = model, first
         self._layers = layers_of(model)
+        self.last = len(self._layers) - 1
         if not 0 <= first < len(self._layers):
             raise UserError(f"layers: got {first}, allowed is 0 to {len(self._layers) - 1}")
         self.device = next(model.parameters()).device

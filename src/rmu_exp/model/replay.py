@@ -45,7 +45,7 @@ def recording(layer: nn.Module, replaced: Collection[str], memo: Memo) -> Iterat
         return run
 
     modules = dict(layer.named_modules())
-    with _forwards(layer, {name: kept for name in _free(layer, owners)} | {o: noted for o in owners if o in modules}):
+    with _forwards(layer, dict.fromkeys(_free(layer, owners), kept) | {o: noted for o in owners if o in modules}):
         yield
     if started != owners:
         memo.clear()
