@@ -270,7 +270,9 @@ class Job:
                 seconds.append(metrics["seconds"])
 
             with self._trunks() as trunks:
-                values = unlearn(model, trained, batches, control.to(self.device), settings, on_metrics, trunks)
+                values = unlearn(
+                    model, trained, batching.ahead(batches), control.to(self.device), settings, on_metrics, trunks
+                )
         Delta.from_trained(trained, values, control, run.topics, self.checkpoint).save(self.delta)
         self.results = self._about([t.name for t in trained]) | {
             "train": {

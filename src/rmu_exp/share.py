@@ -39,7 +39,7 @@ def once(kind: str, key: object, make: Callable[[], T]) -> T:
         del known  # before the next is loaded: both may not fit
         made = make()
         _held[kind] = key, made, _marks(made)
-    return _held[kind][1]  # type: ignore[no-any-return]
+    return _held[kind][1]
 
 
 def forget() -> None:

@@ -14,7 +14,9 @@ This module knows tokens; it knows nothing of models or losses.
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -209,6 +211,15 @@ def published_steps(
 ) -> int:
     """How many steps :func:`published` takes."""
     return min(steps, *(-(-len(texts) // batch_size) for texts in (*forget, *retain)))
+
+
+def ahead(batches: Iterator[Batch], count: int = 4) -> Iterator[Batch]:
+    """The same batches, some made by a thread while earlier ones are used: tokenizing and packing cost no step."""
+    with ThreadPoolExecutor(1) as pool:
+        made = deque(pool.submit(next, batches, None) for _ in range(count))
+        while (batch := made.popleft().result()) is not None:
+            made.append(pool.submit(next, batches, None))
+            yield batch
 
 
 def _in_batches(texts: Sequence[str], size: int) -> list[Sequence[str]]:
