@@ -40,7 +40,7 @@ def main() -> None:
     ours, batches = step.Ours(args), next(step.rounds(args))
     folder = Path(tempfile.mkdtemp())
     try:
-        writing = Shared(folder, [args.layer], 10**12)
+        writing = Shared(folder, 10**12)
         first = step.seconds(partial(trial, ours, batches, 1, writing), args.device)
         writing.publish()
         size = sum(file.stat().st_size for file in folder.iterdir())
@@ -50,7 +50,7 @@ def main() -> None:
             found: list[list[torch.Tensor]] = []
             for times, share in ((alone, False), (further, True)):
                 start, cpu = time.perf_counter(), time.process_time()
-                trunks = Shared(folder, [args.layer], 0) if share else Trunks()  # opening it is part of a trial
+                trunks = Shared(folder, 0) if share else Trunks()  # opening it is part of a trial
                 found.append(trial(ours, batches, number, trunks))
                 step.synchronise(args.device)
                 times.append(step.Took(time.perf_counter() - start, time.process_time() - cpu))

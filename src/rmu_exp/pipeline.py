@@ -237,7 +237,7 @@ class Job:
         run, budget = self.run, int(self.run.share.gigabytes * 1e9)
         if not budget or not share.wanted(run.share):
             return nullcontext(Trunks())
-        return shared(self.checkpoint, min(run.trained_layers), [run.layer], self.dtype, self.device, budget)
+        return shared(self.checkpoint, min(run.trained_layers), run.layer + 1, self.dtype, self.device, budget)
 
     def unlearn(self, tracker: Tracker) -> None:
         """Train the few tensors; writes delta.safetensors and metrics.jsonl."""

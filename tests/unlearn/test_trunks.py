@@ -58,7 +58,7 @@ def train(checkpoint, trunks, faithful=False, steer=(6.5, 3.0), steps=4, lr=1e-3
 
 
 def kept(checkpoint, budget=PLENTY):
-    return shared(checkpoint, 2, [LAYER], checkpoint.dtype, "cpu", budget)
+    return shared(checkpoint, 2, LAYER + 1, checkpoint.dtype, "cpu", budget)
 
 
 def same(a, b):

@@ -112,7 +112,7 @@ def activations(
         run = run.to(split.device)
         trunk = trunks.trunk(split, run)
         h |= _by_role(split.upper(trunk, updated), run, faithful)
-        g |= _by_role(trunks.frozen(split, run, trunk)[split.last], run, faithful)
+        g |= _by_role(trunks.frozen(split, run, trunk, [split.last])[split.last], run, faithful)
     return h, g
 
 

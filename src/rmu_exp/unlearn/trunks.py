@@ -16,11 +16,12 @@ It knows passes and activations; it knows nothing of losses.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -46,9 +47,10 @@ class Trunks:
         return split.trunk(run.ids_RT, run.mask_RT, run.positions_RT)
 
     @torch.no_grad()
-    def frozen(self, split: SplitModel, run: Pass, trunk: Trunk) -> dict[int, Tensor]:
-        """Index and output (R, T, D) of each upper layer of the frozen model."""
-        return dict(split.walk(trunk, {}))
+    def frozen(self, split: SplitModel, run: Pass, trunk: Trunk, layers: Collection[int]) -> dict[int, Tensor]:
+        """Index and output (R, T, D) of these upper layers of the frozen model; none above them is run."""
+        outputs = itertools.islice(split.walk(trunk, {}), max(layers) - split.first + 1)
+        return {layer: h_RTD for layer, h_RTD in outputs if layer in layers}
 
 
 class Shared(Trunks):
@@ -56,12 +58,15 @@ class Shared(Trunks):
 
     Args:
         folder: of the model, see :func:`shared`.
-        layers: the upper layers whose outputs are kept; a loss at ℓ needs that of ℓ alone.
         room: bytes that may be added.
+
+    Attributes:
+        known: what was there, mapped into memory.
+        found, added: how often something was taken, and how many entries are new.
     """
 
-    def __init__(self, folder: Path, layers: list[int], room: int) -> None:
-        self.folder, self.layers, self.room = folder, layers, room
+    def __init__(self, folder: Path, room: int) -> None:
+        self.folder, self.room = folder, room
         self.known: dict[str, Tensor] = {}
         for index in sorted(folder.glob("*.json")):
             self.known |= _mapped(index)
@@ -80,14 +85,14 @@ class Shared(Trunks):
         self._put(key, trunk.h_BTD)
         return trunk
 
-    def frozen(self, split: SplitModel, run: Pass, trunk: Trunk) -> dict[int, Tensor]:
-        """As :meth:`Trunks.frozen`, of the kept layers."""
-        keys = {layer: f"{run.digest}/{layer}" for layer in self.layers}
+    def frozen(self, split: SplitModel, run: Pass, trunk: Trunk, layers: Collection[int]) -> dict[int, Tensor]:
+        """As :meth:`Trunks.frozen`."""
+        keys = {layer: f"{run.digest}/{layer}" for layer in layers}
         known = {layer: self._take(key, split) for layer, key in keys.items()}
         found = {layer: h for layer, h in known.items() if h is not None}
         if len(found) == len(keys):
             return found
-        computed = super().frozen(split, run, trunk)
+        computed = super().frozen(split, run, trunk, layers)
         for layer, key in keys.items():
             self._put(key, computed[layer])
         return computed
@@ -126,27 +131,27 @@ class Shared(Trunks):
 
 @contextmanager
 def shared(
-    checkpoint: Checkpoint, split_from: int, layers: list[int], dtype: torch.dtype, device: str, budget: int
+    checkpoint: Checkpoint, first: int, depth: int, dtype: torch.dtype, device: str, budget: int
 ) -> Iterator[Shared]:
     """The shared activations of a model, in the cache folder.
 
     Args:
-        split_from: the lowest trained layer.
-        layers: whose frozen activations the loss is about; the model is loaded up to the highest.
+        first: the lowest trained layer.
+        depth: how many layers are loaded.
         budget: bytes on disk, over all models.
     """
     place = torch.cuda.get_device_name(device) if device.startswith("cuda") else torch.backends.cpu.get_cpu_capability()
     what = {
         "model": checkpoint.digest(),
         "config": [hashlib.sha256(f.read_bytes()).hexdigest() for f in _code(checkpoint.folder)],
-        "cut": [split_from, *layers],
+        "cut": [first, depth],
         "dtype": str(dtype),
         "device": [device.partition(":")[0], place, torch.get_num_threads()],
         "versions": [version(name) for name in ("rmu_exp", "torch", "transformers")],
     }
     root = cache_dir() / "activations"
     folder = root / hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
-    kept = Shared(folder, layers, _room(root, folder, budget))
+    kept = Shared(folder, _room(root, folder, budget))
     os.utime(folder)
     try:
         yield kept
