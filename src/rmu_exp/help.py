@@ -68,8 +68,9 @@ def page(conf: Path) -> str:
         lines += [f"    {group}={name:<22} {text}" for name, text in choices.items()]
         if group in nested:
             lines += [f"      .{key:<18} {text}" for key, text in sentences(nested[group]).items()]
-    lines.append("  train")
-    lines += [f"      .{key:<18} {text}" for key, text in sentences(run.Train).items()]
+    for group, schema in (("train", run.Train), ("share", run.Share)):
+        lines.append(f"  {group}")
+        lines += [f"      .{key:<18} {text}" for key, text in sentences(schema).items()]
     lines += ["", "Hydra's own options: python train.py --hydra-help", ""]
     return "\n".join(part for line in lines for part in _wrapped(line))
 
@@ -103,10 +104,9 @@ def reference(conf: Path) -> str:
         if group in nested:
             lines += ["", "| key | what |", "|---|---|"]
             lines += [f"| `{group}.{key}` | {text} |" for key, text in sentences(nested[group]).items()]
-    lines += ["", "## train", "", "| key | what |", "|---|---|"]
-    lines += [f"| `train.{key}` | {text} |" for key, text in sentences(run.Train).items()]
-    lines += ["", "## model.preset", "", "| key | what |", "|---|---|"]
-    lines += [f"| `model.preset.{key}` | {text} |" for key, text in sentences(run.Preset).items()]
+    for group, schema in (("train", run.Train), ("share", run.Share), ("model.preset", run.Preset)):
+        lines += ["", f"## {group}", "", "| key | what |", "|---|---|"]
+        lines += [f"| `{group}.{key}` | {text} |" for key, text in sentences(schema).items()]
     return "\n".join(lines) + "\n"
 
 

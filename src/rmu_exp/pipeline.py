@@ -12,16 +12,16 @@ import re
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import cached_property
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
-from rmu_exp import corpora, provenance
+from rmu_exp import corpora, provenance, share
 from rmu_exp.corpora import batches as batching
 from rmu_exp.errors import RunError, UserError
 from rmu_exp.judge import base, qa
@@ -36,6 +36,7 @@ from rmu_exp.run import Run
 from rmu_exp.tracking import Tracker, open_tracker
 from rmu_exp.unlearn import rmu
 from rmu_exp.unlearn.loop import Settings, unlearn
+from rmu_exp.unlearn.trunks import Trunks, shared
 
 log = logging.getLogger("rmu_exp")
 PERPLEXITY_TOKENS = 4096  # a forward pass; its logits are what takes memory
@@ -209,10 +210,34 @@ class Job:
             texts = ([c.texts for c in forget], [c.texts for c in retain])
             order = batching.published(*texts, tokenizer, size, steps)
             return batching.published_steps(*texts, size, steps), order, lines
-        known = {s: batching.tokenize(c.texts, tokenizer, run.data.max_length, s) for s, c in different.items()}
+        known = {s: self._tokenized(c, tokenizer) for s, c in different.items()}
         lines += [f"{s}: {t.truncated} texts cut to {run.data.max_length} tokens" for s, t in known.items()]
         tokens = ([known[c.source] for c in forget], [known[c.source] for c in retain])
         return steps, batching.shuffled(*tokens, size, steps, run.seed, tokenizer.pad_token_id), lines
+
+    def _tokenized(self, corpus: corpora.Corpus, tokenizer: Any) -> batching.Tokens:
+        length, source = self.run.data.max_length, corpus.source
+        key = (self.checkpoint, corpus.digest, corpus.texts, length)
+        return self._once(
+            f"tokens of {source}", key, lambda: batching.tokenize(corpus.texts, tokenizer, length, source)
+        )
+
+    def _once(self, kind: str, key: object, make: Callable[[], Any]) -> Any:
+        """What a sweep's trials in one process share; a run alone keeps nothing."""
+        return share.once(kind, key, make) if share.wanted(self.run.share) else make()
+
+    def _open(self, depth: int | None) -> torch.nn.Module:
+        """The model, left as it is by whoever uses it."""
+        where = (self.checkpoint, self.checkpoint.digest(), depth, self.dtype, self.device)
+        make = partial(self.checkpoint.open, depth, self.dtype, torch.device(self.device))
+        return self._once("full model" if depth is None else "cut model", where, make)
+
+    def _trunks(self) -> AbstractContextManager[Trunks]:
+        """Activations that do not depend on what is learnt."""
+        run, budget = self.run, int(self.run.share.gigabytes * 1e9)
+        if not budget or not share.wanted(run.share):
+            return nullcontext(Trunks())
+        return shared(self.checkpoint, min(run.trained_layers), run.layer + 1, self.dtype, self.device, budget)
 
     def unlearn(self, tracker: Tracker) -> None:
         """Train the few tensors; writes delta.safetensors and metrics.jsonl."""
@@ -222,7 +247,7 @@ class Job:
         steps, batches, lines = self.batches
         for line in lines:
             log.info("%s", line)
-        model = self.checkpoint.open(run.layer + 1, self.dtype, torch.device(self.device))
+        model = self._open(run.layer + 1)
         trained = self._resolve(model)
         log.info("trained: %s", ", ".join(t.name for t in trained))
         control = rmu.control_vectors(
@@ -244,7 +269,10 @@ class Job:
                 bar.update(metrics)
                 seconds.append(metrics["seconds"])
 
-            values = unlearn(model, trained, batches, control.to(self.device), settings, on_metrics)
+            with self._trunks() as trunks:
+                values = unlearn(
+                    model, trained, batching.ahead(batches), control.to(self.device), settings, on_metrics, trunks
+                )
         Delta.from_trained(trained, values, control, run.topics, self.checkpoint).save(self.delta)
         self.results = self._about([t.name for t in trained]) | {
             "train": {
@@ -316,7 +344,7 @@ class Job:
         if not (ask or read):
             return
         tokenizer = self.checkpoint.tokenizer()
-        model = self.checkpoint.open(None, self.dtype, torch.device(self.device))
+        model = self._open(None)
         changed = Delta.load(self.delta).applied
 
         def in_memory(_folder: Path | None = None) -> qa.Answers:

@@ -26,6 +26,7 @@ BAD_LINE = ("error", "skip")
 METHODS = ("rmu",)
 DISTRIBUTIONS = ("uniform", "normal")
 SCHEDULES = ("constant", "linear")
+SHARING = ("auto", "always", "never")
 TRACKERS = ("wandb", "off")
 TRACKING_MODES = ("auto", "online", "offline")
 
@@ -211,6 +212,16 @@ class Tracking:
 
 
 @dataclass
+class Share:
+    """What trials that differ in steer, alpha or other settings of the loss compute once for all; same results."""
+
+    when: str = "auto"
+    """auto (in a sweep), always or never."""
+    gigabytes: float = 8.0
+    """Space in the cache folder for activations; 0: none are kept."""
+
+
+@dataclass
 class Run:
     """One unlearning run."""
 
@@ -235,6 +246,7 @@ class Run:
     eval: Eval = field(default_factory=Eval)
     train: Train = field(default_factory=Train)
     tracking: Tracking = field(default_factory=Tracking)
+    share: Share = field(default_factory=Share)
 
     @property
     def topics(self) -> list[str]:
@@ -255,7 +267,7 @@ class Run:
     def digest(self) -> str:
         """sha256 over every setting that can change a result (not where it is written or shown)."""
         values = dataclasses.asdict(self)
-        for key in ("output", "export", "tracking"):
+        for key in ("output", "export", "tracking", "share"):
             values.pop(key)
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
@@ -342,6 +354,8 @@ def _check(run: Run) -> None:
         raise UserError(f"eval.limit: got {run.eval.limit}, allowed is 1 or more, or null for all questions")
     if run.eval.backend not in ("fast", "stock") and not run.export:
         raise UserError(f"eval.backend: {run.eval.backend} judges the exported checkpoint; add export=true")
+    if not (math.isfinite(run.share.gigabytes) and run.share.gigabytes >= 0):
+        raise UserError(f"share.gigabytes: got {run.share.gigabytes}, allowed is a number ≥ 0")
     choices = {
         "model.dtype": DTYPES,
         "method.name": METHODS,
@@ -352,6 +366,7 @@ def _check(run: Run) -> None:
         "train.schedule": SCHEDULES,
         "tracking.kind": TRACKERS,
         "tracking.mode": TRACKING_MODES,
+        "share.when": SHARING,
     }
     for key, allowed in choices.items():
         if _get(run, key) not in allowed:

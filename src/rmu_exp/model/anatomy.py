@@ -9,9 +9,9 @@ Shapes: B rows, T positions, D hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from rmu_exp.errors import UserError
+from rmu_exp.model.replay import Memo, recording, replaying
 
 BODY = ("model", "gpt_neox", "transformer")
 LAYERS = ("layers", "h")
@@ -109,10 +110,12 @@ class Trunk:
     Attributes:
         h_BTD: the input of the lowest upper layer.
         calls: further arguments and keywords of each upper layer, lowest first.
+        memo: what the lowest upper layer's modules gave before a new weight was used, from its first run.
     """
 
     h_BTD: Tensor
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]]
+    memo: Memo = field(default_factory=dict)
 
     def rows(self, rows: slice) -> Trunk:
         """The same for some rows of the batch, as views."""
@@ -136,29 +139,42 @@ class SplitModel:
 
     Attributes:
         model: the model.
-        first: index of the lowest upper layer.
+        first, last: index of the lowest and of the highest upper layer.
         device: where it lives.
     """
 
     def __init__(self, model: nn.Module, first: int) -> None:
         self.model, self.first = model, first
         self._layers = layers_of(model)
+        self.last = len(self._layers) - 1
         if not 0 <= first < len(self._layers):
             raise UserError(f"layers: got {first}, allowed is 0 to {len(self._layers) - 1}")
         self.device = next(model.parameters()).device
         self._tuples = self._returns_tuple()
 
     @torch.no_grad()
-    def trunk(self, ids_BT: Tensor, mask_BT: Tensor | None = None, positions_BT: Tensor | None = None) -> Trunk:
+    def trunk(
+        self,
+        ids_BT: Tensor,
+        mask_BT: Tensor | None = None,
+        positions_BT: Tensor | None = None,
+        known_BTD: Tensor | None = None,
+    ) -> Trunk:
         """Run the layers below ``first`` without autograd.
 
         Args:
             mask_BT: 1 for text, 0 for padding on either side; None when there is none, or when rows are packed.
             positions_BT: positions that restart at every text make the model mask packed texts apart.
+            known_BTD: what these layers gave for the same rows before; they are then not run again.
         """
         recorders = [_Recorder(layer, self._tuples) for layer in self._layers[self.first :]]
-        self._run(recorders, ids_BT, mask_BT, positions_BT)
-        return Trunk(recorders[0].hidden, [recorder.call for recorder in recorders])
+        if known_BTD is None:
+            self._run(recorders, ids_BT, mask_BT, positions_BT)
+        else:
+            skipped = [_Recorder(layer, self._tuples) for layer in self._layers[: self.first]]
+            self._run([*skipped, *recorders], ids_BT, mask_BT, positions_BT, 0)
+        h_BTD = recorders[0].hidden if known_BTD is None else known_BTD
+        return Trunk(h_BTD, [recorder.call for recorder in recorders])
 
     def upper(self, trunk: Trunk, weights: dict[int, dict[str, Tensor]], rows: slice | None = None) -> Tensor:
         """The last layer's output, before any final norm.
@@ -171,12 +187,25 @@ class SplitModel:
         Returns:
             (B or number of rows, T, D).
         """
-        trunk = trunk if rows is None else trunk.rows(rows)
+        *_, (_, h_BTD) = self.walk(trunk if rows is None else trunk.rows(rows), weights)
+        return h_BTD
+
+    def walk(self, trunk: Trunk, weights: dict[int, dict[str, Tensor]]) -> Iterator[tuple[int, Tensor]]:
+        """Index and output (B, T, D) of each upper layer, lowest first; ``weights`` as for :meth:`upper`."""
         h_BTD = trunk.h_BTD
         for index, (args, kwargs) in enumerate(trunk.calls, self.first):
-            out = functional_call(self._layers[index], weights.get(index, {}), (h_BTD, *args), kwargs)
+            new = weights.get(index, {})
+            with self._once(index, trunk.memo, new):
+                out = functional_call(self._layers[index], new, (h_BTD, *args), kwargs)
             h_BTD = out[0] if isinstance(out, tuple) else out
-        return h_BTD
+            yield index, h_BTD
+
+    def _once(self, index: int, memo: Memo, new: dict[str, Tensor]) -> AbstractContextManager[None]:
+        """Run the part of the lowest upper layer that no new weight reaches once: then with them, now without."""
+        if index != self.first or bool(memo) == bool(new):
+            return nullcontext()
+        layer = self._layers[index]
+        return recording(layer, list(new), memo) if new else replaying(layer, memo)
 
     @torch.no_grad()
     def _returns_tuple(self) -> bool:
@@ -185,15 +214,22 @@ class SplitModel:
         self._run([probe], torch.zeros(1, 1, dtype=torch.long, device=self.device), None, None)
         return probe.gave_tuple
 
-    def _run(self, upper: list[Any], ids_BT: Tensor, mask_BT: Tensor | None, positions_BT: Tensor | None) -> None:
+    def _run(
+        self,
+        upper: Sequence[nn.Module],
+        ids_BT: Tensor,
+        mask_BT: Tensor | None,
+        positions_BT: Tensor | None,
+        first: int | None = None,
+    ) -> None:
         extra = {} if positions_BT is None else {"position_ids": positions_BT}
-        with self._replaced(upper):
+        with self._replaced(upper, first):
             self.model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False, **extra)
 
     @contextmanager
-    def _replaced(self, upper: list[nn.Module]) -> Iterator[None]:
+    def _replaced(self, upper: Sequence[nn.Module], first: int | None = None) -> Iterator[None]:
         body, name = body_of(self.model), _layers_name(self.model)
-        setattr(body, name, nn.ModuleList([*self._layers[: self.first], *upper]))
+        setattr(body, name, nn.ModuleList([*self._layers[: self.first if first is None else first], *upper]))
         try:
             yield
         finally:

@@ -22,6 +22,7 @@ from rmu_exp.errors import RunError
 from rmu_exp.model.anatomy import SplitModel, layers_of, split_at
 from rmu_exp.model.parameters import Trained, assemble
 from rmu_exp.unlearn import rmu
+from rmu_exp.unlearn.trunks import Trunks
 
 FLUSH = 10  # steps between two readings of the metrics: reading waits for the device
 BETA2 = 0.999
@@ -47,6 +48,7 @@ def unlearn(
     control_KD: Tensor,
     settings: Settings,
     on_metrics: Callable[[dict[str, Any]], None] = lambda metrics: None,
+    trunks: Trunks | None = None,
 ) -> list[Tensor]:
     """Train ``trained`` so that forget texts are steered and retain texts stay.
 
@@ -54,6 +56,7 @@ def unlearn(
         model: layers 0..ℓ, no head; it is left as it was.
         control_KD: forget targets c·u, one a topic, on the model's device.
         on_metrics: called with one dictionary a step, some steps late.
+        trunks: where activations are that other runs have computed; None: all are computed here.
 
     Returns:
         The new values, in the order of ``trained``, in the masters' dtype.
@@ -66,7 +69,7 @@ def unlearn(
     optimizer = torch.optim.AdamW(masters, lr=settings.lr, betas=(0.9, BETA2), weight_decay=0.0)
     meter = Meter(settings, on_metrics)
     for step, batch in enumerate(batches, 1):
-        h, g = activations(split, batch, assemble(model, trained, masters), settings.faithful)
+        h, g = activations(split, batch, assemble(model, trained, masters), settings.faithful, trunks or Trunks())
         forget = rmu.forget_loss(h[FORGET], control_KD[batch.topic])
         retain = rmu.retain_loss(h[RETAIN], g[RETAIN])
         loss = forget + settings.alpha[batch.topic] * retain
@@ -96,7 +99,7 @@ def originals(model: torch.nn.Module, trained: Sequence[Trained], dtype: torch.d
 
 
 def activations(
-    split: SplitModel, batch: Batch, updated: dict[int, dict[str, Tensor]], faithful: bool
+    split: SplitModel, batch: Batch, updated: dict[int, dict[str, Tensor]], faithful: bool, trunks: Trunks
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Role to activations (tokens, hidden) at layer ℓ: of the updated model, and of the frozen one.
 
@@ -107,10 +110,9 @@ def activations(
     g: dict[str, Tensor] = {}
     for run in batch.passes:
         run = run.to(split.device)
-        trunk = split.trunk(run.ids_RT, run.mask_RT, run.positions_RT)
+        trunk = trunks.trunk(split, run)
         h |= _by_role(split.upper(trunk, updated), run, faithful)
-        with torch.no_grad():
-            g |= _by_role(split.upper(trunk, {}), run, faithful)
+        g |= _by_role(trunks.frozen(split, run, trunk, [split.last])[split.last], run, faithful)
     return h, g
 
 
