@@ -34,8 +34,9 @@ from rmu_exp.report import markdown, plots, progress, published, tables
 from rmu_exp.report.card import card
 from rmu_exp.run import Run
 from rmu_exp.tracking import Tracker, open_tracker
-from rmu_exp.unlearn import rmu
-from rmu_exp.unlearn.loop import Settings, unlearn
+from rmu_exp.unlearn import lora
+from rmu_exp.unlearn import method as methods
+from rmu_exp.unlearn.loop import unlearn
 
 log = logging.getLogger("rmu_exp")
 PERPLEXITY_TOKENS = 4096  # a forward pass; its logits are what takes memory
@@ -126,10 +127,41 @@ class Job:
             qa.task_manager(run.eval.tasks)
         self._take_up()
         if not self.trained:
-            self._resolve(self.checkpoint.skeleton(run.layer + 1))
+            self._needs()
+            self._resolve(self.checkpoint.skeleton(self.layers_loaded))
             _ = self.batches
         if run.eval.perplexity is not None and "perplexity" not in self.results:
             _ = self.held_out
+
+    @cached_property
+    def method(self) -> Any:
+        """The module of the run's method."""
+        return methods.find(self.run.method.name)
+
+    @cached_property
+    def settings(self) -> Any:
+        """The method's settings."""
+        given = dataclasses.asdict(self.run.method)
+        given.pop("name")
+        return self.method.Settings(**given)
+
+    @property
+    def targets(self) -> list[int]:
+        """The layers that the method's loss is about."""
+        return list(self.method.Method.targets(self.settings, self.run.layer))
+
+    @property
+    def layers_loaded(self) -> int:
+        """How deep a model the method needs."""
+        return self.checkpoint.depth if self.method.Method.logits else max(self.targets) + 1
+
+    def _needs(self) -> None:
+        """Refuse a model that the method cannot work with."""
+        depth, name = self.checkpoint.depth, self.run.method.name
+        if max(self.targets) >= depth or min(self.targets) < 0:
+            raise UserError(f"method: {name} looks at layers {self.targets}, {self.checkpoint.name} has {depth} layers")
+        if self.method.Method.logits and not self.checkpoint.has_head:
+            raise UserError(f"method: {name} needs logits, but {self.checkpoint.name} has no language-model head")
 
     def _take_up(self) -> None:
         """What an earlier start of the same run has measured."""
@@ -198,7 +230,7 @@ class Job:
         forget, retain = self.texts
         different = {c.source: c for c in (*forget, *retain)}
         tokenizer, lines = self.checkpoint.tokenizer(), [c.describe() for c in different.values()]
-        if run.method.faithful:
+        if run.faithful:
             texts = ([c.texts for c in forget], [c.texts for c in retain])
             order = batching.published(*texts, tokenizer, size, steps)
             return batching.published_steps(*texts, size, steps), order, lines
@@ -215,19 +247,15 @@ class Job:
         steps, batches, lines = self.batches
         for line in lines:
             log.info("%s", line)
-        model = self.checkpoint.open(run.layer + 1, self.dtype, torch.device(self.device))
+        full = self.method.Method.logits
+        model = self.checkpoint.open(None if full else self.layers_loaded, self.dtype, torch.device(self.device))
         trained = self._resolve(model)
         log.info("trained: %s", ", ".join(t.name for t in trained))
-        control = rmu.control_vectors(
-            run.steer,
-            self.checkpoint.hidden_size,
-            torch.Generator(self.device if run.method.faithful else "cpu").manual_seed(run.seed),
-            self.dtype if run.method.faithful else torch.float32,
-            run.steering.distribution,
-        )
-        settings = Settings(run.train.lr or 0.0, run.alpha, run.steer, run.topics, run.method.faithful)
-        if run.train.schedule == "linear":
-            settings = dataclasses.replace(settings, decay_over=steps)
+        adapters = None
+        if run.layers.rank is not None:
+            adapters = lora.Adapters(model, trained, run.layers.rank, run.layers.rank_alpha, run.seed)
+        method = self.method.Method(self.settings, self._context(steps))
+        decay = steps if run.train.schedule == "linear" else None
         seconds = []
         with (self.folder / "metrics.jsonl").open("w") as file, progress.training_progress(steps) as bar:
 
@@ -237,8 +265,10 @@ class Job:
                 bar.update(metrics)
                 seconds.append(metrics["seconds"])
 
-            values = unlearn(model, trained, batches, control.to(self.device), settings, on_metrics)
-        Delta.from_trained(trained, values, control, run.topics, self.checkpoint).save(self.delta)
+            learnt = adapters.trained if adapters else trained
+            values = unlearn(model, learnt, batches, method, run.train.lr or 0.0, decay, on_metrics)
+            values = adapters.merged(values) if adapters else values
+        Delta.from_trained(trained, values, method.control_KD, run.topics, self.checkpoint).save(self.delta)
         self.results = self._about([t.name for t in trained]) | {
             "train": {
                 "steps": len(seconds),
@@ -249,13 +279,31 @@ class Job:
         }
         self._save()
 
+    def _context(self, steps: int) -> methods.Context:
+        run = self.run
+        return methods.Context(
+            layer=run.layer,
+            topics=run.topics,
+            steer=run.steer,
+            alpha=run.alpha,
+            hidden=self.checkpoint.hidden_size,
+            device=torch.device(self.device),
+            steps=steps,
+            seed=run.seed,
+            faithful=run.faithful,
+            dtype=self.dtype if run.faithful else torch.float32,
+            distribution=run.steering.distribution,
+            tokenizer=self.checkpoint.tokenizer(),
+        )
+
     def _resolve(self, model: torch.nn.Module) -> list[parameters.Trained]:
         """The trained tensors, by name."""
         run, names = self.run, self.run.parameters
         if run.layers.param_ids is not None:
             names = parameters.by_index(model, run.layer, run.layers.param_ids)
             log.info("layers.param_ids %s: %s", run.layers.param_ids, ", ".join(names))
-        return parameters.resolve(model, run.trained_layers, names)
+        found = parameters.resolve(model, run.trained_layers(self.targets, self.layers_loaded), names)
+        return found if run.layers.rank is None else lora.matrices(model, found)
 
     def _about(self, trained: Sequence[str]) -> dict[str, Any]:
         """The parts of results.json that say what was run, on what."""
@@ -268,7 +316,8 @@ class Job:
                 "steer": run.steer,
                 "alpha": run.alpha,
                 "method": run.method.name,
-                "faithful": run.method.faithful,
+                "settings": dataclasses.asdict(self.settings),
+                "faithful": run.faithful,
                 "seed": run.seed,
                 "topics": run.topics,
                 "forget": run.data.forget,

@@ -20,10 +20,10 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from rmu_exp.errors import UserError
+from rmu_exp.unlearn import catalog
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 BAD_LINE = ("error", "skip")
-METHODS = ("rmu",)
 DISTRIBUTIONS = ("uniform", "normal")
 SCHEDULES = ("constant", "linear")
 TRACKERS = ("wandb", "off")
@@ -58,6 +58,22 @@ class Preset:
     """Learning rate over the steps: constant or linear."""
     faithful: bool = False
     """Train as the published loop does, to the letter (see method.faithful)."""
+
+
+ANY = "any"  # the entry of a method's presets that fits every model
+PRESET = tuple(f.name for f in dataclasses.fields(Preset))
+
+
+def preset(key: str, *, _root_: Any) -> Any:
+    """``${preset:KEY}``: a default that a method has for this model, or for any; else the model's own."""
+    mine = _root_.method.get("presets") or {}
+    for entry in (mine.get(str(_root_.model.get("name"))), mine.get(ANY)):
+        if entry is not None and entry.get(key) is not None:
+            return entry[key]
+    return _root_.model.preset.get(key)
+
+
+OmegaConf.register_new_resolver("preset", preset, replace=True)
 
 
 @dataclass
@@ -100,10 +116,14 @@ class Model:
 class Layers:
     """Which tensors are trained, relative to `layer`."""
 
-    span: int = 3
-    """How many layers are trained: `layer` and the ones below it."""
+    span: int | None = 3
+    """How many layers are trained: `layer` and the ones below it; null: all that the method loads."""
     parameters: list[str] | None = None
     """Names inside a layer as on disk, globs allowed; null: the MLP's output matrix."""
+    rank: int | None = None
+    """Rank of LoRA adapters on these matrices, merged into the Delta; null: the matrices themselves are trained."""
+    rank_alpha: int = 16
+    """LoRA's scale, as peft's lora_alpha: adapters are multiplied by rank_alpha / rank."""
     param_ids: list[int] | None = None
     """The published code's form: indices into a layer's parameters; translated to names and logged."""
 
@@ -124,16 +144,6 @@ class Retain:
 
     kind: str = "mse"
     """mse: squared distance to the frozen activations."""
-
-
-@dataclass
-class Method:
-    """The unlearning method."""
-
-    name: str = "rmu"
-    """rmu."""
-    faithful: bool = False
-    """The published loop to the letter: file order, left padding that counts in the loss, no fp32 masters."""
 
 
 @dataclass
@@ -230,7 +240,8 @@ class Run:
     layers: Layers = field(default_factory=Layers)
     steering: Steering = field(default_factory=Steering)
     retain: Retain = field(default_factory=Retain)
-    method: Method = field(default_factory=Method)
+    method: Any = field(default_factory=dict)
+    """The method's own settings: `name`, and what its file in unlearn/methods/ declares."""
     data: Data = field(default_factory=Data)
     eval: Eval = field(default_factory=Eval)
     train: Train = field(default_factory=Train)
@@ -242,9 +253,20 @@ class Run:
         return self.data.topics or topic_names(self.data.forget)
 
     @property
-    def trained_layers(self) -> list[int]:
-        """Indices of the layers with trained tensors, lowest first; the last is `layer`."""
-        return list(range(max(0, self.layer - self.layers.span + 1), self.layer + 1))
+    def faithful(self) -> bool:
+        """Whether it is the published loop to the letter."""
+        return bool(getattr(self.method, "faithful", False))
+
+    def trained_layers(self, targets: list[int], depth: int) -> list[int]:
+        """Indices of the layers with trained tensors, lowest first.
+
+        Args:
+            targets: the layers that the method's loss is about.
+            depth: number of layers loaded.
+        """
+        if self.layers.span is None:
+            return list(range(depth))
+        return sorted({i for t in targets for i in range(max(0, t - self.layers.span + 1), t + 1)})
 
     @property
     def parameters(self) -> list[str] | None:
@@ -283,11 +305,30 @@ def parse(config: DictConfig) -> Run:
             if OmegaConf.is_missing(config, key) or OmegaConf.select(config, key) is None:
                 raise UserError(f"{key}: not given, and {_model_name(config)} has no preset for it; add {key}=…")
         run = OmegaConf.to_object(config)
+        assert isinstance(run, Run)
+        run.method = _method(config.method)
     except OmegaConfBaseException as error:
         raise UserError(one_line(error)) from error
-    assert isinstance(run, Run)
     _check(run)
     return run
+
+
+def _method(config: DictConfig) -> Any:
+    """The method's settings as the dataclass that its file declares."""
+    values: Any = OmegaConf.to_container(config, resolve=True)
+    name, presets = values.get("name"), values.pop("presets", None) or {}
+    if name not in catalog.names():
+        raise UserError(f"method.name: got {name!r}, allowed is {', '.join(catalog.names())}")
+    schema = catalog.settings(name)
+    known = [f"method.{f.name}" for f in dataclasses.fields(schema)]
+    for key in values:
+        if f"method.{key}" not in known:
+            raise UserError(f"{unknown_key(f'method.{key}', known)} for {name}")
+    for model, entry in presets.items():
+        for key in set(entry) - set(PRESET):
+            raise UserError(f"method.presets: {name} has {key!r} for {model}, allowed is {', '.join(PRESET)}")
+    typed = OmegaConf.merge({"method": OmegaConf.structured(schema)}, {"method": values})
+    return OmegaConf.to_object(typed)["method"]  # type: ignore[index,call-overload]
 
 
 def _model_name(config: Any) -> str:
@@ -331,12 +372,13 @@ def _check(run: Run) -> None:
         raise UserError("train.lr: not given and the model has no preset; add train.lr=5e-5")
     at_least = {"layer": 0, "seed": 0, "layers.span": 1, "train.batch_size": 1, "train.max_batches": 1}
     at_least |= {"data.min_len": 0, "data.max_length": 1, "eval.batch_size": 1}
+    at_least |= {"layers.rank": 1, "layers.rank_alpha": 1}
     for key, least in at_least.items():
-        if _get(run, key) < least:
+        if _get(run, key) is not None and _get(run, key) < least:
             raise UserError(f"{key}: got {_get(run, key)}, allowed is {least} or more")
     if not (math.isfinite(run.train.lr) and run.train.lr > 0):
         raise UserError(f"train.lr: got {run.train.lr}, allowed is a number > 0")
-    if run.method.faithful and run.train.schedule != "constant":
+    if run.faithful and run.train.schedule != "constant":
         raise UserError(f"train.schedule: got {run.train.schedule}, but method.faithful=true has a constant rate")
     if run.eval.limit is not None and run.eval.limit < 1:
         raise UserError(f"eval.limit: got {run.eval.limit}, allowed is 1 or more, or null for all questions")
@@ -344,7 +386,6 @@ def _check(run: Run) -> None:
         raise UserError(f"eval.backend: {run.eval.backend} judges the exported checkpoint; add export=true")
     choices = {
         "model.dtype": DTYPES,
-        "method.name": METHODS,
         "steering.kind": ("fixed",),
         "steering.distribution": DISTRIBUTIONS,
         "retain.kind": ("mse",),

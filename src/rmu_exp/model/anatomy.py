@@ -9,7 +9,7 @@ Shapes: B rows, T positions, D hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -132,7 +132,7 @@ def _rows(value: Any, rows: slice, batch: int) -> Any:
 
 
 class SplitModel:
-    """A headless model cut below layer ``first``; the model itself is left as it is.
+    """A model cut below layer ``first``; the model itself is left as it is.
 
     Attributes:
         model: the model.
@@ -171,12 +171,36 @@ class SplitModel:
         Returns:
             (B or number of rows, T, D).
         """
-        trunk = trunk if rows is None else trunk.rows(rows)
-        h_BTD = trunk.h_BTD
+        *_, (_, h_BTD) = self.walk(trunk if rows is None else trunk.rows(rows), weights)
+        return h_BTD
+
+    def walk(
+        self, trunk: Trunk, weights: dict[int, dict[str, Tensor]], shifts: Mapping[int, Tensor] | None = None
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Index and output (B, T, D) of each upper layer, lowest first.
+
+        Args:
+            weights: as for :meth:`upper`.
+            shifts: layer index to what is added to its output.
+        """
+        h_BTD, shifts = trunk.h_BTD, shifts or {}
         for index, (args, kwargs) in enumerate(trunk.calls, self.first):
             out = functional_call(self._layers[index], weights.get(index, {}), (h_BTD, *args), kwargs)
             h_BTD = out[0] if isinstance(out, tuple) else out
-        return h_BTD
+            if index in shifts:
+                h_BTD = h_BTD + shifts[index].to(h_BTD.dtype)
+            yield index, h_BTD
+
+    def logits(self, h_BTD: Tensor, ids_BT: Tensor) -> Tensor:
+        """What a causal model's final norm and head make of the last layer's output: (B, T, V).
+
+        Its own forward is run with that output in the place of its layers, so that scaling and capping stay its own.
+        """
+        sources = [_Source(layer, self._tuples, h_BTD) for layer in self._layers]
+        with self._replaced(sources, 0):
+            out = self.model(input_ids=ids_BT, use_cache=False).logits
+        assert isinstance(out, Tensor)
+        return out
 
     @torch.no_grad()
     def _returns_tuple(self) -> bool:
@@ -188,12 +212,12 @@ class SplitModel:
     def _run(self, upper: list[Any], ids_BT: Tensor, mask_BT: Tensor | None, positions_BT: Tensor | None) -> None:
         extra = {} if positions_BT is None else {"position_ids": positions_BT}
         with self._replaced(upper):
-            self.model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False, **extra)
+            body_of(self.model)(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False, **extra)
 
     @contextmanager
-    def _replaced(self, upper: list[nn.Module]) -> Iterator[None]:
+    def _replaced(self, upper: Sequence[nn.Module], first: int | None = None) -> Iterator[None]:
         body, name = body_of(self.model), _layers_name(self.model)
-        setattr(body, name, nn.ModuleList([*self._layers[: self.first], *upper]))
+        setattr(body, name, nn.ModuleList([*self._layers[: self.first if first is None else first], *upper]))
         try:
             yield
         finally:
@@ -201,7 +225,7 @@ class SplitModel:
 
 
 def split_at(model: nn.Module, first: int) -> SplitModel:
-    """A view of a headless model, cut below layer ``first``.
+    """A view of a model, cut below layer ``first``.
 
     Raises:
         UserError: the model has no such layer, or keeps its layers in an unknown place.
@@ -235,6 +259,17 @@ class _Recorder(_StandIn):
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         self.hidden, self.call = hidden_states, (args, kwargs)
         return (hidden_states,) if self._returns_tuple else hidden_states
+
+
+class _Source(_StandIn):
+    """Answers with given hidden states, whatever it is handed."""
+
+    def __init__(self, layer: nn.Module, returns_tuple: bool, h_BTD: Tensor) -> None:
+        super().__init__(layer)
+        self._returns_tuple, self._given = returns_tuple, (h_BTD,)
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return self._given if self._returns_tuple else self._given[0]
 
 
 class _Probe(_StandIn):

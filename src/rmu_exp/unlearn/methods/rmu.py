@@ -8,14 +8,53 @@ With h the activations of the model being updated and g those of the frozen mode
 
 The means run over tokens and hidden units, as in the published code, for which c and α were chosen
 (the paper's text has the squared norm a token: the same up to the factor of the hidden size).
-This module knows tensors; it knows nothing of models, files or batches.
+The model is cut above ℓ; the frozen activations come from the same trunk.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
+
+from rmu_exp.corpora.batches import FORGET, RETAIN
+from rmu_exp.unlearn import method
+from rmu_exp.unlearn.method import Context, Losses
+from rmu_exp.unlearn.step import Step
+
+
+@dataclass
+class Settings:
+    """RMU's settings."""
+
+    faithful: bool = False
+    """The published loop to the letter: file order, left padding that counts in the loss, no fp32 masters."""
+
+
+class Method(method.Method):
+    """RMU."""
+
+    control_KD: Tensor
+
+    def __init__(self, settings: Settings, context: Context) -> None:
+        super().__init__(settings, context)
+        self.control_KD = control_of(context)
+
+    def loss(self, step: Step) -> Losses:
+        h, g = step.updated().h[self.context.layer], step.frozen.h[self.context.layer]
+        forget = forget_loss(h[FORGET], self.control_KD[step.topic])
+        retain = retain_loss(h[RETAIN], g[RETAIN])
+        loss = forget + self.context.alpha[step.topic] * retain
+        return {"loss": loss, "forget_loss": forget, "retain_loss": retain}
+
+
+def control_of(context: Context) -> Tensor:
+    """A run's forget targets, on its device. The published loop draws them on the model's device in its dtype."""
+    generator = torch.Generator(context.device if context.faithful else "cpu").manual_seed(context.seed)
+    drawn = control_vectors(list(context.steer), context.hidden, generator, context.dtype, context.distribution)
+    return drawn.to(context.device)
 
 
 def control_vectors(
