@@ -65,12 +65,12 @@ PRESET = tuple(f.name for f in dataclasses.fields(Preset))
 
 
 def preset(key: str, *, _root_: Any) -> Any:
-    """``${preset:KEY}``: a default that a method has for this model, or for any; else the model's own."""
+    """``${preset:KEY}``: a default that the method has for this model, or for any; else the model's own."""
     mine = _root_.method.get("presets") or {}
     for entry in (mine.get(str(_root_.model.get("name"))), mine.get(ANY)):
         if entry is not None and entry.get(key) is not None:
             return entry[key]
-    return _root_.model.preset.get(key)
+    return _root_.model.preset[key] if key in PRESET else None
 
 
 OmegaConf.register_new_resolver("preset", preset, replace=True)
@@ -324,9 +324,10 @@ def _method(config: DictConfig) -> Any:
     for key in values:
         if f"method.{key}" not in known:
             raise UserError(f"{unknown_key(f'method.{key}', known)} for {name}")
+    allowed = [*PRESET, *(f.name for f in dataclasses.fields(schema))]
     for model, entry in presets.items():
-        for key in set(entry) - set(PRESET):
-            raise UserError(f"method.presets: {name} has {key!r} for {model}, allowed is {', '.join(PRESET)}")
+        for key in set(entry) - set(allowed):
+            raise UserError(f"method.presets: {name} has {key!r} for {model}, allowed is {', '.join(allowed)}")
     typed = OmegaConf.merge({"method": OmegaConf.structured(schema)}, {"method": values})
     return OmegaConf.to_object(typed)["method"]  # type: ignore[index,call-overload]
 

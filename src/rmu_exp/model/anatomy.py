@@ -181,9 +181,11 @@ class SplitModel:
 
         Args:
             weights: as for :meth:`upper`.
-            shifts: layer index to what is added to its output.
+            shifts: layer index to what is added to its output; the layer below the first upper one may be among them.
         """
         h_BTD, shifts = trunk.h_BTD, shifts or {}
+        if self.first - 1 in shifts:
+            h_BTD = h_BTD + shifts[self.first - 1].to(h_BTD.dtype)
         for index, (args, kwargs) in enumerate(trunk.calls, self.first):
             out = functional_call(self._layers[index], weights.get(index, {}), (h_BTD, *args), kwargs)
             h_BTD = out[0] if isinstance(out, tuple) else out

@@ -55,7 +55,7 @@ def unlearn(
     method.begin(split)
     for number, batch in enumerate(batches, 1):
         weights = assemble(model, trained, masters)
-        step = Step(split, batch, weights, sorted(layers), method.logits, context.faithful, number)
+        step = Step(split, batch, weights, sorted(layers), context.faithful, number)
         losses = method.loss(step)
         optimizer.zero_grad()
         losses["loss"].backward()
@@ -88,7 +88,7 @@ class Meter:
         numbers = {name: value.detach().float() for name, value in losses.items()}
         layer, topic = self.context.layer, step.topic
         h = step.last.h[layer] if step.last else {}
-        g = step.frozen.h[layer] if "frozen" in vars(step) else {}
+        g = step.reference.h[layer] if step.reference else {}
         for role in (FORGET, RETAIN):
             if role in h:
                 numbers[f"norm_{role}_updated"] = h[role].float().norm(dim=-1).mean()

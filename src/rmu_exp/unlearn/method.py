@@ -21,6 +21,11 @@ Losses = dict[str, Tensor]
 """``loss`` is what is minimised; further scalars, such as ``forget_loss`` and ``retain_loss``, are shown."""
 
 
+def summed(forget: Tensor, retain: Tensor, alpha: float) -> Losses:
+    """forget + α · retain, and the two."""
+    return {"loss": forget + alpha * retain, "forget_loss": forget, "retain_loss": retain}
+
+
 @dataclass(frozen=True)
 class Context:
     """What a method may know of its run.

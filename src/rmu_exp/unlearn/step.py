@@ -39,12 +39,11 @@ class Step:
     Args:
         weights: the tensors of the updated model that differ from the frozen one's, as ``assemble`` gives them.
         layers: whose activations are kept.
-        logits: whether logits are computed.
 
     Attributes:
         number: of the step, from 1.
         topic: index of the batch's topic.
-        last: what the updated model last made of the texts; None before.
+        last, reference: what the updated and the frozen model last made of the texts; None before.
     """
 
     def __init__(
@@ -53,54 +52,51 @@ class Step:
         batch: Batch,
         weights: Weights,
         layers: Sequence[int],
-        logits: bool = False,
         faithful: bool = False,
         number: int = 1,
     ) -> None:
         self.split, self.batch, self.weights, self.layers = split, batch, weights, layers
-        self.logits, self.faithful, self.number = logits, faithful, number
-        self.topic = batch.topic
+        self.faithful, self.number, self.topic = faithful, number, batch.topic
         self.last: Seen | None = None
+        self.reference: Seen | None = None
 
     def of(self, batch: Batch) -> Step:
         """The same step for other texts."""
-        return Step(self.split, batch, self.weights, self.layers, self.logits, self.faithful, self.number)
+        return Step(self.split, batch, self.weights, self.layers, self.faithful, self.number)
 
     @cached_property
     def trunks(self) -> list[tuple[Pass, Trunk]]:
         """Each pass on the model's device, and what the layers below the first trained one make of it."""
         return trunks(self.split, self.batch)
 
-    def updated(self, shifts: Mapping[int, Sequence[Tensor]] | None = None) -> Seen:
+    def updated(self, logits: bool = False, shifts: Mapping[int, Sequence[Tensor]] | None = None) -> Seen:
         """What the model being updated makes of the texts.
 
         Args:
+            logits: run it to its head; otherwise to the highest layer that is kept.
             shifts: layer to what is added to its output, a tensor (R, T, hidden) for each pass.
         """
-        self.last = self._plain if shifts is None else self._seen(self.weights, shifts)
+        self.last = self._seen(self.weights, logits, shifts or {})
         return self.last
 
-    @cached_property
-    def _plain(self) -> Seen:
-        return self._seen(self.weights, {})
-
-    @cached_property
-    def frozen(self) -> Seen:
+    @torch.no_grad()
+    def frozen(self, logits: bool = False) -> Seen:
         """What the frozen model makes of them, without autograd."""
-        with torch.no_grad():
-            return self._seen({}, {})
+        self.reference = self._seen({}, logits, {})
+        return self.reference
 
-    def _seen(self, weights: Weights, shifts: Mapping[int, Sequence[Tensor]]) -> Seen:
-        h: dict[int, dict[str, Tensor]] = {layer: {} for layer in self.layers}
-        logits: dict[str, Tensor] = {}
+    def _seen(self, weights: Weights, logits: bool, shifts: Mapping[int, Sequence[Tensor]]) -> Seen:
+        seen = Seen({layer: {} for layer in self.layers}, {})
         for i, (run, trunk) in enumerate(self.trunks):
             added = {layer: by_pass[i] for layer, by_pass in shifts.items()}
             for layer, h_RTD in self.split.walk(trunk, weights, added):
-                if layer in h:
-                    h[layer] |= self._by_role(h_RTD, run)
-            if self.logits:
-                logits |= self._by_role(self.split.logits(h_RTD, run.ids_RT), run)
-        return Seen(h, logits)
+                if layer in seen.h:
+                    seen.h[layer].update(self._by_role(h_RTD, run))
+                if layer == max(self.layers) and not logits:
+                    break
+            if logits:
+                seen.logits.update(self._by_role(self.split.logits(h_RTD, run.ids_RT), run))
+        return seen
 
     def _by_role(self, x_RTD: Tensor, run: Pass) -> dict[str, Tensor]:
         x_ND = x_RTD.flatten(0, 1) if self.faithful else x_RTD.flatten(0, 1).float()

@@ -14,6 +14,7 @@ The model is cut above ℓ; the frozen activations come from the same trunk.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from torch.nn.functional import mse_loss
 
 from rmu_exp.corpora.batches import FORGET, RETAIN
 from rmu_exp.unlearn import method
-from rmu_exp.unlearn.method import Context, Losses
+from rmu_exp.unlearn.method import Context, Losses, summed
 from rmu_exp.unlearn.step import Step
 
 
@@ -38,16 +39,23 @@ class Method(method.Method):
 
     control_KD: Tensor
 
-    def __init__(self, settings: Settings, context: Context) -> None:
+    def __init__(self, settings: Any, context: Context) -> None:
         super().__init__(settings, context)
         self.control_KD = control_of(context)
 
     def loss(self, step: Step) -> Losses:
-        h, g = step.updated().h[self.context.layer], step.frozen.h[self.context.layer]
-        forget = forget_loss(h[FORGET], self.control_KD[step.topic])
-        retain = retain_loss(h[RETAIN], g[RETAIN])
-        loss = forget + self.context.alpha[step.topic] * retain
-        return {"loss": loss, "forget_loss": forget, "retain_loss": retain}
+        h, g = (seen.h[self.context.layer] for seen in (step.updated(), step.frozen()))
+        forget = forget_loss(h[FORGET], self.forget_target(step, g[FORGET]))
+        retain = retain_loss(h[RETAIN], self.retain_target(step, g[RETAIN]))
+        return summed(forget, retain, self.context.alpha[step.topic])
+
+    def forget_target(self, step: Step, g_ND: Tensor) -> Tensor:
+        """Where forget activations go, (hidden) or one a token: c·u."""
+        return self.control_KD[step.topic]
+
+    def retain_target(self, step: Step, g_ND: Tensor) -> Tensor:
+        """Where retain activations stay: at the frozen model's."""
+        return g_ND
 
 
 def control_of(context: Context) -> Tensor:
@@ -79,9 +87,9 @@ def control_vectors(
     return torch.stack(rows)
 
 
-def forget_loss(h_ND: Tensor, control_D: Tensor) -> Tensor:
+def forget_loss(h_ND: Tensor, target_D: Tensor) -> Tensor:
     """Eq. 1: a scalar."""
-    return mse_loss(h_ND, control_D.expand_as(h_ND))
+    return mse_loss(h_ND, target_D.expand_as(h_ND))
 
 
 def retain_loss(h_ND: Tensor, g_ND: Tensor) -> Tensor:
