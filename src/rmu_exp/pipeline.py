@@ -6,6 +6,7 @@ Data flows one way: each stage reads what earlier ones left in the run's folder 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import logging
 import re
@@ -32,13 +33,14 @@ from rmu_exp.model.delta import Delta
 from rmu_exp.paths import write_atomic
 from rmu_exp.report import markdown, plots, progress, published, tables
 from rmu_exp.report.card import card
-from rmu_exp.run import Run
+from rmu_exp.run import AUTO, Run
 from rmu_exp.tracking import Tracker, open_tracker
 from rmu_exp.unlearn import lora
 from rmu_exp.unlearn import method as methods
-from rmu_exp.unlearn.loop import unlearn
+from rmu_exp.unlearn.loop import frozen_norms, unlearn
 
 log = logging.getLogger("rmu_exp")
+AUTO_BATCHES = 4  # a topic, whose frozen norms steer=auto takes the mean of
 PERPLEXITY_TOKENS = 4096  # a forward pass; its logits are what takes memory
 
 
@@ -254,6 +256,7 @@ class Job:
         adapters = None
         if run.layers.rank is not None:
             adapters = lora.Adapters(model, trained, run.layers.rank, run.layers.rank_alpha, run.seed)
+        self.steer, batches = self._steer(model, batches)
         method = self.method.Method(self.settings, self._context(steps))
         decay = steps if run.train.schedule == "linear" else None
         seconds = []
@@ -279,12 +282,26 @@ class Job:
         }
         self._save()
 
+    def _steer(
+        self, model: torch.nn.Module, batches: Iterator[batching.Batch]
+    ) -> tuple[list[float], Iterator[batching.Batch]]:
+        """The length of each topic's forget target, and the batches again: steer=auto looks at the first of them."""
+        run, topics = self.run, self.run.topics
+        if run.steer != AUTO:
+            return list(run.steer), batches
+        first = list(itertools.islice(batches, AUTO_BATCHES * len(topics)))
+        norms = frozen_norms(model, run.layer, first)
+        steer = [float(f"{run.steering.factor * norms[k]:.4g}") for k in range(len(topics))]
+        told = ", ".join(f"{c:.3g} for {topic}" for topic, c in zip(topics, steer, strict=True))
+        log.info("steer=auto: %s, %g times the frozen norm at layer %d", told, run.steering.factor, run.layer)
+        return steer, itertools.chain(first, batches)
+
     def _context(self, steps: int) -> methods.Context:
         run = self.run
         return methods.Context(
             layer=run.layer,
             topics=run.topics,
-            steer=run.steer,
+            steer=self.steer,
             alpha=run.alpha,
             hidden=self.checkpoint.hidden_size,
             device=torch.device(self.device),
@@ -313,7 +330,7 @@ class Job:
             "run": {
                 "model": self.checkpoint.name,
                 "layer": run.layer,
-                "steer": run.steer,
+                "steer": self.steer,
                 "alpha": run.alpha,
                 "method": run.method.name,
                 "settings": dataclasses.asdict(self.settings),
@@ -408,5 +425,5 @@ class Job:
         write_atomic(self.folder / "results.json", json.dumps(self.results, indent=2) + "\n")
 
 
-def _short(values: list[float]) -> str:
-    return "-".join(f"{v:g}" for v in dict.fromkeys(values))
+def _short(values: list[float] | str) -> str:
+    return values if isinstance(values, str) else "-".join(f"{v:g}" for v in dict.fromkeys(values))

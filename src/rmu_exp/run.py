@@ -22,6 +22,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from rmu_exp.errors import UserError
 from rmu_exp.unlearn import catalog
 
+AUTO = "auto"  # steer: taken from the model's own norms
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 BAD_LINE = ("error", "skip")
 DISTRIBUTIONS = ("uniform", "normal")
@@ -134,6 +135,8 @@ class Steering:
 
     kind: str = "fixed"
     """fixed: the target is steer · u."""
+    factor: float = 3.0
+    """With steer=auto: how many times the frozen model's mean activation norm on a topic's forget texts it is."""
     distribution: str = "uniform"
     """Entries of u before normalising: uniform on [0, 1) as published, or normal."""
 
@@ -227,7 +230,7 @@ class Run:
     layer: Any = MISSING
     """Layer whose activations are steered, counted from 0."""
     steer: Any = MISSING
-    """Length of the forget target c·u: a number, or one per topic."""
+    """Length of the forget target c·u: a number, one per topic, or auto (see steering.factor)."""
     alpha: Any = MISSING
     """Weight of the retain loss: a number, or one per topic."""
     seed: int = 0
@@ -343,7 +346,8 @@ def per_topic(key: str, value: Any, topics: list[str]) -> list[float]:
     given = list(value) if isinstance(value, (list, tuple)) else [value]
     numbers = [v for v in given if isinstance(v, (int, float)) and not isinstance(v, bool)]
     if len(numbers) < len(given) or not all(math.isfinite(v) and v >= 0 for v in numbers):
-        raise UserError(f"{key}: got {_show(value)}, allowed is a number ≥ 0, or one per topic")
+        other = ", or auto" if key == "steer" else ""
+        raise UserError(f"{key}: got {_show(value)}, allowed is a number ≥ 0, or one per topic{other}")
     if len(given) == 1:
         return [float(given[0])] * len(topics)
     if len(given) != len(topics):
@@ -367,7 +371,10 @@ def _check(run: Run) -> None:
         raise UserError("model.name: not given; add model.name=ORG/NAME, or model.path=FOLDER")
     if not isinstance(run.layer, int) or isinstance(run.layer, bool):
         raise UserError(f"layer: got {_show(run.layer)}, allowed is a whole number, 0 or more")
-    run.steer = per_topic("steer", run.steer, run.topics)
+    if run.steer != AUTO:
+        run.steer = per_topic("steer", run.steer, run.topics)
+    if not (math.isfinite(run.steering.factor) and run.steering.factor > 0):
+        raise UserError(f"steering.factor: got {run.steering.factor}, allowed is a number > 0")
     run.alpha = per_topic("alpha", run.alpha, run.topics)
     if run.train.lr is None:
         raise UserError("train.lr: not given and the model has no preset; add train.lr=5e-5")

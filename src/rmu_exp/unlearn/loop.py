@@ -74,6 +74,15 @@ def originals(model: torch.nn.Module, trained: Sequence[Trained], dtype: torch.d
     return [v.to(dtype or v.dtype).requires_grad_() for v in values]
 
 
+def frozen_norms(model: torch.nn.Module, layer: int, batches: Iterable[Batch]) -> dict[int, float]:
+    """Topic to the mean norm of the model's activations at a layer on the topic's forget texts."""
+    split, norms = split_at(model, layer), dict[int, list[Tensor]]()
+    for batch in batches:
+        h_ND = Step(split, batch, {}, [layer]).frozen().h[layer][FORGET]
+        norms.setdefault(batch.topic, []).append(torch.linalg.vector_norm(h_ND, dim=-1))
+    return {topic: torch.cat(lengths).mean().item() for topic, lengths in norms.items()}
+
+
 class Meter:
     """Collects each step's numbers on the device and hands them on as plain dictionaries."""
 
