@@ -297,7 +297,7 @@ class Job:
         return steer, itertools.chain(first, batches)
 
     def _context(self, steps: int) -> methods.Context:
-        run = self.run
+        run, tokenizer = self.run, self.checkpoint.tokenizer()
         return methods.Context(
             layer=run.layer,
             topics=run.topics,
@@ -310,7 +310,8 @@ class Job:
             faithful=run.faithful,
             dtype=self.dtype if run.faithful else torch.float32,
             distribution=run.steering.distribution,
-            tokenizer=self.checkpoint.tokenizer(),
+            tokenizer=tokenizer,
+            marker=tokenizer(run.data.answer, add_special_tokens=False)["input_ids"] if run.data.answer else (),
         )
 
     def _resolve(self, model: torch.nn.Module) -> list[parameters.Trained]:

@@ -163,6 +163,8 @@ class Data:
     """One source for all topics, or one a topic."""
     min_len: int = 0
     """Texts of this many characters or fewer are left out."""
+    answer: str | None = None
+    """Methods over next tokens count only what follows this, in texts that have it; null: whole texts."""
     max_length: int = 512
     """Tokens a text is cut to; the published loop cuts forget texts after the first topic to 768."""
     on_bad_line: str = "error"

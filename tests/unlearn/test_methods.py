@@ -42,6 +42,15 @@ def test_grad_diff(checkpoint):
     assert same.loss()["retain_loss"].item() == pytest.approx(0, abs=1e-6)
 
 
+def test_only_what_follows_the_marker_counts(checkpoint):
+    assert language.behind([1, 2, 3, 2, 3, 4], [2, 3]) == 5
+    assert language.behind([1, 2], [3]) == language.behind([1, 2], []) == language.behind([1], [1, 2]) == 0
+    step = (work := Worked(checkpoint, "grad_ascent")).step()
+    step.marker = [12]
+    expected = torch.cat([nll(work.full, FORGET[0]), nll(work.full, FORGET[1]), nll(work.full, FORGET[2])[2:]]).mean()
+    assert language.nll(step, step.updated(logits=True), "forget").item() == pytest.approx(expected.item(), rel=1e-5)
+
+
 def test_npo_by_hand():
     assert npo.npo_loss(torch.tensor([0.0]), 0.1).item() == pytest.approx(20 * log(2))
     # a text three times less likely than before, β = 1: −2 log σ(log 3) = 2 log(4/3)
@@ -127,7 +136,9 @@ def test_scrub_disobeys_for_a_share_of_the_steps(checkpoint):
     work.put()
     after = {name: [logits(work.full, t).log_softmax(-1) for t in texts] for name, texts in both()}
     kl = {
-        name: torch.cat([(p.exp() * (p - q)).sum(-1) for p, q in zip(before[name], after[name], strict=True)]).mean()
+        name: torch.cat(
+            [(p.exp() * (p - q)).sum(-1)[:-1] for p, q in zip(before[name], after[name], strict=True)]
+        ).mean()
         for name, _ in both()
     }
     assert early["forget_loss"].item() == pytest.approx(-kl["forget"].item(), rel=1e-4)

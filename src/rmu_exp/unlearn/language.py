@@ -1,11 +1,12 @@
 """What losses over next tokens need: which token follows which in packed rows, and how likely a model finds it.
 
 It knows tokens and logits; it knows nothing of models.
-Axes: N tokens of a role, M those with a successor, V vocabulary.
+Axes: N tokens of a role, M those whose successor counts, V vocabulary.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +19,7 @@ from rmu_exp.unlearn.step import Seen, Step
 
 @dataclass(frozen=True)
 class Next:
-    """The tokens of a role that are followed by another of the same text.
+    """The tokens of a role whose successor in the same text counts.
 
     Attributes:
         rows_M: which of the role's tokens.
@@ -34,12 +35,25 @@ class Next:
 
 
 def following(step: Step, role: str) -> Next:
-    """The successors of a role's tokens in a step."""
+    """The successors of a role's tokens in a step: in texts that hold the step's marker, those behind it."""
     (run,) = (run for run, _ in step.trunks if role in run.tokens)
-    starts_N = _starts(run, role)
-    rows_M = (~starts_N[1:]).nonzero().flatten()  # a text's tokens follow each other; the next text starts at 0
+    rows: list[int] = []
+    at = 0
+    for text in texts(run, role):  # a role's tokens stand text by text
+        rows += range(at + max(behind(text, step.marker) - 1, 0), at + len(text) - 1)
+        at += len(text)
+    starts_N, rows_M = _starts(run, role), torch.tensor(rows, dtype=torch.long, device=run.ids_RT.device)
     ids_N = run.ids_RT.flatten()[run.tokens[role]]
     return Next(rows_M, ids_N[rows_M + 1], (starts_N.cumsum(0) - 1)[rows_M], int(starts_N.sum()))
+
+
+def behind(text: Sequence[int], marker: Sequence[int]) -> int:
+    """Where the part of a text behind the last marker begins; 0 when it has none."""
+    width = len(marker)
+    for start in range(len(text) - width, -1, -1) if width else ():
+        if list(text[start : start + width]) == list(marker):
+            return start + width
+    return 0
 
 
 def texts(run: Pass, role: str) -> list[list[int]]:
@@ -80,9 +94,14 @@ def text_nll(seen: Seen, role: str, after: Next) -> tuple[Tensor, Tensor]:
     return sums, torch.bincount(after.text_M, minlength=after.texts).clamp(min=1)
 
 
-def kl(p_NV: Tensor, q_NV: Tensor) -> Tensor:
+def counted(step: Step, seen: Seen, role: str) -> Tensor:
+    """The logits of a role's successors that count, (M, V)."""
+    return seen.logits[role][following(step, role).rows_M]
+
+
+def kl(p_MV: Tensor, q_MV: Tensor) -> Tensor:
     """KL(p‖q) of two models' logits, its mean over tokens: a scalar."""
-    log_p, log_q = log_softmax(p_NV, -1), log_softmax(q_NV, -1)
+    log_p, log_q = log_softmax(p_MV, -1), log_softmax(q_MV, -1)
     return (log_p.exp() * (log_p - log_q)).sum(-1).mean()
 
 
@@ -90,4 +109,4 @@ def retain_loss(kind: str, step: Step, seen: Seen, role: str) -> Tensor:
     """How far the retain texts have moved: ``nll``, their mean −log p; ``kl``, KL(frozen‖updated)."""
     if kind == "nll":
         return nll(step, seen, role)
-    return kl(step.frozen(logits=True).logits[role], seen.logits[role])
+    return kl(counted(step, step.frozen(logits=True), role), counted(step, seen, role))

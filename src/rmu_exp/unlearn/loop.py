@@ -55,7 +55,7 @@ def unlearn(
     method.begin(split)
     for number, batch in enumerate(batches, 1):
         weights = assemble(model, trained, masters)
-        step = Step(split, batch, weights, sorted(layers), context.faithful, number)
+        step = Step(split, batch, weights, sorted(layers), context.faithful, number, context.marker)
         losses = method.loss(step)
         optimizer.zero_grad()
         losses["loss"].backward()

@@ -40,6 +40,7 @@ class Context:
         dtype: of the control vectors.
         distribution: of the control vectors' directions.
         tokenizer: the model's.
+        marker: token ids behind which a text counts for losses over next tokens; empty: all of it.
     """
 
     layer: int
@@ -54,6 +55,7 @@ class Context:
     dtype: torch.dtype = torch.float32
     distribution: str = "uniform"
     tokenizer: Any = None
+    marker: Sequence[int] = ()
 
 
 class Method:

@@ -39,6 +39,7 @@ class Step:
     Args:
         weights: the tensors of the updated model that differ from the frozen one's, as ``assemble`` gives them.
         layers: whose activations are kept.
+        marker: token ids behind which a text counts for losses over next tokens; empty: all of it.
 
     Attributes:
         number: of the step, from 1.
@@ -54,15 +55,16 @@ class Step:
         layers: Sequence[int],
         faithful: bool = False,
         number: int = 1,
+        marker: Sequence[int] = (),
     ) -> None:
         self.split, self.batch, self.weights, self.layers = split, batch, weights, layers
-        self.faithful, self.number, self.topic = faithful, number, batch.topic
+        self.faithful, self.number, self.topic, self.marker = faithful, number, batch.topic, marker
         self.last: Seen | None = None
         self.reference: Seen | None = None
 
     def of(self, batch: Batch) -> Step:
         """The same step for other texts."""
-        return Step(self.split, batch, self.weights, self.layers, self.faithful, self.number)
+        return Step(self.split, batch, self.weights, self.layers, self.faithful, self.number, self.marker)
 
     @cached_property
     def trunks(self) -> list[tuple[Pass, Trunk]]:

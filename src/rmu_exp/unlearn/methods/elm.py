@@ -49,11 +49,13 @@ class Method(method.Method):
         self.novices, self.experts = ([context.tokenizer(s)["input_ids"] for s in of_topic] for of_topic in sentences)
 
     def loss(self, step: Step) -> Losses:
-        seen, frozen = step.updated(logits=True).logits, step.frozen(logits=True).logits
-        novice, expert = (self.prompted(step, ids[step.topic]) for ids in (self.novices, self.experts))
-        target_NV = erased(frozen[FORGET], novice, expert, self.settings.strength)
-        forget = cross_entropy(seen[FORGET], target_NV)
-        retain = cross_entropy(seen[RETAIN], frozen[RETAIN].softmax(-1))
+        seen, frozen = step.updated(logits=True), step.frozen(logits=True)
+        rows_M = language.following(step, FORGET).rows_M
+        novice, expert = (self.prompted(step, ids[step.topic])[rows_M] for ids in (self.novices, self.experts))
+        target_MV = erased(frozen.logits[FORGET][rows_M], novice, expert, self.settings.strength)
+        forget = cross_entropy(seen.logits[FORGET][rows_M], target_MV)
+        told = language.counted(step, frozen, RETAIN).softmax(-1)
+        retain = cross_entropy(language.counted(step, seen, RETAIN), told)
         return summed(forget, retain, self.context.alpha[step.topic])
 
     def prompted(self, step: Step, prompt: list[int]) -> Tensor:

@@ -55,5 +55,8 @@ class Method(method.Method):
         rows = {str(i): [start + ends[i % len(ends)]] for i, start in enumerate(starts)}
         mixed = step.of(Batch(step.topic, [pack(rows, 0)], 0))
         seen = mixed.updated(logits=True)
-        own = [language.token_nll(seen, role, language.following(mixed, role)) for role in rows]
-        return torch.cat([nll[len(start) - 1 :] for nll, start in zip(own, starts, strict=True)]).mean()
+        own = []
+        for (role, (row,)), start in zip(rows.items(), starts, strict=True):
+            begins = max(len(start), language.behind(row, step.marker))
+            own.append(language.token_nll(seen, role, language.following(mixed, role))[begins - len(row) :])
+        return torch.cat(own).mean()

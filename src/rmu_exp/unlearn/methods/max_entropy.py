@@ -33,7 +33,7 @@ class Method(method.Method):
     def loss(self, step: Step) -> Losses:
         seen = step.updated(logits=True)
         retain = language.retain_loss("kl", step, seen, RETAIN)
-        return summed(from_uniform(seen.logits[FORGET]), retain, self.context.alpha[step.topic])
+        return summed(from_uniform(language.counted(step, seen, FORGET)), retain, self.context.alpha[step.topic])
 
 
 def from_uniform(logits_NV: Tensor) -> Tensor:

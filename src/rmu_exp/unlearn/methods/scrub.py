@@ -36,9 +36,9 @@ class Method(method.Method):
     logits = True
 
     def loss(self, step: Step) -> Losses:
-        teacher, student = step.frozen(logits=True).logits, step.updated(logits=True)
-        forget = -language.kl(teacher[FORGET], student.logits[FORGET])
-        retain = language.kl(teacher[RETAIN], student.logits[RETAIN])
+        student = step.updated(logits=True)
+        forget = -language.retain_loss("kl", step, student, FORGET)
+        retain = language.retain_loss("kl", step, student, RETAIN)
         task = language.nll(step, student, RETAIN)
         loss = self.context.alpha[step.topic] * retain + self.settings.task * task
         if step.number <= self.settings.ascent_share * self.context.steps:
