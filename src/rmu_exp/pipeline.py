@@ -254,7 +254,7 @@ class Job:
         trained = self._resolve(model)
         log.info("trained: %s", ", ".join(t.name for t in trained))
         adapters = None
-        if run.layers.rank is not None:
+        if run.layers.lora:
             adapters = lora.Adapters(model, trained, run.layers.rank, run.layers.rank_alpha, run.seed)
         self.steer, batches = self._steer(model, batches)
         method = self.method.Method(self.settings, self._context(steps))
@@ -321,7 +321,7 @@ class Job:
             names = parameters.by_index(model, run.layer, run.layers.param_ids)
             log.info("layers.param_ids %s: %s", run.layers.param_ids, ", ".join(names))
         found = parameters.resolve(model, run.trained_layers(self.targets, self.layers_loaded), names)
-        return found if run.layers.rank is None else lora.matrices(model, found)
+        return lora.matrices(model, found) if run.layers.lora else found
 
     def _about(self, trained: Sequence[str]) -> dict[str, Any]:
         """The parts of results.json that say what was run, on what."""

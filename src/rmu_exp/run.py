@@ -53,6 +53,10 @@ class Preset:
     """Texts of this many characters or fewer are left out."""
     parameters: list[str] | None = None
     """Names of the trained tensors inside a layer; null: the MLP's output matrix."""
+    span: int = 3
+    """How many layers are trained; 0: all that the method loads (see layers.span)."""
+    lora: bool = False
+    """Train LoRA adapters (see layers.lora)."""
     seed: int = 0
     """Seed of every random choice."""
     schedule: str = "constant"
@@ -67,6 +71,8 @@ PRESET = tuple(f.name for f in dataclasses.fields(Preset))
 
 def preset(key: str, *, _root_: Any) -> Any:
     """``${preset:KEY}``: a default that the method has for this model, or for any; else the model's own."""
+    if "method" not in _root_ or "model" not in _root_:
+        return None  # Hydra looks at each file alone before it puts them together
     mine = _root_.method.get("presets") or {}
     for entry in (mine.get(str(_root_.model.get("name"))), mine.get(ANY)):
         if entry is not None and entry.get(key) is not None:
@@ -117,12 +123,14 @@ class Model:
 class Layers:
     """Which tensors are trained, relative to `layer`."""
 
-    span: int | None = 3
-    """How many layers are trained: `layer` and the ones below it; null: all that the method loads."""
+    span: Any = 3
+    """How many layers are trained: `layer` and the ones below it; 0: all that the method loads."""
     parameters: list[str] | None = None
     """Names inside a layer as on disk, globs allowed; null: the MLP's output matrix."""
-    rank: int | None = None
-    """Rank of LoRA adapters on these matrices, merged into the Delta; null: the matrices themselves are trained."""
+    lora: Any = False
+    """Train LoRA adapters on these matrices, merged into the Delta, in their place."""
+    rank: int = 16
+    """Rank of the adapters."""
     rank_alpha: int = 16
     """LoRA's scale, as peft's lora_alpha: adapters are multiplied by rank_alpha / rank."""
     param_ids: list[int] | None = None
@@ -269,7 +277,7 @@ class Run:
             targets: the layers that the method's loss is about.
             depth: number of layers loaded.
         """
-        if self.layers.span is None:
+        if self.layers.span == 0:
             return list(range(depth))
         return sorted({i for t in targets for i in range(max(0, t - self.layers.span + 1), t + 1)})
 
@@ -380,7 +388,11 @@ def _check(run: Run) -> None:
     run.alpha = per_topic("alpha", run.alpha, run.topics)
     if run.train.lr is None:
         raise UserError("train.lr: not given and the model has no preset; add train.lr=5e-5")
-    at_least = {"layer": 0, "seed": 0, "layers.span": 1, "train.batch_size": 1, "train.max_batches": 1}
+    if not isinstance(run.layers.span, int) or isinstance(run.layers.span, bool):
+        raise UserError(f"layers.span: got {_show(run.layers.span)}, allowed is a whole number, 0 or more")
+    if not isinstance(run.layers.lora, bool):
+        raise UserError(f"layers.lora: got {_show(run.layers.lora)}, allowed is true or false")
+    at_least = {"layer": 0, "seed": 0, "layers.span": 0, "train.batch_size": 1, "train.max_batches": 1}
     at_least |= {"data.min_len": 0, "data.max_length": 1, "eval.batch_size": 1}
     at_least |= {"layers.rank": 1, "layers.rank_alpha": 1}
     for key, least in at_least.items():

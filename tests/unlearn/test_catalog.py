@@ -46,7 +46,7 @@ def test_every_method_composes_for_lore_and_for_zephyr(name):
         assert run.train.lr > 0
         given = {f.name for f in dataclasses.fields(catalog.settings(name))}
         raw = OmegaConf.to_container(OmegaConf.load(CONF / f"method/{name}.yaml"))
-        assert set(raw) <= given | {"presets", "defaults"}
+        assert set(raw) <= given | {"presets"}
 
 
 def test_a_preset_of_the_method_wins_over_the_models_and_the_command_line_over_both():
@@ -54,9 +54,9 @@ def test_a_preset_of_the_method_wins_over_the_models_and_the_command_line_over_b
     assert composed("method=npo", "model=zephyr_7b").method.beta == 0.0225
     assert composed("method=npo", "model=zephyr_7b").train.max_batches == 125
     assert composed("method=npo", "train.lr=0.5", "method.beta=2").train.lr == 0.5
-    assert composed("method=npo").layers.span is None
+    assert composed("method=npo", "model=zephyr_7b").layers.span == 0
     assert composed("method=npo", "layers=published").layers.span == 3
-    assert composed("method=npo", "layers=lora").layers.rank == 16
+    assert composed("method=npo", "layers=lora").layers.lora
 
 
 @pytest.mark.parametrize(
