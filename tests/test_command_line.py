@@ -115,3 +115,59 @@ def test_cfg_job_shows_the_composed_run(tmp_path):
 def test_shell_completion(tmp_path):
     done = train("-sc", "query=bash", cwd=tmp_path, COMP_LINE="train.py tracking=", COMP_POINT="18")
     assert set(done.stdout.split()) == {"tracking=off", "tracking=wandb"}
+
+
+LOCAL = ["model=local", "data=local", "data.forget=[a.txt]", "data.retain=[a.txt]", "layer=2", "steer=1", "alpha=1"]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from families import make_checkpoint
+
+    return make_checkpoint("mistral", tmp_path_factory.mktemp("base"), shard="12KB")
+
+
+def _cut(folder: Path) -> None:
+    file = sorted(folder.glob("*.safetensors"))[-1]
+    file.write_bytes(file.read_bytes()[:-7])
+
+
+def _no_eos(folder: Path) -> None:
+    from families import save_tokenizer
+
+    save_tokenizer(folder, unk_token="<unk>", pad_token="w5")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words", "named"),
+    [
+        (_cut, [], ["damaged or cut off", "download it again"]),
+        (None, ["layer=4"], ["layer: got 4", "0 to 3"]),
+        (None, ["train.batch_size=9"], ["train.batch_size: got 9", "a.txt has only 8 usable texts"]),
+        (None, ["train.batch_size=9", "method.faithful=true"], ["train.batch_size: got 9", "a.txt"]),
+        (_no_eos, ["method.faithful=true"], ["method.faithful", "eos token"]),
+        (None, ["data.retain=[gone.jsonl]"], ["gone.jsonl: no such file"]),
+    ],
+)
+def test_a_checkpoint_or_corpus_that_cannot_be_used_leaves_nothing(spoil, words, named, base, tmp_path) -> None:
+    import shutil
+
+    (tmp_path / "a.txt").write_text("w1 w2\n\n" * 8)
+    folder = Path(shutil.copytree(base, tmp_path / "base"))
+    if spoil:
+        spoil(folder)
+    done = train(*LOCAL, "model.path=base", "eval=none", "tracking=off", "output=out/deep", *words, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("rmu_exp: ")
+    assert all(word in line for word in named)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_hub_that_cannot_be_reached_is_status_1_and_leaves_nothing(tmp_path) -> None:
+    words = ["model=hf", "model.name=org/model", *LOCAL[1:], "tracking=off", "eval=none", "output=out/deep"]
+    done = train(*words, cwd=tmp_path, HF_ENDPOINT="http://127.0.0.1:9", HF_HOME=str(tmp_path / "home"))
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    assert "org/model: the hub cannot be reached" in line
+    assert not (tmp_path / "out").exists()

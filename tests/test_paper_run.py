@@ -23,7 +23,9 @@ ZEPHYR = "HuggingFaceH4/zephyr-7b-beta"
 TOKEN = "hf_reader"
 REVISION = "v0.1"
 RUN = ["model=zephyr_7b", "data=wmdp", f"model.revision={REVISION}", "tracking=off", "eval.limit=2"]
-FEW = ["eval.tasks=[wmdp_bio,mmlu_virology]"]  # the whole of MMLU takes its time to load
+FEW = [
+    "eval.tasks=[wmdp_bio,wmdp_cloze,mmlu_virology,mmlu_virology_continuation]"
+]  # the whole of MMLU takes its time to load
 TRAINED = [f"model.layers.{i}.mlp.down_proj.weight" for i in (5, 6, 7)]
 SUBJECTS = ("mmlu_virology", "mmlu_college_biology", "mmlu_computer_security", "mmlu_college_computer_science")
 
@@ -168,7 +170,13 @@ def test_what_is_fetched_runs_offline_to_the_same_delta(hub: Hub, online: Path, 
     done = run([TRAIN, *words[at + 2 :], "output=run"], env, tmp_path / "there")
     assert done.returncode == 0, done.stderr
     assert len(hub.requests) == asked
-    assert set(json.loads((tmp_path / "there/run/results.json").read_text())["qa"]) == {"wmdp_bio", "mmlu_virology"}
+    qa = json.loads((tmp_path / "there/run/results.json").read_text())["qa"]
+    clozes = {"wmdp_cloze", "wmdp_bio_cloze", "wmdp_cyber_cloze", "wmdp_chem_cloze", "mmlu_virology_continuation"}
+    assert set(qa) == {"wmdp_bio", "mmlu_virology"} | clozes
+    answers = [json.loads(line) for line in (tmp_path / "there/run/answers.jsonl").read_text().splitlines()]
+    for task in {answer["task"] for answer in answers}:  # the option that is reported is the one lm-eval took
+        right = [answer["unlearned"] == answer["target"] for answer in answers if answer["task"] == task]
+        assert qa[task]["unlearned"]["acc"] == sum(right) / len(right)
     assert (tmp_path / "there/run/delta.safetensors").read_bytes() == (online / "delta.safetensors").read_bytes()
 
 

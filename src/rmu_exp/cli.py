@@ -59,6 +59,7 @@ def guard(main: Callable[[], Any], conf: Path) -> None:
 def run(config: DictConfig) -> None:
     """One job: parse and carry out."""
     os.environ.setdefault("TQDM_DISABLE", "1")  # other libraries' bars; read when they are imported
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # the hub client tells of every retry; read on import, too
     from rmu_exp import pipeline  # heavy
 
     folder = Path(HydraConfig.get().runtime.output_dir)
@@ -68,6 +69,7 @@ def run(config: DictConfig) -> None:
         _remove_if_empty(folder)
         sys.exit(_tell(error, 2))
     except RunError as error:
+        _remove_if_empty(folder)
         sys.exit(_tell(error, 1))
     except KeyboardInterrupt:
         sys.exit(_tell("interrupted; the same command with output=" + str(folder) + " takes it up again", 1))

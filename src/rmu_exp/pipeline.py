@@ -231,8 +231,15 @@ class Job:
         run, size, steps = self.run, self.run.train.batch_size, self.run.train.max_batches
         forget, retain = self.texts
         different = {c.source: c for c in (*forget, *retain)}
+        for corpus in different.values():
+            batching.check_enough(len(corpus.texts), size, corpus.source)
         tokenizer, lines = self.checkpoint.tokenizer(), [c.describe() for c in different.values()]
         if run.faithful:
+            if tokenizer.eos_token is None:
+                raise UserError(
+                    f"method.faithful: the published loop pads with the eos token, and {self.checkpoint.name}'s "
+                    "tokenizer has none; add one to its folder, or use method.faithful=false"
+                )
             texts = ([c.texts for c in forget], [c.texts for c in retain])
             order = batching.published(*texts, tokenizer, size, steps)
             return batching.published_steps(*texts, size, steps), order, lines
@@ -317,6 +324,8 @@ class Job:
     def _resolve(self, model: torch.nn.Module) -> list[parameters.Trained]:
         """The trained tensors, by name."""
         run, names = self.run, self.run.parameters
+        if names is None and run.faithful:
+            names = parameters.published(model)
         if run.layers.param_ids is not None:
             names = parameters.by_index(model, run.layer, run.layers.param_ids)
             log.info("layers.param_ids %s: %s", run.layers.param_ids, ", ".join(names))

@@ -126,7 +126,7 @@ class Layers:
     span: Any = 3
     """How many layers are trained: `layer` and the ones below it; 0: all that the method loads."""
     parameters: list[str] | None = None
-    """Names inside a layer as on disk, globs allowed; null: the MLP's output matrix."""
+    """Names inside a layer as on disk, globs allowed; null: the MLP output matrix (faithful Mixtral: as published)."""
     lora: Any = False
     """Train LoRA adapters on these matrices, merged into the Delta, in their place."""
     rank: int = 16

@@ -9,8 +9,9 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from rmu_exp.corpora import texts
+from rmu_exp.corpora import held_out, texts
 from rmu_exp.errors import UserError
+from rmu_exp.run import Data, Eval
 
 Make = Callable[[str, bytes], str]
 
@@ -190,18 +191,14 @@ def test_description(make: Make) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("source", "expected"),
-    [
-        ("Salesforce/wikitext:wikitext-2-raw-v1:test", True),
-        ("Salesforce/wikitext:wikitext-103-raw-v1:test", True),
-        ("Salesforce/wikitext:wikitext-2-raw-v1:train", False),
-        ("Salesforce/wikitext:wikitext-2-raw-v1", False),
-        ("data/wiki.test.raw.txt", True),
-        ("wikitext-2-test.jsonl", True),
-        ("data/retain.txt", False),
-        ("cais/wmdp-corpora:bio-retain-corpus", False),
-    ],
-)
-def test_wikitext_test_is_known_as_a_measure_of_utility(source: str, expected: bool) -> None:
-    assert texts.retain_is_utility(source) is expected
+def test_perplexity_on_the_retain_corpus_is_warned_about(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    """By content: the same texts under another name are the same texts."""
+    retain, copy, other = (
+        make(name, data) for name, data in (("r.txt", b"a\nb\n"), ("c.txt", b"a\n\nb"), ("o.txt", b"a\n"))
+    )
+    data = Data(forget=[other], retain=[retain])
+    assert held_out(data, Eval(perplexity=other)).texts == ["a"]
+    assert caplog.messages == []
+    assert held_out(data, Eval(perplexity=copy, limit=1)).texts == ["a"]
+    (line,) = caplog.messages
+    assert line == f"eval.perplexity: {copy} is also the retain corpus; its perplexity says little"

@@ -104,6 +104,8 @@ def test_tokenizer_pads_with_eos(mistral, copy):
     assert (tokenizer.pad_token_id, tokenizer("w0 w1")["input_ids"]) == (2, [3, 4])
     save_tokenizer(copy, unk_token="<unk>", pad_token="w5")
     assert locate(None, str(copy)).tokenizer().pad_token_id == 8
+    save_tokenizer(copy, unk_token="<unk>", eos_token="</s>", pad_token="[PAD]")  # id 63, beyond the embedding
+    assert locate(None, str(copy)).tokenizer().pad_token_id == 2
     save_tokenizer(copy, unk_token="<unk>")
     with pytest.raises(UserError, match="neither a pad nor an eos token"):
         locate(None, str(copy)).tokenizer()
@@ -112,6 +114,9 @@ def test_tokenizer_pads_with_eos(mistral, copy):
 def test_a_missing_tokenizer_is_told_in_one_line(copy):
     for file in copy.glob("tokenizer*"):
         file.unlink()
+    with pytest.raises(UserError, match="has no tokenizer; copy"):
+        locate(None, str(copy)).tokenizer()
+    (copy / "tokenizer.json").write_text("{}")
     with pytest.raises(UserError, match="transformers cannot load its tokenizer") as error:
         locate(None, str(copy)).tokenizer()
     assert "\n" not in str(error.value)

@@ -81,6 +81,15 @@ def tokenize(texts: Sequence[str], tokenizer: Any, max_length: int, source: str 
     )
 
 
+def check_enough(count: int, batch_size: int, source: str) -> None:
+    """Refuse a corpus of fewer texts than a batch has."""
+    if count < batch_size:
+        raise UserError(
+            f"train.batch_size: got {batch_size}, but {source or 'the corpus'} has only {count} usable "
+            f"text{'s' if count != 1 else ''}; give more text or a smaller train.batch_size"
+        )
+
+
 def shuffled(
     forget: Sequence[Tokens], retain: Sequence[Tokens], batch_size: int, steps: int, seed: int, pad: int
 ) -> Iterator[Batch]:
@@ -89,7 +98,18 @@ def shuffled(
     Args:
         forget, retain: one corpus a topic; the same retain corpus may stand more than once.
         pad: id that fills what is left of a row.
+
+    Raises:
+        UserError: a corpus is shorter than a batch; at the call, not at the first batch.
     """
+    for corpus in (*forget, *retain):
+        check_enough(len(corpus.ids), batch_size, corpus.source)
+    return _shuffled(forget, retain, batch_size, steps, seed, pad)
+
+
+def _shuffled(
+    forget: Sequence[Tokens], retain: Sequence[Tokens], batch_size: int, steps: int, seed: int, pad: int
+) -> Iterator[Batch]:
     draws = [
         (_draw(f, batch_size, seed, f"{FORGET}/{k}"), _draw(r, batch_size, seed, f"{RETAIN}/{k}"))
         for k, (f, r) in enumerate(zip(forget, retain, strict=True))
@@ -101,11 +121,6 @@ def shuffled(
 
 
 def _draw(corpus: Tokens, batch_size: int, seed: int, name: str) -> Iterator[list[list[int]]]:
-    if len(corpus.ids) < batch_size:
-        raise UserError(
-            f"train.batch_size: got {batch_size}, but {corpus.source or 'the corpus'} has only "
-            f"{len(corpus.ids)} usable texts; give more text or a smaller train.batch_size"
-        )
     generator = named_generator(seed, name)
     order: list[int] = []
     while True:
@@ -160,6 +175,7 @@ def published(
     """The published order: batch i of topic i mod topics, at most as many as the shortest corpus has."""
     batched = [[_in_batches(texts, batch_size) for texts in corpora] for corpora in (forget, retain)]
     steps = min(steps, *(len(batches) for corpora in batched for batches in corpora))
+    tokenizer.pad_token = tokenizer.eos_token  # even where it has a padding token of its own
     tokenizer.padding_side, tokenizer.truncation_side = "left", "right"
     for step in range(steps):
         topic, index = step % len(forget), step // len(forget)

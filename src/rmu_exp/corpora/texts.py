@@ -144,18 +144,6 @@ def dataset(source: str) -> Dataset | None:
     return Dataset(match["repo"], config or None, split or None, match["revision"])
 
 
-def retain_is_utility(source: str) -> bool:
-    """Whether a retain corpus is wikitext's test split, on which perplexity is commonly measured.
-
-    The published loop retains on the test split of wikitext-2-raw-v1 (wikitext-103 has the same one):
-    perplexity on it is then no clean measure of utility.
-    """
-    hub = dataset(source)
-    if hub is not None:
-        return hub.repo.lower().endswith("/wikitext") and (hub.split or "").startswith("test")
-    return re.search(r"wiki(text)?[\W_].*test", Path(source).name.lower()) is not None
-
-
 def _open(source: str, split: str | None) -> Iterator[str | Bad]:
     hub = dataset(source)
     if hub is not None:
@@ -167,7 +155,7 @@ def _open(source: str, split: str | None) -> Iterator[str | Bad]:
         raise UserError(f"{source}: is a folder, allowed is a file ({_kinds()}) or a hub dataset (hub://ORG/NAME)")
     if not path.exists():
         if _looks_like_path(source):
-            raise UserError(f"{source}: no such file")
+            raise UserError(f"{source}: no such file (looked in {path.absolute().parent}); check its name")
         raise UserError(f"{source}: neither a file ({_kinds()}) nor a hub dataset ORG/NAME[:CONFIG[:SPLIT]]")
     return _file(path, source)
 
@@ -183,7 +171,7 @@ def _kinds() -> str:
 
 def _nothing(source: str, bad: int, dropped: int, min_len: int) -> str:
     if not (bad or dropped):
-        return f"{source}: is empty, no text in it"
+        return f"{source}: is empty, no text in it; give a corpus with one text a line"
     counts = [f"{dropped:,} are of {min_len} characters or fewer"] * bool(dropped)
     counts += [f"{bad:,} are malformed"] * bool(bad)
     return f"{source}: no text is left ({' and '.join(counts)}); lower data.min_len or give another corpus"

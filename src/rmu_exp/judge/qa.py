@@ -24,6 +24,7 @@ from rmu_exp.report.progress import asking_progress
 from rmu_exp.run import Eval, Model
 
 IN_MEMORY = ("fast", "stock")
+METRICS = ("acc", "acc_norm")  # the first of them that a task has is its accuracy
 
 
 @dataclass
@@ -58,7 +59,7 @@ class Answers:
 
 
 def task_manager(tasks: Sequence[str]) -> Any:
-    """An lm-eval TaskManager that has indexed lore's folder and those that hold ``tasks``.
+    """An lm-eval TaskManager that has indexed the project's own folders and those that hold ``tasks``.
 
     Raises:
         UserError: a task that lm-eval does not have.
@@ -66,11 +67,11 @@ def task_manager(tasks: Sequence[str]) -> Any:
     _quiet()
     from lm_eval.tasks import TaskManager
 
-    lore = Path(str(files("rmu_exp.lore"))) / "tasks"
-    manager = TaskManager(include_path=[str(f) for f in (lore, *_folders(tasks))], include_defaults=False)
+    own = [Path(str(files(package))) / "tasks" for package in ("rmu_exp.lore", "rmu_exp.judge")]
+    manager = TaskManager(include_path=[str(f) for f in (*own, *_folders(tasks))], include_defaults=False)
     missing = [task for task in tasks if task not in manager.all_tasks]
     if missing:  # a task that does not lie where its name says
-        everywhere = [lore, *_folders(tasks), *_folders_that_mention(missing)]
+        everywhere = [*own, *_folders(tasks), *_folders_that_mention(missing)]
         manager = TaskManager(include_path=[str(f) for f in everywhere], include_defaults=False)
     for task in tasks:
         if task not in manager.all_tasks:
@@ -192,11 +193,12 @@ def _answers(found: dict[str, Any]) -> Answers:
     answers = Answers()
     for task, samples in found["samples"].items():
         samples = sorted(samples, key=lambda s: s["doc_id"])
-        if not samples or "acc" not in samples[0]:
+        metric = next((m for m in METRICS if samples and m in samples[0]), None)
+        if metric is None:
             raise UserError(f"eval.tasks: {task} is not a multiple-choice task with accuracy")
-        answers.correct[task] = [int(s["acc"]) for s in samples]
+        answers.correct[task] = [int(s[metric]) for s in samples]
         answers.targets[task] = [int(s["target"]) for s in samples]
-        scores = [[r[0] for r in s["filtered_resps"]] for s in samples]
+        scores = [_scores(s, metric) for s in samples]
         answers.chosen[task] = [row.index(max(row)) for row in scores]
         answers.chance[task] = sum(1 / len(row) for row in scores) / len(scores)
     members = found.get("group_subtasks", {})
@@ -205,6 +207,15 @@ def _answers(found: dict[str, Any]) -> Answers:
         if leaves and group not in answers.correct:
             answers.groups[group] = leaves
     return answers
+
+
+def _scores(sample: dict[str, Any], metric: str) -> list[float]:
+    """What lm-eval compares to choose an option: log-likelihoods, for ``acc_norm`` per character."""
+    scores = [response[0] for response in sample["filtered_resps"]]
+    if metric == "acc":
+        return scores
+    options = [continuation.removeprefix(" ") for _, continuation in sample["arguments"]]
+    return [score / len(option) for score, option in zip(scores, options, strict=True)]
 
 
 def _leaves(name: str, members: dict[str, list[str]]) -> list[str]:

@@ -26,6 +26,7 @@ from rmu_exp.model import weights
 from rmu_exp.model.anatomy import drop_norm, norm_of
 from rmu_exp.model.repository import Snapshot, snapshot
 
+TOKENIZER = ("tokenizer", "vocab", "spiece.model", "sentencepiece")
 PER_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers", "layers_block_type")
 HEADS = ("lm_head.", "embed_out.")
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
@@ -126,19 +127,22 @@ class Checkpoint:
         return {name: (file, entry) for file in present for name, entry in weights.header(file).items()}
 
     def tokenizer(self) -> Any:
-        """transformers' tokenizer; padding is the end-of-text token where there is none of its own.
+        """transformers' tokenizer; padding is the end-of-text token where it has none that the model knows.
 
         Raises:
             UserError: it cannot be loaded, or has neither a padding nor an end-of-text token.
         """
         from transformers import AutoTokenizer
 
+        if not any(file.name.startswith(TOKENIZER) for file in self.folder.iterdir()):
+            raise UserError(f"{self.name}: has no tokenizer; copy {TOKENIZER[0]}.json and the like from its base model")
         where: dict[str, Any] = {"pretrained_model_name_or_path": self.folder}
         if self.hub is not None:  # by name: transformers corrects the tokenizers of some repositories it knows
             where = {"pretrained_model_name_or_path": self.name, "revision": self.revision, "local_files_only": True}
         with _hushed(), self._told("its tokenizer"):
             tokenizer = AutoTokenizer.from_pretrained(**where, trust_remote_code=self.trust_remote_code)
-        if tokenizer.pad_token_id is None:
+        own = tokenizer.pad_token_id
+        if own is None or own >= self._size("vocab_size"):  # fine-tuned models with a [PAD] beyond the embedding
             if tokenizer.eos_token_id is None:
                 raise UserError(f"{self.name}: its tokenizer has neither a pad nor an eos token; add one to its folder")
             tokenizer.pad_token = tokenizer.eos_token

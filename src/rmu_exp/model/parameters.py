@@ -27,6 +27,7 @@ DOWN = (
     "block_sparse_moe.experts.*.w2.weight",
     "mlp.experts.*.down_proj.weight",
 )
+PUBLISHED = {"mixtral": ["block_sparse_moe.experts.0.w3.weight"]}
 Index = tuple[int | slice, ...]
 
 
@@ -182,6 +183,11 @@ def by_index(model: nn.Module, layer: int, ids: Sequence[int]) -> list[str]:
             listed = ", ".join(f"{n} {name}" for n, name in enumerate(known[:40]))
             raise UserError(f"layers.param_ids: got {i}, allowed is 0 to {len(known) - 1}: {listed}")
     return [known[i] for i in ids]
+
+
+def published(model: nn.Module) -> list[str] | None:
+    """What the published run trained inside a layer of this architecture; None: the MLP's output matrix."""
+    return PUBLISHED.get(getattr(getattr(model, "config", None), "model_type", ""))
 
 
 def down_projection(model: nn.Module, layer: int = 0) -> str:
