@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from scipy.stats import binomtest, t
 
 from rmu_exp.errors import UserError
 from rmu_exp.paths import write_atomic
-from rmu_exp.report.plots import FORGET, GREY, RETAIN
+from rmu_exp.report.plots import GREY
 
 ROLES = ("forget", "adjacent", "general")
 BASE = "base"
@@ -150,17 +151,21 @@ def markdown(table: Sequence[Row]) -> str:
 def draw(table: Sequence[Row]) -> Figure:
     """Forget against general accuracy, every method a point with its intervals."""
     points = [row for row in table if {"forget", "general"} <= set(row.accuracy)]
+    palette = [c for i, c in enumerate(colormaps["tab20"].colors) if i not in (14, 15)]  # its greys are the base's
+    named = sorted(row.method for row in points if row.method != BASE)
+    colours = {BASE: GREY} | {method: palette[i % len(palette)] for i, method in enumerate(named)}
     figure = Figure(figsize=(7, 5), dpi=150, layout="constrained")
     axes = figure.subplots()
     for row in points:
         x, y = row.accuracy["forget"], row.accuracy["general"]
-        colour = GREY if row.method == BASE else FORGET if row.method == "rmu" else RETAIN
+        colour = colours[row.method]
         axes.plot([x.low, x.high], [y.mean] * 2, color=colour, lw=1, alpha=0.4)
         axes.plot([x.mean] * 2, [y.low, y.high], color=colour, lw=1, alpha=0.4)
         axes.plot(x.mean, y.mean, "o", color=colour, ms=5)
     places = [(row.accuracy["forget"].mean, row.accuracy["general"].mean) for row in points]
     for row, at, dy in zip(points, places, _spread(places), strict=True):
-        axes.annotate(row.method, at, (7, dy), textcoords="offset points", fontsize=8, va="center")
+        text = axes.annotate(row.method, at, (7, dy), textcoords="offset points", fontsize=8, va="center")
+        text.set_color(colours[row.method])
     axes.axvline(0.25, color=GREY, lw=1, ls=":")
     axes.annotate("chance", (0.25, 0.02), xycoords=("data", "axes fraction"), fontsize=8, color=GREY, ha="left")
     axes.set(xlim=(0.1, 1.1), ylim=(0.1, 1.05), xlabel="forget accuracy (lower is better)", ylabel="general accuracy")
