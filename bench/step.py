@@ -36,8 +36,9 @@ from torch import Tensor
 from rmu_exp.corpora.batches import Batch, Tokens, shuffled
 from rmu_exp.model.anatomy import drop_norm, layers_of
 from rmu_exp.model.parameters import resolve
-from rmu_exp.unlearn import rmu
-from rmu_exp.unlearn.loop import Settings, unlearn
+from rmu_exp.unlearn.loop import unlearn
+from rmu_exp.unlearn.method import Context
+from rmu_exp.unlearn.methods import rmu
 
 SHAPES = {
     "zephyr": {"layers": 32, "hidden": 4096, "vocab": 32000},
@@ -131,12 +132,12 @@ class Ours:
         self.model = truncated(args)
         names = ["block_sparse_moe.experts.0.w3.weight"] if args.experts else None
         self.trained = resolve(self.model, [args.layer - 2, args.layer - 1, args.layer], names)
-        generator = torch.Generator(args.device).manual_seed(0)
-        self.control = rmu.control_vectors(STEER, args.hidden, generator, torch.float32)
-        self.settings = Settings(LR, ALPHA, STEER, ["topic"])
+        device = torch.device(args.device)
+        context = Context(args.layer, ["topic"], STEER, ALPHA, args.hidden, device, args.steps)
+        self.method = rmu.Method(rmu.Settings(), context)
 
     def run(self, batches: list[Batch]) -> None:
-        unlearn(self.model, self.trained, batches, self.control, self.settings)
+        unlearn(self.model, self.trained, batches, self.method, LR)
 
 
 class Theirs:

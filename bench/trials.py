@@ -11,6 +11,7 @@ bench/step.py.
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import sys
 import tempfile
@@ -22,14 +23,15 @@ import step
 import torch
 
 from rmu_exp.corpora.batches import Batch
-from rmu_exp.unlearn.loop import Settings, unlearn
+from rmu_exp.unlearn.loop import unlearn
+from rmu_exp.unlearn.methods import rmu
 from rmu_exp.unlearn.trunks import Shared, Trunks
 
 
 def trial(ours: step.Ours, batches: list[Batch], number: int, trunks: Trunks) -> list[torch.Tensor]:
     """A trial with a steer and an alpha of its own."""
-    settings = Settings(step.LR, [100.0 * number], [float(number)], ["topic"])
-    return unlearn(ours.model, ours.trained, batches, ours.control * number, settings, trunks=trunks)
+    context = dataclasses.replace(ours.method.context, steer=[float(number)], alpha=[100.0 * number])
+    return unlearn(ours.model, ours.trained, batches, rmu.Method(rmu.Settings(), context), step.LR, trunks=trunks)
 
 
 def main() -> None:

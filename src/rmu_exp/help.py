@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from rmu_exp import run
+from rmu_exp.unlearn import catalog
 
 HEAD = """\
 Unlearn hazardous knowledge from a language model by RMU, and judge what is left.
@@ -27,12 +28,7 @@ def sentences(schema: type) -> dict[str, str]:
     """The string under each field of a dataclass of :mod:`rmu_exp.run`."""
     tree = ast.parse(inspect.getsource(schema)).body[0]
     assert isinstance(tree, ast.ClassDef)
-    found: dict[str, str] = {}
-    for item, after in zip(tree.body, tree.body[1:], strict=False):
-        match item, after:
-            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
-                found[name] = text
-    return found
+    return catalog.documented(tree)
 
 
 def groups(conf: Path) -> dict[str, dict[str, str]]:
@@ -60,12 +56,15 @@ def page(conf: Path) -> str:
     """What ``--help`` prints."""
     lines = [*HEAD.splitlines(), "", "Keys"]
     nested = schemas()
-    top = {k: v for k, v in sentences(run.Run).items() if k not in nested}
+    top = {k: v for k, v in sentences(run.Run).items() if k not in nested and k != "method"}
     lines += [f"  {key:<10} {text}" for key, text in top.items()]
     lines += ["", "Config groups (GROUP=CHOICE), and the keys inside them (GROUP.KEY=VALUE)"]
     for group, choices in groups(conf).items():
         lines.append(f"  {group}")
-        lines += [f"    {group}={name:<22} {text}" for name, text in choices.items()]
+        for name, text in choices.items():
+            lines.append(f"    {group}={name:<22} {text}")
+            if group == "method":
+                lines += [f"      .{key:<18} {text}" for key, text in catalog.sentences(name).items()]
         if group in nested:
             lines += [f"      .{key:<18} {text}" for key, text in sentences(nested[group]).items()]
     for group, schema in (("train", run.Train), ("share", run.Share)):
@@ -96,11 +95,15 @@ def reference(conf: Path) -> str:
         "",
         "| key | what |",
         "|---|---|",
-        *(f"| `{key}` | {text} |" for key, text in sentences(run.Run).items() if key not in nested),
+        *(f"| `{key}` | {text} |" for key, text in sentences(run.Run).items() if key not in {*nested, "method"}),
     ]
     for group, choices in groups(conf).items():
         lines += ["", f"## {group}", "", "| choice | what |", "|---|---|"]
         lines += [f"| `{group}={name}` | {text} |" for name, text in choices.items()]
+        if group == "method":
+            lines += ["", "| method | key | what |", "|---|---|---|"]
+            for name in choices:
+                lines += [f"| {name} | `method.{key}` | {text} |" for key, text in catalog.sentences(name).items()]
         if group in nested:
             lines += ["", "| key | what |", "|---|---|"]
             lines += [f"| `{group}.{key}` | {text} |" for key, text in sentences(nested[group]).items()]

@@ -19,8 +19,10 @@ from rmu_exp.model.checkpoint import Checkpoint
 from rmu_exp.model.parameters import resolve
 from rmu_exp.pipeline import execute
 from rmu_exp.run import Data, Layers, Model, Run, Share, Tracking, Train
-from rmu_exp.unlearn import rmu
-from rmu_exp.unlearn.loop import Settings, unlearn
+from rmu_exp.unlearn import catalog
+from rmu_exp.unlearn.loop import unlearn
+from rmu_exp.unlearn.method import Context
+from rmu_exp.unlearn.methods import rmu
 from rmu_exp.unlearn.trunks import Shared, Trunks, shared
 
 CPU, LAYER, PLENTY = torch.device("cpu"), 4, 10**9
@@ -50,10 +52,10 @@ def train(checkpoint, trunks, faithful=False, steer=(6.5, 3.0), steps=4, lr=1e-3
     model = checkpoint.open(LAYER + 1, dtype, CPU)
     seen = []
     layers_of(model)[0].register_forward_hook(lambda module, args, out: seen.append(args[0][..., 0].numel()))
-    generator = torch.Generator().manual_seed(0)
-    control = rmu.control_vectors(list(steer), 32, generator, dtype if faithful else torch.float32)
-    settings = Settings(lr, [40.0, 20.0], steer, ["a", "b"], faithful)
-    values = unlearn(model, resolve(model, [2, 3, 4], None), batches, control, settings, trunks=trunks)
+    kind = dtype if faithful else torch.float32
+    context = Context(LAYER, ["a", "b"], steer, [40.0, 20.0], 32, CPU, steps, faithful=faithful, dtype=kind)
+    method = rmu.Method(rmu.Settings(faithful), context)
+    values = unlearn(model, resolve(model, [2, 3, 4], None), batches, method, lr, trunks=trunks)
     return values, sum(seen) - 1  # one token asks for the form of a layer's answer
 
 
@@ -136,7 +138,8 @@ def run_of(folder: Path, steer: float, when: str, corpus: Path) -> Run:
         steer=[steer],
         alpha=[20.0],
         model=Model(path=str(folder)),
-        layers=Layers(),
+        layers=Layers(span=3),
+        method=catalog.settings("rmu")(),
         data=Data(forget=[str(corpus)], retain=[str(corpus)], topics=["a"]),
         train=Train(lr=1e-3, batch_size=4, max_batches=6),
         tracking=Tracking(kind="off"),

@@ -9,7 +9,7 @@ Shapes: B rows, T positions, D hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -135,7 +135,7 @@ def _rows(value: Any, rows: slice, batch: int) -> Any:
 
 
 class SplitModel:
-    """A headless model cut below layer ``first``; the model itself is left as it is.
+    """A model cut below layer ``first``; the model itself is left as it is.
 
     Attributes:
         model: the model.
@@ -190,14 +190,25 @@ class SplitModel:
         *_, (_, h_BTD) = self.walk(trunk if rows is None else trunk.rows(rows), weights)
         return h_BTD
 
-    def walk(self, trunk: Trunk, weights: dict[int, dict[str, Tensor]]) -> Iterator[tuple[int, Tensor]]:
-        """Index and output (B, T, D) of each upper layer, lowest first; ``weights`` as for :meth:`upper`."""
-        h_BTD = trunk.h_BTD
+    def walk(
+        self, trunk: Trunk, weights: dict[int, dict[str, Tensor]], shifts: Mapping[int, Tensor] | None = None
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Index and output (B, T, D) of each upper layer, lowest first.
+
+        Args:
+            weights: as for :meth:`upper`.
+            shifts: layer index to what is added to its output; the layer below the first upper one may be among them.
+        """
+        h_BTD, shifts, memo = trunk.h_BTD, shifts or {}, trunk.memo
+        if self.first - 1 in shifts:
+            h_BTD, memo = h_BTD + shifts[self.first - 1].to(h_BTD.dtype), {}  # of another input nothing is known
         for index, (args, kwargs) in enumerate(trunk.calls, self.first):
             new = weights.get(index, {})
-            with self._once(index, trunk.memo, new):
+            with self._once(index, memo, new):
                 out = functional_call(self._layers[index], new, (h_BTD, *args), kwargs)
             h_BTD = out[0] if isinstance(out, tuple) else out
+            if index in shifts:
+                h_BTD = h_BTD + shifts[index].to(h_BTD.dtype)
             yield index, h_BTD
 
     def _once(self, index: int, memo: Memo, new: dict[str, Tensor]) -> AbstractContextManager[None]:
@@ -206,6 +217,17 @@ class SplitModel:
             return nullcontext()
         layer = self._layers[index]
         return recording(layer, list(new), memo) if new else replaying(layer, memo)
+
+    def logits(self, h_BTD: Tensor, ids_BT: Tensor) -> Tensor:
+        """What a causal model's final norm and head make of the last layer's output: (B, T, V).
+
+        Its own forward is run with that output in the place of its layers, so that scaling and capping stay its own.
+        """
+        sources = [_Source(layer, self._tuples, h_BTD) for layer in self._layers]
+        with self._replaced(sources, 0):
+            out = self.model(input_ids=ids_BT, use_cache=False).logits
+        assert isinstance(out, Tensor)
+        return out
 
     @torch.no_grad()
     def _returns_tuple(self) -> bool:
@@ -224,7 +246,7 @@ class SplitModel:
     ) -> None:
         extra = {} if positions_BT is None else {"position_ids": positions_BT}
         with self._replaced(upper, first):
-            self.model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False, **extra)
+            body_of(self.model)(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False, **extra)
 
     @contextmanager
     def _replaced(self, upper: Sequence[nn.Module], first: int | None = None) -> Iterator[None]:
@@ -237,7 +259,7 @@ class SplitModel:
 
 
 def split_at(model: nn.Module, first: int) -> SplitModel:
-    """A view of a headless model, cut below layer ``first``.
+    """A view of a model, cut below layer ``first``.
 
     Raises:
         UserError: the model has no such layer, or keeps its layers in an unknown place.
@@ -271,6 +293,17 @@ class _Recorder(_StandIn):
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         self.hidden, self.call = hidden_states, (args, kwargs)
         return (hidden_states,) if self._returns_tuple else hidden_states
+
+
+class _Source(_StandIn):
+    """Answers with given hidden states, whatever it is handed."""
+
+    def __init__(self, layer: nn.Module, returns_tuple: bool, h_BTD: Tensor) -> None:
+        super().__init__(layer)
+        self._returns_tuple, self._given = returns_tuple, (h_BTD,)
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return self._given if self._returns_tuple else self._given[0]
 
 
 class _Probe(_StandIn):
