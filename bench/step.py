@@ -7,12 +7,13 @@
     python bench/step.py --device cuda --dtype bfloat16 --shape zephyr --length 512 --steps 50 --memory
     python bench/step.py --device cuda --dtype bfloat16 --shape mixtral --length 512 --only ours
 
-The two-full-models loop is the published one's arithmetic: an updated and a frozen causal model, both run to the logits,
-activations taken by a hook, texts padded to the longest of their batch, gradients for every parameter below the hook.
-Models are of Mistral's (or Mixtral's) architecture with random weights, texts are random tokens.
+The two-full-models loop is the published one's arithmetic: an updated and a frozen causal model, both run to the
+logits, activations taken by a hook, texts padded to the longest of their batch, gradients for every parameter below the
+hook. Models are of Mistral's (or Mixtral's) architecture with random weights, texts are random tokens.
 
 Operations are counted by torch's FlopCounterMode (matrix products and attention; backward included). The floor is what
-they take at the rate of a large matrix product measured in the same run.
+they take at the rate of a large matrix product measured in the same run. Beside the clock stands this process's CPU
+time: with one thread (OMP_NUM_THREADS=1) it tells the work even on a machine that others use at the same time.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,12 +36,13 @@ from torch import Tensor
 from rmu_exp.corpora.batches import Batch, Tokens, shuffled
 from rmu_exp.model.anatomy import drop_norm, layers_of
 from rmu_exp.model.parameters import resolve
-from rmu_exp.unlearn import rmu
-from rmu_exp.unlearn.loop import Settings, unlearn
+from rmu_exp.unlearn.loop import unlearn
+from rmu_exp.unlearn.method import Context
+from rmu_exp.unlearn.methods import rmu
 
 SHAPES = {
     "zephyr": {"layers": 32, "hidden": 4096, "vocab": 32000},
-    "mixtral": {"layers": 32, "hidden": 4096, "vocab": 32000},
+    "mixtral": {"layers": 32, "hidden": 4096, "vocab": 32000, "experts": 8},
 }
 ALPHA, STEER, LR = [1200.0], [6.5], 5e-5
 PAD = 0
@@ -50,12 +53,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--hidden", type=int, default=512)
     parser.add_argument("--vocab", type=int, default=2000)
-    parser.add_argument("--shape", choices=SHAPES, help="of a known model, in place of the three above")
+    parser.add_argument("--experts", type=int, default=0, help="a mixture of so many, of Mixtral's architecture")
+    parser.add_argument("--shape", choices=SHAPES, help="of a known model, in place of the four above")
     parser.add_argument("--layer", type=int, default=7)
     parser.add_argument("--batch", type=int, default=4, help="texts of each corpus a step")
     parser.add_argument("--length", type=int, default=256, help="tokens a text")
     parser.add_argument("--lengths", choices=("equal", "paragraphs"), default="equal")
-    parser.add_argument("--steps", type=int, default=4, help="a round")
+    parser.add_argument("--steps", type=int, default=1, help="a round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
@@ -71,8 +75,8 @@ def config_of(args: argparse.Namespace) -> Any:
     from transformers import MistralConfig, MixtralConfig
 
     wide = args.shape is not None
-    kind = MixtralConfig if args.shape == "mixtral" else MistralConfig
-    return kind(
+    experts = {"num_local_experts": args.experts} if args.experts else {}
+    return (MixtralConfig if args.experts else MistralConfig)(
         vocab_size=args.vocab,
         hidden_size=args.hidden,
         intermediate_size=14336 if wide else args.hidden * 11 // 4,
@@ -81,6 +85,7 @@ def config_of(args: argparse.Namespace) -> Any:
         num_key_value_heads=8 if wide else args.hidden // 64,
         max_position_embeddings=4096,
         sliding_window=None,
+        **experts,
     )
 
 
@@ -125,14 +130,14 @@ class Ours:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         self.model = truncated(args)
-        names = ["block_sparse_moe.experts.0.w3.weight"] if args.shape == "mixtral" else None
+        names = ["block_sparse_moe.experts.0.w3.weight"] if args.experts else None
         self.trained = resolve(self.model, [args.layer - 2, args.layer - 1, args.layer], names)
-        generator = torch.Generator(args.device).manual_seed(0)
-        self.control = rmu.control_vectors(STEER, args.hidden, generator, torch.float32)
-        self.settings = Settings(LR, ALPHA, STEER, ["topic"])
+        device = torch.device(args.device)
+        context = Context(args.layer, ["topic"], STEER, ALPHA, args.hidden, device, args.steps)
+        self.method = rmu.Method(rmu.Settings(), context)
 
     def run(self, batches: list[Batch]) -> None:
-        unlearn(self.model, self.trained, batches, self.control, self.settings)
+        unlearn(self.model, self.trained, batches, self.method, LR)
 
 
 class Theirs:
@@ -189,12 +194,32 @@ def synchronise(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def seconds(call: Callable[[], None], device: str) -> float:
+class Took(NamedTuple):
+    """Seconds on the clock and of this process's CPU time."""
+
+    clock: float
+    cpu: float
+
+
+def seconds(call: Callable[[], Any], device: str, share: int = 1) -> Took:
+    """What a call takes, divided by ``share``."""
     synchronise(device)
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     call()
     synchronise(device)
-    return time.perf_counter() - start
+    return Took((time.perf_counter() - start) / share, (time.process_time() - cpu) / share)
+
+
+def ratios(others: list[Took], own: list[Took]) -> str:
+    """Medians over rounds that alternated."""
+    clock, cpu = (statistics.median(b[i] / a[i] for a, b in zip(own, others, strict=True)) for i in (0, 1))
+    return f"{clock:.2f}x on the clock, {cpu:.2f}x of CPU time"
+
+
+def spread(times: list[Took]) -> str:
+    """The medians, and every round."""
+    clock, cpu = (statistics.median(t[i] for t in times) for i in (0, 1))
+    return f"{clock:.3f} s ({cpu:.3f} CPU)  of {', '.join(f'{t.clock:.2f} ({t.cpu:.2f})' for t in times)}"
 
 
 def rates(args: argparse.Namespace) -> tuple[float, float]:
@@ -204,20 +229,16 @@ def rates(args: argparse.Namespace) -> tuple[float, float]:
     a, b = (torch.randn(n, n, device=args.device, dtype=dtype) for _ in range(2))
     source = torch.empty((1 << 30) if on_gpu else (1 << 27), dtype=torch.uint8, device=args.device)
     target = torch.empty_like(source)
-    product = min(seconds(lambda: torch.mm(a, b) and None if False else _do(torch.mm, a, b), args.device) for _ in range(8))
-    copying = min(seconds(lambda: _do(target.copy_, source), args.device) for _ in range(8))
+    product = min(seconds(partial(torch.mm, a, b), args.device).clock for _ in range(8))
+    copying = min(seconds(partial(target.copy_, source), args.device).clock for _ in range(8))
     return 2 * n**3 / product, 2 * source.numel() / copying
 
 
-def _do(call: Callable[..., Any], *values: Any) -> None:
-    call(*values)
-
-
-def counted(run: Callable[[list[Batch]], None], batch: Batch) -> float:
+def counted(run: Callable[[list[Batch]], None], batches: list[Batch]) -> float:
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter:
-        run([batch])
+        run(batches)
     return float(counter.get_total_flops())
 
 
@@ -238,8 +259,9 @@ def alone(args: argparse.Namespace) -> None:
     _ = config_of(args)
     before = peak(args.device)
     loop = Ours(args) if args.only == "ours" else Theirs(args)
-    times = [seconds(lambda steps=steps: loop.run(steps), args.device) / len(steps) for steps in rounds(args)]
-    print(f"{args.only}: {statistics.median(times[1:]):.4f} s a step, {peak(args.device) - before} bytes")
+    times = [seconds(partial(loop.run, steps), args.device, len(steps)) for steps in rounds(args)]
+    print(f"{args.only}: a step {spread(times[1:])}")
+    print(f"{args.only}: {peak(args.device) - before} bytes")
 
 
 def memory(args: argparse.Namespace) -> None:
@@ -249,7 +271,9 @@ def memory(args: argparse.Namespace) -> None:
         words = [w for w in sys.argv[1:] if w != "--memory"]
         line = subprocess.run(
             [sys.executable, __file__, *words, "--only", only, "--rounds", "1"],
-            check=True, capture_output=True, text=True,
+            check=True,
+            capture_output=True,
+            text=True,
         ).stdout.splitlines()[-1]
         found[only] = int(line.split()[-2])
         print(f"  peak memory          {only:6} {found[only] / 1e6:,.0f} MB")
@@ -257,33 +281,29 @@ def memory(args: argparse.Namespace) -> None:
 
 
 def compare(args: argparse.Namespace) -> None:
-    ours, theirs = Ours(args), Theirs(args)
-    times: dict[str, list[float]] = {"ours": [], "theirs": []}
-    tokens: list[int] = []
-    warm = True
-    for steps in rounds(args):
-        mine = seconds(lambda steps=steps: ours.run(steps), args.device) / len(steps)
-        other = seconds(lambda steps=steps: theirs.run(steps), args.device) / len(steps)
-        if not warm:
-            times["ours"].append(mine)
-            times["theirs"].append(other)
-            tokens.append(sum(b.text_tokens for b in steps) // len(steps))
-        warm = False
+    loops = {"ours": Ours(args), "theirs": Theirs(args)}
+    times: dict[str, list[Took]] = {"ours": [], "theirs": []}
+    tokens: list[float] = []
+    work: dict[str, float] = {}
+    for number, steps in enumerate(rounds(args)):
+        if number == 0:  # warms both up
+            work = {name: counted(loop.run, steps) / len(steps) for name, loop in loops.items()}
+            continue
+        tokens.append(sum(b.text_tokens for b in steps) / len(steps))
+        for name, loop in loops.items():
+            times[name].append(seconds(partial(loop.run, steps), args.device, len(steps)))
     rate, bandwidth = rates(args)
-    last = steps[-1]
-    work = {"ours": counted(ours.run, last), "theirs": counted(theirs.run, last)}
-    weights = sum(p.numel() * p.element_size() for p in ours.model.parameters())
-    took = {name: statistics.median(t) for name, t in times.items()}
+    weights = sum(p.numel() * p.element_size() for p in loops["ours"].model.parameters())
     print(f"  text tokens          {statistics.median(tokens):.0f} a step")
     print(f"  matrix rate          {rate / 1e9:,.0f} GFLOP/s; copies {bandwidth / 1e9:.1f} GB/s")
+    print(f"  counted, a step      ours {work['ours'] / 1e9:.1f} GFLOP, theirs {work['theirs'] / 1e9:.1f}")
+    reading = 3 * weights / bandwidth  # of the upper layers more than of the trunk: thrice is an upper bound
     print(
-        f"  counted              ours {work['ours'] / 1e9:.1f} GFLOP a step (its last), theirs {work['theirs'] / 1e9:.1f}; "
-        f"floor {work['ours'] / rate:.3f} s, to read ours' weights three times {3 * weights / bandwidth:.3f} s"
+        f"  floor of ours        {work['ours'] / rate:.3f} s by its operations, {reading:.3f} s by its weights' bytes"
     )
-    for name in ("ours", "theirs"):
-        spread = ", ".join(f"{t:.3f}" for t in times[name])
-        print(f"  {name:6}               {took[name]:.3f} s a step  (of {spread})")
-    print(f"  ratio                {statistics.median(b / a for a, b in zip(times['ours'], times['theirs'], strict=True)):.2f}x")
+    for name in loops:
+        print(f"  {name:6} a step        {spread(times[name])}")
+    print(f"  ratio                {ratios(times['theirs'], times['ours'])}")
 
 
 def main() -> None:

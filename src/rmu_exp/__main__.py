@@ -1,4 +1,4 @@
-"""What surrounds a run: ``python -m rmu_exp fetch | apply | export``. Runs themselves are started by train.py.
+"""What surrounds a run: ``python -m rmu_exp fetch | apply | export | table``. Runs themselves are started by train.py.
 
 Nothing heavy is imported before the command is known: Hugging Face's libraries fix the places of their caches
 when they are imported, and ``fetch`` says where those are.
@@ -91,7 +91,25 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("out", type=Path, metavar="OUT", help="folder to write; must not exist")
     one.add_argument("--base", metavar="BASE", help="where the base is now, when it is not where the run found it")
     one.set_defaults(run=export)
+
+    one = commands.add_parser(
+        "table",
+        help="the paper's table: methods compared over the runs in a folder",
+        description="Write methods.md (a table, seeds together) and methods.png (forget against general) from the runs "
+        "below a folder, such as that of train.py -m experiment=paper_table.",
+    )
+    one.add_argument("folder", type=Path, metavar="DIR", help="a folder of runs")
+    one.set_defaults(run=table)
     return parser
+
+
+def table(args: argparse.Namespace) -> None:
+    """The paper's table over a folder of runs."""
+    from rmu_exp.report import methods
+
+    page, picture = methods.write(args.folder)
+    print(page.read_text(encoding="utf-8"), end="")
+    print(f"{page}, {picture}")
 
 
 def fetch(args: argparse.Namespace) -> None:

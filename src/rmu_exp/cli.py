@@ -6,6 +6,7 @@ one line on standard error and exit status 2, with nothing written. :func:`run` 
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 import tempfile
@@ -27,6 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rmu_exp.attacks import registry
 from rmu_exp.errors import RunError, UserError
 from rmu_exp.run import Judge, Run, keys_of, one_line, parse, parse_judge, unknown_key
+from rmu_exp.unlearn import catalog
 
 ConfigStore.instance().store("run_schema", Run)
 ConfigStore.instance().store("judge_schema", Judge)
@@ -168,13 +170,22 @@ def _translate(error: HydraException, parsed: list[Override], schema: type) -> s
             if key.startswith("attacks."):
                 return registry.unknown_setting(key)
             near = key.rsplit(".", 1)[0] + "." if "." in key else ""
-            known = [k for k in keys_of(schema) if k.startswith(near) and "." not in k[len(near) :]]
+            known = [k for k in _known_keys(parsed, schema) if k.startswith(near) and "." not in k[len(near) :]]
             return unknown_key(key, known or keys_of(schema))
         if "Available options in" in text and f"'{key}/{given}'" in text.splitlines()[0]:
             listed = text.split("Available options in")[1].split("Config search path")[0]
             options = [line.strip() for line in listed.splitlines()[1:] if line.strip()]
             return f"{key}: got {given!r}, allowed is {', '.join(options)}"
     return f"command line: {_first_lines(error)}"
+
+
+def _known_keys(parsed: list[Override], schema: type) -> list[str]:
+    """Every key, with the settings of the method that the command line names."""
+    if schema is not Run:
+        return keys_of(schema)
+    named = [str(o.value()) for o in parsed if o.key_or_group == "method" and not o.is_sweep_override()]
+    method = named[-1] if named and named[-1] in catalog.names() else "rmu"
+    return [*keys_of(Run), *(f"method.{f.name}" for f in dataclasses.fields(catalog.settings(method)))]
 
 
 def _first_lines(error: Exception) -> str:

@@ -13,6 +13,9 @@ from typing import Any
 from rmu_exp import run
 from rmu_exp.attacks import registry
 from rmu_exp.source import fields_of
+from rmu_exp.unlearn import catalog
+
+OWN_KEYS = ("attacks", "method")  # their choices have keys of their own
 
 HEAD = """\
 Unlearn hazardous knowledge from a language model by RMU, and judge what is left.
@@ -77,7 +80,7 @@ def page(conf: Path, name: str = "config") -> str:
     program, head, schema = PROGRAMS[name]
     lines = [*head.splitlines(), "", "Keys"]
     nested = schemas(schema)
-    top = {k: v for k, v in sentences(schema).items() if k not in nested and k != "attacks"}
+    top = {k: v for k, v in sentences(schema).items() if k not in {*nested, *OWN_KEYS}}
     lines += [f"  {key:<10} {text}" for key, text in top.items()]
     lines += ["", "Config groups (GROUP=CHOICE), and the keys inside them (GROUP.KEY=VALUE)"]
     for group, choices in groups(conf).items():
@@ -86,12 +89,15 @@ def page(conf: Path, name: str = "config") -> str:
         lines.append(f"  {group}")
         for name, text in choices.items():
             lines.append(f"    {group}={name:<22} {text}")
-            lines += [f"      .{name}.{key:<18} {sentence}" for key, sentence in attack_keys(group, name).items()]
+            own = catalog.sentences(name) if group == "method" else {}
+            own |= {f"{name}.{key}": text for key, text in attack_keys(group, name).items()}
+            lines += [f"      .{key:<18} {text}" for key, text in own.items()]
         if group in nested:
             lines += [f"      .{key:<18} {text}" for key, text in sentences(nested[group]).items()]
-    if "train" in nested:
-        lines.append("  train")
-        lines += [f"      .{key:<18} {text}" for key, text in sentences(run.Train).items()]
+    for group in ("train", "share"):
+        if group in nested:
+            lines.append(f"  {group}")
+            lines += [f"      .{key:<18} {text}" for key, text in sentences(nested[group]).items()]
     lines += ["", f"Hydra's own options: python {program} --hydra-help", ""]
     return "\n".join(part for line in lines for part in _wrapped(line))
 
@@ -117,11 +123,15 @@ def reference(conf: Path) -> str:
         "",
         "| key | what |",
         "|---|---|",
-        *(f"| `{key}` | {text} |" for key, text in sentences(run.Run).items() if key not in {*nested, "attacks"}),
+        *(f"| `{key}` | {text} |" for key, text in sentences(run.Run).items() if key not in {*nested, *OWN_KEYS}),
     ]
     for group, choices in groups(conf).items():
         lines += ["", f"## {group}", "", "| choice | what |", "|---|---|"]
         lines += [f"| `{group}={name}` | {text} |" for name, text in choices.items()]
+        if group == "method":
+            lines += ["", "| method | key | what |", "|---|---|---|"]
+            for name in choices:
+                lines += [f"| {name} | `method.{key}` | {text} |" for key, text in catalog.sentences(name).items()]
         if group in nested:
             lines += ["", "| key | what |", "|---|---|"]
             lines += [f"| `{group}.{key}` | {text} |" for key, text in sentences(nested[group]).items()]
@@ -129,13 +139,12 @@ def reference(conf: Path) -> str:
             if keys := attack_keys(group, name):
                 lines += ["", f"### {group}.{name}", "", "| key | what |", "|---|---|"]
                 lines += [f"| `{group}.{name}.{key}` | {text} |" for key, text in keys.items()]
-    lines += ["", "## train", "", "| key | what |", "|---|---|"]
-    lines += [f"| `train.{key}` | {text} |" for key, text in sentences(run.Train).items()]
+    for group, schema in (("train", run.Train), ("share", run.Share), ("model.preset", run.Preset)):
+        lines += ["", f"## {group}", "", "| key | what |", "|---|---|"]
+        lines += [f"| `{group}.{key}` | {text} |" for key, text in sentences(schema).items()]
     lines += ["", "## judge.py", "", "The groups data, eval, attacks, model and tracking are those of train.py.", ""]
-    own = {k: v for k, v in sentences(run.Judge).items() if k not in {*schemas(run.Judge), "attacks"}}
+    own = {k: v for k, v in sentences(run.Judge).items() if k not in {*schemas(run.Judge), *OWN_KEYS}}
     lines += ["| key | what |", "|---|---|", *(f"| `{key}` | {text} |" for key, text in own.items())]
-    lines += ["", "## model.preset", "", "| key | what |", "|---|---|"]
-    lines += [f"| `model.preset.{key}` | {text} |" for key, text in sentences(run.Preset).items()]
     return "\n".join(lines) + "\n"
 
 

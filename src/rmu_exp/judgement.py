@@ -5,7 +5,7 @@ The two checkpoints become a base model and a Delta; from there on everything is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -91,6 +91,10 @@ class Judgement(Job):
         if self.other is None:
             return Delta.load(Path(self.run.unlearned).expanduser() / "delta.safetensors")
         return pair.changes(self.checkpoint, self.other)
+
+    def _once(self, kind: str, key: object, make: Callable[[], Any]) -> Any:
+        """Nothing is shared between judgements."""
+        return make()
 
     def preflight(self) -> None:
         """Refuse what cannot work before anything is written."""

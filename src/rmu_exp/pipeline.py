@@ -6,22 +6,23 @@ Data flows one way: each stage reads what earlier ones left in the run's folder 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import logging
 import re
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import cached_property
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
-from rmu_exp import corpora, provenance
+from rmu_exp import corpora, provenance, share
 from rmu_exp.attacks import items, suite
 from rmu_exp.attacks.frame import Context
 from rmu_exp.corpora import batches as batching
@@ -29,6 +30,7 @@ from rmu_exp.errors import RunError, UserError
 from rmu_exp.judge import base, pair, qa
 from rmu_exp.judge.perplexity import perplexity
 from rmu_exp.model import parameters
+from rmu_exp.model.anatomy import layers_of
 from rmu_exp.model.checkpoint import Checkpoint, locate, named
 from rmu_exp.model.delta import Delta
 from rmu_exp.model.weights import LAYER
@@ -36,12 +38,15 @@ from rmu_exp.paths import write_atomic
 from rmu_exp.report import attacks as attacks_report
 from rmu_exp.report import markdown, plots, progress, published, tables
 from rmu_exp.report.card import card
-from rmu_exp.run import Run
+from rmu_exp.run import AUTO, Run
 from rmu_exp.tracking import Tracker, open_tracker
-from rmu_exp.unlearn import rmu
-from rmu_exp.unlearn.loop import Settings, unlearn
+from rmu_exp.unlearn import lora
+from rmu_exp.unlearn import method as methods
+from rmu_exp.unlearn.loop import frozen_norms, unlearn
+from rmu_exp.unlearn.trunks import Trunks, shared
 
 log = logging.getLogger("rmu_exp")
+AUTO_BATCHES = 4  # a topic, whose frozen norms steer=auto takes the mean of
 PERPLEXITY_TOKENS = 4096  # a forward pass; its logits are what takes memory
 
 
@@ -127,7 +132,8 @@ class Job:
         self._preflight_questions()
         self._take_up()
         if not self.trained:
-            self._resolve(self.checkpoint.skeleton(run.layer + 1))
+            self._needs()
+            self._resolve(self.checkpoint.skeleton(self.layers_loaded))
             _ = self.batches
         self._preflight_attacks()
 
@@ -149,6 +155,36 @@ class Job:
             if self.run.model.never is not None:
                 self._refuse_other(self.never)
             _, _ = self.questions, self.texts
+
+    @cached_property
+    def method(self) -> Any:
+        """The module of the run's method."""
+        return methods.find(self.run.method.name)
+
+    @cached_property
+    def settings(self) -> Any:
+        """The method's settings."""
+        given = dataclasses.asdict(self.run.method)
+        given.pop("name")
+        return self.method.Settings(**given)
+
+    @property
+    def targets(self) -> list[int]:
+        """The layers that the method's loss is about."""
+        return list(self.method.Method.targets(self.settings, self.run.layer))
+
+    @property
+    def layers_loaded(self) -> int:
+        """How deep a model the method needs."""
+        return self.checkpoint.depth if self.method.Method.logits else max(self.targets) + 1
+
+    def _needs(self) -> None:
+        """Refuse a model that the method cannot work with."""
+        depth, name = self.checkpoint.depth, self.run.method.name
+        if max(self.targets) >= depth or min(self.targets) < 0:
+            raise UserError(f"method: {name} looks at layers {self.targets}, {self.checkpoint.name} has {depth} layers")
+        if self.method.Method.logits and not self.checkpoint.has_head:
+            raise UserError(f"method: {name} needs logits, but {self.checkpoint.name} has no language-model head")
 
     def _take_up(self) -> None:
         """What an earlier start of the same run has measured."""
@@ -252,7 +288,7 @@ class Job:
         for corpus in different.values():
             batching.check_enough(len(corpus.texts), size, corpus.source)
         tokenizer, lines = self.checkpoint.tokenizer(), [c.describe() for c in different.values()]
-        if run.method.faithful:
+        if run.faithful:
             if tokenizer.eos_token is None:
                 raise UserError(
                     f"method.faithful: the published loop pads with the eos token, and {self.checkpoint.name}'s "
@@ -261,10 +297,34 @@ class Job:
             texts = ([c.texts for c in forget], [c.texts for c in retain])
             order = batching.published(*texts, tokenizer, size, steps)
             return batching.published_steps(*texts, size, steps), order, lines
-        known = {s: batching.tokenize(c.texts, tokenizer, run.data.max_length, s) for s, c in different.items()}
+        known = {s: self._tokenized(c, tokenizer) for s, c in different.items()}
         lines += [f"{s}: {t.truncated} texts cut to {run.data.max_length} tokens" for s, t in known.items()]
         tokens = ([known[c.source] for c in forget], [known[c.source] for c in retain])
         return steps, batching.shuffled(*tokens, size, steps, run.seed, tokenizer.pad_token_id), lines
+
+    def _tokenized(self, corpus: corpora.Corpus, tokenizer: Any) -> batching.Tokens:
+        length, source = self.run.data.max_length, corpus.source
+        key = (self.checkpoint, corpus.digest, corpus.texts, length)
+        return self._once(
+            f"tokens of {source}", key, lambda: batching.tokenize(corpus.texts, tokenizer, length, source)
+        )
+
+    def _once(self, kind: str, key: object, make: Callable[[], Any]) -> Any:
+        """What a sweep's trials in one process share; a run alone keeps nothing."""
+        return share.once(kind, key, make) if share.wanted(self.run.share) else make()
+
+    def _open(self, depth: int | None) -> torch.nn.Module:
+        """The model, left as it is by whoever uses it."""
+        where = (self.checkpoint, self.checkpoint.digest(), depth, self.dtype, self.device)
+        make = partial(self.checkpoint.open, depth, self.dtype, torch.device(self.device))
+        return self._once("full model" if depth is None else "cut model", where, make)
+
+    def _trunks(self, first: int, depth: int) -> AbstractContextManager[Trunks]:
+        """Activations that do not depend on what is learnt; adapters make another model of the frozen one."""
+        run, budget = self.run, int(self.run.share.gigabytes * 1e9)
+        if not budget or run.layers.lora or not share.wanted(run.share):
+            return nullcontext(Trunks())
+        return shared(self.checkpoint, first, depth, self.dtype, self.device, budget)
 
     def unlearn(self, tracker: Tracker) -> None:
         """Train the few tensors; writes delta.safetensors and metrics.jsonl."""
@@ -274,19 +334,15 @@ class Job:
         steps, batches, lines = self.batches
         for line in lines:
             log.info("%s", line)
-        model = self.checkpoint.open(run.layer + 1, self.dtype, torch.device(self.device))
+        model = self._open(None if self.method.Method.logits else self.layers_loaded)
         trained = self._resolve(model)
         log.info("trained: %s", ", ".join(t.name for t in trained))
-        control = rmu.control_vectors(
-            run.steer,
-            self.checkpoint.hidden_size,
-            torch.Generator(self.device if run.method.faithful else "cpu").manual_seed(run.seed),
-            self.dtype if run.method.faithful else torch.float32,
-            run.steering.distribution,
-        )
-        settings = Settings(run.train.lr or 0.0, run.alpha, run.steer, run.topics, run.method.faithful)
-        if run.train.schedule == "linear":
-            settings = dataclasses.replace(settings, decay_over=steps)
+        adapters = None
+        if run.layers.lora:
+            adapters = lora.Adapters(model, trained, run.layers.rank, run.layers.rank_alpha, run.seed)
+        self.steer, batches = self._steer(model, batches)
+        method = self.method.Method(self.settings, self._context(steps))
+        decay = steps if run.train.schedule == "linear" else None
         seconds = []
         with (self.folder / "metrics.jsonl").open("w") as file, progress.training_progress(steps) as bar:
 
@@ -296,8 +352,11 @@ class Job:
                 bar.update(metrics)
                 seconds.append(metrics["seconds"])
 
-            values = unlearn(model, trained, batches, control.to(self.device), settings, on_metrics)
-        Delta.from_trained(trained, values, control, run.topics, self.checkpoint).save(self.delta)
+            learnt, texts = adapters.trained if adapters else trained, batching.ahead(batches)
+            with self._trunks(min(t.layer for t in trained), len(layers_of(model))) as trunks:
+                values = unlearn(model, learnt, texts, method, run.train.lr or 0.0, decay, on_metrics, trunks)
+            values = adapters.merged(values) if adapters else values
+        Delta.from_trained(trained, values, method.control_KD, run.topics, self.checkpoint).save(self.delta)
         self.results = self._about([t.name for t in trained]) | {
             "train": {
                 "steps": len(seconds),
@@ -308,15 +367,48 @@ class Job:
         }
         self._save()
 
+    def _steer(
+        self, model: torch.nn.Module, batches: Iterator[batching.Batch]
+    ) -> tuple[list[float], Iterator[batching.Batch]]:
+        """The length of each topic's forget target, and the batches again: steer=auto looks at the first of them."""
+        run, topics = self.run, self.run.topics
+        if run.steer != AUTO:
+            return list(run.steer), batches
+        first = list(itertools.islice(batches, AUTO_BATCHES * len(topics)))
+        norms = frozen_norms(model, run.layer, first)
+        steer = [float(f"{run.steering.factor * norms[k]:.4g}") for k in range(len(topics))]
+        told = ", ".join(f"{c:.3g} for {topic}" for topic, c in zip(topics, steer, strict=True))
+        log.info("steer=auto: %s, %g times the frozen norm at layer %d", told, run.steering.factor, run.layer)
+        return steer, itertools.chain(first, batches)
+
+    def _context(self, steps: int) -> methods.Context:
+        run, tokenizer = self.run, self.checkpoint.tokenizer()
+        return methods.Context(
+            layer=run.layer,
+            topics=run.topics,
+            steer=self.steer,
+            alpha=run.alpha,
+            hidden=self.checkpoint.hidden_size,
+            device=torch.device(self.device),
+            steps=steps,
+            seed=run.seed,
+            faithful=run.faithful,
+            dtype=self.dtype if run.faithful else torch.float32,
+            distribution=run.steering.distribution,
+            tokenizer=tokenizer,
+            marker=tokenizer(run.data.answer, add_special_tokens=False)["input_ids"] if run.data.answer else (),
+        )
+
     def _resolve(self, model: torch.nn.Module) -> list[parameters.Trained]:
         """The trained tensors, by name."""
         run, names = self.run, self.run.parameters
-        if names is None and run.method.faithful:
+        if names is None and run.faithful:
             names = parameters.published(model)
         if run.layers.param_ids is not None:
             names = parameters.by_index(model, run.layer, run.layers.param_ids)
             log.info("layers.param_ids %s: %s", run.layers.param_ids, ", ".join(names))
-        return parameters.resolve(model, run.trained_layers, names)
+        found = parameters.resolve(model, run.trained_layers(self.targets, self.layers_loaded), names)
+        return lora.matrices(model, found) if run.layers.lora else found
 
     def _about(self, trained: Sequence[str]) -> dict[str, Any]:
         """The parts of results.json that say what was run, on what."""
@@ -326,10 +418,11 @@ class Job:
             "run": {
                 "model": self.checkpoint.name,
                 "layer": run.layer,
-                "steer": run.steer,
+                "steer": self.steer,
                 "alpha": run.alpha,
                 "method": run.method.name,
-                "faithful": run.method.faithful,
+                "settings": dataclasses.asdict(self.settings),
+                "faithful": run.faithful,
                 "seed": run.seed,
                 "topics": run.topics,
                 "forget": run.data.forget,
@@ -368,7 +461,7 @@ class Job:
         if not (ask or read):
             return
         tokenizer = self.checkpoint.tokenizer()
-        model = self.checkpoint.open(None, self.dtype, torch.device(self.device))
+        model = self._open(None)
         changed = self.changes.applied
 
         def in_memory(_folder: Path | None = None) -> qa.Answers:
@@ -453,5 +546,5 @@ class Job:
         write_atomic(self.folder / "results.json", json.dumps(self.results, indent=2) + "\n")
 
 
-def _short(values: list[float]) -> str:
-    return "-".join(f"{v:g}" for v in dict.fromkeys(values))
+def _short(values: list[float] | str) -> str:
+    return values if isinstance(values, str) else "-".join(f"{v:g}" for v in dict.fromkeys(values))

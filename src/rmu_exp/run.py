@@ -20,12 +20,14 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from rmu_exp.errors import UserError
+from rmu_exp.unlearn import catalog
 
+AUTO = "auto"  # steer: taken from the model's own norms
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 BAD_LINE = ("error", "skip")
-METHODS = ("rmu",)
 DISTRIBUTIONS = ("uniform", "normal")
 SCHEDULES = ("constant", "linear")
+SHARING = ("auto", "always", "never")
 TRACKERS = ("wandb", "off")
 TRACKING_MODES = ("auto", "online", "offline")
 
@@ -52,12 +54,34 @@ class Preset:
     """Texts of this many characters or fewer are left out."""
     parameters: list[str] | None = None
     """Names of the trained tensors inside a layer; null: the MLP's output matrix."""
+    span: int = 3
+    """How many layers are trained; 0: all that the method loads (see layers.span)."""
+    lora: bool = False
+    """Train LoRA adapters (see layers.lora)."""
     seed: int = 0
     """Seed of every random choice."""
     schedule: str = "constant"
     """Learning rate over the steps: constant or linear."""
     faithful: bool = False
     """Train as the published loop does, to the letter (see method.faithful)."""
+
+
+ANY = "any"  # the entry of a method's presets that fits every model
+PRESET = tuple(f.name for f in dataclasses.fields(Preset))
+
+
+def preset(key: str, *, _root_: Any) -> Any:
+    """``${preset:KEY}``: a default that the method has for this model, or for any; else the model's own."""
+    if "method" not in _root_ or "model" not in _root_:
+        return None  # Hydra looks at each file alone before it puts them together
+    mine = _root_.method.get("presets") or {}
+    for entry in (mine.get(str(_root_.model.get("name"))), mine.get(ANY)):
+        if entry is not None and entry.get(key) is not None:
+            return entry[key]
+    return _root_.model.preset[key] if key in PRESET else None
+
+
+OmegaConf.register_new_resolver("preset", preset, replace=True)
 
 
 @dataclass
@@ -102,10 +126,16 @@ class Model:
 class Layers:
     """Which tensors are trained, relative to `layer`."""
 
-    span: int = 3
-    """How many layers are trained: `layer` and the ones below it."""
+    span: Any = 3
+    """How many layers are trained: `layer` and the ones below it; 0: all that the method loads."""
     parameters: list[str] | None = None
     """Names inside a layer as on disk, globs allowed; null: the MLP output matrix (faithful Mixtral: as published)."""
+    lora: Any = False
+    """Train LoRA adapters on these matrices, merged into the Delta, in their place."""
+    rank: int = 16
+    """Rank of the adapters."""
+    rank_alpha: int = 16
+    """LoRA's scale, as peft's lora_alpha: adapters are multiplied by rank_alpha / rank."""
     param_ids: list[int] | None = None
     """The published code's form: indices into a layer's parameters; translated to names and logged."""
 
@@ -116,6 +146,8 @@ class Steering:
 
     kind: str = "fixed"
     """fixed: the target is steer · u."""
+    factor: float = 3.0
+    """With steer=auto: how many times the frozen model's mean activation norm on a topic's forget texts it is."""
     distribution: str = "uniform"
     """Entries of u before normalising: uniform on [0, 1) as published, or normal."""
 
@@ -126,16 +158,6 @@ class Retain:
 
     kind: str = "mse"
     """mse: squared distance to the frozen activations."""
-
-
-@dataclass
-class Method:
-    """The unlearning method."""
-
-    name: str = "rmu"
-    """rmu."""
-    faithful: bool = False
-    """The published loop to the letter: file order, left padding that counts in the loss, no fp32 masters."""
 
 
 @dataclass
@@ -152,6 +174,8 @@ class Data:
     """One source for all topics, or one a topic."""
     min_len: int = 0
     """Texts of this many characters or fewer are left out."""
+    answer: str | None = None
+    """Methods over next tokens count only what follows this, in texts that have it; null: whole texts."""
     max_length: int = 512
     """Tokens a text is cut to; the published loop cuts forget texts after the first topic to 768."""
     on_bad_line: str = "error"
@@ -215,13 +239,23 @@ class Tracking:
 
 
 @dataclass
+class Share:
+    """What trials that differ in steer, alpha or other settings of the loss compute once for all; same results."""
+
+    when: str = "auto"
+    """auto (in a sweep), always or never."""
+    gigabytes: float = 8.0
+    """Space in the cache folder for activations; 0: none are kept."""
+
+
+@dataclass
 class Run:
     """One unlearning run."""
 
     layer: Any = MISSING
     """Layer whose activations are steered, counted from 0."""
     steer: Any = MISSING
-    """Length of the forget target c·u: a number, or one per topic."""
+    """Length of the forget target c·u: a number, one per topic, or auto (see steering.factor)."""
     alpha: Any = MISSING
     """Weight of the retain loss: a number, or one per topic."""
     seed: int = 0
@@ -234,13 +268,15 @@ class Run:
     layers: Layers = field(default_factory=Layers)
     steering: Steering = field(default_factory=Steering)
     retain: Retain = field(default_factory=Retain)
-    method: Method = field(default_factory=Method)
+    method: Any = field(default_factory=dict)
+    """The method's own settings: `name`, and what its file in unlearn/methods/ declares."""
     data: Data = field(default_factory=Data)
     eval: Eval = field(default_factory=Eval)
     attacks: dict[str, Any] = field(default_factory=dict)
     """Chosen attacks and probes, each with its settings."""
     train: Train = field(default_factory=Train)
     tracking: Tracking = field(default_factory=Tracking)
+    share: Share = field(default_factory=Share)
 
     @property
     def topics(self) -> list[str]:
@@ -248,9 +284,20 @@ class Run:
         return self.data.topics or topic_names(self.data.forget)
 
     @property
-    def trained_layers(self) -> list[int]:
-        """Indices of the layers with trained tensors, lowest first; the last is `layer`."""
-        return list(range(max(0, self.layer - self.layers.span + 1), self.layer + 1))
+    def faithful(self) -> bool:
+        """Whether it is the published loop to the letter."""
+        return bool(getattr(self.method, "faithful", False))
+
+    def trained_layers(self, targets: list[int], depth: int) -> list[int]:
+        """Indices of the layers with trained tensors, lowest first.
+
+        Args:
+            targets: the layers that the method's loss is about.
+            depth: number of layers loaded.
+        """
+        if self.layers.span == 0:
+            return list(range(depth))
+        return sorted({i for t in targets for i in range(max(0, t - self.layers.span + 1), t + 1)})
 
     @property
     def parameters(self) -> list[str] | None:
@@ -296,7 +343,7 @@ class Judge:
 def digest(run: Run | Judge) -> str:
     """sha256 over what can change the results of the stages before the attacks, which look after themselves."""
     values = dataclasses.asdict(run)
-    for key in ("output", "export", "tracking", "attacks"):
+    for key in ("output", "export", "tracking", "attacks", "share"):
         values.pop(key, None)
     values["model"].pop("never")
     values["data"].pop("forget_tasks")
@@ -326,11 +373,31 @@ def parse(config: DictConfig) -> Run:
             if OmegaConf.is_missing(config, key) or OmegaConf.select(config, key) is None:
                 raise UserError(f"{key}: not given, and {_model_name(config)} has no preset for it; add {key}=…")
         run = OmegaConf.to_object(config)
+        assert isinstance(run, Run)
+        run.method = _method(config.method)
     except OmegaConfBaseException as error:
         raise UserError(one_line(error)) from error
-    assert isinstance(run, Run)
     _check(run)
     return run
+
+
+def _method(config: DictConfig) -> Any:
+    """The method's settings as the dataclass that its file declares."""
+    values: Any = OmegaConf.to_container(config, resolve=True)
+    name, presets = values.get("name"), values.pop("presets", None) or {}
+    if name not in catalog.names():
+        raise UserError(f"method.name: got {name!r}, allowed is {', '.join(catalog.names())}")
+    schema = catalog.settings(name)
+    known = [f"method.{f.name}" for f in dataclasses.fields(schema)]
+    for key in values:
+        if f"method.{key}" not in known:
+            raise UserError(f"{unknown_key(f'method.{key}', known)} for {name}")
+    allowed = [*PRESET, *(f.name for f in dataclasses.fields(schema))]
+    for model, entry in presets.items():
+        for key in set(entry) - set(allowed):
+            raise UserError(f"method.presets: {name} has {key!r} for {model}, allowed is {', '.join(allowed)}")
+    typed = OmegaConf.merge({"method": OmegaConf.structured(schema)}, {"method": values})
+    return OmegaConf.to_object(typed)["method"]  # type: ignore[index,call-overload]
 
 
 def _model_name(config: Any) -> str:
@@ -364,7 +431,8 @@ def per_topic(key: str, value: Any, topics: list[str]) -> list[float]:
     given = list(value) if isinstance(value, (list, tuple)) else [value]
     numbers = [v for v in given if isinstance(v, (int, float)) and not isinstance(v, bool)]
     if len(numbers) < len(given) or not all(math.isfinite(v) and v >= 0 for v in numbers):
-        raise UserError(f"{key}: got {_show(value)}, allowed is a number ≥ 0, or one per topic")
+        other = ", or auto" if key == "steer" else ""
+        raise UserError(f"{key}: got {_show(value)}, allowed is a number ≥ 0, or one per topic{other}")
     if len(given) == 1:
         return [float(given[0])] * len(topics)
     if len(given) != len(topics):
@@ -388,27 +456,37 @@ def _check(run: Run) -> None:
         raise UserError("model.name: not given; add model.name=ORG/NAME, or model.path=FOLDER")
     if not isinstance(run.layer, int) or isinstance(run.layer, bool):
         raise UserError(f"layer: got {_show(run.layer)}, allowed is a whole number, 0 or more")
-    run.steer = per_topic("steer", run.steer, run.topics)
+    if run.steer != AUTO:
+        run.steer = per_topic("steer", run.steer, run.topics)
+    if not (math.isfinite(run.steering.factor) and run.steering.factor > 0):
+        raise UserError(f"steering.factor: got {run.steering.factor}, allowed is a number > 0")
     run.alpha = per_topic("alpha", run.alpha, run.topics)
     if run.train.lr is None:
         raise UserError("train.lr: not given and the model has no preset; add train.lr=5e-5")
-    at_least = {"layer": 0, "seed": 0, "layers.span": 1, "train.batch_size": 1, "train.max_batches": 1}
+    if not isinstance(run.layers.span, int) or isinstance(run.layers.span, bool):
+        raise UserError(f"layers.span: got {_show(run.layers.span)}, allowed is a whole number, 0 or more")
+    if not isinstance(run.layers.lora, bool):
+        raise UserError(f"layers.lora: got {_show(run.layers.lora)}, allowed is true or false")
+    at_least = {"layer": 0, "seed": 0, "layers.span": 0, "train.batch_size": 1, "train.max_batches": 1}
     at_least |= {"data.min_len": 0, "data.max_length": 1, "eval.batch_size": 1}
+    at_least |= {"layers.rank": 1, "layers.rank_alpha": 1}
     for key, least in at_least.items():
-        if _get(run, key) < least:
+        if _get(run, key) is not None and _get(run, key) < least:
             raise UserError(f"{key}: got {_get(run, key)}, allowed is {least} or more")
     if not (math.isfinite(run.train.lr) and run.train.lr > 0):
         raise UserError(f"train.lr: got {run.train.lr}, allowed is a number > 0")
-    if run.method.faithful and run.train.schedule != "constant":
+    if run.faithful and run.train.schedule != "constant":
         raise UserError(f"train.schedule: got {run.train.schedule}, but method.faithful=true has a constant rate")
     if run.eval.backend not in ("fast", "stock") and not run.export:
         raise UserError(f"eval.backend: {run.eval.backend} judges the exported checkpoint; add export=true")
+    if not (math.isfinite(run.share.gigabytes) and run.share.gigabytes >= 0):
+        raise UserError(f"share.gigabytes: got {run.share.gigabytes}, allowed is a number ≥ 0")
     choices = {
-        "method.name": METHODS,
         "steering.kind": ("fixed",),
         "steering.distribution": DISTRIBUTIONS,
         "retain.kind": ("mse",),
         "train.schedule": SCHEDULES,
+        "share.when": SHARING,
     }
     _check_choices(run, choices)
     _check_parts(run)

@@ -147,3 +147,26 @@ def test_an_unknown_architecture_is_told_what_was_looked_for():
 def test_a_cut_above_the_model_is_refused(mistral):
     with pytest.raises(UserError, match="got 3, allowed is 0 to 2"):
         split_at(mistral.open(3, torch.float32, CPU), 3)
+
+
+@pytest.mark.parametrize("first", [0, 2])
+def test_logits_over_a_split_equal_the_whole_model_bit_for_bit(checkpoint, first):
+    full = checkpoint.open(None, torch.float32, CPU)
+    split = split_at(full, first)
+    with torch.no_grad():
+        plain = full(input_ids=IDS, attention_mask=MASKS["left"], use_cache=False).logits
+        h = split.upper(split.trunk(IDS, MASKS["left"]), {})
+        assert torch.equal(split.logits(h, IDS), plain)
+        assert torch.equal(full(input_ids=IDS, attention_mask=MASKS["left"], use_cache=False).logits, plain)
+
+
+def test_a_shift_is_added_to_a_layers_output(mistral):
+    model = mistral.open(3, torch.float32, CPU)
+    shift = torch.randn(3, 9, mistral.hidden_size)
+    hook = layers_of(model)[1].register_forward_hook(lambda module, args, out: out + shift)
+    plain = layer_output(model, 2, input_ids=IDS)
+    hook.remove()
+    for first in (0, 1, 2):
+        split = split_at(model, first)
+        *_, (_, h) = split.walk(split.trunk(IDS), {}, {1: shift})
+        torch.testing.assert_close(h, plain, rtol=1e-6, atol=1e-6)

@@ -10,8 +10,9 @@ from rmu_exp.corpora import batches as batching
 from rmu_exp.model.anatomy import layers_of
 from rmu_exp.model.checkpoint import Checkpoint
 from rmu_exp.model.parameters import resolve
-from rmu_exp.unlearn import rmu
-from rmu_exp.unlearn.loop import Settings, unlearn
+from rmu_exp.unlearn.loop import unlearn
+from rmu_exp.unlearn.method import Context
+from rmu_exp.unlearn.methods import rmu
 
 LAYER, STEPS, SIZE, SEED = 4, 8, 4, 3
 STEER, ALPHA, LR = [6.5, 3.0], [40.0, 20.0], 1e-3
@@ -66,13 +67,17 @@ def two_models(checkpoint):
     return updated, frozen, params
 
 
-def ours(checkpoint, batches, control, faithful):
+def method_of(checkpoint, faithful):
+    about = Context(LAYER, ["a", "b"], STEER, ALPHA, checkpoint.hidden_size, CPU, STEPS, seed=SEED, faithful=faithful)
+    return rmu.Method(rmu.Settings(faithful), about)
+
+
+def ours(checkpoint, batches, faithful):
     model = checkpoint.open(LAYER + 1, torch.float32, CPU)
     before = [p.clone() for p in model.parameters()]
     trained = resolve(model, [LAYER - 2, LAYER - 1, LAYER], None)
     seen = []
-    settings = Settings(LR, ALPHA, STEER, ["a", "b"], faithful)
-    values = unlearn(model, trained, batches, control, settings, seen.append)
+    values = unlearn(model, trained, batches, method_of(checkpoint, faithful), LR, on_metrics=seen.append)
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)), "the model was changed"
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules()), "a hook was left behind"
     return values, seen
@@ -85,9 +90,7 @@ def control_of(checkpoint):
 def test_faithful_equals_the_published_loop(checkpoint, corpora):
     forget, retain = corpora
     tokenizer = checkpoint.tokenizer()
-    values, seen = ours(
-        checkpoint, batching.published(forget, retain, tokenizer, SIZE, STEPS), control_of(checkpoint), True
-    )
+    values, seen = ours(checkpoint, batching.published(forget, retain, tokenizer, SIZE, STEPS), True)
 
     updated, frozen, params = two_models(checkpoint)
     torch.manual_seed(SEED)
@@ -130,7 +133,7 @@ def test_default_equals_two_models_without_padding(checkpoint, corpora):
     tokenizer = checkpoint.tokenizer()
     tokens = [[batching.tokenize(t, tokenizer, 512) for t in side] for side in (forget, retain)]
     control = control_of(checkpoint)
-    values, seen = ours(checkpoint, batching.shuffled(*tokens, SIZE, STEPS, SEED, 2), control, False)
+    values, seen = ours(checkpoint, batching.shuffled(*tokens, SIZE, STEPS, SEED, 2), False)
 
     updated, frozen, params = two_models(checkpoint)
     optimizer = PublishedAdamW(params, LR)
@@ -166,7 +169,7 @@ def test_four_norms_and_cosines_of_every_step(checkpoint, corpora):
     forget, retain = corpora
     tokenizer = checkpoint.tokenizer()
     batches = batching.published(forget, retain, tokenizer, SIZE, 2)
-    _, seen = ours(checkpoint, batches, control_of(checkpoint), True)
+    _, seen = ours(checkpoint, batches, True)
     first = seen[0]
     assert first["norm_forget_updated"] == pytest.approx(first["norm_forget_frozen"], rel=1e-6)
     assert first["norm_retain_updated"] == pytest.approx(first["norm_retain_frozen"], rel=1e-6)
@@ -185,9 +188,8 @@ def test_bf16_trains_fp32_masters(tmp_path, corpora):
     forget, retain = corpora
     model = checkpoint.open(LAYER + 1, torch.bfloat16, CPU)
     tokens = [[batching.tokenize(t, checkpoint.tokenizer(), 512) for t in side] for side in (forget, retain)]
-    settings = Settings(1e-5, ALPHA, STEER, ["a", "b"])
     trained = resolve(model, [LAYER], None)
-    values = unlearn(model, trained, batching.shuffled(*tokens, SIZE, 4, 0, 2), control_of(checkpoint), settings)
+    values = unlearn(model, trained, batching.shuffled(*tokens, SIZE, 4, 0, 2), method_of(checkpoint, False), 1e-5)
     assert values[0].dtype == torch.float32
     original = trained[0].read(layers_of(model)[LAYER]).float()
     assert (values[0] - original).abs().max() > 1e-5, "steps below bf16's resolution must add up"

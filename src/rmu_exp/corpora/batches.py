@@ -13,8 +13,12 @@ This module knows tokens; it knows nothing of models or losses.
 
 from __future__ import annotations
 
+import hashlib
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -42,14 +46,27 @@ class Pass:
     positions_RT: Tensor | None
     tokens: dict[str, Tensor]
 
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of everything that the model is given."""
+        total = hashlib.sha256()
+        for tensor in (self.ids_RT, self.mask_RT, self.positions_RT):
+            total.update(b"-" if tensor is None else f"{list(tensor.shape)}".encode() + tensor.cpu().numpy().tobytes())
+        return total.hexdigest()
+
     def to(self, device: torch.device) -> Pass:
+        """The same on a device."""
+        if self.ids_RT.device == device:
+            return self
         move = lambda t: None if t is None else t.to(device, non_blocking=True)  # noqa: E731
-        return Pass(
+        moved = Pass(
             self.ids_RT.to(device, non_blocking=True),
             move(self.mask_RT),
             move(self.positions_RT),
             {role: index.to(device, non_blocking=True) for role, index in self.tokens.items()},
         )
+        vars(moved)["digest"] = self.digest  # reading it off the device would wait for the device
+        return moved
 
 
 @dataclass
@@ -132,8 +149,6 @@ def _draw(corpus: Tokens, batch_size: int, seed: int, name: str) -> Iterator[lis
 
 def named_generator(seed: int, name: str) -> torch.Generator:
     """A generator of its own for each use of chance, so that one use never shifts another."""
-    import hashlib
-
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
@@ -196,6 +211,15 @@ def published_steps(
 ) -> int:
     """How many steps :func:`published` takes."""
     return min(steps, *(-(-len(texts) // batch_size) for texts in (*forget, *retain)))
+
+
+def ahead(batches: Iterator[Batch], count: int = 4) -> Iterator[Batch]:
+    """The same batches, some made by a thread while earlier ones are used: tokenizing and packing cost no step."""
+    with ThreadPoolExecutor(1) as pool:
+        made = deque(pool.submit(next, batches, None) for _ in range(count))
+        while (batch := made.popleft().result()) is not None:
+            made.append(pool.submit(next, batches, None))
+            yield batch
 
 
 def _in_batches(texts: Sequence[str], size: int) -> list[Sequence[str]]:

@@ -9,9 +9,9 @@ Shapes: B rows, T positions, D hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from rmu_exp.errors import UserError
+from rmu_exp.model.replay import Memo, recording, replaying
 
 BODY = ("model", "gpt_neox", "transformer")
 LAYERS = ("layers", "h")
@@ -109,10 +110,12 @@ class Trunk:
     Attributes:
         h_BTD: the input of the lowest upper layer.
         calls: further arguments and keywords of each upper layer, lowest first.
+        memo: what the lowest upper layer's modules gave before a new weight was used, from its first run.
     """
 
     h_BTD: Tensor
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]]
+    memo: Memo = field(default_factory=dict)
 
     def rows(self, rows: slice) -> Trunk:
         """The same for some rows of the batch, as views."""
@@ -132,33 +135,46 @@ def _rows(value: Any, rows: slice, batch: int) -> Any:
 
 
 class SplitModel:
-    """A headless model cut below layer ``first``; the model itself is left as it is.
+    """A model cut below layer ``first``; the model itself is left as it is.
 
     Attributes:
         model: the model.
-        first: index of the lowest upper layer.
+        first, last: index of the lowest and of the highest upper layer.
         device: where it lives.
     """
 
     def __init__(self, model: nn.Module, first: int) -> None:
         self.model, self.first = model, first
         self._layers = layers_of(model)
+        self.last = len(self._layers) - 1
         if not 0 <= first < len(self._layers):
             raise UserError(f"layers: got {first}, allowed is 0 to {len(self._layers) - 1}")
         self.device = next(model.parameters()).device
         self._tuples = self._returns_tuple()
 
     @torch.no_grad()
-    def trunk(self, ids_BT: Tensor, mask_BT: Tensor | None = None, positions_BT: Tensor | None = None) -> Trunk:
+    def trunk(
+        self,
+        ids_BT: Tensor,
+        mask_BT: Tensor | None = None,
+        positions_BT: Tensor | None = None,
+        known_BTD: Tensor | None = None,
+    ) -> Trunk:
         """Run the layers below ``first`` without autograd.
 
         Args:
             mask_BT: 1 for text, 0 for padding on either side; None when there is none, or when rows are packed.
             positions_BT: positions that restart at every text make the model mask packed texts apart.
+            known_BTD: what these layers gave for the same rows before; they are then not run again.
         """
         recorders = [_Recorder(layer, self._tuples) for layer in self._layers[self.first :]]
-        self._run(recorders, ids_BT, mask_BT, positions_BT)
-        return Trunk(recorders[0].hidden, [recorder.call for recorder in recorders])
+        if known_BTD is None:
+            self._run(recorders, ids_BT, mask_BT, positions_BT)
+        else:
+            skipped = [_Recorder(layer, self._tuples) for layer in self._layers[: self.first]]
+            self._run([*skipped, *recorders], ids_BT, mask_BT, positions_BT, 0)
+        h_BTD = recorders[0].hidden if known_BTD is None else known_BTD
+        return Trunk(h_BTD, [recorder.call for recorder in recorders])
 
     def upper(self, trunk: Trunk, weights: dict[int, dict[str, Tensor]], rows: slice | None = None) -> Tensor:
         """The last layer's output, before any final norm.
@@ -171,12 +187,47 @@ class SplitModel:
         Returns:
             (B or number of rows, T, D).
         """
-        trunk = trunk if rows is None else trunk.rows(rows)
-        h_BTD = trunk.h_BTD
-        for index, (args, kwargs) in enumerate(trunk.calls, self.first):
-            out = functional_call(self._layers[index], weights.get(index, {}), (h_BTD, *args), kwargs)
-            h_BTD = out[0] if isinstance(out, tuple) else out
+        *_, (_, h_BTD) = self.walk(trunk if rows is None else trunk.rows(rows), weights)
         return h_BTD
+
+    def walk(
+        self, trunk: Trunk, weights: dict[int, dict[str, Tensor]], shifts: Mapping[int, Tensor] | None = None
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Index and output (B, T, D) of each upper layer, lowest first.
+
+        Args:
+            weights: as for :meth:`upper`.
+            shifts: layer index to what is added to its output; the layer below the first upper one may be among them.
+        """
+        h_BTD, shifts, memo = trunk.h_BTD, shifts or {}, trunk.memo
+        if self.first - 1 in shifts:
+            h_BTD, memo = h_BTD + shifts[self.first - 1].to(h_BTD.dtype), {}  # of another input nothing is known
+        for index, (args, kwargs) in enumerate(trunk.calls, self.first):
+            new = weights.get(index, {})
+            with self._once(index, memo, new):
+                out = functional_call(self._layers[index], new, (h_BTD, *args), kwargs)
+            h_BTD = out[0] if isinstance(out, tuple) else out
+            if index in shifts:
+                h_BTD = h_BTD + shifts[index].to(h_BTD.dtype)
+            yield index, h_BTD
+
+    def _once(self, index: int, memo: Memo, new: dict[str, Tensor]) -> AbstractContextManager[None]:
+        """Run the part of the lowest upper layer that no new weight reaches once: then with them, now without."""
+        if index != self.first or bool(memo) == bool(new):
+            return nullcontext()
+        layer = self._layers[index]
+        return recording(layer, list(new), memo) if new else replaying(layer, memo)
+
+    def logits(self, h_BTD: Tensor, ids_BT: Tensor) -> Tensor:
+        """What a causal model's final norm and head make of the last layer's output: (B, T, V).
+
+        Its own forward is run with that output in the place of its layers, so that scaling and capping stay its own.
+        """
+        sources = [_Source(layer, self._tuples, h_BTD) for layer in self._layers]
+        with self._replaced(sources, 0):
+            out = self.model(input_ids=ids_BT, use_cache=False).logits
+        assert isinstance(out, Tensor)
+        return out
 
     @torch.no_grad()
     def _returns_tuple(self) -> bool:
@@ -185,15 +236,22 @@ class SplitModel:
         self._run([probe], torch.zeros(1, 1, dtype=torch.long, device=self.device), None, None)
         return probe.gave_tuple
 
-    def _run(self, upper: list[Any], ids_BT: Tensor, mask_BT: Tensor | None, positions_BT: Tensor | None) -> None:
+    def _run(
+        self,
+        upper: Sequence[nn.Module],
+        ids_BT: Tensor,
+        mask_BT: Tensor | None,
+        positions_BT: Tensor | None,
+        first: int | None = None,
+    ) -> None:
         extra = {} if positions_BT is None else {"position_ids": positions_BT}
-        with self._replaced(upper):
-            self.model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False, **extra)
+        with self._replaced(upper, first):
+            body_of(self.model)(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False, **extra)
 
     @contextmanager
-    def _replaced(self, upper: list[nn.Module]) -> Iterator[None]:
+    def _replaced(self, upper: Sequence[nn.Module], first: int | None = None) -> Iterator[None]:
         body, name = body_of(self.model), _layers_name(self.model)
-        setattr(body, name, nn.ModuleList([*self._layers[: self.first], *upper]))
+        setattr(body, name, nn.ModuleList([*self._layers[: self.first if first is None else first], *upper]))
         try:
             yield
         finally:
@@ -201,7 +259,7 @@ class SplitModel:
 
 
 def split_at(model: nn.Module, first: int) -> SplitModel:
-    """A view of a headless model, cut below layer ``first``.
+    """A view of a model, cut below layer ``first``.
 
     Raises:
         UserError: the model has no such layer, or keeps its layers in an unknown place.
@@ -235,6 +293,17 @@ class _Recorder(_StandIn):
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         self.hidden, self.call = hidden_states, (args, kwargs)
         return (hidden_states,) if self._returns_tuple else hidden_states
+
+
+class _Source(_StandIn):
+    """Answers with given hidden states, whatever it is handed."""
+
+    def __init__(self, layer: nn.Module, returns_tuple: bool, h_BTD: Tensor) -> None:
+        super().__init__(layer)
+        self._returns_tuple, self._given = returns_tuple, (h_BTD,)
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return self._given if self._returns_tuple else self._given[0]
 
 
 class _Probe(_StandIn):

@@ -30,6 +30,7 @@ from rmu_exp.model.repository import Snapshot, snapshot
 TOKENIZER = ("tokenizer", "vocab", "spiece.model", "sentencepiece")
 PER_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers", "layers_block_type")
 SHIPPED = {"lore": "weights", "lore:never": "never"}
+HEADS = ("lm_head.", "embed_out.")
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
 
 
@@ -114,6 +115,13 @@ class Checkpoint:
     def context(self) -> int:
         """Tokens that the model takes, from config.json alone."""
         return self._size("max_position_embeddings", "n_positions")
+
+    @property
+    def has_head(self) -> bool:
+        """Whether it has a language-model head of its own, or one tied to its embedding."""
+        table = weights.weight_map(self.folder) or self._tensors()
+        own = not table or any(name.startswith(HEADS) for name in table)  # a hub's single file is not here yet
+        return own or bool(getattr(self.config, "tie_word_embeddings", False))
 
     @property
     def dtype(self) -> torch.dtype:

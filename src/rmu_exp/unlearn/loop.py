@@ -1,59 +1,47 @@
 """The unlearning loop: two corpora in, the changed tensors out.
 
-The loss lives at layer ℓ, so the model it gets has ℓ+1 layers and no head. The layers below the first
-trained one run once, without autograd, for forget and retain texts together; the frozen model is not a
-second model but the saved originals of the few trained tensors, run on the same trunk activations.
-
-The loop knows activations and tensors; it knows nothing of text, files or questions.
+A method says what it needs of each step and what its loss is; steps, precision, learning rate, metrics and the
+check that the loss is finite are the same for all. The loop knows activations and tensors; it knows nothing of
+text, files or questions.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rmu_exp.corpora.batches import FORGET, RETAIN, Batch, Pass
+from rmu_exp.corpora.batches import FORGET, RETAIN, Batch
 from rmu_exp.errors import RunError
-from rmu_exp.model.anatomy import SplitModel, layers_of, split_at
+from rmu_exp.model.anatomy import layers_of, split_at
 from rmu_exp.model.parameters import Trained, assemble
-from rmu_exp.unlearn import rmu
+from rmu_exp.unlearn.method import Context, Losses, Method
+from rmu_exp.unlearn.step import Step
+from rmu_exp.unlearn.trunks import Trunks
 
 FLUSH = 10  # steps between two readings of the metrics: reading waits for the device
-BETA2 = 0.999
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What the loop needs of a Run."""
-
-    lr: float
-    alpha: Sequence[float]
-    steer: Sequence[float]
-    topics: Sequence[str]
-    faithful: bool = False
-    decay_over: int | None = None
-    """Steps over which the learning rate falls to nothing, linearly; None: it is constant."""
 
 
 def unlearn(
     model: torch.nn.Module,
     trained: list[Trained],
     batches: Iterable[Batch],
-    control_KD: Tensor,
-    settings: Settings,
+    method: Method,
+    lr: float,
+    decay_over: int | None = None,
     on_metrics: Callable[[dict[str, Any]], None] = lambda metrics: None,
+    trunks: Trunks | None = None,
 ) -> list[Tensor]:
-    """Train ``trained`` so that forget texts are steered and retain texts stay.
+    """Train ``trained`` by a method's loss.
 
     Args:
-        model: layers 0..ℓ, no head; it is left as it was.
-        control_KD: forget targets c·u, one a topic, on the model's device.
+        model: as deep as the method needs; it is left as it was.
+        decay_over: steps over which the learning rate falls to nothing, linearly; None: it is constant.
         on_metrics: called with one dictionary a step, some steps late.
+        trunks: where activations are that other runs have computed; None: all are computed here.
 
     Returns:
         The new values, in the order of ``trained``, in the masters' dtype.
@@ -61,29 +49,23 @@ def unlearn(
     Raises:
         RunError: the loss is not finite.
     """
+    context = method.context
     split = split_at(model, min(t.layer for t in trained))
-    masters = originals(model, trained, None if settings.faithful else torch.float32)
-    optimizer = torch.optim.AdamW(masters, lr=settings.lr, betas=(0.9, BETA2), weight_decay=0.0)
-    meter = Meter(settings, on_metrics)
-    for step, batch in enumerate(batches, 1):
-        h, g = activations(split, batch, assemble(model, trained, masters), settings.faithful)
-        forget = rmu.forget_loss(h[FORGET], control_KD[batch.topic])
-        retain = rmu.retain_loss(h[RETAIN], g[RETAIN])
-        loss = forget + settings.alpha[batch.topic] * retain
+    masters = originals(model, trained, None if context.faithful else torch.float32)
+    optimizer = method.optimizer(masters, lr)
+    layers = {context.layer, *method.targets(method.settings, context.layer)}
+    meter = Meter(context, on_metrics)
+    method.begin(split)
+    for number, batch in enumerate(batches, 1):
+        weights = assemble(model, trained, masters)
+        step = Step(split, batch, weights, sorted(layers), context.faithful, number, context.marker, trunks or Trunks())
+        losses = method.loss(step)
         optimizer.zero_grad()
-        loss.backward()
-        if settings.decay_over:
-            optimizer.param_groups[0]["lr"] = settings.lr * max(0.0, 1 - (step - 1) / settings.decay_over)
-        optimizer.param_groups[0]["eps"] = 1e-6 / (1 - BETA2**step) ** 0.5  # see published_epsilon in docs/method.md
+        losses["loss"].backward()
+        if decay_over:
+            optimizer.param_groups[0]["lr"] = lr * max(0.0, 1 - (number - 1) / decay_over)
         optimizer.step()
-        meter.add(
-            step,
-            batch,
-            optimizer.param_groups[0]["lr"],
-            {"loss": loss, "forget_loss": forget, "retain_loss": retain},
-            h,
-            g,
-        )
+        meter.add(step, optimizer.param_groups[0]["lr"], losses)
     meter.flush()
     return [w.detach() for w in masters]
 
@@ -95,55 +77,44 @@ def originals(model: torch.nn.Module, trained: Sequence[Trained], dtype: torch.d
     return [v.to(dtype or v.dtype).requires_grad_() for v in values]
 
 
-def activations(
-    split: SplitModel, batch: Batch, updated: dict[int, dict[str, Tensor]], faithful: bool
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Role to activations (tokens, hidden) at layer ℓ: of the updated model, and of the frozen one.
-
-    Args:
-        updated: the tensors that differ from the frozen model's, as :func:`assemble` gives them.
-    """
-    h: dict[str, Tensor] = {}
-    g: dict[str, Tensor] = {}
-    for run in batch.passes:
-        run = run.to(split.device)
-        trunk = split.trunk(run.ids_RT, run.mask_RT, run.positions_RT)
-        h |= _by_role(split.upper(trunk, updated), run, faithful)
-        with torch.no_grad():
-            g |= _by_role(split.upper(trunk, {}), run, faithful)
-    return h, g
-
-
-def _by_role(h_RTD: Tensor, run: Pass, faithful: bool) -> dict[str, Tensor]:
-    h_ND = h_RTD.flatten(0, 1) if faithful else h_RTD.flatten(0, 1).float()
-    return {role: h_ND[index] for role, index in run.tokens.items()}
+def frozen_norms(model: torch.nn.Module, layer: int, batches: Iterable[Batch]) -> dict[int, float]:
+    """Topic to the mean norm of the model's activations at a layer on the topic's forget texts."""
+    split, norms = split_at(model, layer), dict[int, list[Tensor]]()
+    for batch in batches:
+        h_ND = Step(split, batch, {}, [layer]).frozen().h[layer][FORGET]
+        norms.setdefault(batch.topic, []).append(torch.linalg.vector_norm(h_ND, dim=-1))
+    return {topic: torch.cat(lengths).mean().item() for topic, lengths in norms.items()}
 
 
 class Meter:
     """Collects each step's numbers on the device and hands them on as plain dictionaries."""
 
-    def __init__(self, settings: Settings, on_metrics: Callable[[dict[str, Any]], None]) -> None:
-        self.settings, self.on_metrics = settings, on_metrics
+    def __init__(self, context: Context, on_metrics: Callable[[dict[str, Any]], None]) -> None:
+        self.context, self.on_metrics = context, on_metrics
         self.pending: list[tuple[dict[str, Any], list[str], Tensor]] = []
         self.last = time.perf_counter()
 
     @torch.no_grad()
-    def add(
-        self, step: int, batch: Batch, lr: float, losses: dict[str, Tensor], h: dict[str, Tensor], g: dict[str, Tensor]
-    ) -> None:
+    def add(self, step: Step, lr: float, losses: Losses) -> None:
+        """Note a step: its losses, and the norms at ℓ of what the method has asked to see."""
         numbers = {name: value.detach().float() for name, value in losses.items()}
+        layer, topic = self.context.layer, step.topic
+        h = step.last.h[layer] if step.last else {}
+        g = step.reference.h[layer] if step.reference else {}
         for role in (FORGET, RETAIN):
-            numbers[f"norm_{role}_updated"] = h[role].float().norm(dim=-1).mean()
+            if role in h:
+                numbers[f"norm_{role}_updated"] = h[role].float().norm(dim=-1).mean()
             if role in g:
                 numbers[f"norm_{role}_frozen"] = g[role].float().norm(dim=-1).mean()
+            if role in h and role in g:
                 numbers[f"cos_{role}"] = torch.cosine_similarity(h[role].float(), g[role].float(), dim=-1).mean()
         line = {
-            "step": step,
-            "topic": self.settings.topics[batch.topic],
-            "alpha": self.settings.alpha[batch.topic],
-            "steer": self.settings.steer[batch.topic],
+            "step": step.number,
+            "topic": self.context.topics[topic],
+            "alpha": self.context.alpha[topic],
+            "steer": self.context.steer[topic],
             "lr": lr,
-            "tokens": batch.text_tokens,
+            "tokens": step.batch.text_tokens,
         }
         self.pending.append((line, list(numbers), torch.stack(list(numbers.values()))))
         if len(self.pending) == FLUSH:
@@ -159,7 +130,9 @@ class Meter:
         self.last = now
         for (line, names, _), row in zip(self.pending, values, strict=True):
             metrics = line | dict(zip(names, row, strict=True)) | {"seconds": seconds}
-            if not torch.isfinite(torch.tensor(row[0])):
-                raise RunError(f"the loss is {row[0]} at step {line['step']}; try a smaller train.lr, steer or alpha")
+            if not torch.isfinite(torch.tensor(metrics["loss"])):
+                raise RunError(
+                    f"the loss is {metrics['loss']} at step {line['step']}; try a smaller train.lr, steer or alpha"
+                )
             self.on_metrics(metrics)
         self.pending.clear()

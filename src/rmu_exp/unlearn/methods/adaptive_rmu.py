@@ -1,0 +1,51 @@
+"""Adaptive RMU (arXiv 2408.06223): the coefficient comes from the frozen model's own norms.
+
+    L_forget = mean (h − β·‖g‖·u)²,   the rest as in RMU
+
+‖g‖ is the mean norm of the frozen forget activations: of a topic's first batch, for all steps, as in the published
+code, or of each token, as the paper's equation may be read. ``steer`` is not used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rmu_exp.unlearn.catalog import above, one_of
+from rmu_exp.unlearn.method import Context
+from rmu_exp.unlearn.methods import rmu
+from rmu_exp.unlearn.step import Step
+
+
+@dataclass
+class Settings:
+    """Adaptive RMU's settings."""
+
+    scale: float = 5.0
+    """β: how many times the frozen norm the forget target is long."""
+    norm: str = "topic"
+    """Whose frozen norm: topic, the mean over the topic's first batch; or token, each token's own."""
+
+    def __post_init__(self) -> None:
+        above(self, scale=0)
+        one_of(self, norm=("topic", "token"))
+
+
+class Method(rmu.Method):
+    """Adaptive RMU."""
+
+    def __init__(self, settings: Any, context: Context) -> None:
+        super().__init__(settings, replace(context, steer=[1.0] * len(context.topics)))
+        self.directions_KD, self.seen = self.control_KD.clone(), set[int]()
+
+    def forget_target(self, step: Step, g_ND: Tensor) -> Tensor:
+        lengths_N = self.settings.scale * torch.linalg.vector_norm(g_ND, dim=-1)
+        if self.settings.norm == "token":
+            return lengths_N[:, None] * self.directions_KD[step.topic]
+        if step.topic not in self.seen:
+            self.seen.add(step.topic)
+            self.control_KD[step.topic] = lengths_N.mean() * self.directions_KD[step.topic]
+        return self.control_KD[step.topic]

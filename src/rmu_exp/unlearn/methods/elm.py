@@ -1,0 +1,72 @@
+"""Erasure of language memory (arXiv 2410.02760): the model learns to speak of the topic as a novice would.
+
+    target(x) ∝ P(x) · (P(x | novice) / P(x | expert))^η
+    L = CE(target, updated) on the forget texts  +  α · CE(frozen, updated) on the retain texts
+
+P is the frozen model, without and with a sentence before the text that makes it speak as a novice or as an expert of
+the topic. The paper's third loss, for fluent text after such a prompt, is not here. LoRA on every layer, unless
+``layers`` says otherwise (the paper adapts layers 4 to 8 of 32). ``steer`` is not used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, log_softmax
+
+from rmu_exp.corpora.batches import FORGET, RETAIN, Batch, pack
+from rmu_exp.unlearn import language, method
+from rmu_exp.unlearn.catalog import at_least
+from rmu_exp.unlearn.method import Context, Losses, summed
+from rmu_exp.unlearn.step import Step
+
+
+@dataclass
+class Settings:
+    """ELM's settings."""
+
+    strength: float = 1000.0
+    """η: how far the target moves from the expert to the novice."""
+    novice: str = "You are a novice in {topic} with no knowledge of it."
+    """The sentence that makes the model a novice."""
+    expert: str = "You are a world-class expert in {topic}."
+    """The sentence that makes it an expert."""
+
+    def __post_init__(self) -> None:
+        at_least(self, strength=0)
+
+
+class Method(method.Method):
+    """ELM."""
+
+    logits = True
+
+    def __init__(self, settings: Settings, context: Context) -> None:
+        super().__init__(settings, context)
+        sentences = ([s.format(topic=topic) for topic in context.topics] for s in (settings.novice, settings.expert))
+        self.novices, self.experts = ([context.tokenizer(s)["input_ids"] for s in of_topic] for of_topic in sentences)
+
+    def loss(self, step: Step) -> Losses:
+        seen, frozen = step.updated(logits=True), step.frozen(logits=True)
+        rows_M = language.following(step, FORGET).rows_M
+        novice, expert = (self.prompted(step, ids[step.topic])[rows_M] for ids in (self.novices, self.experts))
+        target_MV = erased(frozen.logits[FORGET][rows_M], novice, expert, self.settings.strength)
+        forget = cross_entropy(seen.logits[FORGET][rows_M], target_MV)
+        told = language.counted(step, frozen, RETAIN).softmax(-1)
+        retain = cross_entropy(language.counted(step, seen, RETAIN), told)
+        return summed(forget, retain, self.context.alpha[step.topic])
+
+    def prompted(self, step: Step, prompt: list[int]) -> Tensor:
+        """The frozen model's logits for the forget texts' tokens behind a prompt, in the order of the step's."""
+        texts = language.all_texts(step.batch, FORGET)
+        rows = {str(i): [prompt + text] for i, text in enumerate(texts)}
+        after = step.of(Batch(step.topic, [pack(rows, 0)], 0)).frozen(logits=True)
+        return torch.cat([after.logits[role][len(prompt) :] for role in rows])
+
+
+def erased(plain_NV: Tensor, novice_NV: Tensor, expert_NV: Tensor, strength: float) -> Tensor:
+    """The target's probabilities, from three models' logits."""
+    away = log_softmax(novice_NV, -1) - log_softmax(expert_NV, -1)
+    return (log_softmax(plain_NV, -1) + strength * away).softmax(-1)

@@ -1,0 +1,30 @@
+"""Gradient ascent: the language-model loss of the forget texts is raised; nothing is retained.
+
+    L = −NLL(forget)
+
+It has no end of its own: what stops it is the number of steps. ``alpha`` and ``steer`` are not used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rmu_exp.corpora.batches import FORGET
+from rmu_exp.unlearn import language, method
+from rmu_exp.unlearn.method import Losses
+from rmu_exp.unlearn.step import Step
+
+
+@dataclass
+class Settings:
+    """Gradient ascent has no settings of its own."""
+
+
+class Method(method.Method):
+    """Gradient ascent."""
+
+    logits = True
+
+    def loss(self, step: Step) -> Losses:
+        forget = -language.nll(step, step.updated(logits=True), FORGET)
+        return {"loss": forget, "forget_loss": forget}

@@ -1,0 +1,38 @@
+"""Gradient difference (arXiv 2203.12817; the GradDiff of TOFU, arXiv 2401.06121).
+
+    L = −NLL(forget) + α · NLL(retain)          or  + α · KL(frozen ‖ updated) on the retain texts
+
+The forget term has no floor, so that in the long run it outweighs any α. ``steer`` is not used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rmu_exp.corpora.batches import FORGET, RETAIN
+from rmu_exp.unlearn import language, method
+from rmu_exp.unlearn.catalog import one_of
+from rmu_exp.unlearn.method import Losses, summed
+from rmu_exp.unlearn.step import Step
+
+
+@dataclass
+class Settings:
+    """Gradient difference's settings."""
+
+    retain: str = "nll"
+    """The retain loss: nll, or kl to the frozen model."""
+
+    def __post_init__(self) -> None:
+        one_of(self, retain=("nll", "kl"))
+
+
+class Method(method.Method):
+    """Gradient difference."""
+
+    logits = True
+
+    def loss(self, step: Step) -> Losses:
+        seen = step.updated(logits=True)
+        retain = language.retain_loss(self.settings.retain, step, seen, RETAIN)
+        return summed(-language.nll(step, seen, FORGET), retain, self.context.alpha[step.topic])

@@ -1,0 +1,62 @@
+"""LLMU, large language model unlearning (arXiv 2310.10683).
+
+    L = −ε₁ · NLL(forget) + ε₂ · NLL(random completion) + α · KL(frozen ‖ updated) on the retain texts
+
+Its completions are answers that belong to other prompts. These corpora have texts, not prompts with answers: the first
+half of a forget text is the prompt, and the second half of one of the step's retain texts is the completion.
+``steer`` is not used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rmu_exp.corpora.batches import FORGET, RETAIN, Batch, pack
+from rmu_exp.unlearn import language, method
+from rmu_exp.unlearn.catalog import at_least
+from rmu_exp.unlearn.method import Losses
+from rmu_exp.unlearn.step import Step
+
+
+@dataclass
+class Settings:
+    """LLMU's settings."""
+
+    ascent: float = 0.5
+    """ε₁: weight of gradient ascent on the forget texts."""
+    mismatch: float = 1.0
+    """ε₂: weight of learning completions that do not belong to the forget texts' beginnings."""
+
+    def __post_init__(self) -> None:
+        at_least(self, ascent=0, mismatch=0)
+
+
+class Method(method.Method):
+    """LLMU."""
+
+    logits = True
+
+    def loss(self, step: Step) -> Losses:
+        seen, alpha = step.updated(logits=True), self.context.alpha[step.topic]
+        forget = -self.settings.ascent * language.nll(step, seen, FORGET)
+        retain = language.retain_loss("kl", step, seen, RETAIN)
+        mismatch = self.mismatch(step)
+        loss = forget + self.settings.mismatch * mismatch + alpha * retain
+        return {"loss": loss, "forget_loss": forget, "retain_loss": retain, "mismatch_loss": mismatch}
+
+    def mismatch(self, step: Step) -> Tensor:
+        """NLL of completions that do not belong to the forget texts' beginnings."""
+        prompts, others = (language.all_texts(step.batch, role) for role in (FORGET, RETAIN))
+        starts = [text[: -(-len(text) // 2)] for text in prompts]
+        ends = [text[len(text) // 2 :] for text in others]
+        rows = {str(i): [start + ends[i % len(ends)]] for i, start in enumerate(starts)}
+        mixed = step.of(Batch(step.topic, [pack(rows, 0)], 0))
+        seen = mixed.updated(logits=True)
+        own = []
+        for (role, (row,)), start in zip(rows.items(), starts, strict=True):
+            begins = max(len(start), language.behind(row, step.marker))
+            own.append(language.token_nll(seen, role, language.following(mixed, role))[begins - len(row) :])
+        return torch.cat(own).mean()

@@ -1,0 +1,41 @@
+"""RMU at several layers at once: the sum of RMU's loss over a set of layers.
+
+    L = Σ over layers ℓ' of [ mean (h_ℓ' − c·u)² + α · mean (h_ℓ' − g_ℓ')² ]
+
+One u a topic for all layers. Trained are the tensors of every such layer and of those below it that ``layers.span``
+names. A wider band of trained layers is what "Distillation robustifies unlearning" (arXiv 2506.06278) gives RMU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from rmu_exp.corpora.batches import FORGET, RETAIN
+from rmu_exp.unlearn.method import Losses, summed
+from rmu_exp.unlearn.methods import rmu
+from rmu_exp.unlearn.step import Step
+
+
+@dataclass
+class Settings:
+    """Multi-layer RMU's settings."""
+
+    offsets: list[int] = field(default_factory=lambda: [-2, 0])
+    """The steered layers, counted from `layer`: 0 is it, -2 the one two below."""
+
+
+class Method(rmu.Method):
+    """RMU at several layers."""
+
+    @classmethod
+    def targets(cls, settings: Settings, layer: int) -> list[int]:
+        return sorted({layer + offset for offset in settings.offsets})
+
+    def loss(self, step: Step) -> Losses:
+        h, g, control_D = step.updated().h, step.frozen().h, self.control_KD[step.topic]
+        layers = self.targets(self.settings, self.context.layer)
+        forget = torch.stack([rmu.forget_loss(h[i][FORGET], control_D) for i in layers]).sum()
+        retain = torch.stack([rmu.retain_loss(h[i][RETAIN], g[i][RETAIN]) for i in layers]).sum()
+        return summed(forget, retain, self.context.alpha[step.topic])

@@ -1,0 +1,52 @@
+"""Negative preference optimisation (arXiv 2404.05868): forget texts as the losing answers of preference tuning.
+
+    L = −(2/β) · E log σ(−β · log π(y)/π_ref(y)) + α · NLL(retain)        or  + α · KL(frozen ‖ updated)
+
+over forget texts y, π_ref the frozen model. As β → 0 its gradient is that of gradient ascent; for any other β it fades
+where a text has already become unlikely. ``steer`` is not used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from rmu_exp.corpora.batches import FORGET, RETAIN
+from rmu_exp.unlearn import language, method
+from rmu_exp.unlearn.catalog import above, one_of
+from rmu_exp.unlearn.method import Losses, summed
+from rmu_exp.unlearn.step import Step
+
+
+@dataclass
+class Settings:
+    """NPO's settings."""
+
+    beta: float = 0.1
+    """β, the inverse temperature: the smaller, the nearer to gradient ascent."""
+    retain: str = "nll"
+    """The retain loss: nll, or kl to the frozen model."""
+
+    def __post_init__(self) -> None:
+        above(self, beta=0)
+        one_of(self, retain=("nll", "kl"))
+
+
+class Method(method.Method):
+    """NPO."""
+
+    logits = True
+
+    def loss(self, step: Step) -> Losses:
+        seen, after = step.updated(logits=True), language.following(step, FORGET)
+        own, _ = language.text_nll(seen, FORGET, after)
+        reference, _ = language.text_nll(step.frozen(logits=True), FORGET, after)
+        retain = language.retain_loss(self.settings.retain, step, seen, RETAIN)
+        return summed(npo_loss(reference - own, self.settings.beta), retain, self.context.alpha[step.topic])
+
+
+def npo_loss(log_ratio: Tensor, beta: float) -> Tensor:
+    """−(2/β) · mean log σ(−β · log π/π_ref), from the log ratio of each text: a scalar."""
+    return -(2 / beta) * logsigmoid(-beta * log_ratio).mean()

@@ -1,0 +1,83 @@
+"""RMU under a latent adversary (latent adversarial training, arXiv 2407.15549).
+
+    inner:  δ = argmin over ‖δ_t‖ ≤ ε of  −log p(forget text | activations of layer ℓ−below + δ)
+    outer:  RMU's loss at ℓ, with δ in place on the forget tokens
+
+An adversary shifts the residual stream below ℓ so that the model says what it should forget; RMU has to hold under the
+shift. The adversary reads logits, so the full model is loaded; it takes Adam steps, projected to the ball after each.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rmu_exp.corpora.batches import FORGET, RETAIN
+from rmu_exp.unlearn import language
+from rmu_exp.unlearn.catalog import above, at_least
+from rmu_exp.unlearn.method import Losses, summed
+from rmu_exp.unlearn.methods import rmu
+from rmu_exp.unlearn.step import Step
+
+
+@dataclass
+class Settings:
+    """RMU-LAT's settings."""
+
+    radius: float = 2.0
+    """ε: the greatest length of a token's shift."""
+    inner_steps: int = 16
+    """Steps of the adversary for each step of the model."""
+    inner_lr: float = 0.05
+    """The adversary's learning rate."""
+    below: int = 1
+    """How many layers below `layer` the shift is added."""
+
+    def __post_init__(self) -> None:
+        above(self, radius=0, inner_lr=0)
+        at_least(self, inner_steps=1, below=0)
+
+
+class Method(rmu.Method):
+    """RMU under a latent adversary."""
+
+    logits = True
+
+    def loss(self, step: Step) -> Losses:
+        layer = self.context.layer
+        shift = {layer - self.settings.below: [x.detach() for x in self.adversary(step)]}
+        h, g = step.updated(shifts=shift).h[layer], step.frozen().h[layer]
+        forget = rmu.forget_loss(h[FORGET], self.control_KD[step.topic])
+        retain = rmu.retain_loss(h[RETAIN], g[RETAIN])
+        return summed(forget, retain, self.context.alpha[step.topic])
+
+    def adversary(self, step: Step) -> list[Tensor]:
+        """The shift of each pass, (R, T, hidden): nothing but on forget tokens."""
+        at, after = self.context.layer - self.settings.below, language.following(step, FORGET)
+        masks = [_on_forget(run.ids_RT.shape, run.tokens.get(FORGET), step.split.device) for run, _ in step.trunks]
+        shifts = [torch.zeros(*m.shape[:2], self.context.hidden, device=m.device, requires_grad=True) for m in masks]
+        adam = torch.optim.Adam(shifts, lr=self.settings.inner_lr)
+        for _ in range(self.settings.inner_steps):
+            seen = step.updated(logits=True, shifts={at: [s * m for s, m in zip(shifts, masks, strict=True)]})
+            loss = language.token_nll(seen, FORGET, after).mean()
+            for shift, grad in zip(shifts, torch.autograd.grad(loss, shifts), strict=True):
+                shift.grad = grad
+            adam.step()
+            with torch.no_grad():
+                for shift in shifts:
+                    shift.copy_(projected(shift, self.settings.radius))
+        return [s * m for s, m in zip(shifts, masks, strict=True)]
+
+
+def projected(x_RTD: Tensor, radius: float) -> Tensor:
+    """Each token's shift, shortened to the ball."""
+    return x_RTD * (radius / torch.linalg.vector_norm(x_RTD, dim=-1, keepdim=True).clamp(min=radius))
+
+
+def _on_forget(shape: torch.Size, index: Tensor | None, device: torch.device) -> Tensor:
+    mask = torch.zeros(shape.numel(), 1, device=device)
+    if index is not None:
+        mask[index] = 1
+    return mask.view(*shape, 1)

@@ -1,0 +1,43 @@
+"""Random noise augmentation (arXiv 2501.19202): RMU with noise on what retain activations are held to.
+
+    L_retain = mean (h − (g + δ))²,   δ ~ N(0, ν·I), drawn anew for every token and step;   L_forget as in RMU
+
+The noise makes the retained behaviour robust to forget tokens among retain ones, which confuse plain RMU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rmu_exp.corpora.batches import named_generator
+from rmu_exp.unlearn.catalog import at_least
+from rmu_exp.unlearn.method import Context
+from rmu_exp.unlearn.methods import rmu
+from rmu_exp.unlearn.step import Step
+
+
+@dataclass
+class Settings:
+    """RNA's settings."""
+
+    noise: float = 0.01
+    """ν: the variance of the noise on each hidden unit of the frozen retain activations."""
+
+    def __post_init__(self) -> None:
+        at_least(self, noise=0)
+
+
+class Method(rmu.Method):
+    """RMU under noise."""
+
+    def __init__(self, settings: Any, context: Context) -> None:
+        super().__init__(settings, context)
+        self.generator = named_generator(context.seed, "rna")
+
+    def retain_target(self, step: Step, g_ND: Tensor) -> Tensor:
+        noise_ND = torch.randn(g_ND.shape, generator=self.generator).to(g_ND)
+        return g_ND + self.settings.noise**0.5 * noise_ND

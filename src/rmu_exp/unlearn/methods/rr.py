@@ -1,0 +1,61 @@
+"""Representation rerouting, the loss of circuit breakers (arXiv 2406.04313).
+
+    L = r·(1 − t/2T) · Σ mean ReLU(cos(h, g)) over forget tokens  +  α·(t/2T) · Σ mean ‖h − g‖ over retain tokens
+
+at several layers, t of T steps: forget activations are turned at right angles to what they were, and retain ones are
+held the more the further it goes. LoRA on every layer up to the highest such one, unless ``layers`` says otherwise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from rmu_exp.corpora.batches import FORGET, RETAIN
+from rmu_exp.unlearn import method
+from rmu_exp.unlearn.catalog import at_least
+from rmu_exp.unlearn.method import Losses
+from rmu_exp.unlearn.step import Step
+
+
+@dataclass
+class Settings:
+    """Representation rerouting's settings."""
+
+    remove: float = 10.0
+    """r: weight of the forget loss at the first step; it falls to half."""
+    offsets: list[int] = field(default_factory=lambda: [-10, 0])
+    """The rerouted layers, counted from `layer`."""
+
+    def __post_init__(self) -> None:
+        at_least(self, remove=0)
+
+
+class Method(method.Method):
+    """Representation rerouting."""
+
+    @classmethod
+    def targets(cls, settings: Settings, layer: int) -> list[int]:
+        return sorted({layer + offset for offset in settings.offsets})
+
+    def loss(self, step: Step) -> Losses:
+        h, g = step.updated().h, step.frozen().h
+        layers = self.targets(self.settings, self.context.layer)
+        forget = torch.stack([rerouted(h[i][FORGET], g[i][FORGET]) for i in layers]).sum()
+        retain = torch.stack([held(h[i][RETAIN], g[i][RETAIN]) for i in layers]).sum()
+        gone = (step.number - 1) / (2 * self.context.steps)
+        loss = self.settings.remove * (1 - gone) * forget + self.context.alpha[step.topic] * gone * retain
+        return {"loss": loss, "forget_loss": forget, "retain_loss": retain}
+
+
+def rerouted(h_ND: Tensor, g_ND: Tensor) -> Tensor:
+    """Mean ReLU(cos(h, g)): a scalar, 0 when nothing points where it did."""
+    return cosine_similarity(h_ND, g_ND, dim=-1).relu().mean()
+
+
+def held(h_ND: Tensor, g_ND: Tensor) -> Tensor:
+    """Mean ‖h − g‖: a scalar. Its gradient is 0, not undefined, where the two are equal."""
+    return torch.linalg.vector_norm(h_ND - g_ND, dim=-1).mean()

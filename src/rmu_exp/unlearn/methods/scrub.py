@@ -1,0 +1,46 @@
+"""SCRUB (arXiv 2302.09880): a student that obeys its teacher on retain texts and disobeys it on forget texts.
+
+    L = α · KL(frozen ‖ updated) + γ · NLL  on the retain texts   −   KL(frozen ‖ updated)  on the forget texts
+
+The forget term is there for the first part of the steps only; afterwards the model is repaired. The paper's table has
+600 steps, the first 300 with the forget term. ``steer`` is not used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rmu_exp.corpora.batches import FORGET, RETAIN
+from rmu_exp.unlearn import language, method
+from rmu_exp.unlearn.catalog import at_least
+from rmu_exp.unlearn.method import Losses
+from rmu_exp.unlearn.step import Step
+
+
+@dataclass
+class Settings:
+    """SCRUB's settings."""
+
+    task: float = 1.0
+    """γ: weight of the language-model loss on the retain texts."""
+    ascent_share: float = 0.5
+    """The share of the steps, from the first, that have the forget term."""
+
+    def __post_init__(self) -> None:
+        at_least(self, task=0, ascent_share=0)
+
+
+class Method(method.Method):
+    """SCRUB."""
+
+    logits = True
+
+    def loss(self, step: Step) -> Losses:
+        student = step.updated(logits=True)
+        forget = -language.retain_loss("kl", step, student, FORGET)
+        retain = language.retain_loss("kl", step, student, RETAIN)
+        task = language.nll(step, student, RETAIN)
+        loss = self.context.alpha[step.topic] * retain + self.settings.task * task
+        if step.number <= self.settings.ascent_share * self.context.steps:
+            loss = loss + forget
+        return {"loss": loss, "forget_loss": forget, "retain_loss": retain, "task_loss": task}

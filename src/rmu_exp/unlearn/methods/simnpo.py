@@ -1,0 +1,53 @@
+"""SimNPO (arXiv 2410.07163): NPO without a reference model, its reward the mean log-likelihood of a token.
+
+    L = −(2/β) · E log σ(−(β/|y|) · log π(y) − γ) + α · NLL(retain)       or  + α · KL(frozen ‖ updated)
+
+Texts are weighed by how likely the model still finds them, whatever their length. ``steer`` is not used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from rmu_exp.corpora.batches import FORGET, RETAIN
+from rmu_exp.unlearn import language, method
+from rmu_exp.unlearn.catalog import above, one_of
+from rmu_exp.unlearn.method import Losses, summed
+from rmu_exp.unlearn.step import Step
+
+
+@dataclass
+class Settings:
+    """SimNPO's settings."""
+
+    beta: float = 5.5
+    """β, the inverse temperature."""
+    gamma: float = 0.0
+    """γ, the margin of the reward."""
+    retain: str = "nll"
+    """The retain loss: nll, or kl to the frozen model."""
+
+    def __post_init__(self) -> None:
+        above(self, beta=0)
+        one_of(self, retain=("nll", "kl"))
+
+
+class Method(method.Method):
+    """SimNPO."""
+
+    logits = True
+
+    def loss(self, step: Step) -> Losses:
+        seen, after = step.updated(logits=True), language.following(step, FORGET)
+        own, lengths = language.text_nll(seen, FORGET, after)
+        forget = simnpo_loss(-own / lengths, self.settings.beta, self.settings.gamma)
+        retain = language.retain_loss(self.settings.retain, step, seen, RETAIN)
+        return summed(forget, retain, self.context.alpha[step.topic])
+
+
+def simnpo_loss(log_likelihood: Tensor, beta: float, gamma: float) -> Tensor:
+    """−(2/β) · mean log σ(−β · r − γ), r the mean log-likelihood of a token of each text: a scalar."""
+    return -(2 / beta) * logsigmoid(-beta * log_likelihood - gamma).mean()

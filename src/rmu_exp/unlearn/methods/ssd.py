@@ -1,0 +1,76 @@
+"""Selective synaptic dampening (arXiv 2308.07707): weights that matter more to forget than to retain texts are shrunk.
+
+    I(θ) = mean over batches of (∂ log-perplexity / ∂θ)²
+    where I_forget > a · I_retain:   θ ← min(λ · I_retain / I_forget, 1) · θ
+
+Nothing is trained: the first half of the steps measures the forget texts' importances, the second half the retain
+texts', and behind the last step the weights are dampened. ``steer``, ``alpha`` and the learning rate are not used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rmu_exp.corpora.batches import FORGET, RETAIN
+from rmu_exp.unlearn import language, method
+from rmu_exp.unlearn.catalog import above
+from rmu_exp.unlearn.method import Losses
+from rmu_exp.unlearn.step import Step
+
+
+@dataclass
+class Settings:
+    """SSD's settings."""
+
+    threshold: float = 1.0
+    """a: how many times its retain importance a weight's forget importance must be."""
+    dampening: float = 1.0
+    """λ: how much is left of such a weight, in units of the ratio of its importances."""
+
+    def __post_init__(self) -> None:
+        above(self, threshold=0, dampening=0)
+
+
+class Method(method.Method):
+    """SSD."""
+
+    logits = True
+
+    def loss(self, step: Step) -> Losses:
+        role = FORGET if 2 * step.number <= self.context.steps else RETAIN
+        loss = language.nll(step, step.updated(logits=True), role)
+        return {"loss": loss, f"{role}_loss": loss}
+
+    def optimizer(self, masters: list[Tensor], lr: float) -> torch.optim.Optimizer:
+        return Dampening(masters, self.settings, self.context.steps)
+
+
+class Dampening(torch.optim.Optimizer):
+    """Adds up squared gradients, and dampens the weights behind the last step."""
+
+    def __init__(self, masters: list[Tensor], settings: Settings, steps: int) -> None:
+        super().__init__(masters, {"lr": 0.0})
+        self.masters, self.settings, self.steps, self.taken = masters, settings, steps, 0
+        self.forget, self.retain = ([torch.zeros_like(w) for w in masters] for _ in range(2))
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        self.taken += 1
+        half = self.steps // 2
+        into, batches = (self.forget, half) if self.taken <= half else (self.retain, self.steps - half)
+        for importance, w in zip(into, self.masters, strict=True):
+            assert w.grad is not None
+            importance.addcmul_(w.grad, w.grad, value=1 / batches)
+        if self.taken == self.steps:
+            for w, forget, retain in zip(self.masters, self.forget, self.retain, strict=True):
+                w.copy_(dampened(w, forget, retain, self.settings.threshold, self.settings.dampening))
+
+
+def dampened(w: Tensor, forget: Tensor, retain: Tensor, threshold: float, dampening: float) -> Tensor:
+    """The weights after dampening, from their importances."""
+    factor = (dampening * retain / forget).clamp(max=1)
+    return torch.where(forget > threshold * retain, factor * w, w)

@@ -1,0 +1,74 @@
+"""The table of methods, from results written by hand."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from rmu_exp.__main__ import main
+from rmu_exp.report import methods
+
+
+def result(method: str, seed: int, forget: float, general: float, **more) -> dict:
+    def asked(acc):
+        return {"acc": acc, "n": 100}
+
+    qa = {
+        "lore_forget": {"base": asked(0.98), "unlearned": asked(forget)},
+        "lore_general": {"base": asked(1.0), "unlearned": asked(general)},
+    }
+    train = {"seconds": 10.0 * (1 + seed), "peak_memory_bytes": 3e8}
+    return {"run": {"method": method, "seed": seed}, "qa": qa, "train": train} | more
+
+
+def write(folder, runs):
+    for i, run in enumerate(runs):
+        (folder / str(i)).mkdir()
+        (folder / str(i) / "results.json").write_text(json.dumps(run))
+
+
+RUNS = [
+    result("npo", 0, 0.60, 0.90),
+    result("npo", 1, 0.70, 0.80),
+    result("npo", 2, 0.80, 0.70),
+    result("rmu", 0, 0.30, 0.97),
+]
+
+
+def test_intervals_by_hand():
+    cell = methods.cell([{"acc": a, "n": 100} for a in (0.6, 0.7, 0.8)])
+    half = 4.302653 * 0.1 / 3**0.5  # Student's t of two degrees of freedom
+    assert (cell.mean, cell.low, cell.high) == pytest.approx((0.7, 0.7 - half, 0.7 + half), rel=1e-5)
+    alone = methods.cell([{"acc": 0.3, "n": 100}])
+    assert (alone.low, alone.high) == pytest.approx((0.2189489, 0.3958485), abs=1e-6)  # Wilson
+
+
+def test_a_row_a_method_the_least_forget_first():
+    rows = methods.rows(RUNS)
+    assert [(row.method, row.seeds) for row in rows] == [("base", 0), ("rmu", 1), ("npo", 3)]
+    assert rows[2].seconds == 20
+    assert rows[0].accuracy["forget"].mean == 0.98
+    assert "adjacent" not in rows[0].accuracy
+    table = methods.markdown(rows)
+    assert "| method | forget | general | seeds | seconds | memory, MB |" in table
+    assert "| rmu | 30.0 (22–40) | 97.0 (92–99) | 1 | 10 | 300 |" in table
+
+
+def test_worst_case_after_attacks_and_perplexity():
+    attacks = {"relearn": {"forget_acc": {"after": 0.5}}, "prune": {"forget_acc": {"after": {"acc": 0.4, "n": 100}}}}
+    read = {"perplexity": {"x.txt": {"base": {"perplexity": 2.0}, "unlearned": {"perplexity": 3.0}}}}
+    base, row = methods.rows([result("rmu", 0, 0.3, 0.9, attacks=attacks, **read)])
+    assert (row.worst.mean, row.perplexity, base.perplexity, base.worst) == (0.5, 3.0, 2.0, None)
+
+
+def test_the_command_writes_a_page_and_a_picture(tmp_path, capsys):
+    write(tmp_path, RUNS)
+    assert main(["table", str(tmp_path)]) == 0
+    assert "| npo |" in capsys.readouterr().out
+    assert (tmp_path / "methods.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_no_runs_is_one_line(tmp_path, capsys):
+    assert main(["table", str(tmp_path)]) == 2
+    assert "no finished runs" in capsys.readouterr().err

@@ -1,0 +1,314 @@
+"""Each method's loss against hand-computed values, the obvious way of computing it, and its limits."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import tiny
+import torch
+from worked import FORGET, LAYER, RETAIN, STEPS, Worked, batch, context, logits, nll
+
+from rmu_exp.corpora.batches import Batch, pack
+from rmu_exp.model.anatomy import layers_of
+from rmu_exp.model.checkpoint import Checkpoint
+from rmu_exp.unlearn import catalog, language
+from rmu_exp.unlearn.loop import unlearn
+from rmu_exp.unlearn.methods import adaptive_rmu, elm, max_entropy, npo, rmu, rr, simnpo, ssd
+from rmu_exp.unlearn.step import Step
+
+log = math.log
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return Checkpoint("tiny", tiny.mistral(tmp_path_factory.mktemp("tiny")))
+
+
+def mean(model, texts):
+    return torch.cat([nll(model, text) for text in texts]).mean().item()
+
+
+def test_grad_ascent_is_minus_the_likelihood(checkpoint):
+    work = Worked(checkpoint, "grad_ascent")
+    assert work.loss()["loss"].item() == pytest.approx(-mean(work.full, FORGET), rel=1e-5)
+
+
+def test_grad_diff(checkpoint):
+    work = Worked(checkpoint, "grad_diff")
+    expected = -mean(work.full, FORGET) + 4.0 * mean(work.full, RETAIN)
+    assert work.loss(topic=1)["loss"].item() == pytest.approx(expected, rel=1e-5)
+    same = Worked(checkpoint, "grad_diff", retain="kl")
+    assert same.loss()["retain_loss"].item() == pytest.approx(0, abs=1e-6)
+
+
+def test_only_what_follows_the_marker_counts(checkpoint):
+    assert language.behind([1, 2, 3, 2, 3, 4], [2, 3]) == 5
+    assert language.behind([1, 2], [3]) == language.behind([1, 2], []) == language.behind([1], [1, 2]) == 0
+    step = (work := Worked(checkpoint, "grad_ascent")).step()
+    step.marker = [12]
+    expected = torch.cat([nll(work.full, FORGET[0]), nll(work.full, FORGET[1]), nll(work.full, FORGET[2])[2:]]).mean()
+    assert language.nll(step, step.updated(logits=True), "forget").item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_npo_by_hand():
+    assert npo.npo_loss(torch.tensor([0.0]), 0.1).item() == pytest.approx(20 * log(2))
+    # a text three times less likely than before, β = 1: −2 log σ(log 3) = 2 log(4/3)
+    assert npo.npo_loss(torch.tensor([-log(3.0)]), 1.0).item() == pytest.approx(2 * log(4 / 3), rel=1e-5)
+
+
+def test_npo_of_a_moved_model_the_obvious_way(checkpoint):
+    work = Worked(checkpoint, "npo", moved=0.1, beta=0.5)
+    before = torch.stack([nll(work.full, text).sum() for text in FORGET])
+    loss = work.loss()
+    work.put()
+    ratio = before - torch.stack([nll(work.full, text).sum() for text in FORGET])
+    assert ratio.abs().max() > 0.05
+    assert loss["forget_loss"].item() == pytest.approx((4 * (1 + (0.5 * ratio).exp()).log()).mean().item(), rel=1e-5)
+    assert loss["retain_loss"].item() == pytest.approx(mean(work.full, RETAIN), rel=1e-5)
+
+
+def test_npo_of_a_small_beta_is_gradient_ascent(checkpoint):
+    work = Worked(checkpoint, "npo", moved=0.1, beta=1e-4, about={"alpha": [0.0, 0.0]})
+    step = work.step()
+    ascent = -torch.stack([text.sum() for text in own_nll(work, step)]).mean()
+    expected = torch.autograd.grad(ascent, work.masters)
+    for got, wanted in zip(work.gradients(), expected, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=2e-3, atol=1e-5)
+
+
+def own_nll(work, step):
+    """Each forget text's −log p, differentiable, from a pass of its own."""
+    for text in FORGET:
+        alone = step.of(Batch(0, [pack({"forget": [text]}, 0)], len(text))).updated(logits=True).logits["forget"]
+        yield torch.nn.functional.cross_entropy(alone[:-1], torch.tensor(text[1:]), reduction="none")
+
+
+def test_simnpo_by_hand():
+    # mean log-likelihood −log 3, β = 2, γ = 0: −(2/2) log σ(2 log 3) = log(1 + 1/9)
+    assert simnpo.simnpo_loss(torch.tensor([-log(3.0)]), 2.0, 0.0).item() == pytest.approx(log(10 / 9), rel=1e-5)
+    assert simnpo.simnpo_loss(torch.tensor([0.0]), 4.0, 0.0).item() == pytest.approx(log(2) / 2, rel=1e-6)
+    # γ is a margin: at r = 0 and γ = log 3 the loss is −(2/β) log σ(−log 3) = (2/β) log 4
+    assert simnpo.simnpo_loss(torch.tensor([0.0]), 4.0, log(3.0)).item() == pytest.approx(log(4) / 2, rel=1e-6)
+
+
+def test_simnpo_weighs_texts_by_their_mean_likelihood(checkpoint):
+    work = Worked(checkpoint, "simnpo", beta=2.0)
+    rewards = torch.stack([-nll(work.full, text).mean() for text in FORGET])
+    expected = ((2 * rewards).exp() + 1).log().mean().item()
+    assert work.loss()["forget_loss"].item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_max_entropy_by_hand():
+    assert max_entropy.from_uniform(torch.zeros(2, 7)).item() == pytest.approx(0, abs=1e-6)
+    value = max_entropy.from_uniform(torch.tensor([[log(3.0), 0.0]])).item()  # p = 3/4, 1/4
+    assert value == pytest.approx(-(log(3 / 4) + log(1 / 4)) / 2 - log(2), rel=1e-5)
+
+
+def test_llmu_learns_completions_of_other_texts(checkpoint):
+    work = Worked(checkpoint, "llmu", ascent=0.5, mismatch=3.0)
+    loss = work.loss()
+    packed = batch().passes[0]
+    forget = FORGET
+    order = sorted(range(3), key=lambda i: packed.tokens["forget"].tolist().index(place(packed, forget[i][0])))
+    retain = sorted(RETAIN, key=lambda t: packed.tokens["retain"].tolist().index(place(packed, t[0])))
+    mixed = []
+    for k, i in enumerate(order):
+        start, other = forget[i][: -(-len(forget[i]) // 2)], retain[k % 2]
+        mixed.append((start, other[len(other) // 2 :]))
+    expected = torch.cat([nll(work.full, start + end)[len(start) - 1 :] for start, end in mixed]).mean().item()
+    assert loss["mismatch_loss"].item() == pytest.approx(expected, rel=1e-5)
+    total = -0.5 * mean(work.full, FORGET) + 3 * expected
+    assert loss["loss"].item() == pytest.approx(total, rel=1e-4)
+
+
+def place(packed, token):
+    """Where a token stands in a packed pass; the first tokens of the texts are all different."""
+    positions = packed.positions_RT.flatten()
+    return next(i for i, t in enumerate(packed.ids_RT.flatten().tolist()) if t == token and positions[i] == 0)
+
+
+def test_scrub_disobeys_for_a_share_of_the_steps(checkpoint):
+    work = Worked(checkpoint, "scrub", moved=0.1, task=0.5)
+    early, late = work.loss(number=STEPS // 2), work.loss(number=STEPS // 2 + 1)
+    assert early["loss"].item() == pytest.approx((late["loss"] + late["forget_loss"]).item(), rel=1e-6)
+    before = {name: [logits(work.full, t).log_softmax(-1) for t in texts] for name, texts in both()}
+    work.put()
+    after = {name: [logits(work.full, t).log_softmax(-1) for t in texts] for name, texts in both()}
+    kl = {
+        name: torch.cat(
+            [(p.exp() * (p - q)).sum(-1)[:-1] for p, q in zip(before[name], after[name], strict=True)]
+        ).mean()
+        for name, _ in both()
+    }
+    assert early["forget_loss"].item() == pytest.approx(-kl["forget"].item(), rel=1e-4)
+    expected = 2.0 * kl["retain"].item() + 0.5 * mean(work.full, RETAIN)
+    assert late["loss"].item() == pytest.approx(expected, rel=1e-4)
+
+
+def both():
+    return (("forget", FORGET), ("retain", RETAIN))
+
+
+def test_ssd_by_hand():
+    w = torch.tensor([1.0, 2.0, -4.0, 8.0])
+    forget, retain = torch.tensor([1.0, 4.0, 9.0, 0.0]), torch.tensor([2.0, 2.0, 1.0, 0.0])
+    # only where forget > 1.5 retain; 0.5 · 2/4 = 0.25 and 0.5 · 1/9 are left of those
+    assert torch.allclose(ssd.dampened(w, forget, retain, 1.5, 0.5), torch.tensor([1.0, 0.5, -4.0 / 18, 8.0]))
+    assert torch.equal(ssd.dampened(w, forget, retain, 1.5, 100.0), w), "a weight is never made larger"
+
+
+def test_ssd_importances_are_squared_gradients(checkpoint):
+    work = Worked(checkpoint, "ssd", threshold=0.5, dampening=0.5)
+    values = unlearn(work.model, work.trained, [batch()] * STEPS, work.method, 1.0)
+    grads = {}
+    for role, texts in both():
+        for p in work.full.parameters():
+            p.requires_grad_(True).grad = None
+        rows = [work.full(input_ids=torch.tensor([t])).logits[0, :-1].log_softmax(-1) for t in texts]
+        picked = [row.gather(1, torch.tensor(t[1:])[:, None]) for row, t in zip(rows, texts, strict=True)]
+        (-torch.cat(picked).mean()).backward()
+        grads[role] = [layers_of(work.full)[t.layer].mlp.down_proj.weight.grad.clone() ** 2 for t in work.trained]
+    for i, value in enumerate(values):
+        f, r = grads["forget"][i], grads["retain"][i]
+        sure = ((f - 0.5 * r).abs() > 1e-3 * r) & (f > 1e-8)
+        w = work.masters[i].detach()
+        expected = torch.where(f > 0.5 * r, w * (0.5 * r / f).clamp(max=1), w)
+        torch.testing.assert_close(value[sure], expected[sure], rtol=1e-3, atol=1e-6)
+        assert (value != w).any()
+
+
+def test_rerouting_by_hand(checkpoint):
+    h, g = torch.tensor([[3.0, 4.0], [1.0, 0.0], [0.0, 2.0]]), torch.tensor([[4.0, 3.0], [-1.0, 0.0], [5.0, 0.0]])
+    assert rr.rerouted(h, g).item() == pytest.approx((24 / 25 + 0 + 0) / 3)
+    assert rr.held(h, g).item() == pytest.approx((math.sqrt(2) + 2 + math.sqrt(29)) / 3)
+    work = Worked(checkpoint, "rr", remove=3.0, offsets=[-1, 0])
+    loss = work.loss()
+    assert loss["forget_loss"].item() == pytest.approx(2, rel=1e-5), "one a layer: nothing has turned yet"
+    assert loss["loss"].item() == pytest.approx(6, rel=1e-5)
+    assert all(torch.isfinite(g).all() for g in work.gradients(number=3)), "‖h − g‖ at 0 has a gradient"
+    moved = Worked(checkpoint, "rr", remove=3.0, offsets=[-1, 0], moved=0.1).loss(number=3)
+    expected = 3 * 0.75 * moved["forget_loss"] + 2.0 * 0.25 * moved["retain_loss"]
+    assert moved["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_erasure_by_hand(checkpoint):
+    plain, novice, expert = torch.zeros(1, 2), torch.tensor([[log(3.0), 0.0]]), torch.zeros(1, 2)
+    assert torch.allclose(elm.erased(plain, novice, expert, 1.0), torch.tensor([[0.75, 0.25]]))
+    assert torch.allclose(elm.erased(plain, novice, expert, 2.0), torch.tensor([[0.9, 0.1]]))
+    assert torch.allclose(elm.erased(novice, expert, plain, 5.0), torch.tensor([[0.75, 0.25]]))
+    sentences = {"novice": "quiet mill {topic}", "expert": "{topic} over seven stones"}
+    work = Worked(checkpoint, "elm", strength=2.0, **sentences)
+    step, tokenizer = work.step(), checkpoint.tokenizer()
+    got = work.method.prompted(step, work.method.experts[1])
+    prompt = tokenizer("bridge over seven stones")["input_ids"]
+    rows = sorted(
+        FORGET, key=lambda t: step.batch.passes[0].tokens["forget"].tolist().index(place(batch().passes[0], t[0]))
+    )
+    expected = torch.cat([logits(work.full, prompt + text)[len(prompt) :] for text in rows])
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+    still = Worked(checkpoint, "elm", strength=0.0, about={"alpha": [0.0, 0.0]})
+    assert max(g.abs().max() for g in still.gradients()) < 1e-6, "η = 0 asks for what the model says already"
+
+
+def test_adaptive_rmu_takes_the_first_batchs_norm(checkpoint):
+    work = Worked(checkpoint, "adaptive_rmu", scale=3.0)
+    step = work.step()
+    g = step.frozen().h[LAYER]["forget"]
+    target = work.method.forget_target(step, g)
+    assert target.norm().item() == pytest.approx(3 * g.norm(dim=-1).mean().item(), rel=1e-5)
+    assert torch.equal(work.method.forget_target(step, 10 * g), target), "for all steps"
+    assert torch.equal(work.method.control_KD[0], target), "it is saved with the Delta"
+    own = Worked(checkpoint, "adaptive_rmu", scale=3.0, norm="token").method.forget_target(step, g)
+    assert torch.allclose(own.norm(dim=-1), 3 * g.norm(dim=-1), rtol=1e-5)
+    assert torch.allclose(own[0] / own[0].norm(), target / target.norm(), atol=1e-6)
+    assert isinstance(work.method, adaptive_rmu.Method)
+
+
+def test_multi_layer_of_one_layer_is_rmu(checkpoint):
+    plain, one = Worked(checkpoint, "rmu", moved=0.1), Worked(checkpoint, "multi_layer", moved=0.1, offsets=[0])
+    assert one.loss()["loss"].item() == pytest.approx(plain.loss()["loss"].item(), rel=1e-6)
+    two = Worked(checkpoint, "multi_layer", layers=[2, 3], moved=0.1, offsets=[-1, 0])
+    step = two.step()
+    h, g = step.updated().h, step.frozen().h
+    expected = sum(
+        ((h[i]["forget"] - two.method.control_KD[0]) ** 2).mean()
+        + 2.0 * ((h[i]["retain"] - g[i]["retain"]) ** 2).mean()
+        for i in (2, 3)
+    )
+    assert two.loss()["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_rna_adds_noise_of_its_variance(checkpoint):
+    plain, silent = Worked(checkpoint, "rmu", moved=0.1), Worked(checkpoint, "rna", moved=0.1, noise=0.0)
+    assert silent.loss()["loss"].item() == pytest.approx(plain.loss()["loss"].item(), rel=1e-6)
+    method = Worked(checkpoint, "rna", noise=0.25).method
+    drawn = method.retain_target(None, torch.zeros(4000, 3))
+    assert drawn.var().item() == pytest.approx(0.25, rel=0.05)
+    assert not torch.equal(method.retain_target(None, torch.zeros(4000, 3)), drawn), "anew at every step"
+
+
+def test_cut_points_from_expert_to_novice(checkpoint):
+    sentences = {"novice": "quiet mill {keyword}", "expert": "old bridge and {keyword}"}
+    work = Worked(checkpoint, "cut", keywords={"river": ["stones", "herons"]}, **sentences)
+    tokenizer = checkpoint.tokenizer()
+
+    def last(text):
+        kept = []
+        hook = layers_of(work.full)[LAYER].register_forward_hook(lambda m, i, out: kept.append(out))
+        logits(work.full, tokenizer(text)["input_ids"])
+        hook.remove()
+        return (kept[0][0] if isinstance(kept[0], tuple) else kept[0]).flatten(0, -2)[-1]
+
+    directions = [last(f"quiet mill {w}") - last(f"old bridge and {w}") for w in ("stones", "herons", "bridge")]
+    unit = [d / d.norm() for d in directions]
+    torch.testing.assert_close(work.method.directions[0], torch.stack(unit[:2]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(work.method.directions[1], torch.stack(unit[2:]), rtol=1e-4, atol=1e-5)
+    g = torch.randn(5, checkpoint.hidden_size)
+    drawn = [(work.method.forget_target(work.step(), g) - g) / 6.5 for _ in range(12)]
+    near = {min(range(2), key=lambda k: (d[0] - unit[k]).norm().item()) for d in drawn}
+    assert near == {0, 1}, "each step draws a keyword"
+
+
+def test_latent_adversary_elicits_within_its_ball(checkpoint):
+    work = Worked(checkpoint, "rmu_lat", radius=0.7, inner_steps=5, inner_lr=0.3)
+    step = work.step()
+    (shift,) = work.method.adversary(step)
+    after = language.following(step, "forget")  # a text's last token foretells nothing, so that it is not shifted
+    on = step.batch.passes[0].tokens["forget"][after.rows_M]
+    lengths = shift.detach().norm(dim=-1).flatten()
+    assert sorted(lengths.nonzero().flatten().tolist()) == sorted(on.tolist())
+    assert lengths.max() <= 0.7 + 1e-5
+    calm = -mean(work.full, FORGET)
+    shifted = step.updated(logits=True, shifts={LAYER - 1: [shift.detach()]})
+    after = language.nll(step, shifted, "forget").item()
+    assert after < -calm - 0.05, "the forget texts became likelier"
+
+
+def test_rmu_lat_in_a_tiny_ball_is_rmu(checkpoint):
+    plain, held = Worked(checkpoint, "rmu", moved=0.1), Worked(checkpoint, "rmu_lat", moved=0.1, radius=1e-6)
+    assert held.loss()["loss"].item() == pytest.approx(plain.loss()["loss"].item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", catalog.names())
+def test_every_method_takes_finite_steps_and_leaves_the_model(checkpoint, name):
+    quick = {"rr": {"offsets": [-1, 0]}, "multi_layer": {"offsets": [-1, 0]}, "rmu_lat": {"inner_steps": 2}}
+    work = Worked(checkpoint, name, **quick.get(name, {}))
+    before = [p.clone() for p in work.model.parameters()]
+    seen: list[dict] = []
+    values = unlearn(work.model, work.trained, [batch(0), batch(1)] * 2, work.method, 1e-3, on_metrics=seen.append)
+    assert all(torch.equal(a, b) for a, b in zip(before, work.model.parameters(), strict=True))
+    assert any(
+        not torch.equal(v, t.read(layers_of(work.model)[t.layer])) for v, t in zip(values, work.trained, strict=True)
+    )
+    assert [line["topic"] for line in seen] == ["river", "bridge"] * 2
+    assert all(math.isfinite(line["loss"]) and line["norm_forget_updated"] > 0 for line in seen)
+    control = work.method.control_KD
+    assert control is None or control.shape == (2, checkpoint.hidden_size)
+
+
+def test_control_vectors_are_rmus(checkpoint):
+    about = context(checkpoint)
+    drawn = rmu.control_of(about)
+    assert torch.allclose(drawn.norm(dim=-1), torch.tensor([6.5, 3.0]))
+    assert isinstance(Worked(checkpoint, "rmu").step(), Step)

@@ -1,0 +1,75 @@
+"""What a method needs of a model is refused before anything is loaded or written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import tiny
+from families import make_checkpoint
+
+from rmu_exp import cli, pipeline
+from rmu_exp.errors import UserError
+from rmu_exp.model.checkpoint import Checkpoint
+
+CONF = Path(__file__).parents[2] / "conf"
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_loaded(monkeypatch):
+    def refuse(*args):
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(Checkpoint, "open", refuse)
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    file = tmp_path_factory.mktemp("texts") / "a.txt"
+    file.write_text("\n".join(tiny.texts(20, 0)))
+    return file
+
+
+def preflight(folder: Path, model: Path, texts: Path, *words: str) -> pipeline.Job:
+    given = [f"model.path={model}", f"data.forget=[{texts}]", f"data.retain=[{texts}]", "layer=2", "steer=1", "alpha=1"]
+    (run,) = cli.check(["model=local", "data=local", "tracking=off", *given, f"output={folder}", *words], CONF)
+    job = pipeline.Job(run, folder)
+    job.preflight()
+    return job
+
+
+@pytest.mark.parametrize("name", ["npo", "rmu_lat", "ssd"])
+def test_logits_without_a_head(tmp_path, texts, name):
+    headless = make_checkpoint("mistral", tmp_path / "headless", head=False)
+    preflight(tmp_path / "run", headless, texts, "train.batch_size=2")  # RMU needs none
+    with pytest.raises(UserError, match=f"method: {name} needs logits, but .*headless has no language-model head"):
+        preflight(tmp_path / "run", headless, texts, f"method={name}")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_head_tied_to_the_embedding_is_one(tmp_path, texts):
+    tied = make_checkpoint("gpt2", tmp_path / "tied", head=False)
+    preflight(tmp_path / "run", tied, texts, "method=npo", "train.batch_size=2")
+
+
+def test_layers_that_are_not_there(tmp_path, texts):
+    model = make_checkpoint("mistral", tmp_path / "model")
+    with pytest.raises(UserError, match=r"method: rr looks at layers \[-8, 2\], .*model has 4 layers"):
+        preflight(tmp_path / "run", model, texts, "method=rr", "train.batch_size=2")
+
+
+def test_only_as_deep_as_the_method_needs(tmp_path, texts):
+    model = make_checkpoint("mistral", tmp_path / "model")
+    depth = {
+        words: preflight(tmp_path / "run", model, texts, "train.batch_size=2", *words).layers_loaded
+        for words in [
+            ("method=rmu",),
+            ("method=multi_layer", "method.offsets=[-1]"),
+            ("method=multi_layer", "method.offsets=[0,1]"),
+            ("method=npo",),
+        ]
+    }
+    assert list(depth.values()) == [3, 2, 4, 4]
+    job = preflight(tmp_path / "run", model, texts, "train.batch_size=2", "method=multi_layer", "method.offsets=[-1,1]")
+    trained = {t.layer for t in job._resolve(job.checkpoint.skeleton(job.layers_loaded))}
+    assert trained == {0, 1, 2, 3}, "span 3 below each"
