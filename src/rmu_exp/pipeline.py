@@ -372,8 +372,9 @@ class Job:
 
     def _given_up(self, hopeless: Hopeless, before: qa.Answers, model: Any, tokenizer: Any) -> bool:
         """Whether the first questions of each task already show that the run is beaten."""
-        after = qa.ask(model, tokenizer, dataclasses.replace(self.run.eval, limit=hopeless.questions))
-        partly = {"questions": hopeless.questions, "qa": qa.compare(before.first(hopeless.questions), after)}
+        count = min(hopeless.questions, self.run.eval.limit or hopeless.questions)
+        after = qa.ask(model, tokenizer, dataclasses.replace(self.run.eval, limit=count))
+        partly = {"questions": count, "qa": qa.compare(before.first(count), after)}
         because = hopeless({"pruned": partly})
         if because is not None:
             self.results["pruned"] = partly | {"because": because}
