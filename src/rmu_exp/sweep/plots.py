@@ -67,9 +67,12 @@ def front(trials: Trials, x: Axis, y: Axis, best: Sequence[Trial], chosen: Trial
         size = 6 if on or not many else 3
         plot.plot(a.value, b.value, "o", color=colour, ms=size, mfc="white" if given_up else colour, zorder=3)
     _steps(plot, [(a.value, b.value) for t, a, b in placed if t.name in names], y.sign)
+    numbers: dict[tuple[float, float], list[str]] = {}
     for number, trial in enumerate(best, 1):
-        a, b = next((a, b) for t, a, b in placed if t.name == trial.name)
-        plot.annotate(str(number), (a.value, b.value), (-6, 7), textcoords="offset points", ha="right", fontsize=8)
+        where = next((a.value, b.value) for t, a, b in placed if t.name == trial.name)
+        numbers.setdefault(where, []).append(str(number))
+    for where, there in numbers.items():
+        plot.annotate(", ".join(there), where, (-6, 7), textcoords="offset points", ha="right", fontsize=8)
     for t, a, b in placed:
         if chosen is not None and t.name == chosen.name:
             plot.plot(a.value, b.value, "o", ms=13, mfc="none", mec="black", label=f"chosen: {t.name}", zorder=4)
@@ -210,7 +213,6 @@ def norms(trials: Trials, best: Sequence[Trial]) -> Figure | None:
         _bare(plot)
     kinds = [*((f"{role}, {state}", c, s) for role, c in ROLES for state, s in STATES), ("steer", GREY, "-")]
     handles = [panels[0].plot([], [], color=c, ls=s, label=label)[0] for label, c, s in kinds]
-    figure.supxlabel("step", fontsize=8)
     figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False, fontsize=8)
     more = len(trials) - len(curves)
     left_out = f"; {more} more trials not drawn" if more > 0 else ""
