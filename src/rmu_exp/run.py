@@ -112,6 +112,8 @@ class Model:
     """auto (float32 on a CPU, the checkpoint's own on a GPU), float32, bfloat16 or float16."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, …"""
+    threads: int | None = None
+    """Threads on a CPU; equal bits need equal numbers of them. null: as many as the process may use."""
     trust_remote_code: bool = False
     """Run Python code that comes with the checkpoint. Off unless you turn it on."""
     preset: Preset = field(default_factory=Preset)
@@ -414,6 +416,8 @@ def _check(run: Run) -> None:
         raise UserError(f"train.lr: got {run.train.lr}, allowed is a number > 0")
     if run.faithful and run.train.schedule != "constant":
         raise UserError(f"train.schedule: got {run.train.schedule}, but method.faithful=true has a constant rate")
+    if run.model.threads is not None and run.model.threads < 1:
+        raise UserError(f"model.threads: got {run.model.threads}, allowed is 1 or more, or null for all")
     if run.eval.limit is not None and run.eval.limit < 1:
         raise UserError(f"eval.limit: got {run.eval.limit}, allowed is 1 or more, or null for all questions")
     if run.eval.backend not in ("fast", "stock") and not run.export:
