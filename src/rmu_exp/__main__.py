@@ -1,4 +1,4 @@
-"""What surrounds a run: ``python -m rmu_exp fetch | apply | export | table``. Runs themselves are started by train.py.
+"""What surrounds a run: ``python -m rmu_exp fetch | apply | export | table | sweep | dashboard``; train.py starts runs.
 
 Nothing heavy is imported before the command is known: Hugging Face's libraries fix the places of their caches
 when they are imported, and ``fetch`` says where those are.
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from rmu_exp.model.delta import Delta
 
 _REPO = re.compile(r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(?:@(?P<revision>[^@]+))?")
+
+AXES = "what to compare by: forget, general, worst (the accuracy after the worst attack)"
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -100,6 +102,31 @@ def _parser() -> argparse.ArgumentParser:
     )
     one.add_argument("folder", type=Path, metavar="DIR", help="a folder of runs")
     one.set_defaults(run=table)
+
+    one = commands.add_parser(
+        "sweep",
+        help="the report of a sweep, or of any folder of runs",
+        description="Write report.md, plots/ and report.html over the trials in a folder, as a sweep does at its end.",
+    )
+    one.add_argument("folder", type=Path, metavar="DIR", help="a sweep's folder, or one that holds runs' folders")
+    one.add_argument("--objectives", nargs="+", default=["forget", "general"], metavar="AXIS", help=AXES)
+    one.add_argument("--forget", nargs="+", metavar="TASK", help="what is to be forgotten; found by name if not given")
+    one.add_argument("--general", nargs="+", metavar="TASK", help="what is to be kept; found by name if not given")
+    one.add_argument("--wandb", metavar="[ENTITY/]PROJECT", help="send tables and plots to this W&B project too")
+    one.set_defaults(run=sweep)
+
+    one = commands.add_parser(
+        "dashboard",
+        help="create or update a W&B workspace and report for a project",
+        description="Save a W&B workspace and a report with the panels of this work: forget against general, accuracy "
+        "over layer and steer, activation norms, losses, attacks, tables. The next call updates both.",
+    )
+    one.add_argument("project", metavar="ENTITY/PROJECT", help="a W&B project that runs were tracked in")
+    one.add_argument("--forget", default="lore_forget", metavar="TASK", help="the questions to be forgotten")
+    one.add_argument("--general", default="lore_general", metavar="TASK", help="the questions to be kept")
+    one.add_argument("--topics", nargs="+", default=["hexes", "wards"], metavar="TOPIC", help="the forget topics")
+    one.add_argument("--attacks", nargs="+", default=[], metavar="ATTACK", help="the attacks to show")
+    one.set_defaults(run=dashboard)
     return parser
 
 
@@ -193,6 +220,29 @@ def export(args: argparse.Namespace) -> None:
         revision = delta.base.get("revision") or model["revision"]
         checkpoint = locate(model["name"], model["path"], revision, model["trust_remote_code"])
     _write(checkpoint, delta, args.folder, args.out)
+
+
+def sweep(args: argparse.Namespace) -> None:
+    """The report of a sweep."""
+    from rmu_exp.sweep.report import write
+
+    tracking = None
+    if args.wandb is not None:
+        entity, _, project = args.wandb.rpartition("/")
+        tracking = {"kind": "wandb", "project": project, "entity": entity or None, "mode": "auto", "group": None}
+    asked = {"forget": args.forget or [], "general": args.general or []}
+    write(args.folder, args.objectives, asked, tracking)
+
+
+def dashboard(args: argparse.Namespace) -> None:
+    """A W&B workspace and report."""
+    from rmu_exp.tracking.dashboards import Shown, publish
+
+    entity, _, project = args.project.rpartition("/")
+    if not entity or not project or "/" in entity:
+        raise UserError(f"dashboard: got {args.project!r}, allowed is ENTITY/PROJECT")
+    for kind, url in publish(Shown(entity, project, args.forget, args.general, args.topics, args.attacks)).items():
+        print(f"{kind}: {url}")
 
 
 def _delta(file: Path) -> Delta:

@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
@@ -20,8 +20,9 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
@@ -64,14 +65,22 @@ def guard(main: Callable[[], Any], conf: Path, name: str = "config") -> None:
 
 def run(config: DictConfig) -> None:
     """One job: parse and carry out."""
+    hydra = HydraConfig.get()
+    folder = Path(hydra.runtime.output_dir)
+    judging = "unlearned" in config
+    if hydra.mode == RunMode.MULTIRUN and not judging:
+        from rmu_exp.sweep.trial import carry_out
+
+        os.environ.setdefault("TQDM_DISABLE", "1")  # a trial may have a process of its own
+        os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+        return carry_out(config, folder, hydra.sweeper)
     from rmu_exp import pipeline  # heavy
 
-    folder = Path(HydraConfig.get().runtime.output_dir)
     try:
-        if "unlearned" in config:
+        if judging:
             from rmu_exp import judgement
 
-            given = [word.split("=")[0].lstrip("+~") for word in HydraConfig.get().overrides.task]
+            given = [word.split("=")[0].lstrip("+~") for word in hydra.overrides.task]
             judgement.execute(parse_judge(judgement.taken_up(config, given)), folder)
         else:
             pipeline.execute(parse(config), folder)
@@ -108,9 +117,14 @@ def check(overrides: Sequence[str], conf: Path, multirun: bool = False, name: st
         key = swept[0].key_or_group
         raise UserError(f"{key}: several values need a sweep; add -m, or write '{key}=[…]' for a list")
     plain = [str(o.input_line) for o in parsed if not o.is_sweep_override()]
-    first = [next(iter(_values(o)), None) for o in swept]
     runs = []
     with initialize_config_dir(str(conf.absolute()), version_base="1.3"):
+        if multirun:
+            from rmu_exp.sweep import check as sweeps
+
+            sweeps.check_choices(parsed)
+            swept = sweeps.check(_with_hydra(plain, parsed), parsed, swept)
+        first = [next(iter(_values(o)), None) for o in swept]
         chosen = [c for c in first if c is not None]
         runs.append(_compose([*plain, *chosen], parsed, name))
         for i, override in enumerate(swept):
@@ -138,11 +152,19 @@ def check_writable(folder: Path) -> Path:
 
 
 def _values(override: Override) -> list[str]:
-    if override.is_choice_sweep() or override.is_range_sweep():
-        from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    key = override.get_key_element()
+    if override.is_discrete_sweep():
+        return [f"{key}={value}" for value in override.sweep_string_iterator()]
+    interval = cast(IntervalSweep, override.value())  # of a search: its ends
+    return [f"{key}={interval.start}", f"{key}={interval.end}"]
 
-        return [line for (line,) in BasicSweeper.split_arguments([override], max_batch_size=None)[0]]
-    return []  # an interval of a search: its trials are checked when they start
+
+def _with_hydra(plain: list[str], parsed: list[Override]) -> DictConfig:
+    """Hydra's own settings: the launcher and the sweeper."""
+    try:
+        return compose("config", overrides=plain, return_hydra_config=True).hydra
+    except HydraException as error:
+        raise UserError(_translate(error, parsed, Run)) from error
 
 
 def _compose(overrides: list[str], parsed: list[Override], name: str) -> Run | Judge:
@@ -166,6 +188,8 @@ def _translate(error: HydraException, parsed: list[Override], schema: type) -> s
     for override in parsed:
         key, value = override.key_or_group, override.input_line or ""
         given = value.split("=", 1)[-1]
+        if f"Could not override '{key}'" in text and key.startswith("hydra."):
+            return f"{key}: no such key; `python train.py … --cfg hydra` shows those there are"
         if f"Could not override '{key}'" in text:
             if key.startswith("attacks."):
                 return registry.unknown_setting(key)

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
@@ -19,10 +20,10 @@ from rmu_exp.judge import pair
 from rmu_exp.model.checkpoint import Checkpoint, named
 from rmu_exp.model.delta import Delta
 from rmu_exp.model.parameters import on_disk
-from rmu_exp.pipeline import Job, warned
+from rmu_exp.pipeline import THREADS, Job, warned
 from rmu_exp.run import Data, Judge, Model
 
-OWN = ("model.never", "model.device", "model.dtype")  # of these the command line's own stay
+OWN = ("model.never", "model.device", "model.dtype", "model.threads")  # of these the command line's own stay
 
 
 def is_run(word: str) -> bool:
@@ -61,6 +62,7 @@ def taken_up(config: DictConfig, given: Sequence[str] = ()) -> DictConfig:
 def execute(judge: Judge, folder: Path) -> None:
     """Carry out a judgement in its folder. Raises as :func:`rmu_exp.pipeline.execute`."""
     job = Judgement(judge, folder)  # type: ignore[arg-type]
+    torch.set_num_threads(judge.model.threads or THREADS)
     with warned():
         job.preflight()
     with warned(), job.logged(), job.tracked() as tracker:

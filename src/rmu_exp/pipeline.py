@@ -39,6 +39,7 @@ from rmu_exp.report import attacks as attacks_report
 from rmu_exp.report import markdown, plots, progress, published, tables
 from rmu_exp.report.card import card
 from rmu_exp.run import AUTO, Run
+from rmu_exp.sweep.prune import Hopeless
 from rmu_exp.tracking import Tracker, open_tracker
 from rmu_exp.unlearn import lora
 from rmu_exp.unlearn import method as methods
@@ -47,17 +48,22 @@ from rmu_exp.unlearn.trunks import Trunks, shared
 
 log = logging.getLogger("rmu_exp")
 AUTO_BATCHES = 4  # a topic, whose frozen norms steer=auto takes the mean of
+THREADS = torch.get_num_threads()  # what this process may use
 PERPLEXITY_TOKENS = 4096  # a forward pass; its logits are what takes memory
 
 
-def execute(run: Run, folder: Path) -> None:
+def execute(run: Run, folder: Path, hopeless: Hopeless | None = None) -> None:
     """Carry out a run in its folder.
+
+    Args:
+        hopeless: the rule by which a search gives the run up on a part of the questions.
 
     Raises:
         UserError: what the run asks for does not exist or does not fit; nothing has been written.
         RunError: it failed on the way.
     """
-    job = Job(run, folder)
+    job = Job(run, folder, hopeless)
+    torch.set_num_threads(run.model.threads or THREADS)
     with warned():
         job.preflight()
     with warned(), job.logged(), job.tracked() as tracker:
@@ -91,8 +97,8 @@ class Job:
         results: what has been measured so far; the content of results.json.
     """
 
-    def __init__(self, run: Run, folder: Path) -> None:
-        self.run, self.folder = run, folder
+    def __init__(self, run: Run, folder: Path, hopeless: Hopeless | None = None) -> None:
+        self.run, self.folder, self.hopeless = run, folder, hopeless
         self.results: dict[str, Any] = {}
         self.device = run.model.device
         if self.device == "auto":
@@ -470,6 +476,8 @@ class Job:
         if ask:
             before = base.judged(self.checkpoint, run.eval, self.dtype, self.device, in_memory)
             with changed(model):
+                if self.hopeless is not None and self._given_up(self.hopeless, before, model, tokenizer):
+                    return
                 self._answered(before, in_memory())
         if read:
             size = {"max_length": self.checkpoint.context, "max_batch_tokens": PERPLEXITY_TOKENS}
@@ -509,6 +517,17 @@ class Job:
     def changes(self) -> Delta:
         """What unlearning changed."""
         return Delta.load(self.delta)
+
+    def _given_up(self, hopeless: Hopeless, before: qa.Answers, model: Any, tokenizer: Any) -> bool:
+        """Whether the first questions of each task already show that the run is beaten."""
+        count = min(hopeless.questions, self.run.eval.limit or hopeless.questions)
+        after = qa.ask(model, tokenizer, dataclasses.replace(self.run.eval, limit=count))
+        partly = {"questions": count, "qa": qa.compare(before.first(count), after)}
+        because = hopeless({"pruned": partly})
+        if because is not None:
+            self.results["pruned"] = partly | {"because": because}
+            self._save()
+        return because is not None
 
     def _ask_outside(self, folder: Path) -> qa.Answers:
         """Let one of lm-eval's own backends judge a checkpoint on disk."""

@@ -114,6 +114,8 @@ class Model:
     """auto, cpu, cuda, cuda:1, …"""
     never: str | None = None
     """A folder or hub id of a model that never knew the forget topics: the control of the attacks."""
+    threads: int | None = None
+    """Threads on a CPU; equal bits need equal numbers of them. null: as many as the process may use."""
     trust_remote_code: bool = False
     """Run Python code that comes with the checkpoint. Off unless you turn it on."""
     preset: Preset = field(default_factory=Preset)
@@ -477,6 +479,8 @@ def _check(run: Run) -> None:
         raise UserError(f"train.lr: got {run.train.lr}, allowed is a number > 0")
     if run.faithful and run.train.schedule != "constant":
         raise UserError(f"train.schedule: got {run.train.schedule}, but method.faithful=true has a constant rate")
+    if run.model.threads is not None and run.model.threads < 1:
+        raise UserError(f"model.threads: got {run.model.threads}, allowed is 1 or more, or null for all")
     if run.eval.backend not in ("fast", "stock") and not run.export:
         raise UserError(f"eval.backend: {run.eval.backend} judges the exported checkpoint; add export=true")
     if not (math.isfinite(run.share.gigabytes) and run.share.gigabytes >= 0):

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 
 from rmu_exp.judge.qa import Answers
 from rmu_exp.model.checkpoint import Checkpoint
@@ -34,9 +35,11 @@ def judged(
     }
     key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
     file = cache_dir() / "base" / f"{key}.json"
-    if file.is_file():
-        return Answers(**json.loads(file.read_text(encoding="utf-8")))
-    checkpoint.fetch()
-    answers = ask(checkpoint.folder)
-    write_atomic(file, json.dumps(dataclasses.asdict(answers)))
-    return answers
+    file.parent.mkdir(exist_ok=True)
+    with FileLock(f"{file}.lock"):  # of trials that start together one asks, the others wait for its answers
+        if file.is_file():
+            return Answers(**json.loads(file.read_text(encoding="utf-8")))
+        checkpoint.fetch()
+        answers = ask(checkpoint.folder)
+        write_atomic(file, json.dumps(dataclasses.asdict(answers)))
+        return answers

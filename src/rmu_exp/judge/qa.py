@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from rmu_exp.run import Eval, Model
 
 IN_MEMORY = ("fast", "stock")
 METRICS = ("acc", "acc_norm")  # the first of them that a task has is its accuracy
+_PER_QUESTION = ("correct", "chosen", "targets")
 
 
 @dataclass
@@ -49,6 +50,11 @@ class Answers:
         """Group and task to its questions' results; a group's are those of all its tasks."""
         joined = {group: [c for t in tasks for c in self.correct[t]] for group, tasks in self.groups.items()}
         return joined | self.correct
+
+    def first(self, count: int) -> Answers:
+        """The answers to the first questions of each task."""
+        parts = {name: {t: c[:count] for t, c in getattr(self, name).items()} for name in _PER_QUESTION}
+        return replace(self, **parts)
 
     def chance_of(self, name: str) -> float:
         """Accuracy of a blind guess on a task, or over a group's questions."""

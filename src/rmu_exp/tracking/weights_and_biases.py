@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
+from rmu_exp.sweep import axes
 from rmu_exp.tracking import Tracker
 
 log = logging.getLogger("rmu_exp")
@@ -85,14 +86,13 @@ class WandbTracker(Tracker):
                 named[f"cosine/{topic}/{key.removeprefix('cos_')}"] = value
             elif key not in ("step", "topic", "steer", "alpha"):
                 named[f"train/{key}"] = value
+        if "cos_forget" in metrics and "cos_retain" in metrics:
+            named["score"] = metrics["cos_retain"] - metrics["cos_forget"]
         self._try(lambda run: run.log(named))
 
     def finish(self, results: dict[str, Any], plots: list[Path], delta: Path) -> None:
         def send(run: Any) -> None:
-            for name, row in results.get("qa", {}).items():
-                for who in ("base", "unlearned"):
-                    if who in row:
-                        run.summary[f"qa/{name}/{who}"] = row[who]["acc"]
+            run.summary.update(_summary(results))
             for name, entry in results.get("attacks", {}).items():
                 for when, acc in entry.get("forget_acc", {}).items():
                     run.summary[f"attacks/{name}/{when}"] = acc
@@ -101,7 +101,10 @@ class WandbTracker(Tracker):
                 ended["tables/accuracy"] = self._accuracy(results["qa"])
             answers = delta.parent / "answers.jsonl"
             if answers.is_file():
-                ended["tables/answers"] = self._table([json.loads(line) for line in answers.read_text().splitlines()])
+                ended["tables/answers"] = self.table([json.loads(line) for line in answers.read_text().splitlines()])
+            reached = score(results)
+            if reached is not None:
+                ended["score"] = reached
             if ended:
                 run.log(ended)
             if delta.is_file():
@@ -111,6 +114,11 @@ class WandbTracker(Tracker):
                 run.log_artifact(artifact)
 
         self._try(send)
+        self.close()
+
+    def send(self, values: dict[str, Any]) -> None:
+        """Log values once, and end."""
+        self._try(lambda run: run.log(values))
         self.close()
 
     def close(self) -> None:
@@ -126,9 +134,10 @@ class WandbTracker(Tracker):
                     low, high = row[who]["ci95"]
                     line |= {who: row[who]["acc"], f"{who}_low": low, f"{who}_high": high, "n": row[who]["n"]}
             lines.append(line)
-        return self._table(lines)
+        return self.table(lines)
 
-    def _table(self, lines: list[dict[str, Any]]) -> Any:
+    def table(self, lines: list[dict[str, Any]]) -> Any:
+        """A table of W&B's from lines that need not have the same keys."""
         columns: list[Any] = list(dict.fromkeys(key for line in lines for key in line))
         return self.wandb.Table(columns=columns, data=[[line.get(c) for c in columns] for line in lines])
 
@@ -141,6 +150,32 @@ class WandbTracker(Tracker):
         except Exception as error:
             self.run = None
             _say(f"W&B failed ({_first_line(error)}); the run goes on without it, its files are complete")
+
+
+def _summary(results: dict[str, Any]) -> dict[str, Any]:
+    """A run's numbers for W&B's tables and scatter plots: settings, accuracies, attacks."""
+    numbers: dict[str, Any] = {"setting/layer": results["run"]["layer"]}
+    for key in ("steer", "alpha"):  # lists in the config, which no panel can draw
+        numbers[f"setting/{key}"] = sum(results["run"][key]) / len(results["run"][key])
+    for name, row in results.get("qa", {}).items():
+        numbers |= {f"qa/{name}/{who}": row[who]["acc"] for who in ("base", "unlearned") if who in row}
+    for name, row in results.get("attacks", {}).items():
+        numbers |= {f"attacks/{name}/{when}": value for when, value in row.get("forget_acc", {}).items()}
+    return numbers
+
+
+def score(results: dict[str, Any]) -> float | None:
+    """One number for W&B's sweeps: the accuracy forgotten less the general accuracy lost.
+
+    While training the same key has the retain cosine less the forget cosine, so that a sweep can stop a run early.
+    """
+    changes = []
+    for axis in axes.choose(("forget", "general"), [results]):
+        before, after = axis.of(results, "base"), axis.of(results)
+        if before is None or after is None:
+            return None
+        changes.append(before.value - after.value)
+    return changes[0] - changes[1]
 
 
 def _first_line(error: Exception) -> str:

@@ -1,0 +1,88 @@
+"""Comparing trials on several axes at once: the Pareto front, its hypervolume, and the trial to choose.
+
+A point is a tuple of costs, each to be made small.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rmu_exp.sweep.axes import Axis
+from rmu_exp.sweep.trials import Trial
+
+Point = tuple[float, ...]
+KEEP = 0.03
+
+
+def dominates(a: Point, b: Point) -> bool:
+    """Whether ``a`` is nowhere worse than ``b`` and somewhere better."""
+    return a != b and all(x <= y for x, y in zip(a, b, strict=True))
+
+
+def front(points: Sequence[Point]) -> list[int]:
+    """Indices of the points that no other dominates, by the first cost."""
+    kept = [i for i, p in enumerate(points) if not any(dominates(q, p) for q in points)]
+    return sorted(kept, key=lambda i: points[i])
+
+
+def hypervolume(points: Sequence[Point], reference: Point) -> float:
+    """The volume that the points dominate, up to a reference that is worse than all that counts.
+
+    By slices along the last cost; exact, meant for the few points of a front.
+    """
+    inside = [p for p in points if all(x < r for x, r in zip(p, reference, strict=True))]
+    if not inside:
+        return 0.0
+    if len(reference) == 1:
+        return reference[0] - min(p[0] for p in inside)
+    inside.sort(key=lambda p: p[-1])
+    edges = [*(p[-1] for p in inside), reference[-1]]
+    return sum(
+        (edges[i + 1] - edges[i]) * hypervolume([p[:-1] for p in inside[: i + 1]], reference[:-1])
+        for i in range(len(inside))
+        if edges[i + 1] > edges[i]
+    )
+
+
+def costs(trials: Sequence[Trial], axes: Sequence[Axis]) -> dict[str, Point]:
+    """Name to costs, of the trials that were measured whole on every axis."""
+    found = {}
+    for trial in trials:
+        measures = [axis.of(trial.results) for axis in axes]
+        if trial.state == "done" and axes and all(measures):
+            found[trial.name] = tuple(axis.cost(m) for axis, m in zip(axes, measures, strict=True) if m)
+    return found
+
+
+def on_front(trials: Sequence[Trial], axes: Sequence[Axis]) -> list[Trial]:
+    """The trials that no other beats on every axis."""
+    by_name, points = {t.name: t for t in trials}, costs(trials, axes)
+    names = list(points)
+    return [by_name[names[i]] for i in front(list(points.values()))]
+
+
+def chosen(trials: Sequence[Trial], axes: Sequence[Axis], keep: float = KEEP) -> Trial | None:
+    """The trial to take, by :func:`rule`."""
+    by = {axis.name: axis for axis in axes}
+    if not {"forget", "general"} <= set(by):
+        return None
+    target = by.get("worst", by["forget"])
+    ranked = []
+    for trial in trials:
+        general, base = by["general"].of(trial.results), by["general"].of(trial.results, "base")
+        reached = target.of(trial.results)
+        if trial.state == "done" and general and base and reached:
+            lost = round(base.value - general.value, 9)  # 1 - 0.97 is not 0.03
+            left = max(reached.value, by["forget"].chance(trial.results))
+            ranked.append(((max(0.0, lost - keep), left, lost, trial.name), trial))
+    return min(ranked, key=lambda pair: pair[0])[1] if ranked else None
+
+
+def rule(axes: Sequence[Axis], keep: float = KEEP) -> str:
+    """The rule in words."""
+    what = "accuracy after the worst attack" if any(a.name == "worst" for a in axes) else "forget accuracy"
+    return (
+        f"of the trials whose general accuracy is at most {100 * keep:g} points below the base model's (if there are "
+        f"none, of those that lost least), the one with the lowest {what}, below chance counting as chance; "
+        "at a tie, the one with the higher general accuracy"
+    )

@@ -1,0 +1,37 @@
+"""One trial of a sweep, wherever its launcher runs it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from filelock import Timeout
+from omegaconf import DictConfig
+
+from rmu_exp.errors import RunError, UserError
+from rmu_exp.run import parse
+from rmu_exp.sweep import trials
+from rmu_exp.sweep.prune import Hopeless
+
+
+def carry_out(config: DictConfig, folder: Path, sweeper: Any) -> None:
+    """Run a trial in its folder; what goes wrong is noted there and ends nothing else.
+
+    A trial that another process is at, or has finished, is left to it.
+    """
+    from rmu_exp import pipeline  # heavy
+
+    print(f"trial {folder.name}", file=sys.stderr, flush=True)
+    try:
+        run = parse(config)
+        run.tracking.group = run.tracking.group or folder.parent.name
+        hopeless = Hopeless.of(folder.parent, sweeper)
+        with trials.lock(folder):
+            if not (trials.is_done(folder) and trials.digest_in(folder) == run.digest):
+                pipeline.execute(run, folder, hopeless)
+    except Timeout:
+        print(f"rmu_exp: {folder.name}: another process is at it", file=sys.stderr)
+    except (UserError, RunError) as error:
+        trials.failed(folder, str(error))
+        print(f"rmu_exp: {folder.name}: {error}", file=sys.stderr)

@@ -1,0 +1,155 @@
+"""The trials of a sweep, read from its folder: one sub-folder a trial, each an ordinary run's folder.
+
+Knows nothing of Hydra: any folder that holds folders of runs can be read, also one that nobody swept.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from rmu_exp.errors import UserError
+from rmu_exp.paths import write_atomic
+
+TRIAL, ERROR, DONE = "trial.json", "error.txt", "report.md"
+NOT_SETTINGS = ("digest", "output", "export", "tracking")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One trial, as far as it has come.
+
+    Attributes:
+        name: its folder's name.
+        settings: swept key to value.
+        state: ``done``, ``pruned`` (judged on a part of the questions and given up), ``failed``, ``running`` (some
+            process is at it) or ``unfinished``.
+        reason: why it failed or was given up.
+        results: the content of results.json; empty when there is none.
+    """
+
+    name: str
+    folder: Path
+    settings: dict[str, Any]
+    state: str
+    reason: str
+    results: dict[str, Any]
+
+
+def read(folder: Path) -> list[Trial]:
+    """The trials in a folder, in the order in which they were planned.
+
+    Raises:
+        UserError: there are none.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; give the folder of a sweep")
+    found = [f for f in folder.iterdir() if (f / TRIAL).is_file() or (f / "config.yaml").is_file()]
+    if not found:
+        raise UserError(f"{folder}: no trials in it; give the folder of a sweep")
+    plans = {f: json.loads((f / TRIAL).read_text(encoding="utf-8")) if (f / TRIAL).is_file() else {} for f in found}
+    order = sorted(found, key=lambda f: (plans[f].get("number", len(found)), _natural(f.name)))
+    settings = {f: plan["settings"] for f, plan in plans.items() if "settings" in plan} or _differences(order)
+    return [read_one(f, settings.get(f, {})) for f in order]
+
+
+def read_one(folder: Path, settings: dict[str, Any]) -> Trial:
+    """One trial; ``unfinished`` if its folder holds nothing, or is not there."""
+    file = folder / "results.json"
+    results = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    state, reason = "unfinished", ""
+    if (folder / ERROR).is_file():
+        state, reason = "failed", (folder / ERROR).read_text(encoding="utf-8").strip()
+    elif is_done(folder):
+        state = "pruned" if "pruned" in results else "done"
+        reason = results.get("pruned", {}).get("because", "")
+    elif _is_running(folder):
+        state = "running"
+    return Trial(folder.name, folder, settings, state, reason, results)
+
+
+def lock(folder: Path) -> FileLock:
+    """Held by the process that is at a trial."""
+    return FileLock(folder / ".lock", timeout=0)
+
+
+def _is_running(folder: Path) -> bool:
+    if not (folder / ".lock").is_file():
+        return False
+    try:
+        with lock(folder):
+            return False
+    except Timeout:
+        return True
+
+
+def is_done(folder: Path) -> bool:
+    """Whether a run went through to its end: report.md is what it writes last."""
+    return (folder / "results.json").is_file() and (folder / DONE).is_file()
+
+
+def digest_in(folder: Path) -> str | None:
+    """The digest of the Run whose folder this is."""
+    file = folder / "config.yaml"
+    if not file.is_file():
+        return None
+    digest: str | None = yaml.safe_load(file.read_text(encoding="utf-8")).get("digest")
+    return digest
+
+
+def plan(folder: Path, number: int, settings: Mapping[str, Any]) -> None:
+    """Note a trial before it starts, so that one that never ends is listed too."""
+    (folder / ERROR).unlink(missing_ok=True)
+    write_atomic(folder / TRIAL, json.dumps({"number": number, "settings": dict(settings)}) + "\n")
+
+
+def failed(folder: Path, reason: str) -> None:
+    """Note why a trial failed."""
+    write_atomic(folder / ERROR, reason + "\n")
+
+
+def swept(trials: Sequence[Trial]) -> list[str]:
+    """The swept keys, in the order of the command line."""
+    return list(dict.fromkeys(key for t in trials for key in t.settings))
+
+
+def show(value: Any) -> str:
+    """A swept value for a person: ``[6.5, 6.5]`` as ``6.5``."""
+    if isinstance(value, (list, tuple)):
+        same = list(dict.fromkeys(map(show, value)))
+        return same[0] if len(same) == 1 else ",".join(map(show, value))
+    return f"{value:g}" if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)
+
+
+def _differences(folders: Sequence[Path]) -> dict[Path, dict[str, Any]]:
+    """Without notes of a sweep: the keys of config.yaml in which the runs differ."""
+    configs = {}
+    for f in folders:
+        whole = yaml.safe_load((f / "config.yaml").read_text(encoding="utf-8"))
+        configs[f] = _flat({k: v for k, v in whole.items() if k not in NOT_SETTINGS})
+    keys = list(dict.fromkeys(key for config in configs.values() for key in config))
+    varying = [k for k in keys if len({json.dumps(c.get(k)) for c in configs.values()}) > 1]
+    return {f: {k: config.get(k) for k in varying} for f, config in configs.items()}
+
+
+def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _natural(name: str) -> list[tuple[int, float, str]]:
+    """So that ``layer=9`` stands before ``layer=10``."""
+    parts = re.split(r"(\d+(?:\.\d+)?)", name)
+    return [(0, float(p), "") if i % 2 else (1, 0.0, p) for i, p in enumerate(parts)]

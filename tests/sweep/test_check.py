@@ -1,0 +1,70 @@
+"""What is refused of a sweep before anything starts, in one line."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+from rmu_exp import cli
+from rmu_exp.errors import UserError
+from rmu_exp.sweep import check
+
+CONF = Path(__file__).parent.parent.parent / "conf"
+SEARCH = "hydra/sweeper=optuna"
+
+
+def refused(*words: str) -> str:
+    with pytest.raises(UserError) as caught:
+        cli.check(words, CONF, multirun=True)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["layer=range(5,3)"], r"layer: range\(5,3\) is empty; .*"),
+        (["steer=interval(1,5)"], r"steer: interval\(1,5\) needs a search; add hydra/sweeper=optuna, .*"),
+        ([SEARCH, "steer=interval(5,1)"], r"steer: interval\(5,1\) is empty; .*"),
+        ([SEARCH, "steer=tag(log,interval(0,1))"], r"steer: .* starts at 0.*; a logarithmic range .*"),
+        ([SEARCH, "steer=interval(-1,5)"], r"steer: got -1.0, .*"),
+        ([SEARCH], r"hydra/sweeper: nothing to search; .*"),
+        ([SEARCH, "layer=3,5", "hydra.sweeper.sampler=x"], r"hydra.sweeper.sampler: got 'x', allowed is tpe, .*"),
+        ([SEARCH, "layer=3,5", "hydra.sweeper.n_trials=0"], r"hydra.sweeper.n_trials: got 0, .*"),
+        ([SEARCH, "layer=3,5", "hydra.sweeper.objectives=[speed]"], r"hydra.sweeper.objectives: got 'speed', .*"),
+        ([SEARCH, "layer=3,5", "hydra.sweeper.objectives=[forget,worst]", "hydra.sweeper.prune_on=9"], r".*worst.*"),
+        (["layer=3,5", "hydra/launcher=nope"], r"hydra/launcher: got 'nope', allowed is basic, .*"),
+        (["layer=3,5", "hydra.launcher.n_job=2"], r".*n_job.*"),
+        (["layer=3,99x"], r"layer: got '99x', .*"),
+    ],
+    ids=lambda v: " ".join(v) if isinstance(v, list) else "",
+)
+def test_one_line(words, line):
+    assert re.fullmatch(line, refused(*words))
+
+
+@pytest.mark.parametrize(
+    ("word", "missing", "extra"),
+    [
+        ("hydra/launcher=joblib", "hydra_plugins.hydra_joblib_launcher", "joblib"),
+        ("hydra/launcher=slurm", "submitit", "slurm"),
+        ("hydra/launcher=ray", "ray", "ray"),
+        (SEARCH, "optuna", "search"),
+    ],
+)
+def test_an_extra_that_is_not_installed(word, missing, extra, monkeypatch):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(check, "find_spec", lambda name: None if name == missing else real(name))
+    assert f"pip install 'rmu_exp[{extra}]'" in refused(word, "layer=3,5")
+
+
+def test_ranges_of_an_experiment_are_checked_too():
+    assert len(cli.check(["experiment=steer_curve"], CONF, multirun=True)) == 7
+    assert "steer: range(3,1) is empty" in refused("experiment=steer_curve", "hydra.sweeper.params.steer='range(3,1)'")
+
+
+def test_a_good_search_passes():
+    cli.check([SEARCH, "layer=range(3,9)", "steer=tag(log,interval(0.5,30))"], CONF, multirun=True)

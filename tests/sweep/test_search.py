@@ -1,0 +1,140 @@
+"""A search by Optuna: real ones of a tiny model, and what a start makes of an earlier one's leavings."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+optuna = pytest.importorskip("optuna")
+
+from hydra.core.override_parser.overrides_parser import OverridesParser  # noqa: E402
+from sweep_rows import row  # noqa: E402
+
+from rmu_exp.sweep.search import AGAIN, WORKER, Search, rounded  # noqa: E402
+
+ROOT = Path(__file__).parent.parent.parent
+RANGES = ["layer=range(1,4)", "steer=tag(log,interval(0.5,30))", "alpha=choice(5,10)", "seed=int(interval(0,9))"]
+
+
+class Pretended:
+    """A session whose trials take no time: accuracies are a formula of the settings."""
+
+    def __init__(self, folder: Path, words: list[str], broken: bool = False) -> None:
+        self.folder, self.broken, self.launched = folder, "", []
+        self.swept = OverridesParser.create().parse_overrides(words)
+        self._breaks = broken
+
+    def planned(self, words):
+        return SimpleNamespace(name=",".join(words), words=words)
+
+    def waiting(self, planned):
+        return [p for p in planned if not (self.folder / p.name / "report.md").is_file()]
+
+    def launch(self, planned):
+        if self._breaks:
+            self.broken = "the scheduler went away"
+            return
+        for trial in planned:
+            self.launched.append(trial.name)
+            settings = dict(word.split("=") for word in trial.words)
+            folder = self.folder / trial.name
+            folder.mkdir()
+            steer = float(settings["steer"])
+            qa = {"lore_forget": row(round(25 + 70 / (1 + steer)), 100), "lore_general": row(round(99 - steer), 100)}
+            qa = {name: {"tasks": []} | measured for name, measured in qa.items()}
+            (folder / "trial.json").write_text(json.dumps({"number": 0, "settings": settings}))
+            (folder / "results.json").write_text(json.dumps({"qa": qa}))
+            (folder / "report.md").write_text("")
+
+
+def search(session, **more) -> Search:
+    given = {"n_trials": 8, "n_jobs": 2, "sampler": "tpe", "seed": 0, "study": "s", "storage": None}
+    given |= {"objectives": ["forget", "general"], "forget": [], "general": []}
+    return Search(session, **(given | more))
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
+def test_values_come_from_their_ranges(tmp_path, sampler):
+    session = Pretended(tmp_path, RANGES)
+    search(session, sampler=sampler, n_trials=8).run()
+    assert len(session.launched) == len(set(session.launched)) == 8
+    for name in session.launched:
+        settings = dict(word.split("=") for word in name.split(","))
+        assert settings["layer"] in {"1", "2", "3"}
+        assert settings["alpha"] in {"5", "10"}
+        assert re.fullmatch(r"\d", settings["seed"])
+        assert 0.5 <= float(settings["steer"]) <= 30
+        assert len(settings["steer"].replace(".", "").lstrip("0")) <= 4
+
+
+def test_optuna_knows_each_trials_objectives(tmp_path):
+    session = Pretended(tmp_path, ["steer=interval(1,40)"])
+    one = search(session)
+    one.run()
+    for trial in one.study.trials:
+        qa = json.loads((tmp_path / trial.user_attrs["trial"] / "results.json").read_text())["qa"]
+        assert trial.values == [qa[g]["unlearned"]["acc"] for g in ("lore_forget", "lore_general")]
+    assert [d.name for d in one.study.directions] == ["MINIMIZE", "MAXIMIZE"]
+
+
+def test_goes_on_where_it_stopped_and_draws_other_numbers(tmp_path):
+    first = Pretended(tmp_path, ["steer=interval(1,40)"])
+    search(first, n_trials=4).run()
+    second = Pretended(tmp_path, ["steer=interval(1,40)"])
+    search(second, n_trials=8).run()
+    assert len(second.launched) == 4
+    assert not set(first.launched) & set(second.launched)
+    third = Pretended(tmp_path, ["steer=interval(1,40)"])
+    search(third, n_trials=8).run()
+    assert third.launched == []
+
+
+def test_what_was_cut_off_is_asked_again_with_the_same_values(tmp_path):
+    words = ["steer=interval(1,40)"]
+    cut = search(Pretended(tmp_path, words, broken=True), n_trials=3)
+    cut.run()
+    lost = [t.params for t in cut.study.trials]
+    assert len(lost) == 2
+    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    for trial in cut.study.trials:  # as if it had been a process that is no longer there
+        host = trial.user_attrs[WORKER].split(":")[0]
+        cut.study._storage.set_trial_user_attr(trial._trial_id, WORKER, f"{host}:{gone.stdout.strip()}")
+    later = Pretended(tmp_path, words)
+    after = search(later, n_trials=3)
+    after.run()
+    done = [t for t in after.study.trials if t.state.name == "COMPLETE"]
+    assert len(later.launched) == len(done) == 3
+    assert [t.params for t in done if AGAIN in t.user_attrs] == lost
+
+
+def test_numbers_of_four_digits_stay_inside():
+    assert rounded(3.14159, 1, 10) == 3.142
+    assert rounded(9.99999, 1, 9.99995) == 9.99995
+    assert rounded(0.00012345, 0, 1) == 0.0001234
+
+
+def test_two_processes_share_a_search_and_give_up_what_is_beaten(command, make_trial, tmp_path):
+    """Real trials beside one made up that beats them all; the two together run what was asked for, each trial once."""
+    make_trial({"layer": 0, "steer": 0}, forget=0, general=100)
+    words, env = command
+    more = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "hydra.sweeper.prune_on=3", "layer=range(1,4)"]
+    line = [sys.executable, str(ROOT / "train.py"), "-m", *words, *more, "steer=interval(1,20)", f"output={tmp_path}"]
+    started = [subprocess.Popen(line, env=env, stderr=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(2)]
+    told = [process.communicate(timeout=300)[1] for process in started]
+    assert [process.returncode for process in started] == [0, 0], told
+    ran = re.findall(r"^trial (\S+)", "\n".join(told), re.M)
+    assert len(ran) == len(set(ran)) == 3
+    study = optuna.load_study(study_name="rmu_exp", storage=f"sqlite:///{tmp_path}/study.db")
+    assert [t.state.name for t in study.trials] == ["COMPLETE"] * 3
+    for name in ran:
+        results = json.loads((tmp_path / name / "results.json").read_text())
+        assert "qa" not in results
+        assert results["pruned"]["because"] == "on 3 questions a task clearly beaten by layer=0,steer=0"
+        assert results["pruned"]["qa"]["lore_forget"]["unlearned"]["n"] == 6  # two tasks
+    assert "4 trials: 1 done, 3 given up; chosen: layer=0,steer=0" in (tmp_path / "report.md").read_text()
