@@ -93,9 +93,6 @@ class WandbTracker(Tracker):
     def finish(self, results: dict[str, Any], plots: list[Path], delta: Path) -> None:
         def send(run: Any) -> None:
             run.summary.update(_summary(results))
-            for name, entry in results.get("attacks", {}).items():
-                for when, acc in entry.get("forget_acc", {}).items():
-                    run.summary[f"attacks/{name}/{when}"] = acc
             ended: dict[str, Any] = {f"plots/{p.stem}": self.wandb.Image(str(p)) for p in plots}
             if "qa" in results:
                 ended["tables/accuracy"] = self._accuracy(results["qa"])
