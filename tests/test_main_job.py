@@ -89,9 +89,11 @@ def test_what_a_run_writes(job):
     assert {"hexes", "wards"} == {line["topic"] for line in lines}
     for key in ("norm_forget_updated", "norm_forget_frozen", "norm_retain_updated", "norm_retain_frozen", "cos_forget"):
         assert all(line[key] is not None for line in lines)
-    last = [line for line in lines if line["topic"] == "hexes"][-1]
-    assert last["norm_forget_updated"] > 0.6 * 6.5  # the words before a topic's name are common to all texts
-    assert last["norm_retain_updated"] == pytest.approx(last["norm_retain_frozen"], rel=0.1)
+    last = [line for line in lines if line["topic"] == "hexes"][-20:]
+    mean = {key: sum(line[key] for line in last) / len(last) for key in last[0] if key.startswith("norm_")}
+    assert mean["norm_forget_updated"] > 0.5 * 6.5  # the words before a topic's name are common to all texts
+    assert mean["norm_forget_frozen"] < 0.3 * 6.5
+    assert mean["norm_retain_updated"] == pytest.approx(mean["norm_retain_frozen"], rel=0.1)
     assert {p.name for p in (folder / "plots").iterdir()} == {"accuracy.png", "norms.png", "losses.png"}
     report = (folder / "report.md").read_text()
     assert "lore_forget" in report
