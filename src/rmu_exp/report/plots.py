@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from rmu_exp.report import attacks
-from rmu_exp.report.style import FORGET, GREY, RETAIN
+from rmu_exp.report.style import FORGET, GREY, RETAIN, save
 from rmu_exp.report.style import figure_of as _figure
 from rmu_exp.report.tables import rows, title
 
@@ -31,14 +30,7 @@ def draw_all(folder: Path) -> list[Path]:
         "attacks": attacks.summary,
     }
     figures = {name: draw(results, metrics) for name, draw in plots.items()} | attacks.curves(results)
-    written = []
-    for name, figure in figures.items():
-        if figure is not None:
-            path = folder / "plots" / f"{name}.png"
-            path.parent.mkdir(exist_ok=True)
-            FigureCanvasAgg(figure).print_png(str(path))
-            written.append(path)
-    return written
+    return save(figures, folder)
 
 
 def accuracy(results: dict[str, Any], metrics: Metrics) -> Figure | None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 # Okabe and Ito: told apart by everyone
@@ -12,3 +16,15 @@ GREY, BLACK = "#777777", "#000000"
 def figure_of(width: float, height: float) -> Figure:
     """An empty figure, sizes in inches."""
     return Figure(figsize=(width, height), dpi=120, layout="constrained")
+
+
+def save(figures: Mapping[str, Figure | None], folder: Path) -> list[Path]:
+    """Write each figure that there is as ``plots/NAME.png`` in the folder; returns the files."""
+    written = []
+    for name, figure in figures.items():
+        if figure is not None:
+            path = folder / "plots" / f"{name}.png"
+            path.parent.mkdir(exist_ok=True)
+            FigureCanvasAgg(figure).print_png(str(path))
+            written.append(path)
+    return written

@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from rmu_exp.report.plots import FORGET, GREY, RETAIN
+from rmu_exp.report.style import FORGET, GREY, RETAIN, save
 from rmu_exp.sweep import trials as reading
 from rmu_exp.sweep.axes import Axis
 from rmu_exp.sweep.trials import Trial
@@ -39,14 +38,7 @@ def draw_all(
         figures[f"curve-{_plain(keys[0])}"] = curve(trials, axes, keys[0])
     for old in (folder / "plots").glob("*.png"):
         old.unlink()
-    written = []
-    for name, figure in figures.items():
-        if figure is not None:
-            path = folder / "plots" / f"{name}.png"
-            path.parent.mkdir(exist_ok=True)
-            FigureCanvasAgg(figure).print_png(str(path))
-            written.append(path)
-    return written
+    return save(figures, folder)
 
 
 def front(trials: Trials, x: Axis, y: Axis, best: Sequence[Trial], chosen: Trial | None) -> Figure | None:
