@@ -28,7 +28,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rmu_exp.attacks import registry
 from rmu_exp.errors import RunError, UserError
-from rmu_exp.run import Judge, Run, keys_of, one_line, parse, parse_judge, unknown_key
+from rmu_exp.parse import keys_of, one_line, parse, parse_judge, unknown_key
+from rmu_exp.run import Judge, Run
 from rmu_exp.unlearn import catalog
 
 ConfigStore.instance().store("run_schema", Run)

@@ -10,18 +10,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from rmu_exp import provenance
+from rmu_exp import pipeline, provenance
 from rmu_exp.errors import UserError
 from rmu_exp.judge import pair
 from rmu_exp.model.checkpoint import Checkpoint, named
 from rmu_exp.model.delta import Delta
 from rmu_exp.model.parameters import on_disk
-from rmu_exp.pipeline import THREADS, Job, warned
 from rmu_exp.run import Data, Judge, Model
+from rmu_exp.stages.attacking import Attacking
+from rmu_exp.stages.job import Job, Stage
+from rmu_exp.stages.judging import Judging
+from rmu_exp.stages.reporting import Reporting
+from rmu_exp.tracking import Tracker
 
 OWN = ("model.never", "model.device", "model.dtype", "model.threads")  # of these the command line's own stay
 
@@ -62,18 +65,16 @@ def taken_up(config: DictConfig, given: Sequence[str] = ()) -> DictConfig:
 def execute(judge: Judge, folder: Path) -> None:
     """Carry out a judgement in its folder. Raises as :func:`rmu_exp.pipeline.execute`."""
     job = Judgement(judge, folder)  # type: ignore[arg-type]
-    torch.set_num_threads(judge.model.threads or THREADS)
-    with warned():
-        job.preflight()
-    with warned(), job.logged(), job.tracked() as tracker:
-        job.describe()
-        job.judge()
-        job.attack()
-        job.report(tracker)
+    pipeline.carry_out(job, stages(job))
+
+
+def stages(job: Judgement) -> list[Stage]:
+    """Those of a judgement."""
+    return [Describing(job), Judging(job), Attacking(job), Reporting(job)]
 
 
 class Judgement(Job):
-    """The stages of a judgement: a run's, with a model that somebody else unlearned."""
+    """A job whose model somebody else unlearned."""
 
     run: Judge  # type: ignore[assignment]
 
@@ -94,20 +95,12 @@ class Judgement(Job):
             return Delta.load(Path(self.run.unlearned).expanduser() / "delta.safetensors")
         return pair.changes(self.checkpoint, self.other)
 
-    def _once(self, kind: str, key: object, make: Callable[[], Any]) -> Any:
-        """Nothing is shared between judgements."""
-        return make()
+    @property
+    def name(self) -> tuple[str, list[str]]:
+        return f"judge-{Path(self.run.unlearned).name}", ["judge", self.run.data.name]
 
-    def preflight(self) -> None:
-        """Refuse what cannot work before anything is written."""
-        self._check_device()
-        if not self.run.eval.tasks and not self.run.attacks:
-            raise UserError("attacks: none chosen, and eval.tasks is empty; there is nothing to do")
-        if self.other is not None:
-            self._refuse_other(self.other, "unlearned")
-        self._preflight_questions()
-        self._take_up()
-        self._preflight_attacks()
+    def check(self) -> None:
+        """Refuse a model that differs where no Delta reaches."""
         missing = sorted(set(self.changes.tensors) - set(on_disk(self.checkpoint.skeleton(self.checkpoint.depth))))
         if missing:
             raise UserError(
@@ -115,22 +108,36 @@ class Judgement(Job):
                 "layers; only models that differ inside of them can be judged"
             )
 
-    def describe(self) -> None:
-        """The parts of results.json that say what is judged."""
-        run = self.run
-        about: dict[str, Any] = {"model": self.checkpoint.name, "unlearned": run.unlearned, "seed": run.seed}
-        about |= {"topics": run.topics, "changed_tensors": sorted(self.changes.tensors)}
-        self.results |= {
+    def once(self, kind: str, key: object, make: Callable[[], Any]) -> Any:
+        """Nothing is shared between judgements."""
+        return make()
+
+
+class Describing:
+    """Writes the parts of results.json that say what is judged."""
+
+    def __init__(self, job: Judgement) -> None:
+        self.job = job
+
+    def preflight(self) -> None:
+        job = self.job
+        if not job.run.eval.tasks and not job.run.attacks:
+            raise UserError("attacks: none chosen, and eval.tasks is empty; there is nothing to do")
+        if job.other is not None:
+            job.refuse_other(job.other, "unlearned")
+
+    def carry_out(self, tracker: Tracker) -> None:
+        job, run = self.job, self.job.run
+        about: dict[str, Any] = {"model": job.checkpoint.name, "unlearned": run.unlearned, "seed": run.seed}
+        about |= {"topics": run.topics, "changed_tensors": sorted(job.changes.tensors)}
+        job.results |= {
             "schema": 1,
             "run": about,
-            "provenance": provenance.describe(self.device)
+            "provenance": provenance.describe(job.device)
             | {
                 "config_hash": run.digest,
-                "model_revision": self.checkpoint.revision,
-                "model_digest": self.checkpoint.digest(),
+                "model_revision": job.checkpoint.revision,
+                "model_digest": job.checkpoint.digest(),
             },
         }
-        self._save()
-
-    def _name(self) -> tuple[str, list[str]]:
-        return f"judge-{Path(self.run.unlearned).name}", ["judge", self.run.data.name]
+        job.save()

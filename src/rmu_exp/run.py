@@ -1,35 +1,21 @@
 """The Run: one typed, checked object that carries every setting of a run.
 
 Hydra composes ``conf/`` and the command line onto the dataclasses below, which gives every key its type;
-:func:`parse` makes the object and refuses what does not fit together. The sentence under a field is its documentation:
-``python train.py --help`` and ``docs/configuration.md`` are made from it. This module reads no file
-and imports nothing heavy, so that a mistyped key is refused at once.
+:mod:`rmu_exp.parse` makes the object and refuses what does not fit together. The sentence under a field is its
+documentation: ``python train.py --help`` and ``docs/configuration.md`` are made from it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import json
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
-
-from rmu_exp.errors import UserError
-from rmu_exp.unlearn import catalog
+from omegaconf import MISSING, OmegaConf
 
 AUTO = "auto"  # steer: taken from the model's own norms
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-BAD_LINE = ("error", "skip")
-DISTRIBUTIONS = ("uniform", "normal")
-SCHEDULES = ("constant", "linear")
-SHARING = ("auto", "always", "never")
-TRACKERS = ("wandb", "off")
-TRACKING_MODES = ("auto", "online", "offline")
 
 
 @dataclass
@@ -361,217 +347,3 @@ def topic_names(sources: list[str]) -> list[str]:
             name += "_"
         names.append(name)
     return names
-
-
-def parse(config: DictConfig) -> Run:
-    """A composed configuration as a checked :class:`Run`.
-
-    Raises:
-        UserError: an unknown key, a wrong type, a value out of range or an impossible combination.
-    """
-    _refuse_unknown(config, Run, "")
-    try:
-        for key in ("layer", "steer", "alpha"):
-            if OmegaConf.is_missing(config, key) or OmegaConf.select(config, key) is None:
-                raise UserError(f"{key}: not given, and {_model_name(config)} has no preset for it; add {key}=…")
-        run = OmegaConf.to_object(config)
-        assert isinstance(run, Run)
-        run.method = _method(config.method)
-    except OmegaConfBaseException as error:
-        raise UserError(one_line(error)) from error
-    _check(run)
-    return run
-
-
-def _method(config: DictConfig) -> Any:
-    """The method's settings as the dataclass that its file declares."""
-    values: Any = OmegaConf.to_container(config, resolve=True)
-    name, presets = values.get("name"), values.pop("presets", None) or {}
-    if name not in catalog.names():
-        raise UserError(f"method.name: got {name!r}, allowed is {', '.join(catalog.names())}")
-    schema = catalog.settings(name)
-    known = [f"method.{f.name}" for f in dataclasses.fields(schema)]
-    for key in values:
-        if f"method.{key}" not in known:
-            raise UserError(f"{unknown_key(f'method.{key}', known)} for {name}")
-    allowed = [*PRESET, *(f.name for f in dataclasses.fields(schema))]
-    for model, entry in presets.items():
-        for key in set(entry) - set(allowed):
-            raise UserError(f"method.presets: {name} has {key!r} for {model}, allowed is {', '.join(allowed)}")
-    typed = OmegaConf.merge({"method": OmegaConf.structured(schema)}, {"method": values})
-    return OmegaConf.to_object(typed)["method"]  # type: ignore[index,call-overload]
-
-
-def _model_name(config: Any) -> str:
-    if OmegaConf.is_missing(config.model, "path"):
-        return "a local model"
-    return str(config.model.path or config.model.name or "the model")
-
-
-def parse_judge(config: DictConfig) -> Judge:
-    """A composed configuration as a checked :class:`Judge`. Raises as :func:`parse`."""
-    _refuse_unknown(config, Judge, "")
-    try:
-        if OmegaConf.is_missing(config, "unlearned"):
-            raise UserError(
-                "unlearned: not given; add unlearned=… (a run's folder, a checkpoint's folder, or a hub id)"
-            )
-        judge = OmegaConf.to_object(config)
-    except OmegaConfBaseException as error:
-        raise UserError(one_line(error)) from error
-    assert isinstance(judge, Judge)
-    if judge.seed < 0:
-        raise UserError(f"seed: got {judge.seed}, allowed is 0 or more")
-    if judge.eval.backend not in ("fast", "stock"):
-        raise UserError(f"eval.backend: got {judge.eval.backend}, allowed here is fast, stock")
-    _check_parts(judge)
-    return judge
-
-
-def per_topic(key: str, value: Any, topics: list[str]) -> list[float]:
-    """A number, or one per topic, as one float per topic."""
-    given = list(value) if isinstance(value, (list, tuple)) else [value]
-    numbers = [v for v in given if isinstance(v, (int, float)) and not isinstance(v, bool)]
-    if len(numbers) < len(given) or not all(math.isfinite(v) and v >= 0 for v in numbers):
-        other = ", or auto" if key == "steer" else ""
-        raise UserError(f"{key}: got {_show(value)}, allowed is a number ≥ 0, or one per topic{other}")
-    if len(given) == 1:
-        return [float(given[0])] * len(topics)
-    if len(given) != len(topics):
-        raise UserError(
-            f"{key}: got {len(given)} values, allowed is one number, or one per topic "
-            f"({len(topics)}: {', '.join(topics)})"
-        )
-    return [float(v) for v in given]
-
-
-def _check(run: Run) -> None:
-    if not run.data.forget:
-        raise UserError("data.forget: no corpus given; add 'data.forget=[a.jsonl,b.jsonl]'")
-    if run.data.topics is not None and len(run.data.topics) != len(run.data.forget):
-        raise UserError(f"data.topics: got {len(run.data.topics)} names for {len(run.data.forget)} forget corpora")
-    if len(run.data.retain) not in (1, len(run.data.forget)):
-        raise UserError(
-            f"data.retain: got {len(run.data.retain)} corpora, allowed is 1, or one per topic ({len(run.data.forget)})"
-        )
-    if not run.model.name and not run.model.path:
-        raise UserError("model.name: not given; add model.name=ORG/NAME, or model.path=FOLDER")
-    if not isinstance(run.layer, int) or isinstance(run.layer, bool):
-        raise UserError(f"layer: got {_show(run.layer)}, allowed is a whole number, 0 or more")
-    if run.steer != AUTO:
-        run.steer = per_topic("steer", run.steer, run.topics)
-    if not (math.isfinite(run.steering.factor) and run.steering.factor > 0):
-        raise UserError(f"steering.factor: got {run.steering.factor}, allowed is a number > 0")
-    run.alpha = per_topic("alpha", run.alpha, run.topics)
-    if run.train.lr is None:
-        raise UserError("train.lr: not given and the model has no preset; add train.lr=5e-5")
-    if not isinstance(run.layers.span, int) or isinstance(run.layers.span, bool):
-        raise UserError(f"layers.span: got {_show(run.layers.span)}, allowed is a whole number, 0 or more")
-    if not isinstance(run.layers.lora, bool):
-        raise UserError(f"layers.lora: got {_show(run.layers.lora)}, allowed is true or false")
-    at_least = {"layer": 0, "seed": 0, "layers.span": 0, "train.batch_size": 1, "train.max_batches": 1}
-    at_least |= {"data.min_len": 0, "data.max_length": 1, "eval.batch_size": 1}
-    at_least |= {"layers.rank": 1, "layers.rank_alpha": 1}
-    for key, least in at_least.items():
-        if _get(run, key) is not None and _get(run, key) < least:
-            raise UserError(f"{key}: got {_get(run, key)}, allowed is {least} or more")
-    if not (math.isfinite(run.train.lr) and run.train.lr > 0):
-        raise UserError(f"train.lr: got {run.train.lr}, allowed is a number > 0")
-    if run.faithful and run.train.schedule != "constant":
-        raise UserError(f"train.schedule: got {run.train.schedule}, but method.faithful=true has a constant rate")
-    if run.model.threads is not None and run.model.threads < 1:
-        raise UserError(f"model.threads: got {run.model.threads}, allowed is 1 or more, or null for all")
-    if run.eval.backend not in ("fast", "stock") and not run.export:
-        raise UserError(f"eval.backend: {run.eval.backend} judges the exported checkpoint; add export=true")
-    if not (math.isfinite(run.share.gigabytes) and run.share.gigabytes >= 0):
-        raise UserError(f"share.gigabytes: got {run.share.gigabytes}, allowed is a number ≥ 0")
-    choices = {
-        "steering.kind": ("fixed",),
-        "steering.distribution": DISTRIBUTIONS,
-        "retain.kind": ("mse",),
-        "train.schedule": SCHEDULES,
-        "share.when": SHARING,
-    }
-    _check_choices(run, choices)
-    _check_parts(run)
-
-
-def _check_choices(run: Run | Judge, choices: dict[str, tuple[str, ...]]) -> None:
-    for key, allowed in choices.items():
-        if _get(run, key) not in allowed:
-            raise UserError(f"{key}: got {_get(run, key)!r}, allowed is {', '.join(allowed)}")
-
-
-def _check_parts(run: Run | Judge) -> None:
-    """What a run and a judgement have in common."""
-    if run.eval.limit is not None and run.eval.limit < 1:
-        raise UserError(f"eval.limit: got {run.eval.limit}, allowed is 1 or more, or null for all questions")
-    choices = {"model.dtype": DTYPES, "data.on_bad_line": BAD_LINE, "tracking.kind": TRACKERS}
-    _check_choices(run, choices | {"tracking.mode": TRACKING_MODES})
-    if run.attacks:
-        from rmu_exp.attacks import registry
-
-        run.attacks = registry.checked(run.attacks)
-
-
-def _get(run: Run | Judge, dotted: str) -> Any:
-    value: Any = run
-    for part in dotted.split("."):
-        value = getattr(value, part)
-    return value
-
-
-def _show(value: Any) -> str:
-    return repr(value) if isinstance(value, str) else str(value)
-
-
-def _refuse_unknown(config: DictConfig, schema: type, prefix: str) -> None:
-    """Hydra's ``+key=value`` adds keys that nothing reads."""
-    known = {f.name: f.default_factory for f in dataclasses.fields(schema)}
-    for key in map(str, config):
-        if key not in known:
-            raise UserError(unknown_key(f"{prefix}{key}", [prefix + name for name in known]))
-        nested = known[key]
-        if isinstance(nested, type) and dataclasses.is_dataclass(nested):
-            _refuse_unknown(config[key], nested, f"{prefix}{key}.")
-
-
-def unknown_key(key: str, known: list[str]) -> str:
-    """The message for a key that does not exist."""
-    close = difflib.get_close_matches(key, known, n=1)
-    hint = f", did you mean {close[0]}?" if close else ""
-    return f"{key}: no such key{hint} (known: {', '.join(known)})"
-
-
-def keys_of(schema: type, prefix: str = "") -> list[str]:
-    """Every dotted key of the schema, groups included."""
-    keys: list[str] = []
-    for f in dataclasses.fields(schema):
-        keys.append(prefix + f.name)
-        if isinstance(f.default_factory, type) and dataclasses.is_dataclass(f.default_factory):
-            keys += keys_of(f.default_factory, f"{prefix}{f.name}.")
-    return keys
-
-
-_WANTED = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
-
-
-def one_line(error: OmegaConfBaseException) -> str:
-    text = str(error).splitlines()[0]
-    if isinstance(error, MissingMandatoryValue):
-        key = text.rsplit(": ", 1)[-1]
-        return f"{key}: not given; add {key}=…"
-    key = getattr(error, "full_key", None) or "configuration"
-    if "' not in '" in text:  # Key 'stear' not in 'Run'
-        inside, schema = key.rpartition(".")[0], Judge if "'Judge'" in text else Run
-        return unknown_key(key, [k for k in keys_of(schema) if k.rpartition(".")[0] == inside])
-    if "is not a ListConfig" in text:
-        return f"{key}: allowed is a list such as '{key}=[a,b]'"
-    for kind, wanted in _WANTED.items():
-        if kind in text:
-            return f"{key}: got {_show(getattr(error, 'value', None) or _quoted(text))}, allowed is {wanted}"
-    return f"{key}: {text}"
-
-
-def _quoted(text: str) -> str:
-    return text.split("'")[1] if text.count("'") >= 2 else text

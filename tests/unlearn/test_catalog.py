@@ -11,7 +11,8 @@ from omegaconf import OmegaConf
 
 from rmu_exp import cli
 from rmu_exp.errors import UserError
-from rmu_exp.run import PRESET, parse
+from rmu_exp.parse import parse
+from rmu_exp.run import PRESET
 from rmu_exp.unlearn import catalog, method
 
 CONF = Path(__file__).parents[2] / "conf"

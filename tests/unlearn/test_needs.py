@@ -11,6 +11,8 @@ from families import make_checkpoint
 from rmu_exp import cli, pipeline
 from rmu_exp.errors import UserError
 from rmu_exp.model.checkpoint import Checkpoint
+from rmu_exp.stages.job import Job
+from rmu_exp.stages.training import Training
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -30,12 +32,13 @@ def texts(tmp_path_factory):
     return file
 
 
-def preflight(folder: Path, model: Path, texts: Path, *words: str) -> pipeline.Job:
+def preflight(folder: Path, model: Path, texts: Path, *words: str) -> Training:
     given = [f"model.path={model}", f"data.forget=[{texts}]", f"data.retain=[{texts}]", "layer=2", "steer=1", "alpha=1"]
     (run,) = cli.check(["model=local", "data=local", "tracking=off", *given, f"output={folder}", *words], CONF)
-    job = pipeline.Job(run, folder)
-    job.preflight()
-    return job
+    job = Job(run, folder)
+    training = Training(job)
+    pipeline.preflight(job, [training])
+    return training
 
 
 @pytest.mark.parametrize("name", ["npo", "rmu_lat", "ssd"])
@@ -70,6 +73,8 @@ def test_only_as_deep_as_the_method_needs(tmp_path, texts):
         ]
     }
     assert list(depth.values()) == [3, 2, 4, 4]
-    job = preflight(tmp_path / "run", model, texts, "train.batch_size=2", "method=multi_layer", "method.offsets=[-1,1]")
-    trained = {t.layer for t in job._resolve(job.checkpoint.skeleton(job.layers_loaded))}
+    training = preflight(
+        tmp_path / "run", model, texts, "train.batch_size=2", "method=multi_layer", "method.offsets=[-1,1]"
+    )
+    trained = {t.layer for t in training._resolve(training.job.checkpoint.skeleton(training.layers_loaded))}
     assert trained == {0, 1, 2, 3}, "span 3 below each"

@@ -47,7 +47,7 @@ def refuse_unknown(chosen: Any, conf: Path) -> None:
 
 def unknown_setting(key: str) -> str:
     """The message for ``attacks.<name>.<setting>`` that cannot be set."""
-    from rmu_exp.run import unknown_key
+    from rmu_exp.parse import unknown_key
 
     name = key.split(".")[1]
     known = [f"attacks.{name}.{field}" for field in sentences(name)]
@@ -85,7 +85,7 @@ def checked(chosen: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def settings(name: str, values: Any) -> Any:
     """The checked ``Settings`` of one attack. Raises as :func:`checked`."""
-    from rmu_exp.run import one_line, unknown_key  # which calls this module
+    from rmu_exp.parse import one_line, unknown_key  # which calls this module
 
     schema = module(name).Settings
     prefix = f"attacks.{name}"

@@ -141,7 +141,7 @@ class Session:
         return left
 
     def _digest(self, trial: Planned) -> str:
-        from rmu_exp.run import parse
+        from rmu_exp.parse import parse
 
         config = self.hydra_context.config_loader.load_sweep_config(self.config, [*self.fixed, *trial.words])
         config = OmegaConf.create(config)

@@ -10,7 +10,7 @@ from filelock import Timeout
 from omegaconf import DictConfig
 
 from rmu_exp.errors import RunError, UserError
-from rmu_exp.run import parse
+from rmu_exp.parse import parse
 from rmu_exp.sweep import trials
 from rmu_exp.sweep.prune import Hopeless
 

@@ -1,0 +1,68 @@
+"""Attacking: what adversaries with stated budgets get out of the unlearned model."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from rmu_exp.attacks import items, suite
+from rmu_exp.attacks.frame import Context
+from rmu_exp.model.weights import LAYER
+from rmu_exp.stages.job import Job
+from rmu_exp.tracking import Tracker
+
+
+class Attacking:
+    """Writes one part of results.json an attack."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+
+    @property
+    def chosen(self) -> dict[str, dict[str, Any]]:
+        """The attacks that are still to be carried out."""
+        return suite.missing(self.job.run.attacks, self.job.results)
+
+    @cached_property
+    def questions(self) -> tuple[list[items.Item], dict[str, list[items.Item]]]:
+        """What attacks ask: about the forget topics, and about everything else, by task or group."""
+        run = self.job.run
+        others = [task for task in run.eval.tasks if task not in {*run.data.forget_tasks, "wmdp"}]
+        asked = items.needed(run.data.forget_tasks, run.topics, run.eval.limit)
+        return asked, {k: v for k, v in items.load(others, run.topics, run.eval.limit).items() if v}
+
+    def preflight(self) -> None:
+        if not self.chosen:
+            return
+        if self.job.run.model.never is not None:
+            self.job.refuse_other(self.job.never)
+        _, _ = self.questions, self.job.texts
+
+    def carry_out(self, tracker: Tracker) -> None:
+        if not self.chosen:
+            return
+        for _, found in suite.carry_out(self._context(), self.chosen):
+            suite.merge(self.job.results, found)
+            self.job.save()
+
+    def _context(self) -> Context:
+        job, device = self.job, torch.device(self.job.device)
+        asked, others = self.questions
+        delta, (forget, retain) = job.changes, job.texts
+        span = sorted({int(m[1]) for name in delta.tensors if (m := LAYER.search(name))})
+        return Context(
+            items=asked,
+            others=others,
+            forget=[text for corpus in forget for text in corpus.texts],
+            retain=list(dict.fromkeys(text for corpus in retain for text in corpus.texts)),
+            layer=span[-1] if span else job.checkpoint.depth - 1,
+            span=span,
+            seed=job.run.seed,
+            tokenizer=job.checkpoint.tokenizer(),
+            device=device,
+            delta=delta,
+            load=lambda: job.checkpoint.open(None, job.dtype, device),
+            load_never=(lambda: job.never.open(None, job.dtype, device)) if job.run.model.never else None,
+        )

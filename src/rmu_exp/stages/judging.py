@@ -1,0 +1,115 @@
+"""Judging: the questions of lm-eval's tasks and perplexity, before and after, by the same code."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from rmu_exp import corpora
+from rmu_exp.judge import base, qa
+from rmu_exp.judge.perplexity import perplexity
+from rmu_exp.paths import write_atomic
+from rmu_exp.stages.job import Job
+from rmu_exp.sweep.prune import Hopeless
+from rmu_exp.tracking import Tracker
+
+PERPLEXITY_TOKENS = 4096  # a forward pass; its logits are what takes memory
+
+
+class Judging:
+    """Writes answers.jsonl, and the parts ``qa`` and ``perplexity`` of results.json.
+
+    Args:
+        hopeless: the rule by which a search gives the run up on a part of the questions.
+    """
+
+    def __init__(self, job: Job, hopeless: Hopeless | None = None) -> None:
+        self.job, self.hopeless = job, hopeless
+
+    @cached_property
+    def held_out(self) -> corpora.Corpus:
+        """The texts that perplexity is measured on."""
+        return corpora.held_out(self.job.run.data, self.job.run.eval)
+
+    @property
+    def asks(self) -> bool:
+        """Whether questions are still to be asked."""
+        return bool(self.job.run.eval.tasks) and not {"qa", "pruned"} & set(self.job.results)
+
+    @property
+    def reads(self) -> bool:
+        """Whether perplexity is still to be measured."""
+        return self.job.run.eval.perplexity is not None and "perplexity" not in self.job.results
+
+    def preflight(self) -> None:
+        if self.job.run.eval.tasks:
+            qa.task_manager(self.job.run.eval.tasks)
+        if self.reads:
+            _ = self.held_out
+
+    def carry_out(self, tracker: Tracker) -> None:
+        if self.asks and self.job.run.eval.backend not in qa.IN_MEMORY:
+            self._ask_outside()
+        if not (self.asks or self.reads):
+            return
+        tokenizer, model = self.job.checkpoint.tokenizer(), self.job.open(None)
+        if self.asks:
+            self._ask(model, tokenizer)
+        if self.reads and "pruned" not in self.job.results:
+            self._read(model, tokenizer)
+
+    def _ask(self, model: Any, tokenizer: Any) -> None:
+        job = self.job
+
+        def in_memory(_folder: Path | None = None) -> qa.Answers:
+            return qa.ask(model, tokenizer, job.run.eval)
+
+        before = base.judged(job.checkpoint, job.run.eval, job.dtype, job.device, in_memory)
+        with job.changes.applied(model):
+            if self.hopeless is None or not self._given_up(self.hopeless, before, model, tokenizer):
+                self._answered(before, in_memory())
+
+    def _read(self, model: Any, tokenizer: Any) -> None:
+        size = {"max_length": self.job.checkpoint.context, "max_batch_tokens": PERPLEXITY_TOKENS}
+        measured = {"base": perplexity(model, tokenizer, self.held_out.texts, **size)}
+        with self.job.changes.applied(model):
+            measured["unlearned"] = perplexity(model, tokenizer, self.held_out.texts, **size)
+        self.job.results["perplexity"] = {self.held_out.source: measured}
+        self.job.save()
+
+    def _ask_outside(self) -> None:
+        """Let one of lm-eval's own backends judge the checkpoints on disk."""
+        job = self.job
+
+        def outside(folder: Path) -> qa.Answers:
+            return qa.ask_backend(folder, job.run.eval, job.run.model)
+
+        before = base.judged(job.checkpoint, job.run.eval, job.dtype, job.device, outside)
+        self._answered(before, outside(job.folder / "model"))
+
+    def _given_up(self, hopeless: Hopeless, before: qa.Answers, model: Any, tokenizer: Any) -> bool:
+        """Whether the first questions of each task already show that the run is beaten."""
+        settings = self.job.run.eval
+        count = min(hopeless.questions, settings.limit or hopeless.questions)
+        after = qa.ask(model, tokenizer, dataclasses.replace(settings, limit=count))
+        partly = {"questions": count, "qa": qa.compare(before.first(count), after)}
+        because = hopeless({"pruned": partly})
+        if because is not None:
+            self.job.results["pruned"] = partly | {"because": because}
+            self.job.save()
+        return because is not None
+
+    def _answered(self, before: qa.Answers, after: qa.Answers) -> None:
+        lines = [
+            json.dumps({"task": task, "question": i, "target": target, "base": b, "unlearned": u})
+            for task in before.targets
+            for i, (target, b, u) in enumerate(
+                zip(before.targets[task], before.chosen[task], after.chosen[task], strict=True)
+            )
+        ]
+        write_atomic(self.job.folder / "answers.jsonl", "\n".join(lines) + "\n")
+        self.job.results["qa"] = qa.compare(before, after)
+        self.job.save()
