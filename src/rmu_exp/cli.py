@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
@@ -23,7 +25,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rmu_exp.attacks import registry
@@ -34,6 +36,7 @@ from rmu_exp.unlearn import catalog
 
 ConfigStore.instance().store("run_schema", Run)
 ConfigStore.instance().store("judge_schema", Judge)
+RESUME = "resume="
 _was_there: Path | None = None  # what there was of the output folder's path before this program
 
 
@@ -49,6 +52,8 @@ def guard(main: Callable[[], Any], conf: Path, name: str = "config") -> None:
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # the hub client tells of every retry; read on import, too
     args = get_args_parser().parse_args()
     offer_all(conf)
+    if any(word.startswith(RESUME) for word in args.overrides):
+        sys.exit(resume(args.overrides, judging=name == "judge"))
     if args.help:
         from rmu_exp.help import page
 
@@ -70,29 +75,90 @@ def run(config: DictConfig) -> None:
     folder = Path(hydra.runtime.output_dir)
     judging = "unlearned" in config
     if hydra.mode == RunMode.MULTIRUN and not judging:
-        from rmu_exp.sweep.trial import carry_out
+        from rmu_exp.sweep import trial
 
         os.environ.setdefault("TQDM_DISABLE", "1")  # a trial may have a process of its own
         os.environ.setdefault("HF_HUB_VERBOSITY", "error")
-        return carry_out(config, folder, hydra.sweeper)
-    from rmu_exp import pipeline  # heavy
+        return trial.carry_out(config, folder, hydra.sweeper)
+    status = 0
+    if judging:
+        from rmu_exp import judgement
 
+        given = [word.split("=")[0].lstrip("+~") for word in hydra.overrides.task]
+        status = carry_out(lambda: parse_judge(judgement.taken_up(config, given)), folder)
+    else:
+        status = carry_out(lambda: parse(config), folder)
+    if status:
+        sys.exit(status)
+
+
+def carry_out(asked: Callable[[], Run | Judge], folder: Path) -> int:
+    """A run or a judgement in its folder; what goes wrong is told in one line. Returns the exit status."""
     try:
-        if judging:
+        wanted = asked()
+        if isinstance(wanted, Judge):
             from rmu_exp import judgement
 
-            given = [word.split("=")[0].lstrip("+~") for word in hydra.overrides.task]
-            judgement.execute(parse_judge(judgement.taken_up(config, given)), folder)
+            judgement.execute(wanted, folder)
         else:
-            pipeline.execute(parse(config), folder)
-    except UserError as error:
+            from rmu_exp import pipeline  # heavy
+
+            pipeline.execute(wanted, folder)
+    except (UserError, RunError) as error:
         _remove_if_empty(folder)
-        sys.exit(_tell(error, 2))
-    except RunError as error:
-        _remove_if_empty(folder)
-        sys.exit(_tell(error, 1))
+        return _tell(error, 2 if isinstance(error, UserError) else 1)
     except KeyboardInterrupt:
-        sys.exit(_tell("interrupted; the same command with output=" + str(folder) + " takes it up again", 1))
+        program = Path(sys.argv[0]).name
+        return _tell(f"stopped; python {program} {RESUME}{shlex.quote(str(folder))} goes on", 1)
+    return 0
+
+
+def resume(words: Sequence[str], judging: bool) -> int:
+    """``resume=DIR``: go on with the run in a folder, whose settings it holds. Returns the exit status."""
+    global _was_there
+    try:
+        if len(words) > 1:
+            raise UserError("resume: goes alone; the folder holds the run's settings")
+        folder = Path(words[0].removeprefix(RESUME)).expanduser()
+        wanted = stored(folder, judging)
+        _was_there = check_writable(folder)
+    except UserError as error:
+        return _tell(error, 2)
+    return carry_out(lambda: wanted, folder)
+
+
+def stored(folder: Path, judging: bool = False) -> Run | Judge:
+    """The run or the judgement whose folder this is.
+
+    Raises:
+        UserError: it is no such folder, or its settings are damaged.
+    """
+    file = folder / "config.yaml"
+    if not file.is_file():
+        sweep = f"; a sweep goes on by its own command with output={folder}"
+        also = sweep if (folder / "sweep.yaml").is_file() else ""
+        raise UserError(f"resume: {folder} is no run's folder (no config.yaml){also}")
+    try:
+        config = OmegaConf.create(yaml.safe_load(file.read_text(encoding="utf-8")))
+        assert isinstance(config, DictConfig)
+        given = [str(config.pop(key, None)) for key in ("digest", "command")]
+        config.output = str(folder)
+        whose, other = ("judge.py", "train.py") if judging else ("train.py", "judge.py")
+        if ("unlearned" in config) != judging:
+            raise UserError(f"resume: {folder} is not of {whose}; python {other} {RESUME}{folder}")
+        wanted = (parse_judge if judging else parse)(_typed(config, Judge if judging else Run))
+    except (yaml.YAMLError, OmegaConfBaseException, AssertionError, OSError, ValueError) as error:
+        raise UserError(f"{file}: damaged ({(str(error).splitlines() or [''])[0]})") from error
+    if given[0] != wanted.digest:
+        raise UserError(f"{file}: its digest is not that of its settings; it was changed, or made by another version")
+    return wanted
+
+
+def _typed(config: DictConfig, schema: type) -> DictConfig:
+    """Settings from a file, with the schema's types."""
+    typed = OmegaConf.merge(OmegaConf.structured(schema), config)
+    assert isinstance(typed, DictConfig)
+    return typed
 
 
 def offer_all(conf: Path) -> None:

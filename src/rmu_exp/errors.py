@@ -10,6 +10,10 @@ class UserError(Exception):
     """
 
 
+class BusyError(UserError):
+    """Another process is at what was asked for."""
+
+
 class RunError(Exception):
     """The run failed although its input was right: exit status 1.
 

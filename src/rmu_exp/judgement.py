@@ -135,6 +135,7 @@ class Describing:
             "run": about,
             "provenance": provenance.describe(job.device)
             | {
+                "command": job.command,
                 "config_hash": run.digest,
                 "model_revision": job.checkpoint.revision,
                 "model_digest": job.checkpoint.digest(),

@@ -7,6 +7,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+LOCK = ".lock"  # in a run's folder, held by the process that is at it
+
 
 def cache_dir() -> Path:
     """The cache folder: ``RMU_EXP_CACHE``, or ``rmu_exp`` in the user's cache folder. Made when missing."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,9 +16,11 @@ from pathlib import Path
 
 import torch
 import yaml
+from filelock import FileLock, Timeout
 
-from rmu_exp.errors import RunError, UserError
-from rmu_exp.paths import write_atomic
+from rmu_exp import stop
+from rmu_exp.errors import BusyError, RunError, UserError
+from rmu_exp.paths import LOCK, write_atomic
 from rmu_exp.run import Run
 from rmu_exp.stages.attacking import Attacking
 from rmu_exp.stages.exporting import Exporting
@@ -49,11 +52,12 @@ def execute(run: Run, folder: Path, hopeless: Hopeless | None = None) -> None:
 def carry_out(job: Job, stages: Sequence[Stage]) -> None:
     """Check all stages, then carry them out one after the other. Raises as :func:`execute`."""
     torch.set_num_threads(job.run.model.threads or THREADS)
-    with warned():
+    with stop.listening(), warned(), claimed(job.folder):
         preflight(job, stages)
         with logged(job), tracked(job) as tracker:
             for stage in stages:
                 stage.carry_out(tracker)
+        shutil.rmtree(job.state, ignore_errors=True)
 
 
 def preflight(job: Job, stages: Sequence[Stage]) -> None:
@@ -73,6 +77,25 @@ def _check_device(device: str) -> None:
 
 
 @contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Have a folder to oneself.
+
+    Raises:
+        BusyError: another process is at it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / LOCK
+    try:
+        with FileLock(file, timeout=0):
+            yield
+    except Timeout as error:
+        raise BusyError(f"output: another process is at {folder}; wait for it, or choose another folder") from error
+    finally:
+        if [f.name for f in folder.iterdir()] == [LOCK]:
+            file.unlink(missing_ok=True)  # a folder that was refused is left as it was
+
+
+@contextmanager
 def warned() -> Iterator[None]:
     """Show warnings of the project on standard error."""
     handler = logging.StreamHandler(sys.stderr)
@@ -89,9 +112,9 @@ def warned() -> Iterator[None]:
 @contextmanager
 def logged(job: Job) -> Iterator[None]:
     """run.log for the time of the run, and config.yaml."""
-    job.folder.mkdir(parents=True, exist_ok=True)
     settings = {k: v for k, v in dataclasses.asdict(job.run).items() if k != "output"}
-    write_atomic(job.folder / "config.yaml", yaml.safe_dump(settings | {"digest": job.run.digest}, sort_keys=False))
+    settings |= {"digest": job.run.digest, "command": job.command}
+    write_atomic(job.folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
     file = job.folder / "run.log"
     handler = logging.FileHandler(file, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

@@ -25,17 +25,22 @@ PACKAGES = (
 
 
 def describe(device: str) -> dict[str, Any]:
-    """Versions, git state, hardware and command line of this process.
+    """Versions, git state and hardware of this process.
 
     Args:
         device: the device that the run used.
     """
-    return {
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
-        "git": git_state(),
-        "hardware": hardware(device),
-        "command": "python " + shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-    }
+    return {"versions": versions(), "git": git_state(), "hardware": hardware(device)}
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that results depend on."""
+    return {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
+
+
+def command() -> str:
+    """The command line of this process."""
+    return "python " + shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def _version(name: str) -> str:

@@ -20,6 +20,7 @@ from rmu_exp.attacks.items import Item, halves
 from rmu_exp.attacks.scoring import Scorer
 from rmu_exp.corpora.batches import named_generator
 from rmu_exp.errors import RunError
+from rmu_exp.journal import Journal
 from rmu_exp.model.delta import Delta
 
 BASE, UNLEARNED, NEVER = "base", "unlearned", "never"
@@ -81,6 +82,7 @@ class Context:
         seed: of every random choice.
         load: opens the base model.
         load_never: opens a model that never knew; None: there is none.
+        journal: the parts of the attack that are done.
     """
 
     items: list[Item]
@@ -95,6 +97,7 @@ class Context:
     delta: Delta
     load: Callable[[], nn.Module]
     load_never: Callable[[], nn.Module] | None = None
+    journal: Journal = field(default_factory=Journal)
     _plain: dict[str, Correct] = field(default_factory=dict)
 
     @cached_property
@@ -140,6 +143,10 @@ class Context:
             with self.model(state) as model:
                 self._plain[state] = self.scorer.correct(model, self.items)
         return self._plain[state]
+
+    def part(self, name: str, make: Callable[[], Any]) -> Any:
+        """One costly part of an attack, done once however often the run is cut off; as JSON gives it back."""
+        return self.journal.get(name, make)
 
     def generator(self, name: str) -> torch.Generator:
         """A generator of its own for each use of chance."""

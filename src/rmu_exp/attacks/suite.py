@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from rmu_exp.attacks import registry
 from rmu_exp.attacks.frame import Context, Finding
 from rmu_exp.errors import RunError, UserError
+from rmu_exp.journal import Journal
 from rmu_exp.judge import stats
 
 log = logging.getLogger("rmu_exp")
@@ -26,8 +27,13 @@ def missing(chosen: dict[str, dict[str, Any]], results: dict[str, Any]) -> dict[
     }
 
 
-def carry_out(context: Context, chosen: dict[str, dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
+def carry_out(
+    context: Context, chosen: dict[str, dict[str, Any]], journal: Callable[..., Journal] = lambda *of: Journal()
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """Run the attacks.
+
+    Args:
+        journal: what an attack with some settings has done so far of its parts.
 
     Yields:
         An attack's name, and what belongs into results.json because of it: ``attacks.<name>`` and, from probes,
@@ -35,7 +41,7 @@ def carry_out(context: Context, chosen: dict[str, dict[str, Any]]) -> Iterator[t
     """
     for name, values in chosen.items():
         log.info("attack %s: %s", name, values)
-        began = time.perf_counter()
+        began, context.journal = time.perf_counter(), journal(f"attack-{name}", values)
         try:
             found = registry.module(name).run(context, registry.settings(name, values))
             result = found.top | {"attacks": {name: {"settings": values} | entry(found, context.chance)}}

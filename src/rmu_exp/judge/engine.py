@@ -9,6 +9,8 @@ Axes: N scored positions of a batch, V vocabulary.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from rmu_exp.errors import RunError
+from rmu_exp.journal import Journal
 from rmu_exp.judge import plan
 from rmu_exp.judge.forward import Forward, Layers, Work
 from rmu_exp.judge.plan import Prefix, Row
@@ -45,6 +48,7 @@ class Engine(HFLM):
         max_batch_tokens: tokens a forward pass, padding counted; None: by the device and its free memory.
             Halved by itself when memory runs out. ``batch_size`` keeps its meaning for generation.
         on_progress: called with the number of newly answered requests; lm-eval's own bar is then off.
+        journal: where batches that are done are kept, and taken from; None: nowhere.
         kwargs: those of HFLM.
 
     Attributes:
@@ -57,10 +61,12 @@ class Engine(HFLM):
         *args: Any,
         max_batch_tokens: int | None = None,
         on_progress: Callable[[int], None] | None = None,
+        journal: Journal | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.on_progress = on_progress
+        self._journal = journal or Journal()
         self._forward = Forward(self.model, self.device, self.mixed_precision_dtype)
         kind = "cpu" if self.device.type == "cpu" else "cuda"
         self.max_batch_tokens = max_batch_tokens or self._budget(BUDGET[kind])
@@ -170,13 +176,26 @@ class Engine(HFLM):
         """Answers, a batch at a time. A batch is read when the next has been started: a GPU need not wait."""
         waiting: Reading | None = None
         for prefix, cache in self._prefixes(rows):
-            for batch, scores in self._scores(prefix, cache):
-                picked = _pick(batch, scores, requests)
+            for batch, scores in self._scores(prefix, cache, requests):
+                if scores is None:
+                    yield [(i, (score, hit)) for i, score, hit in self._journal.known[_key(batch, requests)]]
+                    continue
+                picked = self._noting(_key(batch, requests), _pick(batch, scores, requests))
                 if waiting is not None:
                     yield waiting()
                 waiting = picked
         if waiting is not None:
             yield waiting()
+
+    def _noting(self, key: str, read: Reading) -> Reading:
+        """Reading a batch's answers notes them as done."""
+
+        def read_and_note() -> list[tuple[int, Answer]]:
+            found = read()
+            self._journal.add(key, [(index, *answer) for index, answer in found])
+            return found
+
+        return read_and_note
 
     def _prefixes(self, rows: list[Row]) -> Iterator[tuple[Prefix, Layers]]:
         """Each shared prefix with its keys and values, layer by layer; a longer one continues a shorter one."""
@@ -200,8 +219,13 @@ class Engine(HFLM):
                 raise _too_large(len(prefix.ids)) from error
             raise
 
-    def _scores(self, prefix: Prefix, cache: Layers) -> Iterator[tuple[list[Row], Tensor]]:
-        """Rows of a prefix in batches, with the log-probabilities (N, V) at their scored positions."""
+    def _scores(
+        self, prefix: Prefix, cache: Layers, requests: Sequence[Request]
+    ) -> Iterator[tuple[list[Row], Tensor | None]]:
+        """Rows of a prefix in batches, with the log-probabilities (N, V) at their scored positions.
+
+        A batch that the journal knows comes without.
+        """
         known = len(prefix.ids)
         todo = deque([sorted(prefix.rows, key=lambda row: -len(row.ids))])  # stable: the order is always the same
         ready = False  # what is to do has been cut into batches
@@ -209,6 +233,9 @@ class Engine(HFLM):
             if not ready:
                 todo, ready = deque(self._cut([row for batch in todo for row in batch], known)), True
             batch = todo[0]
+            if self._journal.known and _key(batch, requests) in self._journal.known:
+                yield todo.popleft(), None
+                continue
             ids = [row.ids[known:] for row in batch]
             spots = [(i, t) for i, row in enumerate(ids) for t in range(len(row) - batch[i].scored, len(row))]
             try:
@@ -241,6 +268,12 @@ class Engine(HFLM):
         if not self._halved:
             log.info("out of memory: going on with %d tokens a batch of questions", self.max_batch_tokens)
         self._halved = True
+
+
+def _key(batch: Sequence[Row], requests: Sequence[Request]) -> str:
+    """What a batch is in the journal: its tokens, and the requests that it answers."""
+    asked = [(row.ids, [(index, requests[index][2]) for index, _ in row.asked_by]) for row in batch]
+    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:32]
 
 
 def _pick(batch: Sequence[Row], scores_NV: Tensor, requests: Sequence[Request]) -> Reading:

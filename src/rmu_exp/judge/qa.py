@@ -19,6 +19,7 @@ from typing import Any
 
 from rmu_exp import hub
 from rmu_exp.errors import RunError, UserError
+from rmu_exp.journal import Journal
 from rmu_exp.judge import stats
 from rmu_exp.report.progress import asking_progress
 from rmu_exp.run import Eval, Model
@@ -107,13 +108,14 @@ def _folders_that_mention(tasks: Sequence[str]) -> list[Path]:
     return sorted(found)
 
 
-def ask(model: Any, tokenizer: Any, settings: Eval) -> Answers:
+def ask(model: Any, tokenizer: Any, settings: Eval, journal: Journal | None = None) -> Answers:
     """Ask a causal language model in memory the questions of lm-eval's tasks.
 
     Args:
         model: a transformers causal language model.
         settings: its ``backend`` says by which class: ``fast`` is :class:`rmu_exp.judge.engine.Engine`, ``stock``
             lm-eval's own, with the same answers.
+        journal: where ``fast`` keeps the batches that are done, and finds them.
 
     Raises:
         UserError: an unknown task, or one that is not multiple choice.
@@ -126,7 +128,7 @@ def ask(model: Any, tokenizer: Any, settings: Eval) -> Answers:
         from rmu_exp.judge.engine import Engine
 
         with asking_progress() as advance:
-            return _ask(Engine(pretrained=model, tokenizer=tokenizer, on_progress=advance), settings)
+            return _ask(Engine(pretrained=model, tokenizer=tokenizer, on_progress=advance, journal=journal), settings)
     return _ask(HFLM(pretrained=model, tokenizer=tokenizer, batch_size=settings.batch_size), settings)
 
 

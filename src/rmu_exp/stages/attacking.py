@@ -43,7 +43,7 @@ class Attacking:
     def carry_out(self, tracker: Tracker) -> None:
         if not self.chosen:
             return
-        for _, found in suite.carry_out(self._context(), self.chosen):
+        for _, found in suite.carry_out(self._context(), self.chosen, self.job.journal):
             suite.merge(self.job.results, found)
             self.job.save()
 

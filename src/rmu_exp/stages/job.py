@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from functools import cached_property, partial
@@ -11,8 +12,9 @@ from typing import Any, Protocol
 import torch
 import yaml
 
-from rmu_exp import corpora, share
+from rmu_exp import corpora, provenance, share
 from rmu_exp.errors import UserError
+from rmu_exp.journal import Journal
 from rmu_exp.judge import pair
 from rmu_exp.model.checkpoint import Checkpoint, locate, named
 from rmu_exp.model.delta import Delta
@@ -39,11 +41,13 @@ class Job:
         folder: the run's folder.
         results: what has been measured so far; the content of results.json.
         device: where it computes.
+        command: what it was first started by.
     """
 
     def __init__(self, run: Run, folder: Path) -> None:
         self.run, self.folder = run, folder
         self.results: dict[str, Any] = {}
+        self.command = provenance.command()
         self.device = run.model.device
         if self.device == "auto":
             self.device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -66,6 +70,21 @@ class Job:
     def delta(self) -> Path:
         """Where the changed tensors are."""
         return self.folder / "delta.safetensors"
+
+    @property
+    def state(self) -> Path:
+        """The folder of what unfinished stages have kept; gone when the run is done."""
+        return self.folder / "state"
+
+    def mark(self, *about: object) -> str:
+        """What kept work belongs to: the settings, the program's versions, the Delta, and ``about``."""
+        delta = hashlib.sha256(self.delta.read_bytes()).hexdigest() if self.delta.is_file() else None
+        what = [self.run.digest, provenance.versions(), torch.get_num_threads(), delta, *about]
+        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+    def journal(self, stage: str, *about: object) -> Journal:
+        """What a stage has done so far of its parts, which belong to ``about``."""
+        return Journal(self.state / f"{stage}.jsonl", self.mark(*about))
 
     @cached_property
     def changes(self) -> Delta:
@@ -98,8 +117,10 @@ class Job:
         before, results = self.folder / "config.yaml", self.folder / "results.json"
         if not before.is_file():
             return
-        if _read(before, yaml.safe_load).get("digest") != self.run.digest:
+        stored = _read(before, yaml.safe_load)
+        if stored.get("digest") != self.run.digest:
             raise UserError(f"output: {self.folder} holds a run with other settings; choose another folder")
+        self.command = stored.get("command", self.command)
         if results.is_file():
             self.results = _read(results, json.loads)
 

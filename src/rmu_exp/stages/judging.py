@@ -64,13 +64,13 @@ class Judging:
     def _ask(self, model: Any, tokenizer: Any) -> None:
         job = self.job
 
-        def in_memory(_folder: Path | None = None) -> qa.Answers:
-            return qa.ask(model, tokenizer, job.run.eval)
+        def ask(who: str) -> qa.Answers:
+            return qa.ask(model, tokenizer, job.run.eval, job.journal(f"questions-{who}"))
 
-        before = base.judged(job.checkpoint, job.run.eval, job.dtype, job.device, in_memory)
+        before = base.judged(job.checkpoint, job.run.eval, job.dtype, job.device, lambda _folder: ask("base"))
         with job.changes.applied(model):
             if self.hopeless is None or not self._given_up(self.hopeless, before, model, tokenizer):
-                self._answered(before, in_memory())
+                self._answered(before, ask("unlearned"))
 
     def _read(self, model: Any, tokenizer: Any) -> None:
         size = {"max_length": self.job.checkpoint.context, "max_batch_tokens": PERPLEXITY_TOKENS}

@@ -9,18 +9,20 @@ import logging
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from rmu_exp import corpora, provenance, share
+from rmu_exp import corpora, provenance, share, stop
 from rmu_exp.corpora import batches as batching
 from rmu_exp.errors import UserError
 from rmu_exp.model import parameters
 from rmu_exp.model.anatomy import layers_of
 from rmu_exp.model.delta import Delta
+from rmu_exp.paths import write_atomic
 from rmu_exp.report import progress, published
 from rmu_exp.run import AUTO
 from rmu_exp.stages.job import Job
@@ -28,6 +30,7 @@ from rmu_exp.tracking import Tracker
 from rmu_exp.unlearn import lora
 from rmu_exp.unlearn import method as methods
 from rmu_exp.unlearn.loop import frozen_norms, unlearn
+from rmu_exp.unlearn.snapshot import Snapshots
 from rmu_exp.unlearn.trunks import Trunks, shared
 
 log = logging.getLogger("rmu_exp")
@@ -130,6 +133,7 @@ class Training:
         if self.done:
             return
         run, began = self.job.run, time.perf_counter()
+        file = self.job.folder / "metrics.jsonl"
         steps, batches, lines = self.batches
         for line in lines:
             log.info("%s", line)
@@ -142,24 +146,36 @@ class Training:
         self.steer, batches = self._steer(model, batches)
         method = self.method.Method(self.settings, self._context(steps))
         decay = steps if run.train.schedule == "linear" else None
-        seconds = []
-        with (self.job.folder / "metrics.jsonl").open("w") as file, progress.training_progress(steps) as bar:
+        snapshots = Snapshots(self.job.state / "training.safetensors", self.job.mark())
+        before = _first_lines(file, snapshots.steps)
+        if before:
+            log.info("going on behind step %d", snapshots.steps)
+        seconds: list[float] = []
+        with file.open("a", encoding="utf-8", buffering=1) as written, progress.training_progress(steps) as bar:
 
-            def on_metrics(metrics: dict[str, Any]) -> None:
-                file.write(json.dumps(metrics) + "\n")
+            def tell(metrics: dict[str, Any]) -> None:
                 tracker.log(metrics, metrics["step"])
                 bar.update(metrics)
                 seconds.append(metrics["seconds"])
 
+            def on_metrics(metrics: dict[str, Any]) -> None:
+                written.write(json.dumps(metrics) + "\n")
+                tell(metrics)
+
+            for metrics in before:
+                tell(metrics)
+
             learnt, texts = adapters.trained if adapters else trained, batching.ahead(batches)
-            with self._trunks(min(t.layer for t in trained), len(layers_of(model))) as trunks:
-                values = unlearn(model, learnt, texts, method, run.train.lr or 0.0, decay, on_metrics, trunks)
+            with stop.deferred(), self._trunks(min(t.layer for t in trained), len(layers_of(model))) as trunks:
+                values = unlearn(
+                    model, learnt, texts, method, run.train.lr or 0.0, decay, on_metrics, trunks, snapshots
+                )
             values = adapters.merged(values) if adapters else values
         Delta.from_trained(trained, values, method.control_KD, run.topics, self.job.checkpoint).save(self.job.delta)
         self.job.results = self._about([t.name for t in trained]) | {
             "train": {
                 "steps": len(seconds),
-                "seconds": time.perf_counter() - began,
+                "seconds": snapshots.seconds + time.perf_counter() - began,
                 "seconds_per_step": statistics.median(seconds),
                 "peak_memory_bytes": provenance.peak_memory(self.job.device),
             }
@@ -230,6 +246,7 @@ class Training:
             },
             "provenance": provenance.describe(self.job.device)
             | {
+                "command": self.job.command,
                 "config_hash": run.digest,
                 "data_hashes": {c.source: c.digest for side in self.job.texts for c in side},
                 "model_revision": self.job.checkpoint.revision,
@@ -240,3 +257,16 @@ class Training:
             about["run"]["changed"] = published.changed(run)
             about["published"] = [dataclasses.asdict(p) for p in run.model.published]
         return about
+
+
+def _first_lines(file: Path, steps: int) -> list[dict[str, Any]]:
+    """The metrics of the first steps, to which the file is cut; what was written behind a snapshot is done again."""
+    found: dict[int, dict[str, Any]] = {}
+    if steps and file.is_file():
+        for line in file.read_text(encoding="utf-8").splitlines():
+            with suppress(ValueError):  # the last line may have been cut off
+                metrics = json.loads(line)
+                if metrics["step"] <= steps:
+                    found[metrics["step"]] = metrics
+    write_atomic(file, "".join(json.dumps(metrics) + "\n" for metrics in found.values()))
+    return list(found.values())

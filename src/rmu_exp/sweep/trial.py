@@ -6,10 +6,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from filelock import Timeout
 from omegaconf import DictConfig
 
-from rmu_exp.errors import RunError, UserError
+from rmu_exp.errors import BusyError, RunError, UserError
 from rmu_exp.parse import parse
 from rmu_exp.sweep import trials
 from rmu_exp.sweep.prune import Hopeless
@@ -27,10 +26,9 @@ def carry_out(config: DictConfig, folder: Path, sweeper: Any) -> None:
         run = parse(config)
         run.tracking.group = run.tracking.group or folder.parent.name
         hopeless = Hopeless.of(folder.parent, sweeper)
-        with trials.lock(folder):
-            if not (trials.is_done(folder) and trials.digest_in(folder) == run.digest):
-                pipeline.execute(run, folder, hopeless)
-    except Timeout:
+        if not (trials.is_done(folder) and trials.digest_in(folder) == run.digest):
+            pipeline.execute(run, folder, hopeless)
+    except BusyError:
         print(f"rmu_exp: {folder.name}: another process is at it", file=sys.stderr)
     except (UserError, RunError) as error:
         trials.failed(folder, str(error))

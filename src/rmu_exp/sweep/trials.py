@@ -16,10 +16,10 @@ import yaml
 from filelock import FileLock, Timeout
 
 from rmu_exp.errors import UserError
-from rmu_exp.paths import write_atomic
+from rmu_exp.paths import LOCK, write_atomic
 
 TRIAL, ERROR, DONE = "trial.json", "error.txt", "report.md"
-NOT_SETTINGS = ("digest", "output", "export", "tracking")
+NOT_SETTINGS = ("digest", "command", "output", "export", "tracking")
 
 
 @dataclass(frozen=True)
@@ -75,16 +75,11 @@ def read_one(folder: Path, settings: dict[str, Any]) -> Trial:
     return Trial(folder.name, folder, settings, state, reason, results)
 
 
-def lock(folder: Path) -> FileLock:
-    """Held by the process that is at a trial."""
-    return FileLock(folder / ".lock", timeout=0)
-
-
 def _is_running(folder: Path) -> bool:
-    if not (folder / ".lock").is_file():
+    if not (folder / LOCK).is_file():
         return False
     try:
-        with lock(folder):
+        with FileLock(folder / LOCK, timeout=0):
             return False
     except Timeout:
         return True

@@ -14,11 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rmu_exp import stop
 from rmu_exp.corpora.batches import FORGET, RETAIN, Batch
 from rmu_exp.errors import RunError
 from rmu_exp.model.anatomy import layers_of, split_at
 from rmu_exp.model.parameters import Trained, assemble
 from rmu_exp.unlearn.method import Context, Losses, Method
+from rmu_exp.unlearn.snapshot import Snapshots
 from rmu_exp.unlearn.step import Step
 from rmu_exp.unlearn.trunks import Trunks
 
@@ -34,6 +36,7 @@ def unlearn(
     decay_over: int | None = None,
     on_metrics: Callable[[dict[str, Any]], None] = lambda metrics: None,
     trunks: Trunks | None = None,
+    snapshots: Snapshots | None = None,
 ) -> list[Tensor]:
     """Train ``trained`` by a method's loss.
 
@@ -42,21 +45,26 @@ def unlearn(
         decay_over: steps over which the learning rate falls to nothing, linearly; None: it is constant.
         on_metrics: called with one dictionary a step, some steps late.
         trunks: where activations are that other runs have computed; None: all are computed here.
+        snapshots: where the state is kept from time to time, and taken up from; None: nowhere.
 
     Returns:
         The new values, in the order of ``trained``, in the masters' dtype.
 
     Raises:
         RunError: the loss is not finite.
+        Stopped: somebody asked for it; the state is kept.
     """
     context = method.context
     split = split_at(model, min(t.layer for t in trained))
     masters = originals(model, trained, None if context.faithful else torch.float32)
     optimizer = method.optimizer(masters, lr)
     layers = {context.layer, *method.targets(method.settings, context.layer)}
-    meter = Meter(context, on_metrics)
+    meter, keep = Meter(context, on_metrics), snapshots or Snapshots()
     method.begin(split)
+    keep.restore(masters, optimizer, method)
     for number, batch in enumerate(batches, 1):
+        if number <= keep.steps:
+            continue
         weights = assemble(model, trained, masters)
         step = Step(split, batch, weights, sorted(layers), context.faithful, number, context.marker, trunks or Trunks())
         losses = method.loss(step)
@@ -66,6 +74,11 @@ def unlearn(
             optimizer.param_groups[0]["lr"] = lr * max(0.0, 1 - (number - 1) / decay_over)
         optimizer.step()
         meter.add(step, optimizer.param_groups[0]["lr"], losses)
+        if keep.due():
+            meter.flush()  # which refuses a state that is not finite
+            keep.save(number, masters, optimizer, method)
+            if stop.asked():
+                raise stop.Stopped
     meter.flush()
     return [w.detach() for w in masters]
 

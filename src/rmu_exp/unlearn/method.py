@@ -84,6 +84,15 @@ class Method:
         """The loss of one step."""
         raise NotImplementedError
 
+    def state(self) -> dict[str, Tensor]:
+        """What has changed in the method since :meth:`begin`, by name, for a snapshot."""
+        return {} if self.control_KD is None else {"control_KD": self.control_KD}
+
+    def take_up(self, state: dict[str, Tensor]) -> None:
+        """The reverse of :meth:`state`."""
+        if self.control_KD is not None:
+            self.control_KD.copy_(state["control_KD"])
+
     def optimizer(self, masters: list[Tensor], lr: float) -> torch.optim.Optimizer:
         """What turns gradients into steps."""
         return PublishedAdamW(masters, lr)
@@ -97,11 +106,11 @@ class PublishedAdamW(torch.optim.AdamW):
 
     def __init__(self, masters: list[Tensor], lr: float) -> None:
         super().__init__(masters, lr=lr, betas=(0.9, 0.999), weight_decay=0.0)
-        self.taken = 0
+        self.first = masters[0]
 
     def step(self, closure: Any = None) -> Any:
-        self.taken += 1
-        self.param_groups[0]["eps"] = 1e-6 / (1 - 0.999**self.taken) ** 0.5
+        number = 1 + int(self.state[self.first].get("step", 0))
+        self.param_groups[0]["eps"] = 1e-6 / (1 - 0.999**number) ** 0.5
         return super().step(closure)
 
 

@@ -39,13 +39,12 @@ class Method(rmu.Method):
 
     def __init__(self, settings: Any, context: Context) -> None:
         super().__init__(settings, replace(context, steer=[1.0] * len(context.topics)))
-        self.directions_KD, self.seen = self.control_KD.clone(), set[int]()
+        self.directions_KD = self.control_KD.clone()
 
     def forget_target(self, step: Step, g_ND: Tensor) -> Tensor:
         lengths_N = self.settings.scale * torch.linalg.vector_norm(g_ND, dim=-1)
         if self.settings.norm == "token":
             return lengths_N[:, None] * self.directions_KD[step.topic]
-        if step.topic not in self.seen:
-            self.seen.add(step.topic)
+        if step.number <= len(self.context.topics):  # topics take turns
             self.control_KD[step.topic] = lengths_N.mean() * self.directions_KD[step.topic]
         return self.control_KD[step.topic]

@@ -10,14 +10,12 @@ The paper's later ablation found that the gain came from the length c, not from 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from rmu_exp.corpora.batches import Batch, named_generator, pack
 from rmu_exp.model.anatomy import SplitModel
-from rmu_exp.unlearn.method import Context
 from rmu_exp.unlearn.methods import rmu
 from rmu_exp.unlearn.step import Step
 
@@ -39,10 +37,6 @@ class Method(rmu.Method):
 
     directions: list[Tensor]
 
-    def __init__(self, settings: Any, context: Context) -> None:
-        super().__init__(settings, context)
-        self.generator = named_generator(context.seed, "cut")
-
     def begin(self, split: SplitModel) -> None:
         words = [self.settings.keywords.get(topic, [topic]) for topic in self.context.topics]
         self.directions = [torch.stack([self._direction(split, word) for word in mine]) for mine in words]
@@ -51,7 +45,7 @@ class Method(rmu.Method):
 
     def forget_target(self, step: Step, g_ND: Tensor) -> Tensor:
         d_WD = self.directions[step.topic]
-        word = int(torch.randint(len(d_WD), (1,), generator=self.generator))
+        word = int(torch.randint(len(d_WD), (1,), generator=named_generator(self.context.seed, f"cut/{step.number}")))
         return g_ND + self.context.steer[step.topic] * d_WD[word]
 
     def _direction(self, split: SplitModel, keyword: str) -> Tensor:

@@ -8,14 +8,12 @@ The noise makes the retained behaviour robust to forget tokens among retain ones
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from rmu_exp.corpora.batches import named_generator
 from rmu_exp.unlearn.catalog import at_least
-from rmu_exp.unlearn.method import Context
 from rmu_exp.unlearn.methods import rmu
 from rmu_exp.unlearn.step import Step
 
@@ -34,10 +32,7 @@ class Settings:
 class Method(rmu.Method):
     """RMU under noise."""
 
-    def __init__(self, settings: Any, context: Context) -> None:
-        super().__init__(settings, context)
-        self.generator = named_generator(context.seed, "rna")
-
     def retain_target(self, step: Step, g_ND: Tensor) -> Tensor:
-        noise_ND = torch.randn(g_ND.shape, generator=self.generator).to(g_ND)
+        generator = named_generator(self.context.seed, f"rna/{step.number}")
+        noise_ND = torch.randn(g_ND.shape, generator=generator).to(g_ND)
         return g_ND + self.settings.noise**0.5 * noise_ND

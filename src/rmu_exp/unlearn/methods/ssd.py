@@ -54,20 +54,21 @@ class Dampening(torch.optim.Optimizer):
 
     def __init__(self, masters: list[Tensor], settings: Settings, steps: int) -> None:
         super().__init__(masters, {"lr": 0.0})
-        self.masters, self.settings, self.steps, self.taken = masters, settings, steps, 0
-        self.forget, self.retain = ([torch.zeros_like(w) for w in masters] for _ in range(2))
+        self.masters, self.settings, self.steps = masters, settings, steps
+        for w in masters:
+            self.state[w] = {"step": torch.tensor(0.0), FORGET: torch.zeros_like(w), RETAIN: torch.zeros_like(w)}
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        self.taken += 1
         half = self.steps // 2
-        into, batches = (self.forget, half) if self.taken <= half else (self.retain, self.steps - half)
-        for importance, w in zip(into, self.masters, strict=True):
+        for w in self.masters:
             assert w.grad is not None
-            importance.addcmul_(w.grad, w.grad, value=1 / batches)
-        if self.taken == self.steps:
-            for w, forget, retain in zip(self.masters, self.forget, self.retain, strict=True):
-                w.copy_(dampened(w, forget, retain, self.settings.threshold, self.settings.dampening))
+            kept = self.state[w]
+            kept["step"] += 1
+            role, batches = (FORGET, half) if kept["step"] <= half else (RETAIN, self.steps - half)
+            kept[role].addcmul_(w.grad, w.grad, value=1 / batches)
+            if kept["step"] == self.steps:
+                w.copy_(dampened(w, kept[FORGET], kept[RETAIN], self.settings.threshold, self.settings.dampening))
 
 
 def dampened(w: Tensor, forget: Tensor, retain: Tensor, threshold: float, dampening: float) -> Tensor:

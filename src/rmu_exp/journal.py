@@ -1,0 +1,74 @@
+"""What a long stage has done so far: one line a part, appended as soon as the part is done.
+
+A stage that is cut off anywhere finds the parts that it had done when it is started again. Values pass through JSON,
+whether they were just made or read, so that both are the same. This module knows nothing of what the parts are.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+FSYNC = 2.0  # seconds between two flushes to the disk: what a power cut may cost
+
+
+class Journal:
+    """The parts of one stage.
+
+    Args:
+        file: where they are kept; None: nowhere.
+        of: what they belong to: parts of anything else that lie in the file are thrown away.
+    """
+
+    def __init__(self, file: Path | None = None, of: str = "") -> None:
+        self.file, self.of = file, of
+        self.known: dict[str, Any] = {}
+        self._flushed = time.perf_counter()
+        if file is not None and file.is_file():
+            self._read(file)
+
+    def get(self, part: str, make: Callable[[], Any]) -> Any:
+        """A part as JSON gives it back, made when it is not there yet."""
+        if part not in self.known:
+            self.add(part, make())
+        return self.known[part]
+
+    def add(self, part: str, value: Any) -> None:
+        """Note a part that is done."""
+        line = json.dumps([part, value])
+        self.known[part] = json.loads(line)[1]
+        if self.file is None:
+            return
+        if not self.file.exists():
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            line = f"{json.dumps(self.of)}\n{line}"
+        with self.file.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+            file.flush()
+            if time.perf_counter() - self._flushed > FSYNC:
+                os.fsync(file.fileno())
+                self._flushed = time.perf_counter()
+
+    def _read(self, file: Path) -> None:
+        """Take up what is there; a line that was cut off in the middle goes."""
+        whole = file.read_bytes()
+        lines = whole[: whole.rfind(b"\n") + 1].splitlines(keepends=True)
+        good = 0
+        try:
+            if json.loads(lines[0]) != self.of:
+                raise ValueError("parts of something else")
+            good = len(lines[0])
+            for line in lines[1:]:
+                part, value = json.loads(line)
+                self.known[part] = value
+                good += len(line)
+        except (ValueError, TypeError, IndexError):
+            pass  # what stands behind a damaged line is made again
+        if good == 0:
+            file.unlink()
+        elif good < len(whole):
+            os.truncate(file, good)

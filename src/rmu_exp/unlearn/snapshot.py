@@ -1,0 +1,92 @@
+"""What training needs to go on after any interruption: one safetensors file, replaced as a whole.
+
+The trained tensors, the optimizer's state and the method's own are all there is to keep: the order of the texts and
+every other use of chance follow from the seed and the step's number.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from rmu_exp import stop
+from rmu_exp.paths import replace_atomic
+from rmu_exp.unlearn.method import Method
+
+LEAST = 5.0  # seconds between two snapshots
+SHARE = 0.01  # of the time that snapshots may take
+
+
+class Snapshots:
+    """The newest snapshot of a training run.
+
+    Args:
+        file: where it is; None: nothing is kept.
+        of: what it belongs to; a snapshot of anything else is not taken up.
+
+    Attributes:
+        steps: how many were done at the snapshot that was taken up.
+        seconds: how long they had taken.
+    """
+
+    def __init__(self, file: Path | None = None, of: str = "") -> None:
+        self.file, self.of = file, of
+        self.kept, about = _read(file, of) if file is not None and file.is_file() else ({}, {})
+        self.steps, self.seconds = int(about.get("steps", 0)), float(about.get("seconds", 0))
+        self._began = self._last = time.perf_counter()
+        self._cost = 0.0
+
+    def due(self) -> bool:
+        """Whether to save now: rarely enough that it costs next to nothing, or because a stop is asked for."""
+        if self.file is None:
+            return False
+        return stop.asked() or time.perf_counter() - self._last > max(LEAST, self._cost / SHARE)
+
+    def save(self, steps: int, masters: Sequence[Tensor], optimizer: torch.optim.Optimizer, method: Method) -> None:
+        """Keep the state after a number of steps."""
+        assert self.file is not None
+        began = time.perf_counter()
+        kept = {f"master.{i}": w for i, w in enumerate(masters)}
+        kept |= {f"method.{name}": value for name, value in method.state().items()}
+        for i, values in optimizer.state_dict()["state"].items():
+            kept |= {f"optimizer.{i}.{name}": torch.as_tensor(value) for name, value in values.items()}
+        plain = {name: value.detach().cpu().contiguous().clone() for name, value in kept.items()}
+        about = {"of": self.of, "steps": str(steps), "seconds": repr(self.seconds + began - self._began)}
+        replace_atomic(self.file, lambda temporary: save_file(plain, temporary, metadata=about))
+        self._last = time.perf_counter()
+        self._cost = self._last - began
+
+    def restore(self, masters: Sequence[Tensor], optimizer: torch.optim.Optimizer, method: Method) -> None:
+        """Put the state that was taken up, if any was, in place."""
+        if not self.kept:
+            return
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in self.kept.items():
+            kind, _, rest = name.partition(".")
+            if kind == "optimizer":
+                index, _, rest = rest.partition(".")
+                state.setdefault(int(index), {})[rest] = value
+        with torch.no_grad():
+            for i, w in enumerate(masters):
+                w.copy_(self.kept[f"master.{i}"])
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        method.take_up({n.removeprefix("method."): v for n, v in self.kept.items() if n.startswith("method.")})
+        self.kept = {}
+
+
+def _read(file: Path, of: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """A snapshot's tensors, and what it says about itself; nothing when it is damaged or belongs to something else."""
+    try:
+        with safe_open(file, "pt") as found:
+            about = found.metadata() or {}
+            if about.get("of") != of:
+                return {}, {}
+            return {name: found.get_tensor(name) for name in found.keys()}, about  # noqa: SIM118
+    except (SafetensorError, OSError):
+        return {}, {}
