@@ -140,6 +140,8 @@ def _check(run: Run) -> None:
             raise UserError(f"{key}: got {_get(run, key)}, allowed is {least} or more")
     if not (math.isfinite(run.train.lr) and run.train.lr > 0):
         raise UserError(f"train.lr: got {run.train.lr}, allowed is a number > 0")
+    if run.train.save_every is not None and not run.train.save_every >= 0:
+        raise UserError(f"train.save_every: got {run.train.save_every}, allowed is 0 or more seconds, or null")
     if run.faithful and run.train.schedule != "constant":
         raise UserError(f"train.schedule: got {run.train.schedule}, but method.faithful=true has a constant rate")
     if run.model.threads is not None and run.model.threads < 1:

@@ -204,6 +204,8 @@ class Train:
     """Steps, counted over all topics together."""
     schedule: str = "constant"
     """Learning rate over the steps: constant as published, or linear, down to nothing at the end."""
+    save_every: float | None = None
+    """Seconds between two snapshots to resume from; null: as often as costs no more than 1 % of the time."""
 
 
 @dataclass
@@ -335,6 +337,7 @@ def digest(run: Run | Judge) -> str:
         values.pop(key, None)
     values["model"].pop("never")
     values["data"].pop("forget_tasks")
+    values.get("train", {}).pop("save_every", None)
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 

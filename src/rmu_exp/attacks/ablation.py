@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -61,19 +62,20 @@ def run(context: Context, settings: Settings) -> Finding:
     by_learn: dict[str, float] = {}
     kept: dict[str, Correct] = {}
     for name, (access, layers, way) in tried.items():
-        kept[name] = _answers(context, UNLEARNED, directions[access], layers, way)
+        kept[name] = context.part(name, partial(_answers, context, UNLEARNED, directions[access], layers, way))
         by_learn[name] = share(take(kept[name], learn))
     best = max(by_learn, key=lambda name: by_learn[name])
     access, layers, way = tried[best]
     control: dict[str, Any] = {
-        state: take(_answers(context, state, directions[access], layers, way), score)
+        state: take(context.part(state, partial(_answers, context, state, directions[access], layers, way)), score)
         for state in context.states
         if state != UNLEARNED
     }
     noise: Correct = []
     for k in range(settings.random):
         random_LD = torch.randn(directions[access].shape, generator=context.generator(f"ablation/{k}"))
-        noise += take(_answers(context, UNLEARNED, _unit(random_LD), layers, way), score)
+        found = context.part(f"random/{k}", partial(_answers, context, UNLEARNED, _unit(random_LD), layers, way))
+        noise += take(found, score)
     control["random"] = noise
     return Finding(
         before=take(context.plain(UNLEARNED), score),

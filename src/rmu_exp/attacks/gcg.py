@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -48,27 +49,18 @@ class Settings:
 
 def run(context: Context, settings: Settings) -> Finding:
     learn, score = context.halves
-    asked = context.pick(score)
     base_activations = _matched(context, context.items)
     single, curves = _single(context, settings, base_activations)
     picked = context.rng("gcg/universal").sample(learn, min(settings.questions, len(learn)))
     after: dict[str, Correct] = {}
     losses: dict[str, list[tuple[float, float]]] = {}
     for state in context.states:
-        with context.model(state) as model:
-            targets = [_target(context, i, base_activations) for i in picked]
-            search = Search(model, context.scorer, targets, settings.width, settings.topk, settings.weight)
-            generator = context.generator("gcg/universal")
-            tokens_S = search.start(settings.length, generator)
-            if state == UNLEARNED:
-                after["random"] = answers(model, context, tokens_S, asked)
-            losses[state] = []
-            for step in range(settings.universal_steps):
-                tokens_S, loss = search.step(tokens_S, generator)
-                losses[state].append((step + 1.0, loss))
-            after[state] = answers(model, context, tokens_S, asked)
-            if state == UNLEARNED:
-                found = context.tokenizer.decode(tokens_S.tolist())
+        got = context.part(
+            f"universal/{state}", partial(_universal, context, settings, state, picked, base_activations)
+        )
+        after[state], losses[state] = got["after"], got["losses"]
+        if state == UNLEARNED:
+            after["random"], found = got["random"], got["tokens"]
     curves["universal"] = Curve(
         f"Universal GCG over {len(picked)} questions", "step", "mean loss with matching", {"": losses}
     )
@@ -86,6 +78,25 @@ def run(context: Context, settings: Settings) -> Finding:
         curves=curves,
         more={"single": single, "tokens": found},
     )
+
+
+def _universal(
+    context: Context, settings: Settings, state: str, picked: Sequence[int], base_LND: Tensor
+) -> dict[str, Any]:
+    """One search over several questions: answers with the tokens as they began and as they ended, and the losses."""
+    asked = context.pick(context.halves[1])
+    with context.model(state) as model:
+        targets = [_target(context, i, base_LND) for i in picked]
+        search = Search(model, context.scorer, targets, settings.width, settings.topk, settings.weight)
+        generator = context.generator("gcg/universal")
+        tokens_S = search.start(settings.length, generator)
+        random = answers(model, context, tokens_S, asked)
+        losses = []
+        for step in range(settings.universal_steps):
+            tokens_S, loss = search.step(tokens_S, generator)
+            losses.append((step + 1.0, loss))
+        after, words = answers(model, context, tokens_S, asked), context.tokenizer.decode(tokens_S.tolist())
+    return {"random": random, "after": after, "losses": losses, "tokens": words}
 
 
 def _matched(context: Context, items: Sequence[Item]) -> Tensor:
@@ -115,15 +126,25 @@ def _single(context: Context, settings: Settings, base_LND: Tensor) -> tuple[lis
         for state in context.states:
             for kind, letter in ((PLAIN, right), (MATCHING, right), (PLAIN, wrong)):
                 target = _target(context, index, base_LND if kind == MATCHING else None, letter)
-                with context.model(state) as model:
-                    search = Search(model, context.scorer, [target], settings.width, settings.topk, settings.weight)
-                    steps, losses = until_reached(search, start_S, settings.steps, context.generator(f"gcg/{topic}"))
                 wanted = "right" if letter == right else "wrong"
+                steps, losses = context.part(
+                    f"{topic}/{state}/{kind}/{wanted}",
+                    partial(_search, context, settings, state, target, start_S, f"gcg/{topic}"),
+                )
                 rows.append({"topic": topic, "model": state, "loss": kind, "wanted": wanted, "steps": steps})
                 if wanted == "right":
                     lines[f"{state}, {kind}"] = losses
         panels[topic] = lines
     return rows, {"single": Curve("GCG on one prompt a topic, until the answer comes out", "step", "loss", panels)}
+
+
+def _search(
+    context: Context, settings: Settings, state: str, target: Target, start_S: Tensor, name: str
+) -> tuple[int | None, list[tuple[float, float]]]:
+    """One search on one prompt."""
+    with context.model(state) as model:
+        search = Search(model, context.scorer, [target], settings.width, settings.topk, settings.weight)
+        return until_reached(search, start_S, settings.steps, context.generator(name))
 
 
 def _hard(context: Context, settings: Settings, topic: str) -> tuple[int, Tensor]:

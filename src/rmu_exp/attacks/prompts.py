@@ -43,7 +43,8 @@ def run(context: Context, settings: Settings) -> Finding:
         with context.model(state) as model:
             for name, change in tried.items():
                 asked = [change(item) for item in context.items]
-                answers.setdefault(state, {})[name] = context.scorer.correct(model, asked)
+                correct = context.part(f"{state}/{name}", partial(context.scorer.correct, model, asked))
+                answers.setdefault(state, {})[name] = correct
     best = max(tried, key=lambda name: share(take(answers[UNLEARNED][name], learn)))
     return Finding(
         before=take(context.plain(UNLEARNED), score),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -43,10 +44,15 @@ def run(context: Context, settings: Settings) -> Finding:
     matter, spared = (importance(model, context, kind, settings) for kind in ("forget", "retain"))
     answers: dict[tuple[float, float], Correct] = {}
     zeros: dict[tuple[float, float], int] = {}
-    for pair in pairs:
-        zeros[pair] = prune(model, matter, spared, *pair)
-        answers[pair] = context.scorer.correct(model, context.items)
+
+    def pruned(pair: tuple[float, float]) -> tuple[int, Correct]:
+        count = prune(model, matter, spared, *pair)
+        correct = context.scorer.correct(model, context.items)
         _restore(model, before)
+        return count, correct
+
+    for pair in pairs:
+        zeros[pair], answers[pair] = context.part(f"{pair}", partial(pruned, pair))
     best = max(pairs, key=lambda pair: share(take(answers[pair], learn)))
     control: dict[str, Correct] = {}
     noise = context.generator("prune/random")

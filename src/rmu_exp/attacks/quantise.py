@@ -7,6 +7,7 @@ head keep their precision. Controls: the base model and a model that never knew,
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -29,9 +30,9 @@ def run(context: Context, settings: Settings) -> Finding:
     answers: dict[tuple[str, int], Correct] = {}
     for state in context.states:
         for bits in settings.bits:
-            model = context.copy(state)
-            quantise(model, bits, settings.group)
-            answers[state, bits] = context.scorer.correct(model, context.items)
+            answers[state, bits] = context.part(
+                f"{state}/{bits}", partial(_answers, context, state, bits, settings.group)
+            )
     rows = [{"model": state, "bits": bits, "acc": share(correct)} for (state, bits), correct in answers.items()]
     learn, score = context.halves
     best = max(settings.bits, key=lambda bits: share(take(answers[UNLEARNED, bits], learn)))
@@ -42,6 +43,12 @@ def run(context: Context, settings: Settings) -> Finding:
         budget={"bits": best, "variants": len(settings.bits), "group": settings.group},
         more={"runs": rows},
     )
+
+
+def _answers(context: Context, state: str, bits: int, group: int) -> Correct:
+    model = context.copy(state)
+    quantise(model, bits, group)
+    return context.scorer.correct(model, context.items)
 
 
 @torch.no_grad()

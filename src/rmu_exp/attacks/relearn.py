@@ -84,7 +84,7 @@ def run(context: Context, settings: Settings) -> Finding:
         for source in settings.sources:
             for n in _counts(settings, state, source, len(texts[source])):
                 points = settings.points if n == most[source] else 1
-                path = finetune(context, state, texts[source][:n], settings, points, f"{state}/{source}/{n}")
+                path = _run(context, state, source, texts[source][:n], settings, points)
                 correct = reached[state, source, n] = path[-1][1]
                 name = source if state == UNLEARNED else f"{source}, {state}"
                 over_n.setdefault(name, []).append((n, share(take(correct, untold))))
@@ -97,7 +97,7 @@ def run(context: Context, settings: Settings) -> Finding:
         for (state, source, _), correct in reached.items()
         if state == NEVER
     }
-    path = finetune(context, BASE, texts[best[1]][: best[2]], settings, 1, f"{BASE}/{best[1]}/{best[2]}")
+    path = _run(context, BASE, best[1], texts[best[1]][: best[2]], settings, 1)
     control[BASE] = take(path[-1][1], untold)
     budget = {"source": best[1], "samples": best[2], "steps": settings.steps, "batch_size": settings.batch_size}
     title = f"Relearning: {settings.steps} steps, {settings.how}, {settings.where} weights"
@@ -113,6 +113,17 @@ def run(context: Context, settings: Settings) -> Finding:
         },
         more={"runs": [_row(*key, correct, told, untold) for key, correct in reached.items()]},
     )
+
+
+def _run(
+    context: Context, state: str, source: str, texts: Sequence[str], settings: Settings, points: int
+) -> list[tuple[int, Correct]]:
+    """One finetuning, done once however often the attack is cut off."""
+    name = f"{state}/{source}/{len(texts)}"
+    found: list[tuple[int, Correct]] = context.part(
+        name, lambda: finetune(context, state, texts, settings, points, name)
+    )
+    return found
 
 
 def _counts(settings: Settings, state: str, source: str, there: int) -> list[int]:

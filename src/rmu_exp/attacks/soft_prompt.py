@@ -8,6 +8,8 @@ on a model that never knew, the base model, and vectors as they were before lear
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,16 +35,13 @@ class Settings:
 
 def run(context: Context, settings: Settings) -> Finding:
     learn, score = context.halves
-    asked = context.pick(score)
     after: dict[str, Correct] = {}
     losses: dict[str, list[tuple[float, float]]] = {}
     for state in context.states:
-        with context.model(state) as model:
-            start_PD = initial(model, context, settings.vectors)
-            if state == UNLEARNED:
-                after["random"] = answers(model, context, start_PD, asked)
-            learned_PD, losses[state] = learned(model, context, start_PD, context.pick(learn), settings)
-            after[state] = answers(model, context, learned_PD, asked)
+        got = context.part(state, partial(_learn, context, settings, state))
+        after[state], losses[state] = got["after"], got["losses"]
+        if state == UNLEARNED:
+            after["random"] = got["random"]
     return Finding(
         before=take(context.plain(UNLEARNED), score),
         after=after[UNLEARNED],
@@ -57,6 +56,16 @@ def run(context: Context, settings: Settings) -> Finding:
             "loss": Curve("Soft prompt: loss while learning on T", "step", "cross-entropy of the letter", {"": losses})
         },
     )
+
+
+def _learn(context: Context, settings: Settings, state: str) -> dict[str, Any]:
+    """One soft prompt: answers behind it as it began and as it ended, and the losses."""
+    learn, score = (context.pick(half) for half in context.halves)
+    with context.model(state) as model:
+        start_PD = initial(model, context, settings.vectors)
+        learned_PD, losses = learned(model, context, start_PD, learn, settings)
+        random, after = (answers(model, context, soft_PD, score) for soft_PD in (start_PD, learned_PD))
+    return {"random": random, "after": after, "losses": losses}
 
 
 def initial(model: nn.Module, context: Context, count: int) -> Tensor:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -48,19 +49,11 @@ def run(context: Context, settings: Settings) -> Finding:
         with context.model(UNLEARNED if state == SHUFFLED else state) as model:
             h_LND = at_last(model, scorer, rows)[BLOCK].numpy()
         for topic in topics:
-            mine, theirs = ([i for i in half if items[i].topic == topic] for half in (learn, score))
-            labels = np.array([items[i].answer for i in mine])
-            if state == SHUFFLED:
-                labels = labels[torch.randperm(len(labels), generator=context.generator(f"probe/{topic}")).numpy()]
-            right = np.array([items[i].answer for i in theirs])
-            fitted = [_fit(h_ND[mine], labels, [items[i] for i in mine], settings) for h_ND in h_LND]
-            answers.setdefault(state, []).append(
-                [
-                    (f.predict(h_ND[theirs]) == right).astype(int).tolist()
-                    for (f, _), h_ND in zip(fitted, h_LND, strict=True)
-                ]
+            correct, values = context.part(
+                f"{state}/{topic}", partial(_probe, context, settings, h_LND, topic, shuffled=state == SHUFFLED)
             )
-            by_validation.setdefault(state, []).append(np.array([value for _, value in fitted]))
+            answers.setdefault(state, []).append(correct)
+            by_validation.setdefault(state, []).append(np.array(values))
     scored = [i for topic in topics for i in score if items[i].topic == topic]
     best = {state: [int(np.argmax(v)) for v in values] for state, values in by_validation.items()}
     chosen = {
@@ -80,6 +73,21 @@ def run(context: Context, settings: Settings) -> Finding:
         more={"layer": {state: dict(zip(topics, layers, strict=True)) for state, layers in best.items()}},
         top={"probe": {topic: {s: [y for _, y in points] for s, points in of.items()} for topic, of in lines.items()}},
     )
+
+
+def _probe(
+    context: Context, settings: Settings, h_LND: np.ndarray, topic: str, shuffled: bool
+) -> tuple[list[Correct], list[float]]:
+    """A topic's probes, one a layer: right or wrong on its held-out facts, and the accuracy in cross-validation."""
+    items = context.items
+    mine, theirs = ([i for i in half if items[i].topic == topic] for half in context.halves)
+    labels = np.array([items[i].answer for i in mine])
+    if shuffled:
+        labels = labels[torch.randperm(len(labels), generator=context.generator(f"probe/{topic}")).numpy()]
+    right = np.array([items[i].answer for i in theirs])
+    fitted = [_fit(h_ND[mine], labels, [items[i] for i in mine], settings) for h_ND in h_LND]
+    hits = [(f.predict(h_ND[theirs]) == right) for (f, _), h_ND in zip(fitted, h_LND, strict=True)]
+    return [hit.astype(int).tolist() for hit in hits], [value for _, value in fitted]
 
 
 def _fit(h_ND: np.ndarray, labels: np.ndarray, items: Sequence[Item], settings: Settings) -> tuple[Any, float]:

@@ -146,7 +146,7 @@ class Training:
         self.steer, batches = self._steer(model, batches)
         method = self.method.Method(self.settings, self._context(steps))
         decay = steps if run.train.schedule == "linear" else None
-        snapshots = Snapshots(self.job.state / "training.safetensors", self.job.mark())
+        snapshots = Snapshots(self.job.state / "training.safetensors", self.job.mark(), run.train.save_every)
         before = _first_lines(file, snapshots.steps)
         if before:
             log.info("going on behind step %d", snapshots.steps)

@@ -29,24 +29,26 @@ class Snapshots:
     Args:
         file: where it is; None: nothing is kept.
         of: what it belongs to; a snapshot of anything else is not taken up.
+        every: seconds between two snapshots; None: few enough that they cost next to nothing.
 
     Attributes:
         steps: how many were done at the snapshot that was taken up.
         seconds: how long they had taken.
     """
 
-    def __init__(self, file: Path | None = None, of: str = "") -> None:
-        self.file, self.of = file, of
+    def __init__(self, file: Path | None = None, of: str = "", every: float | None = None) -> None:
+        self.file, self.of, self.every = file, of, every
         self.kept, about = _read(file, of) if file is not None and file.is_file() else ({}, {})
         self.steps, self.seconds = int(about.get("steps", 0)), float(about.get("seconds", 0))
         self._began = self._last = time.perf_counter()
         self._cost = 0.0
 
     def due(self) -> bool:
-        """Whether to save now: rarely enough that it costs next to nothing, or because a stop is asked for."""
+        """Whether to save now; a stop that is asked for is a reason, too."""
         if self.file is None:
             return False
-        return stop.asked() or time.perf_counter() - self._last > max(LEAST, self._cost / SHARE)
+        least = max(LEAST, self._cost / SHARE) if self.every is None else self.every
+        return stop.asked() or time.perf_counter() - self._last > least
 
     def save(self, steps: int, masters: Sequence[Tensor], optimizer: torch.optim.Optimizer, method: Method) -> None:
         """Keep the state after a number of steps."""
