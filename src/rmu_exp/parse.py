@@ -133,6 +133,7 @@ def _check(run: Run) -> None:
     if not isinstance(run.layers.lora, bool):
         raise UserError(f"layers.lora: got {_show(run.layers.lora)}, allowed is true or false")
     at_least = {"layer": 0, "seed": 0, "layers.span": 0, "train.batch_size": 1, "train.max_batches": 1}
+    at_least |= {"train.check_every": 0, "train.check_questions": 4}
     at_least |= {"data.min_len": 0, "data.max_length": 1, "eval.batch_size": 1}
     at_least |= {"layers.rank": 1, "layers.rank_alpha": 1}
     for key, least in at_least.items():
@@ -169,6 +170,8 @@ def _check_choices(run: Run | Judge, choices: dict[str, tuple[str, ...]]) -> Non
 
 def _check_parts(run: Run | Judge) -> None:
     """What a run and a judgement have in common."""
+    if run.model.memory is not None and not run.model.memory > 0:
+        raise UserError(f"model.memory: got {run.model.memory}, allowed is a number of gigabytes > 0, or null")
     if run.eval.limit is not None and run.eval.limit < 1:
         raise UserError(f"eval.limit: got {run.eval.limit}, allowed is 1 or more, or null for all questions")
     choices = {"model.dtype": DTYPES, "data.on_bad_line": BAD_LINE, "tracking.kind": TRACKERS}

@@ -18,7 +18,7 @@ import torch
 import yaml
 from filelock import FileLock, Timeout
 
-from rmu_exp import stop
+from rmu_exp import memory, stop
 from rmu_exp.errors import BusyError, RunError, UserError
 from rmu_exp.paths import LOCK, write_atomic
 from rmu_exp.run import Run
@@ -52,7 +52,7 @@ def execute(run: Run, folder: Path, hopeless: Hopeless | None = None) -> None:
 def carry_out(job: Job, stages: Sequence[Stage]) -> None:
     """Check all stages, then carry them out one after the other. Raises as :func:`execute`."""
     torch.set_num_threads(job.run.model.threads or THREADS)
-    with stop.listening(), warned(), claimed(job.folder):
+    with stop.listening(), warned(), claimed(job.folder), memory.limited(job.run.model.memory):
         preflight(job, stages)
         with logged(job), tracked(job) as tracker:
             for stage in stages:

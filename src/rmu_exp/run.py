@@ -102,6 +102,8 @@ class Model:
     """A folder or hub id of a model that never knew the forget topics: the control of the attacks."""
     threads: int | None = None
     """Threads on a CPU; equal bits need equal numbers of them. null: as many as the process may use."""
+    memory: float | None = None
+    """Gigabytes this process may hold on a CPU before batches are made smaller; null: as much as there is."""
     trust_remote_code: bool = False
     """Run Python code that comes with the checkpoint. Off unless you turn it on."""
     preset: Preset = field(default_factory=Preset)
@@ -204,6 +206,12 @@ class Train:
     """Steps, counted over all topics together."""
     schedule: str = "constant"
     """Learning rate over the steps: constant as published, or linear, down to nothing at the end."""
+    check_every: int = 0
+    """Steps between two looks at questions that should stay, with the full model in memory; 0: none."""
+    check_questions: int = 32
+    """How many questions those are."""
+    collapse: float = 0.3
+    """Training stops when it has cost more of the accuracy on them than this."""
     save_every: float | None = None
     """Seconds between two snapshots to resume from; null: as often as costs no more than 1 % of the time."""
 
@@ -336,6 +344,7 @@ def digest(run: Run | Judge) -> str:
     for key in ("output", "export", "tracking", "attacks", "share"):
         values.pop(key, None)
     values["model"].pop("never")
+    values["model"].pop("memory")
     values["data"].pop("forget_tasks")
     values.get("train", {}).pop("save_every", None)
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

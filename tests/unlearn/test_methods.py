@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -243,9 +244,11 @@ def test_rna_adds_noise_of_its_variance(checkpoint):
     plain, silent = Worked(checkpoint, "rmu", moved=0.1), Worked(checkpoint, "rna", moved=0.1, noise=0.0)
     assert silent.loss()["loss"].item() == pytest.approx(plain.loss()["loss"].item(), rel=1e-6)
     method = Worked(checkpoint, "rna", noise=0.25).method
-    drawn = method.retain_target(None, torch.zeros(4000, 3))
+    drawn = method.retain_target(SimpleNamespace(number=1), torch.zeros(4000, 3))
     assert drawn.var().item() == pytest.approx(0.25, rel=0.05)
-    assert not torch.equal(method.retain_target(None, torch.zeros(4000, 3)), drawn), "anew at every step"
+    again, other = (method.retain_target(SimpleNamespace(number=n), torch.zeros(4000, 3)) for n in (1, 2))
+    assert torch.equal(again, drawn)
+    assert not torch.equal(other, drawn), "anew at every step"
 
 
 def test_cut_points_from_expert_to_novice(checkpoint):

@@ -24,12 +24,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from rmu_exp import memory
 from rmu_exp.attacks.frame import BASE, NEVER, UNLEARNED, Context, Correct, Curve, Finding, share, take
 from rmu_exp.attacks.registry import one_of
 from rmu_exp.errors import UserError
 from rmu_exp.model.anatomy import layers_path
 from rmu_exp.model.parameters import on_disk
 
+log = logging.getLogger("rmu_exp")
 FORGET, BENIGN, SPLIT = SOURCES = ("forget", "benign", "split")
 LORA, FULL = HOW = ("lora", "full")
 CHANGED, EVERYWHERE = WHERE = ("changed", "all")
@@ -162,11 +164,26 @@ def _texts(context: Context, source: str) -> list[str]:
 def finetune(
     context: Context, state: str, texts: Sequence[str], settings: Settings, points: int, name: str
 ) -> list[tuple[int, Correct]]:
-    """Finetune a copy of a model with the transformers Trainer.
+    """Finetune a copy of a model with the transformers Trainer; in parts of a batch when memory runs out.
 
     Returns:
         Steps done and the answers to all items, from before the first step to behind the last.
     """
+    parts = 1
+    while True:
+        try:
+            return _finetune(context, state, texts, settings, points, name, parts)
+        except (RuntimeError, MemoryError) as error:
+            if not memory.ran_out(error) or settings.batch_size % (2 * parts):
+                raise
+        parts *= 2
+        memory.let_go(context.device)
+        log.info("out of memory: a batch of %d texts now goes through in %d parts", settings.batch_size, parts)
+
+
+def _finetune(
+    context: Context, state: str, texts: Sequence[str], settings: Settings, points: int, name: str, parts: int
+) -> list[tuple[int, Correct]]:
     rows = [_row_of(context, text, settings) for text in texts]
     generator = context.generator(f"relearn/{name}")
     count = settings.steps * settings.batch_size
@@ -188,7 +205,7 @@ def finetune(
         def ask(step: int) -> None:
             path.append((step, context.scorer.correct(_inner(model), context.items)))
 
-        _train(model, [rows[i] for i in order[:count]], settings, points, ask)
+        _train(model, [rows[i] for i in order[:count]], settings, points, parts, ask)
     return path
 
 
@@ -223,7 +240,9 @@ def _with_lora(model: nn.Module, rank: int, names: list[str] | None) -> nn.Modul
     return get_peft_model(model, wanted)
 
 
-def _train(model: nn.Module, rows: list[Row], settings: Settings, points: int, ask: Callable[[int], None]) -> None:
+def _train(
+    model: nn.Module, rows: list[Row], settings: Settings, points: int, parts: int, ask: Callable[[int], None]
+) -> None:
     import tempfile
 
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
@@ -247,7 +266,8 @@ def _train(model: nn.Module, rows: list[Row], settings: Settings, points: int, a
     logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory(prefix="rmu_exp-") as folder:
         arguments = TrainingArguments(
-            output_dir=folder, max_steps=settings.steps, per_device_train_batch_size=settings.batch_size,
+            output_dir=folder, max_steps=settings.steps, per_device_train_batch_size=settings.batch_size // parts,
+            gradient_accumulation_steps=parts,
             learning_rate=settings.lr, lr_scheduler_type="linear", weight_decay=0.0, save_strategy="no",
             logging_strategy="no", report_to=[], disable_tqdm=True, dataloader_pin_memory=False,
             remove_unused_columns=False, use_cpu=next(model.parameters()).device.type == "cpu",

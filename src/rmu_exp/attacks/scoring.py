@@ -5,16 +5,19 @@ Axes: N questions, K letters, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from rmu_exp import memory
 from rmu_exp.attacks.items import Item
-from rmu_exp.errors import UserError
+from rmu_exp.errors import RunError, UserError
 from rmu_exp.judge.forward import Forward
 
+log = logging.getLogger("rmu_exp")
 BUDGET = {"cpu": 1024, "cuda": 32768}  # tokens a forward pass
 
 
@@ -61,11 +64,37 @@ class Scorer:
         """The same for tokens: index of the likeliest of the tokens ``at[n]`` behind ``rows[n]``."""
         forward = Forward(model, self.device)
         picked = [0] * len(rows)
-        for batch in self.batches([len(row) for row in rows]):
+
+        def pick(batch: list[int]) -> None:
             logits_NV = forward.logits([rows[i] for i in batch], [(b, len(rows[i]) - 1) for b, i in enumerate(batch)])
             for logits_V, index in zip(logits_NV, batch, strict=True):
                 picked[index] = int(logits_V[at[index]].argmax())
+
+        self.in_batches(pick, [len(row) for row in rows])
         return picked
+
+    def in_batches(self, work: Callable[[list[int]], None], lengths: Sequence[int]) -> None:
+        """Let ``work`` do all rows, batch by batch; when memory runs out, in smaller ones from there on.
+
+        Raises:
+            RunError: a single row does not fit.
+        """
+        for batch in self.batches(lengths):
+            self._halved(work, batch, lengths)
+
+    def _halved(self, work: Callable[[list[int]], None], batch: list[int], lengths: Sequence[int]) -> None:
+        try:
+            return work(batch)
+        except (RuntimeError, MemoryError) as error:
+            if not memory.ran_out(error):
+                raise
+        memory.let_go(self.device)
+        if len(batch) == 1:
+            raise RunError(f"out of memory at one question of {lengths[batch[0]]} tokens; take a smaller dtype")
+        self.budget = len(batch) * lengths[batch[0]] // 2
+        log.info("out of memory: going on with %d tokens a batch of questions", self.budget)
+        for half in (batch[: len(batch) // 2], batch[len(batch) // 2 :]):
+            self._halved(work, half, lengths)
 
     def correct(self, model: nn.Module, items: Sequence[Item], contexts: Sequence[str] | None = None) -> list[int]:
         """1 or 0 for each item: whether the chosen letter is the right one."""

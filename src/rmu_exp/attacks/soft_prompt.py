@@ -113,8 +113,11 @@ def answers(model: nn.Module, context: Context, soft_PD: Tensor, items: list[Ite
     """1 or 0 for each item, asked behind the soft prompt."""
     correct = [0] * len(items)
     lengths = [len(context.scorer.encode(item.context)) + len(soft_PD) for item in items]
-    for batch in context.scorer.batches(lengths):
+
+    def ask(batch: list[int]) -> None:
         chosen = _letters(model, context, soft_PD, [items[i] for i in batch]).argmax(dim=1).tolist()
         for i, letter in zip(batch, chosen, strict=True):
             correct[i] = int(letter == items[i].answer)
+
+    context.scorer.in_batches(ask, lengths)
     return correct

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rmu_exp import memory
 from rmu_exp.attacks.scoring import Scorer
 from rmu_exp.errors import RunError
 from rmu_exp.judge.forward import Forward, Layers, shared
@@ -170,13 +171,19 @@ class Search:
                 with watching(self.model, _keep_last(kept, target)):
                     ids = [front + row + target.tail for row in some]
                     logits_NV = self.forward.logits(ids, [(i, length - 1) for i in range(len(ids))], cache or None)
-            except torch.OutOfMemoryError:
-                if len(some) == 1:
-                    raise RunError("attacks.gcg: out of memory at one candidate; take a smaller dtype") from None
-                self.room //= 2
-                continue
-            yield logits_NV, kept
-            done += len(some)
+                fits = True
+            except (RuntimeError, MemoryError) as error:
+                if not memory.ran_out(error):
+                    raise
+                fits = False
+            if fits:
+                yield logits_NV, kept
+                done += len(some)
+            elif len(some) == 1:
+                raise RunError("attacks.gcg: out of memory at one candidate; take a smaller dtype")
+            else:
+                memory.let_go(self.scorer.device)
+                self.room = length * len(some) // 2
 
     def _loss(self, logits_NV: Tensor, kept: dict[int, Tensor], target: Target) -> Tensor:
         """Loss of each row, (N), fp32."""

@@ -184,6 +184,42 @@ def pack(halves: dict[str, list[list[int]]], pad: int) -> Pass:
     return Pass(ids, None, positions, {role: torch.tensor(index) for role, index in tokens.items()})
 
 
+def texts(run: Pass, role: str) -> list[list[int]]:
+    """A packed pass taken apart: the token ids of each text of a role."""
+    ids = run.ids_RT.flatten()[run.tokens[role]].tolist()
+    found: list[list[int]] = []
+    for token, first in zip(ids, starts(run, role).tolist(), strict=True):
+        if first:
+            found.append([])
+        found[-1].append(token)
+    return found
+
+
+def starts(run: Pass, role: str) -> Tensor:
+    """Which of a role's tokens in a packed pass are a text's first."""
+    assert run.positions_RT is not None, "texts are told apart by their positions, in packed rows"
+    return run.positions_RT.flatten()[run.tokens[role]] == 0
+
+
+def split(batch: Batch, parts: int) -> list[Batch]:
+    """A batch in parts, each with texts of every role; none when a role has too few texts."""
+    found: list[Batch] = []
+    for part in range(parts):
+        passes = []
+        for run in batch.passes:
+            if run.positions_RT is None:
+                rows = slice(part, None, parts)
+                ids, mask = run.ids_RT[rows], None if run.mask_RT is None else run.mask_RT[rows]
+                passes.append(Pass(ids, mask, None, {role: torch.arange(ids.numel()) for role in run.tokens}))
+            else:
+                halves = {role: texts(run, role)[part::parts] for role in run.tokens}
+                passes.append(pack(halves, 0) if all(halves.values()) else Pass(run.ids_RT[:0], None, None, {}))
+        if any(run.ids_RT.numel() == 0 for run in passes):
+            return []
+        found.append(Batch(batch.topic, passes, sum(len(i) for run in passes for i in run.tokens.values())))
+    return found
+
+
 def published(
     forget: Sequence[Sequence[str]], retain: Sequence[Sequence[str]], tokenizer: Any, batch_size: int, steps: int
 ) -> Iterator[Batch]:

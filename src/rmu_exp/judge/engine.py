@@ -22,6 +22,7 @@ from lm_eval.models.utils import has_bos_prefix
 from torch import Tensor
 from tqdm import tqdm
 
+from rmu_exp import memory
 from rmu_exp.errors import RunError
 from rmu_exp.journal import Journal
 from rmu_exp.judge import plan
@@ -214,8 +215,8 @@ class Engine(HFLM):
     def _extend(self, cache: Layers, prefix: Prefix, known: int) -> Layers:
         try:
             return self._forward.extend(cache, prefix.ids[known:])
-        except RuntimeError as error:
-            if _out_of_memory(error):
+        except (RuntimeError, MemoryError) as error:
+            if memory.ran_out(error):
                 raise _too_large(len(prefix.ids)) from error
             raise
 
@@ -241,8 +242,8 @@ class Engine(HFLM):
             try:
                 logits_NV = self._forward.logits(ids, spots, cache)
                 scores_NV = torch.log_softmax(logits_NV, dim=-1, dtype=self.softmax_dtype)
-            except RuntimeError as error:
-                if not _out_of_memory(error):
+            except (RuntimeError, MemoryError) as error:
+                if not memory.ran_out(error):
                     raise
                 ready = False
             if ready:
@@ -263,8 +264,7 @@ class Engine(HFLM):
             raise _too_large(len(batch[0].ids))
         used = len(batch) * (len(batch[0].ids) - known)
         self.max_batch_tokens = max(1, min(self.max_batch_tokens, used) // 2)
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        memory.let_go(self.device)
         if not self._halved:
             log.info("out of memory: going on with %d tokens a batch of questions", self.max_batch_tokens)
         self._halved = True
@@ -312,8 +312,3 @@ def _move_spaces(context: str, continuation: str) -> tuple[str, str]:
 
 def _too_large(tokens: int) -> RunError:
     return RunError(f"out of memory at one question of {tokens} tokens: take a smaller dtype or fewer examples")
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    text = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in text or "can't allocate memory" in text

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 
 from rmu_exp import corpora, provenance, share, stop
+from rmu_exp.attacks import items
+from rmu_exp.attacks.scoring import Scorer
 from rmu_exp.corpora import batches as batching
 from rmu_exp.errors import UserError
 from rmu_exp.model import parameters
@@ -32,6 +34,7 @@ from rmu_exp.unlearn import method as methods
 from rmu_exp.unlearn.loop import frozen_norms, unlearn
 from rmu_exp.unlearn.snapshot import Snapshots
 from rmu_exp.unlearn.trunks import Trunks, shared
+from rmu_exp.unlearn.watch import Accuracy, Watch
 
 log = logging.getLogger("rmu_exp")
 AUTO_BATCHES = 4  # a topic, whose frozen norms steer=auto takes the mean of
@@ -81,6 +84,8 @@ class Training:
             self._needs()
             self._resolve(checkpoint.skeleton(self.layers_loaded))
             _ = self.batches
+            if run.train.check_every:
+                _ = self.stay
 
     def _needs(self) -> None:
         """Refuse a model that the method cannot work with."""
@@ -150,6 +155,8 @@ class Training:
         before = _first_lines(file, snapshots.steps)
         if before:
             log.info("going on behind step %d", snapshots.steps)
+        accuracy = self._accuracy(trained, adapters) if run.train.check_every else None
+        watch = Watch(accuracy, run.train.check_every, run.train.collapse)
         seconds: list[float] = []
         with file.open("a", encoding="utf-8", buffering=1) as written, progress.training_progress(steps) as bar:
 
@@ -168,7 +175,7 @@ class Training:
             learnt, texts = adapters.trained if adapters else trained, batching.ahead(batches)
             with stop.deferred(), self._trunks(min(t.layer for t in trained), len(layers_of(model))) as trunks:
                 values = unlearn(
-                    model, learnt, texts, method, run.train.lr or 0.0, decay, on_metrics, trunks, snapshots
+                    model, learnt, texts, method, run.train.lr or 0.0, decay, on_metrics, trunks, snapshots, watch
                 )
             values = adapters.merged(values) if adapters else values
         Delta.from_trained(trained, values, method.control_KD, run.topics, self.job.checkpoint).save(self.job.delta)
@@ -181,6 +188,36 @@ class Training:
             }
         }
         self.job.save()
+
+    def _accuracy(self, trained: Sequence[parameters.Trained], adapters: lora.Adapters | None) -> Accuracy:
+        """How well questions that should stay are answered: the first ones of each task that is not to be forgotten."""
+        run, job = self.job.run, self.job
+        asked = _interleaved(list(self.stay.values()))[: run.train.check_questions]
+        scorer, model = Scorer(job.checkpoint.tokenizer(), torch.device(job.device)), job.open(None)
+
+        def accuracy(values: Sequence[torch.Tensor] | None) -> float:
+            if values is None:
+                return sum(scorer.correct(model, asked)) / len(asked)
+            now = [w.detach() for w in values]
+            now = adapters.merged(now) if adapters else now
+            with Delta.from_trained(trained, now, None, run.topics, job.checkpoint).applied(model):
+                return sum(scorer.correct(model, asked)) / len(asked)
+
+        return accuracy
+
+    @cached_property
+    def stay(self) -> dict[str, list[items.Item]]:
+        """Letter questions that are not about what is to be forgotten, by task or group.
+
+        Raises:
+            UserError: there are none.
+        """
+        run = self.job.run
+        tasks = [task for task in run.eval.tasks if task not in {*run.data.forget_tasks, "wmdp"}]
+        found = {k: v for k, v in items.load(tasks, run.topics, run.train.check_questions).items() if v}
+        if not found:
+            raise UserError("train.check_every: eval.tasks has no letter questions beside the forget tasks")
+        return found
 
     def _steer(
         self, model: torch.nn.Module, batches: Iterator[batching.Batch]
@@ -270,3 +307,9 @@ def _first_lines(file: Path, steps: int) -> list[dict[str, Any]]:
                     found[metrics["step"]] = metrics
     write_atomic(file, "".join(json.dumps(metrics) + "\n" for metrics in found.values()))
     return list(found.values())
+
+
+def _interleaved(groups: Sequence[Sequence[items.Item]]) -> list[items.Item]:
+    """One of each group in turn."""
+    longest = max(map(len, groups))
+    return [group[i] for i in range(longest) for group in groups if i < len(group)]

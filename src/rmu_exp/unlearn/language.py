@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, log_softmax
 
-from rmu_exp.corpora.batches import Batch, Pass
+from rmu_exp.corpora.batches import Batch, starts, texts
 from rmu_exp.unlearn.step import Seen, Step
 
 
@@ -42,7 +42,7 @@ def following(step: Step, role: str) -> Next:
     for text in texts(run, role):  # a role's tokens stand text by text
         rows += range(at + max(behind(text, step.marker) - 1, 0), at + len(text) - 1)
         at += len(text)
-    starts_N, rows_M = _starts(run, role), torch.tensor(rows, dtype=torch.long, device=run.ids_RT.device)
+    starts_N, rows_M = starts(run, role), torch.tensor(rows, dtype=torch.long, device=run.ids_RT.device)
     ids_N = run.ids_RT.flatten()[run.tokens[role]]
     return Next(rows_M, ids_N[rows_M + 1], (starts_N.cumsum(0) - 1)[rows_M], int(starts_N.sum()))
 
@@ -56,25 +56,9 @@ def behind(text: Sequence[int], marker: Sequence[int]) -> int:
     return 0
 
 
-def texts(run: Pass, role: str) -> list[list[int]]:
-    """A packed pass taken apart: the token ids of each text of a role."""
-    ids = run.ids_RT.flatten()[run.tokens[role]].tolist()
-    found: list[list[int]] = []
-    for token, starts in zip(ids, _starts(run, role).tolist(), strict=True):
-        if starts:
-            found.append([])
-        found[-1].append(token)
-    return found
-
-
 def all_texts(batch: Batch, role: str) -> list[list[int]]:
     """The token ids of each text of a role in a batch."""
     return [text for run in batch.passes if role in run.tokens for text in texts(run, role)]
-
-
-def _starts(run: Pass, role: str) -> Tensor:
-    assert run.positions_RT is not None, "texts are told apart by their positions, in packed rows"
-    return run.positions_RT.flatten()[run.tokens[role]] == 0
 
 
 def token_nll(seen: Seen, role: str, after: Next) -> Tensor:

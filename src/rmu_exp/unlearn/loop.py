@@ -15,14 +15,15 @@ import torch
 from torch import Tensor
 
 from rmu_exp import stop
-from rmu_exp.corpora.batches import FORGET, RETAIN, Batch
-from rmu_exp.errors import RunError
+from rmu_exp.corpora.batches import FORGET, Batch
 from rmu_exp.model.anatomy import layers_of, split_at
 from rmu_exp.model.parameters import Trained, assemble
-from rmu_exp.unlearn.method import Context, Losses, Method
+from rmu_exp.unlearn.gradients import Gradients, Numbers
+from rmu_exp.unlearn.method import Context, Method
 from rmu_exp.unlearn.snapshot import Snapshots
 from rmu_exp.unlearn.step import Step
 from rmu_exp.unlearn.trunks import Trunks
+from rmu_exp.unlearn.watch import Watch
 
 FLUSH = 10  # steps between two readings of the metrics: reading waits for the device
 
@@ -37,6 +38,7 @@ def unlearn(
     on_metrics: Callable[[dict[str, Any]], None] = lambda metrics: None,
     trunks: Trunks | None = None,
     snapshots: Snapshots | None = None,
+    watch: Watch | None = None,
 ) -> list[Tensor]:
     """Train ``trained`` by a method's loss.
 
@@ -46,12 +48,13 @@ def unlearn(
         on_metrics: called with one dictionary a step, some steps late.
         trunks: where activations are that other runs have computed; None: all are computed here.
         snapshots: where the state is kept from time to time, and taken up from; None: nowhere.
+        watch: what stops training that goes wrong.
 
     Returns:
         The new values, in the order of ``trained``, in the masters' dtype.
 
     Raises:
-        RunError: the loss is not finite.
+        RunError: training has gone wrong; the last good state is kept.
         Stopped: somebody asked for it; the state is kept.
     """
     context = method.context
@@ -59,23 +62,27 @@ def unlearn(
     masters = originals(model, trained, None if context.faithful else torch.float32)
     optimizer = method.optimizer(masters, lr)
     layers = {context.layer, *method.targets(method.settings, context.layer)}
-    meter, keep = Meter(context, on_metrics), snapshots or Snapshots()
+    watch, keep = watch or Watch(), snapshots or Snapshots()
+    meter = Meter(context, on_metrics, watch)
     method.begin(split)
     keep.restore(masters, optimizer, method)
+
+    def step_of(batch: Batch, number: int) -> Step:
+        weights = assemble(model, trained, masters)
+        return Step(split, batch, weights, sorted(layers), context.faithful, number, context.marker, trunks)
+
+    gradients = Gradients(method, masters, step_of, context.device)
     for number, batch in enumerate(batches, 1):
         if number <= keep.steps:
             continue
-        weights = assemble(model, trained, masters)
-        step = Step(split, batch, weights, sorted(layers), context.faithful, number, context.marker, trunks or Trunks())
-        losses = method.loss(step)
-        optimizer.zero_grad()
-        losses["loss"].backward()
+        numbers = gradients.of(batch, number)
         if decay_over:
             optimizer.param_groups[0]["lr"] = lr * max(0.0, 1 - (number - 1) / decay_over)
         optimizer.step()
-        meter.add(step, optimizer.param_groups[0]["lr"], losses)
+        meter.add(number, batch, optimizer.param_groups[0]["lr"], numbers)
+        watch.check(number, masters)
         if keep.due():
-            meter.flush()  # which refuses a state that is not finite
+            meter.flush()  # which refuses a state that has gone wrong
             keep.save(number, masters, optimizer, method)
             if stop.asked():
                 raise stop.Stopped
@@ -102,32 +109,21 @@ def frozen_norms(model: torch.nn.Module, layer: int, batches: Iterable[Batch]) -
 class Meter:
     """Collects each step's numbers on the device and hands them on as plain dictionaries."""
 
-    def __init__(self, context: Context, on_metrics: Callable[[dict[str, Any]], None]) -> None:
-        self.context, self.on_metrics = context, on_metrics
+    def __init__(self, context: Context, on_metrics: Callable[[dict[str, Any]], None], watch: Watch) -> None:
+        self.context, self.on_metrics, self.watch = context, on_metrics, watch
         self.pending: list[tuple[dict[str, Any], list[str], Tensor]] = []
         self.last = time.perf_counter()
 
-    @torch.no_grad()
-    def add(self, step: Step, lr: float, losses: Losses) -> None:
-        """Note a step: its losses, and the norms at ℓ of what the method has asked to see."""
-        numbers = {name: value.detach().float() for name, value in losses.items()}
-        layer, topic = self.context.layer, step.topic
-        h = step.last.h[layer] if step.last else {}
-        g = step.reference.h[layer] if step.reference else {}
-        for role in (FORGET, RETAIN):
-            if role in h:
-                numbers[f"norm_{role}_updated"] = h[role].float().norm(dim=-1).mean()
-            if role in g:
-                numbers[f"norm_{role}_frozen"] = g[role].float().norm(dim=-1).mean()
-            if role in h and role in g:
-                numbers[f"cos_{role}"] = torch.cosine_similarity(h[role].float(), g[role].float(), dim=-1).mean()
+    def add(self, number: int, batch: Batch, lr: float, numbers: Numbers) -> None:
+        """Note a step."""
+        topic = batch.topic
         line = {
-            "step": step.number,
+            "step": number,
             "topic": self.context.topics[topic],
             "alpha": self.context.alpha[topic],
             "steer": self.context.steer[topic],
             "lr": lr,
-            "tokens": step.batch.text_tokens,
+            "tokens": batch.text_tokens,
         }
         self.pending.append((line, list(numbers), torch.stack(list(numbers.values()))))
         if len(self.pending) == FLUSH:
@@ -143,9 +139,6 @@ class Meter:
         self.last = now
         for (line, names, _), row in zip(self.pending, values, strict=True):
             metrics = line | dict(zip(names, row, strict=True)) | {"seconds": seconds}
-            if not torch.isfinite(torch.tensor(metrics["loss"])):
-                raise RunError(
-                    f"the loss is {metrics['loss']} at step {line['step']}; try a smaller train.lr, steer or alpha"
-                )
+            self.watch.metrics(metrics)
             self.on_metrics(metrics)
         self.pending.clear()

@@ -6,7 +6,7 @@ The loop, precision, the optimizer, metrics and judging are shared.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, ClassVar
@@ -14,11 +14,17 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from rmu_exp.corpora.batches import FORGET, RETAIN
 from rmu_exp.model.anatomy import SplitModel
 from rmu_exp.unlearn.step import Step
 
 Losses = dict[str, Tensor]
 """``loss`` is what is minimised; further scalars, such as ``forget_loss`` and ``retain_loss``, are shown."""
+
+
+TOKENS = {FORGET: "tokens", RETAIN: "tokens"}
+SUCCESSORS = {FORGET: "successors", RETAIN: "successors"}
+TEXTS = {FORGET: "texts", RETAIN: "successors"}
 
 
 def summed(forget: Tensor, retain: Tensor, alpha: float) -> Losses:
@@ -63,10 +69,13 @@ class Method:
 
     Attributes:
         logits: whether it needs the full model with its head; otherwise no layer above its highest target is loaded.
+        mean_over: what the losses are means over, by role: ``tokens``, ``successors`` (tokens with one that count) or
+            ``texts``. When memory runs out a step then goes through in parts; None: it needs all its texts at once.
         control_KD: forget targets, one a topic, saved with the Delta; None for methods without.
     """
 
     logits: ClassVar[bool] = False
+    mean_over: ClassVar[Mapping[str, str] | None] = None
     control_KD: Tensor | None = None
 
     def __init__(self, settings: Any, context: Context) -> None:

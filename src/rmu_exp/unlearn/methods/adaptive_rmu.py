@@ -37,6 +37,8 @@ class Settings:
 class Method(rmu.Method):
     """Adaptive RMU."""
 
+    mean_over = None  # the norm is that of a whole batch
+
     def __init__(self, settings: Any, context: Context) -> None:
         super().__init__(settings, replace(context, steer=[1.0] * len(context.topics)))
         self.directions_KD = self.control_KD.clone()

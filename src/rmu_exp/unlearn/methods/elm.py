@@ -42,6 +42,7 @@ class Method(method.Method):
     """ELM."""
 
     logits = True
+    mean_over = method.SUCCESSORS
 
     def __init__(self, settings: Settings, context: Context) -> None:
         super().__init__(settings, context)

@@ -24,6 +24,7 @@ class Method(method.Method):
     """Gradient ascent."""
 
     logits = True
+    mean_over = method.SUCCESSORS
 
     def loss(self, step: Step) -> Losses:
         forget = -language.nll(step, step.updated(logits=True), FORGET)

@@ -31,6 +31,7 @@ class Method(method.Method):
     """Gradient difference."""
 
     logits = True
+    mean_over = method.SUCCESSORS
 
     def loss(self, step: Step) -> Losses:
         seen = step.updated(logits=True)

@@ -29,6 +29,7 @@ class Method(method.Method):
     """Maximum entropy."""
 
     logits = True
+    mean_over = method.SUCCESSORS
 
     def loss(self, step: Step) -> Losses:
         seen = step.updated(logits=True)

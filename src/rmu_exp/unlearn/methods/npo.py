@@ -38,6 +38,7 @@ class Method(method.Method):
     """NPO."""
 
     logits = True
+    mean_over = method.TEXTS
 
     def loss(self, step: Step) -> Losses:
         seen, after = step.updated(logits=True), language.following(step, FORGET)

@@ -13,8 +13,9 @@ The model is cut above ℓ; the frozen activations come from the same trunk.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -37,6 +38,7 @@ class Settings:
 class Method(method.Method):
     """RMU."""
 
+    mean_over: ClassVar[Mapping[str, str] | None] = method.TOKENS
     control_KD: Tensor
 
     def __init__(self, settings: Any, context: Context) -> None:

@@ -44,6 +44,7 @@ class Method(rmu.Method):
     """RMU under a latent adversary."""
 
     logits = True
+    mean_over = None
 
     def loss(self, step: Step) -> Losses:
         layer = self.context.layer

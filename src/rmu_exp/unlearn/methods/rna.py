@@ -32,6 +32,8 @@ class Settings:
 class Method(rmu.Method):
     """RMU under noise."""
 
+    mean_over = None  # the noise is drawn for a whole batch
+
     def retain_target(self, step: Step, g_ND: Tensor) -> Tensor:
         generator = named_generator(self.context.seed, f"rna/{step.number}")
         noise_ND = torch.randn(g_ND.shape, generator=generator).to(g_ND)

@@ -39,6 +39,7 @@ class Method(method.Method):
     """SimNPO."""
 
     logits = True
+    mean_over = method.TEXTS
 
     def loss(self, step: Step) -> Losses:
         seen, after = step.updated(logits=True), language.following(step, FORGET)

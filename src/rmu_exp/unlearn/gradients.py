@@ -1,0 +1,118 @@
+"""One step's gradients, in as many parts as memory asks for.
+
+The parts' losses are weighted by how many tokens or texts their means run over, so that the gradients add up to those
+of the whole step. This module knows nothing of optimizers.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from rmu_exp import memory
+from rmu_exp.corpora.batches import FORGET, RETAIN, Batch, split
+from rmu_exp.errors import RunError
+from rmu_exp.unlearn import language
+from rmu_exp.unlearn.method import Losses, Method
+from rmu_exp.unlearn.step import Step
+
+log = logging.getLogger("rmu_exp")
+Numbers = dict[str, Tensor]
+"""Scalars of a step, without gradients."""
+
+
+class Gradients:
+    """Adds up the gradients of a step's loss.
+
+    Args:
+        masters: what is trained.
+        make: a step of some texts, by its number.
+
+    Attributes:
+        parts: in how many parts a step goes through.
+    """
+
+    def __init__(
+        self, method: Method, masters: Sequence[Tensor], make: Callable[[Batch, int], Step], device: torch.device
+    ) -> None:
+        self.method, self.masters, self.make, self.device = method, masters, make, device
+        self.parts = 1
+
+    def of(self, batch: Batch, number: int) -> Numbers:
+        """Leave the step's gradients in the masters.
+
+        Returns:
+            What is worth showing: the losses, and norms and cosines at ℓ of what the method has looked at.
+
+        Raises:
+            RunError: not even one text of each kind fits into memory.
+        """
+        while True:
+            try:
+                return self._in_parts(batch, number)
+            except (RuntimeError, MemoryError) as error:
+                if not memory.ran_out(error):
+                    raise
+            memory.let_go(self.device)
+            self._more_parts(batch)
+
+    def _in_parts(self, batch: Batch, number: int) -> Numbers:
+        for w in self.masters:
+            w.grad = None
+        if self.parts == 1:
+            step = self.make(batch, number)
+            losses = self.method.loss(step)
+            losses["loss"].backward()
+            return self._numbers(step, losses)
+        total: Numbers = {}
+        whole = {role: self._count(batch, role) for role in (FORGET, RETAIN)}
+        for some in split(batch, self.parts):
+            weight = {role: self._count(some, role) / whole[role] for role in whole}
+            step = self.make(some, number)
+            losses = self.method.loss(step)
+            forget = losses["forget_loss"]
+            loss = weight[FORGET] * forget + weight[RETAIN] * (losses["loss"] - forget)
+            loss.backward()
+            for name, value in (self._numbers(step, losses) | {"loss": loss.detach().float()}).items():
+                share = 1.0 if name == "loss" else weight[FORGET if FORGET in name else RETAIN]
+                total[name] = total.get(name, torch.zeros_like(value)) + share * value
+        return total
+
+    def _count(self, batch: Batch, role: str) -> int:
+        """How many tokens or texts the mean over a role runs over."""
+        assert self.method.mean_over is not None
+        kind = self.method.mean_over[role]
+        if kind == "tokens":
+            return sum(len(run.tokens[role]) for run in batch.passes if role in run.tokens)
+        texts = language.all_texts(batch, role)
+        if kind == "texts":
+            return len(texts)
+        return sum(len(text) - 1 - max(language.behind(text, self.method.context.marker) - 1, 0) for text in texts)
+
+    def _more_parts(self, batch: Batch) -> None:
+        if self.method.mean_over is None:
+            raise RunError(
+                "out of memory: this method needs all texts of a step at once; try a smaller train.batch_size"
+            )
+        if not split(batch, 2 * self.parts):
+            raise RunError("out of memory at one text of each kind; try a smaller data.max_length or model.dtype")
+        self.parts *= 2
+        log.warning("out of memory: each step now goes through in %d parts, with the same result", self.parts)
+
+    @torch.no_grad()
+    def _numbers(self, step: Step, losses: Losses) -> Numbers:
+        found = {name: value.detach().float() for name, value in losses.items()}
+        layer = self.method.context.layer
+        h = step.last.h[layer] if step.last else {}
+        g = step.reference.h[layer] if step.reference else {}
+        for role in (FORGET, RETAIN):
+            if role in h:
+                found[f"norm_{role}_updated"] = h[role].float().norm(dim=-1).mean()
+            if role in g:
+                found[f"norm_{role}_frozen"] = g[role].float().norm(dim=-1).mean()
+            if role in h and role in g:
+                found[f"cos_{role}"] = torch.cosine_similarity(h[role].float(), g[role].float(), dim=-1).mean()
+        return found
