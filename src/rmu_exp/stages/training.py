@@ -183,6 +183,7 @@ class Training:
             "train": {
                 "steps": len(seconds),
                 "seconds": snapshots.seconds + time.perf_counter() - began,
+                "seconds_saving": snapshots.spent,
                 "seconds_per_step": statistics.median(seconds),
                 "peak_memory_bytes": provenance.peak_memory(self.job.device),
             }

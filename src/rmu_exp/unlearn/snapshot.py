@@ -34,6 +34,7 @@ class Snapshots:
     Attributes:
         steps: how many were done at the snapshot that was taken up.
         seconds: how long they had taken.
+        spent: seconds that this process has taken to save.
     """
 
     def __init__(self, file: Path | None = None, of: str = "", every: float | None = None) -> None:
@@ -41,7 +42,7 @@ class Snapshots:
         self.kept, about = _read(file, of) if file is not None and file.is_file() else ({}, {})
         self.steps, self.seconds = int(about.get("steps", 0)), float(about.get("seconds", 0))
         self._began = self._last = time.perf_counter()
-        self._cost = 0.0
+        self._cost = self.spent = 0.0
 
     def due(self) -> bool:
         """Whether to save now; a stop that is asked for is a reason, too."""
@@ -63,6 +64,7 @@ class Snapshots:
         replace_atomic(self.file, lambda temporary: save_file(plain, temporary, metadata=about))
         self._last = time.perf_counter()
         self._cost = self._last - began
+        self.spent += self._cost
 
     def restore(self, masters: Sequence[Tensor], optimizer: torch.optim.Optimizer, method: Method) -> None:
         """Put the state that was taken up, if any was, in place."""
