@@ -18,7 +18,7 @@ from rmu_exp.errors import RunError
 from rmu_exp.hub import chain
 from rmu_exp.paths import cache_path
 
-FULL = {errno.ENOSPC: "no space left on", errno.EDQUOT: "no quota left on", errno.EFBIG: "a file got too large for"}
+FULL = {errno.ENOSPC: "no space left on", errno.EDQUOT: "no quota left on", errno.EFBIG: "a file grew too large on"}
 BROKEN = {errno.EROFS: "has become read-only", errno.EIO: "cannot be read or written (input/output error)"}
 _RUST = re.compile(r"\(os error (\d+)\)")
 
@@ -51,8 +51,8 @@ def told(error: BaseException, folder: Path, then: str = "run it again") -> str 
         number = number_of(cause)
         if number not in FULL and number not in BROKEN:
             continue
-        named = getattr(cause, "filename", None)
-        place = str(named) if named else f"the disk of {_fullest(folder)}"
+        named = getattr(cause, "filename2", None) or getattr(cause, "filename", None)
+        place = Path(named).parent if isinstance(named, str) else _fullest(folder)
         if number in FULL:
             return f"{FULL[number]} {place}; free some, then {then}"
         return f"{place} {BROKEN[number]}; once it is well, {then}"
