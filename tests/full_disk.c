@@ -1,4 +1,4 @@
-/* Preloaded into a process: a disk under one folder that is full from the n-th request for space on.
+/* Preloaded into a process: a disk under one folder that is full, or broken, from the n-th request for space on.
 
    Counted are the requests that can find a disk full: writes, new files and folders, flushes to the disk. The n-th write
    puts down half of what it was given, as a real disk does; later ones fail. n = 0: never full, only counted. */
@@ -18,8 +18,12 @@
 
 static char place[PATH_MAX];
 static long full_at, requests;
+static int number; /* the error, such as ENOSPC */
 
-void full_disk(const char *folder, long n) { snprintf(place, sizeof place, "%s", folder); full_at = n; requests = 0; }
+void full_disk(const char *folder, long n, int error) {
+    snprintf(place, sizeof place, "%s", folder);
+    full_at = n, requests = 0, number = error;
+}
 long full_disk_requests(void) { return requests; }
 
 static int inside(const char *path) {
@@ -48,7 +52,7 @@ static int full(void) {
 }
 
 #define REAL(kind, name, ...) static kind (*real)(__VA_ARGS__); if (!real) real = dlsym(RTLD_NEXT, name)
-#define REFUSE do { errno = ENOSPC; return -1; } while (0)
+#define REFUSE do { errno = number; return -1; } while (0)
 
 ssize_t write(int fd, const void *data, size_t size) {
     REAL(ssize_t, "write", int, const void *, size_t);

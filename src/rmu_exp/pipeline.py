@@ -173,6 +173,7 @@ def tracked(job: Job) -> Iterator[Tracker]:
         t.project,
         t.entity,
         t.mode,
+        t.wait,
     )
     try:
         yield tracker

@@ -133,7 +133,8 @@ class Shared(Trunks):
         except OSError as error:
             with suppress(OSError):
                 data.unlink(missing_ok=True)
-            log.warning("the activations are not kept: %s", error)
+            if self.room:
+                log.warning("the activations are not kept: %s", error)
         self.discard()
 
     def discard(self) -> None:
