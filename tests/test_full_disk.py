@@ -54,9 +54,9 @@ def check_resumable(line: dict[str, Any], folder: Path, words: str) -> None:
 
 
 def test_a_disk_that_fills_up_ends_in_one_line_and_loses_nothing(shim: Path, tmp_path: Path) -> None:
-    undisturbed, *others = runs(shim, tmp_path, "run", "ENOSPC", 29)
+    undisturbed, *others = runs(shim, tmp_path, "run", "ENOSPC", 37)
     assert undisturbed["requests"] > 90
-    assert len(others) >= 4
+    assert len(others) >= 3
     for line in others:
         check_resumable(line, tmp_path, "no space left on ")
 
@@ -151,16 +151,16 @@ def test_small_file_systems_with_weights_and_biases_beside(disk: Path, tmp_path:
 @pytest.mark.slow
 def test_a_read_only_disk_is_refused_and_a_read_only_cache_is_used(disk: Path, tmp_path: Path) -> None:
     remount(disk, "size=64m")
-    assert (
-        train(f"output={tmp_path / 'one'}", "tracking=off", "share.when=always", cache=disk / "cache").returncode == 0
-    )
+    shared = ("tracking=off", "share.when=always")
+    done = train(f"output={tmp_path / 'one'}", *shared, cache=disk / "cache")
+    assert done.returncode == 0, done.stderr
     remount(disk, "ro")
     done = train(f"output={disk / 'run'}", cache=tmp_path / "cache")
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
     assert line.startswith("rmu_exp: output: cannot write to")
     assert "read-only file system" in line
-    done = train(f"output={tmp_path / 'two'}", "tracking=off", "share.when=always", cache=disk / "cache")
+    done = train(f"output={tmp_path / 'two'}", *shared, cache=disk / "cache")
     assert done.returncode == 0, done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("rmu_exp:")]
     assert "activations are not shared" in line
