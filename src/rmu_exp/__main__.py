@@ -37,10 +37,14 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         args = _parser().parse_args(words)
         args.run(args)
-    except UserError as error:
-        return _tell(error, 2)
-    except RunError as error:
-        return _tell(error, 1)
+    except (UserError, RunError, OSError) as error:
+        from rmu_exp import disk
+
+        if line := disk.told(error, Path()):
+            return _tell(line, 1)
+        if isinstance(error, OSError):
+            raise
+        return _tell(error, 2 if isinstance(error, UserError) else 1)
     except KeyboardInterrupt:
         return _tell("interrupted; nothing partial is kept as whole, run it again", 1)
     return 0

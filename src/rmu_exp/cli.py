@@ -28,6 +28,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from rmu_exp import disk
 from rmu_exp.attacks import registry
 from rmu_exp.errors import RunError, UserError
 from rmu_exp.parse import keys_of, one_line, parse, parse_judge, unknown_key
@@ -63,10 +64,18 @@ def guard(main: Callable[[], Any], conf: Path, name: str = "config") -> None:
         main()
         return
     try:
-        check(args.overrides, conf, multirun=args.multirun, name=name)
-    except UserError as error:
-        sys.exit(_tell(error, 2))
-    main()
+        runs = check(args.overrides, conf, multirun=args.multirun, name=name)
+    except (UserError, RunError) as error:
+        sys.exit(_tell(error, 2 if isinstance(error, UserError) else 1))
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let errors through, of which Hydra would print the traceback
+    try:
+        main()
+    except OSError as error:
+        folder = Path(runs[0].output)
+        line = disk.told(error, folder, f"the same command with output={folder} goes on")
+        if line is None:
+            raise
+        sys.exit(_tell(line, 1))
 
 
 def run(config: DictConfig) -> None:
@@ -122,8 +131,8 @@ def resume(words: Sequence[str], judging: bool) -> int:
         folder = Path(words[0].removeprefix(RESUME)).expanduser()
         wanted = stored(folder, judging)
         _was_there = check_writable(folder)
-    except UserError as error:
-        return _tell(error, 2)
+    except (UserError, RunError) as error:
+        return _tell(error, 2 if isinstance(error, UserError) else 1)
     return carry_out(lambda: wanted, folder)
 
 
@@ -213,6 +222,8 @@ def check_writable(folder: Path) -> Path:
         with tempfile.TemporaryDirectory(dir=existing, prefix=".rmu_exp-"):
             pass
     except OSError as error:
+        if error.errno in disk.FULL:
+            raise RunError(disk.told(error, folder, f"the same command with output={folder} goes on")) from error
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise UserError(f"output: cannot write to {folder} ({reason.lower()}); choose another folder") from error
     return existing

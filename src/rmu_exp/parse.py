@@ -174,6 +174,8 @@ def _check_parts(run: Run | Judge) -> None:
         raise UserError(f"model.memory: got {run.model.memory}, allowed is a number of gigabytes > 0, or null")
     if run.eval.limit is not None and run.eval.limit < 1:
         raise UserError(f"eval.limit: got {run.eval.limit}, allowed is 1 or more, or null for all questions")
+    if not run.tracking.wait > 0:
+        raise UserError(f"tracking.wait: got {run.tracking.wait:g}, allowed is a number > 0")
     choices = {"model.dtype": DTYPES, "data.on_bad_line": BAD_LINE, "tracking.kind": TRACKERS}
     _check_choices(run, choices | {"tracking.mode": TRACKING_MODES})
     if run.attacks:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 LOCK = ".lock"  # in a run's folder, held by the process that is at it
@@ -12,11 +13,16 @@ LOCK = ".lock"  # in a run's folder, held by the process that is at it
 
 def cache_dir() -> Path:
     """The cache folder: ``RMU_EXP_CACHE``, or ``rmu_exp`` in the user's cache folder. Made when missing."""
-    given = os.environ.get("RMU_EXP_CACHE")
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = Path(given) if given else home / "rmu_exp"
+    folder = cache_path()
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def cache_path() -> Path:
+    """The cache folder, which may not be there yet."""
+    given = os.environ.get("RMU_EXP_CACHE")
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(given) if given else home / "rmu_exp"
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -26,7 +32,11 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 
 def replace_atomic(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` make a file under a temporary name in the same folder, then rename it to ``path``."""
+    """Let ``write`` make a file under a temporary name in the same folder, then rename it to ``path``.
+
+    Raises:
+        OSError: with the file's name; what was there before is as it was.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     os.close(handle)
@@ -37,6 +47,20 @@ def replace_atomic(path: Path, write: Callable[[Path], object]) -> None:
             os.fsync(file.fileno())
         temporary.chmod(0o644)
         temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = str(path)
         raise
+    _flush_folder(path.parent)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Let a rename outlive a power cut, where the file system can."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -11,15 +11,16 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
 import yaml
 from filelock import FileLock, Timeout
 
-from rmu_exp import memory, stop
+from rmu_exp import disk, memory, stop
 from rmu_exp.errors import BusyError, RunError, UserError
+from rmu_exp.hub import first_line
 from rmu_exp.paths import LOCK, write_atomic
 from rmu_exp.run import Run
 from rmu_exp.stages.attacking import Attacking
@@ -52,7 +53,8 @@ def execute(run: Run, folder: Path, hopeless: Hopeless | None = None) -> None:
 def carry_out(job: Job, stages: Sequence[Stage]) -> None:
     """Check all stages, then carry them out one after the other. Raises as :func:`execute`."""
     torch.set_num_threads(job.run.model.threads or THREADS)
-    with stop.listening(), warned(), claimed(job.folder), memory.limited(job.run.model.memory):
+    limit = memory.limited(job.run.model.memory)
+    with stop.listening(), warned(), disk.watched(job.folder), claimed(job.folder), limit:
         preflight(job, stages)
         with logged(job), tracked(job) as tracker:
             for stage in stages:
@@ -109,6 +111,27 @@ def warned() -> Iterator[None]:
         log.removeHandler(handler)
 
 
+class RunLog(logging.FileHandler):
+    """run.log. Once it cannot be written it stays as it is: the run goes on, and says so at its end.
+
+    Attributes:
+        lost: why it ends early; empty: it does not.
+    """
+
+    lost = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not self.lost:
+            super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        self.lost = first_line(sys.exc_info()[1] or OSError())
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
+
+
 @contextmanager
 def logged(job: Job) -> Iterator[None]:
     """run.log for the time of the run, and config.yaml."""
@@ -116,12 +139,14 @@ def logged(job: Job) -> Iterator[None]:
     settings |= {"digest": job.run.digest, "command": job.command}
     write_atomic(job.folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
     file = job.folder / "run.log"
-    handler = logging.FileHandler(file, encoding="utf-8")
+    handler = RunLog(file, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     try:
         yield
+        if handler.lost:
+            log.warning("%s ends early (%s)", file, handler.lost)
     except (UserError, KeyboardInterrupt):
         raise
     except RunError as error:
@@ -148,6 +173,7 @@ def tracked(job: Job) -> Iterator[Tracker]:
         t.project,
         t.entity,
         t.mode,
+        t.wait,
     )
     try:
         yield tracker

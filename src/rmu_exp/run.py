@@ -234,6 +234,8 @@ class Tracking:
     """Runs of one group are shown together; in a sweep, the sweep's folder."""
     tags: list[str] = field(default_factory=list)
     """W&B tags."""
+    wait: float = 60.0
+    """Seconds that the end of a run may wait for W&B; what is not uploaded by then `wandb sync` uploads."""
 
 
 @dataclass

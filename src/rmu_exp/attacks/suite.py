@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from rmu_exp import disk
 from rmu_exp.attacks import registry
 from rmu_exp.attacks.frame import Context, Finding
 from rmu_exp.errors import RunError, UserError
@@ -46,6 +47,8 @@ def carry_out(
             found = registry.module(name).run(context, registry.settings(name, values))
             result = found.top | {"attacks": {name: {"settings": values} | entry(found, context.chance)}}
         except Exception as error:
+            if disk.is_cause(error):
+                raise  # the next attack would find the disk no better
             log.exception("attack %s failed", name)
             told = str(error) if isinstance(error, (UserError, RunError)) else f"{type(error).__name__}: {error}"
             result = {"attacks": {name: {"settings": values, "error": told.splitlines()[0]}}}

@@ -5,23 +5,30 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from filelock import FileLock
 
+from rmu_exp import hub
 from rmu_exp.judge.qa import Answers
 from rmu_exp.model.checkpoint import Checkpoint
-from rmu_exp.paths import cache_dir, write_atomic
+from rmu_exp.paths import cache_path, write_atomic
 from rmu_exp.run import Eval
+
+log = logging.getLogger("rmu_exp")
 
 
 def judged(
     checkpoint: Checkpoint, settings: Eval, dtype: torch.dtype, device: str, ask: Callable[[Path], Answers]
 ) -> Answers:
     """The answers of the base model, from the cache when the same question set was put to it before.
+
+    A cache that cannot be used costs the time of asking again, nothing else.
 
     Args:
         ask: puts the questions to the checkpoint in a folder.
@@ -34,12 +41,32 @@ def judged(
         "versions": [version(name) for name in ("rmu_exp", "lm-eval", "torch", "transformers")],
     }
     key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
-    file = cache_dir() / "base" / f"{key}.json"
-    file.parent.mkdir(exist_ok=True)
-    with FileLock(f"{file}.lock"):  # of trials that start together one asks, the others wait for its answers
-        if file.is_file():
-            return Answers(**json.loads(file.read_text(encoding="utf-8")))
+    file = cache_path() / "base" / f"{key}.json"
+    with _alone(file):  # of trials that start together one asks, the others wait for its answers
+        if (known := _read(file)) is not None:
+            return known
         checkpoint.fetch()
         answers = ask(checkpoint.folder)
-        write_atomic(file, json.dumps(dataclasses.asdict(answers)))
+        try:
+            write_atomic(file, json.dumps(dataclasses.asdict(answers)))
+        except OSError as error:
+            log.warning("the base model's answers are not kept: %s", hub.first_line(error))
         return answers
+
+
+@contextmanager
+def _alone(file: Path) -> Iterator[None]:
+    """Hold the file's lock, where there can be one."""
+    with ExitStack() as held:
+        with suppress(OSError):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            held.enter_context(FileLock(f"{file}.lock"))
+        yield
+
+
+def _read(file: Path) -> Answers | None:
+    """Answers that were kept; None when there are none, or only damaged ones."""
+    try:
+        return Answers(**json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None

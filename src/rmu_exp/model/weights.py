@@ -10,12 +10,13 @@ import json
 import re
 import struct
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rmu_exp.errors import UserError
-from rmu_exp.paths import cache_dir, write_atomic
+from rmu_exp.paths import cache_path, write_atomic
 
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
@@ -155,12 +156,13 @@ def file_digest(file: Path) -> str:
     """sha256 of a file's content, remembered for as long as its path, size and time are the same."""
     stat = file.resolve().stat()
     what = f"{file.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
-    note = cache_dir() / "digests" / hashlib.sha256(what.encode()).hexdigest()
+    note = cache_path() / "digests" / hashlib.sha256(what.encode()).hexdigest()
     if note.is_file() and len(known := note.read_text(encoding="ascii")) == 64:
         return known
     with file.open("rb") as handle:
         digest = hashlib.file_digest(handle, "sha256").hexdigest()
-    write_atomic(note, digest)
+    with suppress(OSError):  # without a cache it is computed again
+        write_atomic(note, digest)
     return digest
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from rmu_exp.paths import replace_atomic
 
 # Okabe and Ito: told apart by everyone
 FORGET, RETAIN, GREEN, PINK, SKY, YELLOW = "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"
@@ -24,7 +27,10 @@ def save(figures: Mapping[str, Figure | None], folder: Path) -> list[Path]:
     for name, figure in figures.items():
         if figure is not None:
             path = folder / "plots" / f"{name}.png"
-            path.parent.mkdir(exist_ok=True)
-            FigureCanvasAgg(figure).print_png(str(path))
+            replace_atomic(path, partial(_draw, figure))
             written.append(path)
     return written
+
+
+def _draw(figure: Figure, file: Path) -> None:
+    FigureCanvasAgg(figure).print_png(str(file))

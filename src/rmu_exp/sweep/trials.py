@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,8 +107,9 @@ def plan(folder: Path, number: int, settings: Mapping[str, Any]) -> None:
 
 
 def failed(folder: Path, reason: str) -> None:
-    """Note why a trial failed."""
-    write_atomic(folder / ERROR, reason + "\n")
+    """Note why a trial failed, if the disk takes it."""
+    with suppress(OSError):
+        write_atomic(folder / ERROR, reason + "\n")
 
 
 def swept(trials: Sequence[Trial]) -> list[str]:

@@ -29,10 +29,11 @@ def open_tracker(
     project: str,
     entity: str | None,
     mode: str,
+    wait: float,
 ) -> Tracker:
     """A tracker by its kind: ``off`` or ``wandb`` (see :mod:`rmu_exp.tracking.weights_and_biases`)."""
     if kind == "off":
         return Tracker()
     from rmu_exp.tracking.weights_and_biases import WandbTracker
 
-    return WandbTracker(folder, config, name, group, tags, project, entity, mode)
+    return WandbTracker(folder, config, name, group, tags, project, entity, mode, wait)

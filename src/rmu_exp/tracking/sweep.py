@@ -18,7 +18,12 @@ def log_sweep(summary: Summary, tracking: Any) -> None:
     """
     group = tracking.get("group") or summary.folder.name
     about = {"folder": str(summary.folder), "trials": len(summary.trials), "front": [t.name for t in summary.front]}
-    where = (tracking.get("project") or "rmu_exp", tracking.get("entity"), tracking.get("mode") or "auto")
+    where = (
+        tracking.get("project") or "rmu_exp",
+        tracking.get("entity"),
+        tracking.get("mode") or "auto",
+        tracking.get("wait") or 60.0,
+    )
     tracker = WandbTracker(summary.folder, about, f"report-{group}", group, ["sweep-report"], *where)
     lines = [_line(summary, t) for t in summary.trials]
     ended: dict[str, Any] = {f"sweep/{p.stem}": tracker.wandb.Image(str(p)) for p in summary.plots}

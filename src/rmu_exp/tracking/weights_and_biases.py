@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from threading import Thread
 from typing import Any, Literal
 
+from rmu_exp.hub import first_line
 from rmu_exp.sweep import axes
 from rmu_exp.tracking import Tracker
 
@@ -34,26 +38,45 @@ class WandbTracker(Tracker):
         project: str,
         entity: str | None,
         mode: str,
+        wait: float,
     ) -> None:
+        os.environ.setdefault("WANDB_SILENT", "true")  # read on import; what matters is told here
         import wandb
 
-        self.wandb = wandb
+        self.wandb, self.wait = wandb, wait
+        self.run: Any = None
+        self.files = folder / "wandb"
         self.mode: Literal["online", "offline"] = self._mode(mode)
         given = {"dir": str(folder), "config": config, "name": name, "group": group, "tags": tags}
         given |= {"project": project, "entity": entity}
-        try:
-            self.run = self._init(given)
-        except Exception as error:
-            if self.mode == "offline":
-                raise
-            _say(f"W&B cannot be reached ({_first_line(error)}); the run is tracked offline")
-            self.mode = "offline"
-            self.run = self._init(given)
+        why = self._begin(given)
         if self.run is None:
-            return
+            return _say(f"W&B cannot start ({why}); the run goes on without it")
+        self.files = Path(self.run.dir).parent
         self.run.define_metric("*", step_metric="step")
         if self.mode == "offline":
-            _say(f"W&B is offline; upload later with: wandb sync {Path(self.run.dir).parent}")
+            _say(f"W&B is offline{f' ({why})' if why else ''}; upload later with: {self._sync}")
+
+    def _begin(self, given: dict[str, Any]) -> str:
+        """Start W&B's run: offline, if the server does not answer well; not at all, if that does not work either.
+
+        Returns:
+            Why it is not as wanted.
+        """
+        why = ""
+        for mode in dict.fromkeys((self.mode, "offline")):
+            self.mode = mode
+            try:
+                self.run = self._init(given)
+                break
+            except Exception as error:
+                why = first_line(error)
+        return why
+
+    @property
+    def _sync(self) -> str:
+        """What uploads W&B's files."""
+        return f"wandb sync {shlex.quote(str(self.files))}"
 
     def _mode(self, wanted: str) -> Literal["online", "offline"]:
         wanted = os.environ.get("WANDB_MODE", wanted)
@@ -61,7 +84,10 @@ class WandbTracker(Tracker):
             return "online"
         if wanted == "offline":
             return "offline"
-        return "online" if self.wandb.login(prompt=False) else "offline"
+        try:  # only whether there is a key: the server is asked by init, for a limited time
+            return "online" if self.wandb.login(prompt=False, verify=False) else "offline"
+        except Exception:
+            return "offline"
 
     def _init(self, given: dict[str, Any]) -> Any:
         settings = self.wandb.Settings(
@@ -72,6 +98,8 @@ class WandbTracker(Tracker):
             x_disable_stats=True,
             x_disable_meta=True,
             init_timeout=INIT_SECONDS,
+            finish_timeout=0.6 * self.wait,
+            finish_timeout_raises=True,
         )
         return self.wandb.init(mode=self.mode, settings=settings, **given)
 
@@ -119,7 +147,7 @@ class WandbTracker(Tracker):
         self.close()
 
     def close(self) -> None:
-        self._try(lambda run: run.finish())
+        self._try(lambda run: run.finish(), limit=0.7 * self.wait)
         self.run = None
 
     def _accuracy(self, qa: dict[str, Any]) -> Any:
@@ -138,15 +166,32 @@ class WandbTracker(Tracker):
         columns: list[Any] = list(dict.fromkeys(key for line in lines for key in line))
         return self.wandb.Table(columns=columns, data=[[line.get(c) for c in columns] for line in lines])
 
-    def _try(self, action: Any) -> None:
-        """Tracking never ends a run: the first failure is told once, and tracking stops."""
+    def _try(self, action: Callable[[Any], object], limit: float | None = None) -> None:
+        """Tracking never ends a run, nor holds it up: the first failure is told once, and tracking stops."""
         if self.run is None:
             return
-        try:
-            action(self.run)
-        except Exception as error:
+        error = _within(limit or 0.3 * self.wait, lambda: action(self.run))
+        if error is not None:
             self.run = None
-            _say(f"W&B failed ({_first_line(error)}); the run goes on without it, its files are complete")
+            later = f"; upload later with: {self._sync}" if self.mode == "online" else ""
+            _say(f"W&B failed ({first_line(error)}); the run goes on without it, its files are complete{later}")
+
+
+def _within(seconds: float, action: Callable[[], object]) -> Exception | None:
+    """Do something for a limited time. Returns how it failed; None: it did not."""
+    failed: list[Exception] = [TimeoutError(f"no answer within {seconds:g} s")]
+
+    def carry_out() -> None:
+        try:
+            action()
+            failed.clear()
+        except Exception as error:
+            failed[:] = [error]
+
+    thread = Thread(target=carry_out, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return failed[0] if failed else None
 
 
 def _summary(results: dict[str, Any]) -> dict[str, Any]:
@@ -173,10 +218,6 @@ def score(results: dict[str, Any]) -> float | None:
             return None
         changes.append(before.value - after.value)
     return changes[0] - changes[1]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _say(line: str) -> None:

@@ -15,14 +15,16 @@ It knows passes and activations; it knows nothing of losses.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import itertools
 import json
+import logging
 import os
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,8 +35,9 @@ from torch import Tensor
 from rmu_exp.corpora.batches import Pass
 from rmu_exp.model.anatomy import SplitModel, Trunk
 from rmu_exp.model.checkpoint import DTYPES, Checkpoint
-from rmu_exp.paths import cache_dir, write_atomic
+from rmu_exp.paths import cache_path, write_atomic
 
+log = logging.getLogger("rmu_exp")
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 ALIGN = 64  # bytes
 
@@ -74,7 +77,7 @@ class Shared(Trunks):
         self._index: dict[str, Any] = {}
         folder.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=folder, prefix=".writing-")
-        self._file, self._name = os.fdopen(handle, "wb"), Path(name)
+        self._file, self._name = os.fdopen(handle, "wb", buffering=0), Path(name)
 
     def trunk(self, split: SplitModel, run: Pass) -> Trunk:
         """As :meth:`Trunks.trunk`."""
@@ -107,33 +110,45 @@ class Shared(Trunks):
         padded = -(-len(raw) // ALIGN) * ALIGN
         if key in self.known or key in self._index or self._file.tell() + padded > self.room:
             return
-        self._index[key] = [self._file.tell(), list(value.shape), NAMES[value.dtype]]
-        self._file.write(raw.ljust(padded, b"\0"))
+        start = self._file.tell()
+        try:
+            if self._file.write(raw.ljust(padded, b"\0")) < padded:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            self.room = 0
+            log.warning("no more activations are kept: %s", error)
+            return
+        self._index[key] = [start, list(value.shape), NAMES[value.dtype]]
         self.added += 1
 
     def publish(self) -> None:
-        """Let later trials see what this one has noted."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        if not self._index:
-            self._name.unlink()
-            return
+        """Let later trials see what this one has noted, if the disk takes it."""
         data = self._name.with_name(f"{self._name.name.removeprefix('.writing-')}.bin")
-        self._name.replace(data)
-        write_atomic(data.with_suffix(".json"), json.dumps(self._index))
+        try:
+            os.fsync(self._file.fileno())
+            self._file.close()
+            if self._index:
+                self._name.replace(data)
+                write_atomic(data.with_suffix(".json"), json.dumps(self._index))
+        except OSError as error:
+            with suppress(OSError):
+                data.unlink(missing_ok=True)
+            if self.room:
+                log.warning("the activations are not kept: %s", error)
+        self.discard()
 
     def discard(self) -> None:
         """Forget what this one has noted."""
-        self._file.close()
-        self._name.unlink(missing_ok=True)
+        with suppress(OSError):
+            self._file.close()
+            self._name.unlink(missing_ok=True)
 
 
 @contextmanager
 def shared(
     checkpoint: Checkpoint, first: int, depth: int, dtype: torch.dtype, device: str, budget: int
-) -> Iterator[Shared]:
-    """The shared activations of a model, in the cache folder.
+) -> Iterator[Trunks]:
+    """The shared activations of a model, in the cache folder; nothing is shared when that cannot be written to.
 
     Args:
         first: the lowest trained layer.
@@ -149,10 +164,15 @@ def shared(
         "device": [device.partition(":")[0], place, torch.get_num_threads()],
         "versions": [version(name) for name in ("rmu_exp", "torch", "transformers")],
     }
-    root = cache_dir() / "activations"
+    root = cache_path() / "activations"
     folder = root / hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
-    kept = Shared(folder, _room(root, folder, budget))
-    os.utime(folder)
+    try:
+        kept = Shared(folder, _room(root, folder, budget))
+        os.utime(folder)
+    except OSError as error:
+        log.warning("activations are not shared: %s", error)
+        yield Trunks()
+        return
     try:
         yield kept
     except BaseException:
