@@ -128,16 +128,18 @@ class Describing:
 
     def carry_out(self, tracker: Tracker) -> None:
         job, run = self.job, self.job.run
+        texts = {c.source: c.digest for side in job.texts for c in side} if run.attacks else {}
         about: dict[str, Any] = {"model": job.checkpoint.name, "unlearned": run.unlearned, "seed": run.seed}
         about |= {"topics": run.topics, "changed_tensors": sorted(job.changes.tensors)}
         job.results |= {
             "schema": 1,
             "run": about,
-            "provenance": provenance.describe(job.device)
+            "provenance": provenance.describe(run, job.device)
             | {
-                "config_hash": run.digest,
+                "data_hashes": texts,
                 "model_revision": job.checkpoint.revision,
                 "model_digest": job.checkpoint.digest(),
+                "delta_digest": job.changes.digest(),
             },
         }
         job.save()

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 import yaml
 
+from rmu_exp import provenance
 from rmu_exp.errors import RunError, UserError
 from rmu_exp.paths import write_atomic
 from rmu_exp.run import Run
@@ -90,8 +91,8 @@ def warned() -> Iterator[None]:
 def logged(job: Job) -> Iterator[None]:
     """run.log for the time of the run, and config.yaml."""
     job.folder.mkdir(parents=True, exist_ok=True)
-    settings = {k: v for k, v in dataclasses.asdict(job.run).items() if k != "output"}
-    write_atomic(job.folder / "config.yaml", yaml.safe_dump(settings | {"digest": job.run.digest}, sort_keys=False))
+    settings = provenance.settings(job.run) | {"digest": job.run.digest}
+    write_atomic(job.folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
     file = job.folder / "run.log"
     handler = logging.FileHandler(file, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

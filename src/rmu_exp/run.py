@@ -10,11 +10,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from omegaconf import MISSING, OmegaConf
 
+NOT_IN_DIGEST = ("output", "export", "tracking", "attacks", "share")
 AUTO = "auto"  # steer: taken from the model's own norms
 
 
@@ -330,11 +332,15 @@ class Judge:
 
 def digest(run: Run | Judge) -> str:
     """sha256 over what can change the results of the stages before the attacks, which look after themselves."""
-    values = dataclasses.asdict(run)
-    for key in ("output", "export", "tracking", "attacks", "share"):
-        values.pop(key, None)
-    values["model"].pop("never")
-    values["data"].pop("forget_tasks")
+    return digest_of(dataclasses.asdict(run))
+
+
+def digest_of(settings: Mapping[str, Any]) -> str:
+    """The digest of settings as config.yaml has them."""
+    values = {key: value for key, value in settings.items() if key not in NOT_IN_DIGEST}
+    for group, key in (("model", "never"), ("data", "forget_tasks")):
+        if isinstance(values.get(group), Mapping):
+            values[group] = {k: v for k, v in values[group].items() if k != key}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
