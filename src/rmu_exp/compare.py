@@ -170,6 +170,8 @@ def _qa(qa: dict[str, Any]) -> Any:
         "questions answered right", "", "base A", "base B", "A", "B", "B − A", "lost / gained", "p", "shared"
     )
     for name, row in qa.items():
+        if not row["whole"]:
+            continue  # a task of a group; --json has it
         a, b = row["unlearned"]
         test = row.get("mcnemar")
         change = f"{100 * (b - a):+.1f}" if a is not None and b is not None else ""

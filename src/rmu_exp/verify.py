@@ -152,13 +152,7 @@ def _texts(run: RunDir, source: str, digest: str) -> Iterator[Check]:
 
 
 def _delta(run: RunDir) -> Iterator[Check]:
-    if not run.judged:
-        delta = run.delta
-    elif "delta_digest" in run.provenance:
-        delta = job_of(run).changes
-    else:
-        yield Check(UNCHECKED, "Delta", "results.json has no digest of it")
-        return
+    delta = job_of(run).changes if run.judged else run.delta
     recorded = run.provenance.get("delta_digest")
     if recorded is None:
         yield Check(UNCHECKED, "Delta", "results.json has no digest of it")
@@ -167,9 +161,7 @@ def _delta(run: RunDir) -> Iterator[Check]:
     told = run.results["run"].get("trained_parameters", run.results["run"].get("changed_tensors", []))
     yield _same("tensors of the Delta", ", ".join(sorted(delta.tensors)), ", ".join(sorted(told)), f"{len(told)}")
     bad = [name for name, value in delta.tensors.items() if not value.isfinite().all()]
-    yield Check(
-        DIFFERS if bad else AGREES, "numbers of the Delta", f"not finite: {', '.join(bad)}" if bad else "finite"
-    )
+    yield _right("numbers of the Delta", f"not finite: {', '.join(bad)}" if bad else None, "finite")
     if "model_digest" in run.provenance and delta.base.get("digest"):
         yield _same("base of the Delta", delta.base["digest"], run.provenance["model_digest"])
 
@@ -229,12 +221,8 @@ def _metrics(run: RunDir) -> Iterator[Check]:
     if not metrics:
         yield Check(UNCHECKED, "metrics.jsonl", "there is none")
         return
-    yield _same(
-        "steps in metrics.jsonl",
-        str([m.get("step") for m in metrics] == list(range(1, steps + 1))),
-        "True",
-        f"1 to {steps}",
-    )
+    whole = [m.get("step") for m in metrics] == list(range(1, steps + 1))
+    yield _right("steps in metrics.jsonl", None if whole else f"not 1 to {steps}", f"1 to {steps}")
     losses = [m["loss"] for m in metrics if "loss" in m]
     finite = all(isinstance(v, (int, float)) and math.isfinite(v) for v in losses)
     yield _right("losses in metrics.jsonl", None if finite else "not all are finite", "finite")
@@ -246,10 +234,8 @@ def _exported(run: RunDir) -> Iterator[Check]:
 
     changed = pair.changes(job_of(run).checkpoint, locate(None, str(run.folder / "model"))).tensors
     other = [name for name, value in changed.items() if not _equal(run.delta.tensors.get(name), value)]
-    told = (
-        f"{other[0]} is neither the base's nor the Delta's" if other else "the base with the Delta in it, bit for bit"
-    )
-    yield Check(DIFFERS if other else AGREES, "model/", told)
+    wrong = f"{other[0]} is neither the base's nor the Delta's" if other else None
+    yield _right("model/", wrong, "the base with the Delta in it, bit for bit")
 
 
 def _equal(a: Any, b: Any) -> bool:
