@@ -163,7 +163,7 @@ def test_not_a_run_is_one_line(run, capsys, missing):
 
 def test_a_judgement_agrees_with_itself_too(tiny_run, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("RMU_EXP_CACHE", str(tiny_run.parent / "cache"))
-    words = [f"unlearned={tiny_run}", "eval.tasks=[lore_forget]", "eval.limit=4", "attacks=[norms]", "tracking=off"]
+    words = [f"unlearned={tiny_run}", "eval.tasks=[lore_forget]", "eval.limit=6", "attacks=[norms]", "tracking=off"]
     words += ["model.never=null", "model.threads=1"]
     (judge,) = cli.check([*words, f"output={tmp_path / 'judged'}"], a_run.CONF, name="judge")
     judgement.execute(judge, tmp_path / "judged")
@@ -172,7 +172,7 @@ def test_a_judgement_agrees_with_itself_too(tiny_run, tmp_path, capsys, monkeypa
     out = capsys.readouterr().out
     assert "agrees     Delta: sha256:" in out
     assert f"agrees     texts {tiny_run.parent / 'forget.txt'}" in out
-    assert "agrees     answers lore_forget_hexes: 4 questions" in out
+    assert "agrees     answers lore_forget_hexes: 6 questions" in out
     assert "unchecked  training again: a judgement trains nothing" in out
 
 
