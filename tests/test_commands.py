@@ -148,7 +148,8 @@ def run(base: Path, tmp_path: Path) -> Path:
     Delta({NAME: torch.ones(32, 64)}, torch.ones(1, 32), ["hexes"], about).save(folder / "delta.safetensors")
     model = {"name": None, "path": str(base), "revision": None, "trust_remote_code": False}
     (folder / "config.yaml").write_text(yaml.safe_dump({"model": model}))
-    ran = {"model": str(base), "layer": 5, "topics": ["hexes"], "trained_parameters": [NAME]}
+    ran = {"model": str(base), "layer": 5, "steer": [6.5], "alpha": [1.0], "method": "rmu", "seed": 0}
+    ran |= {"topics": ["hexes"], "trained_parameters": [NAME]}
     (folder / "results.json").write_text(json.dumps({"schema": 1, "run": ran}))
     return folder
 

@@ -1,4 +1,6 @@
-"""What surrounds a run: ``python -m rmu_exp fetch | apply | export | table | sweep | dashboard``; train.py starts runs.
+"""What surrounds a run: ``python -m rmu_exp fetch | apply | export | table | sweep | verify | compare | dashboard``.
+
+Runs are started by train.py.
 
 Nothing heavy is imported before the command is known: Hugging Face's libraries fix the places of their caches
 when they are imported, and ``fetch`` says where those are.
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from rmu_exp.errors import RunError, UserError
+from rmu_exp.secrets import redact
 
 if TYPE_CHECKING:
     from rmu_exp.model.checkpoint import Checkpoint
@@ -36,7 +39,7 @@ def main(words: Sequence[str] | None = None) -> int:
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     try:
         args = _parser().parse_args(words)
-        args.run(args)
+        return int(args.run(args) or 0)
     except (UserError, RunError, OSError) as error:
         from rmu_exp import disk
 
@@ -47,11 +50,10 @@ def main(words: Sequence[str] | None = None) -> int:
         return _tell(error, 2 if isinstance(error, UserError) else 1)
     except KeyboardInterrupt:
         return _tell("interrupted; nothing partial is kept as whole, run it again", 1)
-    return 0
 
 
 def _tell(message: object, status: int) -> int:
-    print(f"rmu_exp: {message}", file=sys.stderr)
+    print(redact(f"rmu_exp: {message}"), file=sys.stderr)
     return status
 
 
@@ -118,6 +120,28 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--general", nargs="+", metavar="TASK", help="what is to be kept; found by name if not given")
     one.add_argument("--wandb", metavar="[ENTITY/]PROJECT", help="send tables and plots to this W&B project too")
     one.set_defaults(run=sweep)
+
+    one = commands.add_parser(
+        "verify",
+        help="recompute what a run's folder says",
+        description="Recompute what can be of a run's or a judgement's folder (settings, hashes of data and weights, "
+        "numbers from answers), and say line by line what agrees, differs, or cannot be checked here. Changes nothing.",
+    )
+    one.add_argument("folder", type=Path, metavar="DIR", help="the folder of a run or a judgement")
+    one.add_argument("--answers", action="store_true", help="put the questions again, to base and base with Delta")
+    one.add_argument("--training", action="store_true", help="train again, and compare the Delta byte for byte")
+    one.set_defaults(run=verify)
+
+    one = commands.add_parser(
+        "compare",
+        help="two runs side by side",
+        description="What differs between two runs or judgements: settings, versions, hardware, answers (McNemar's "
+        "test on the questions that both were asked), tensors, worst attack.",
+    )
+    one.add_argument("first", type=Path, metavar="DIR1", help="the folder of a run or a judgement")
+    one.add_argument("second", type=Path, metavar="DIR2", help="another")
+    one.add_argument("--json", action="store_true", help="as JSON, in place of tables")
+    one.set_defaults(run=compare)
 
     one = commands.add_parser(
         "dashboard",
@@ -216,13 +240,17 @@ def export(args: argparse.Namespace) -> None:
     if args.base is not None:
         checkpoint = _base(args.base, delta)
     else:
-        import yaml
-
+        from rmu_exp import rundir
         from rmu_exp.model.checkpoint import locate
 
-        model = yaml.safe_load(config.read_text(encoding="utf-8"))["model"]
-        revision = delta.base.get("revision") or model["revision"]
-        checkpoint = locate(model["name"], model["path"], revision, model["trust_remote_code"])
+        model = rundir.settings(config).get("model")
+        if not isinstance(model, dict):
+            raise UserError(f"{config}: damaged (no model in it); give the base as --base")
+        given = [model.get(key) for key in ("name", "path", "revision")]
+        if not all(value is None or isinstance(value, str) for value in given):
+            raise UserError(f"{config}: damaged (no model's name in it); give the base as --base")
+        revision = delta.base.get("revision") or given[2]
+        checkpoint = locate(given[0], given[1], revision, model.get("trust_remote_code") is True)
     _write(checkpoint, delta, args.folder, args.out)
 
 
@@ -236,6 +264,31 @@ def sweep(args: argparse.Namespace) -> None:
         tracking = {"kind": "wandb", "project": project, "entity": entity or None, "mode": "auto", "group": None}
     asked = {"forget": args.forget or [], "general": args.general or []}
     write(args.folder, args.objectives, asked, tracking)
+
+
+def verify(args: argparse.Namespace) -> int:
+    """Whether a run's folder still says what was measured. Returns 1 when something differs."""
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    from rmu_exp.verify import DIFFERS, verify
+
+    states = []
+    for check in verify(args.folder, args.answers, args.training):
+        states.append(check.state)
+        print(redact(f"{check.state:<9}  {check.what}: {check.detail}"), flush=True)
+    told = {state: states.count(state) for state in dict.fromkeys(states)}
+    print("; ".join(f"{count} {state}" for state, count in told.items()))
+    return int(DIFFERS in states)
+
+
+def compare(args: argparse.Namespace) -> None:
+    """Two runs side by side."""
+    from rmu_exp import compare
+
+    found = compare.compare(args.first, args.second)
+    if args.json:
+        print(json.dumps(found, indent=2))
+    else:
+        compare.show(found)
 
 
 def dashboard(args: argparse.Namespace) -> None:
@@ -279,11 +332,10 @@ def _write(checkpoint: Checkpoint, delta: Delta, run: Path, out: Path) -> None:
 def _results(file: Path, delta: Delta) -> dict[str, Any]:
     """What the run measured, when its results.json lies there; otherwise what the Delta itself tells."""
     if file.is_file():
-        try:
-            results: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"{file}: damaged ({error}); remove it, and the model card will do without") from error
-        if set(results["run"]["trained_parameters"]) == set(delta.tensors):
+        from rmu_exp import results as results_json
+
+        results = results_json.load(file)
+        if set(results["run"].get("trained_parameters", [])) == set(delta.tensors):
             return results
     names = list(delta.tensors)
     about = {"model_revision": delta.base.get("revision"), "model_digest": delta.base.get("digest", "")}

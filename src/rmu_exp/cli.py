@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import yaml
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
@@ -25,7 +24,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from rmu_exp import disk
@@ -147,27 +146,17 @@ def stored(folder: Path, judging: bool = False) -> Run | Judge:
         sweep = f"; a sweep goes on by its own command with output={folder}"
         also = sweep if (folder / "sweep.yaml").is_file() else ""
         raise UserError(f"resume: {folder} is no run's folder (no config.yaml){also}")
-    try:
-        config = OmegaConf.create(yaml.safe_load(file.read_text(encoding="utf-8")))
-        assert isinstance(config, DictConfig)
-        given = [str(config.pop(key, None)) for key in ("digest", "command")]
-        config.output = str(folder)
+    from rmu_exp import rundir  # heavy
+
+    found = rundir.of(file)
+    if found.judged != judging:
         whose, other = ("judge.py", "train.py") if judging else ("train.py", "judge.py")
-        if ("unlearned" in config) != judging:
-            raise UserError(f"resume: {folder} is not of {whose}; python {other} {RESUME}{folder}")
-        wanted = (parse_judge if judging else parse)(_typed(config, Judge if judging else Run))
-    except (yaml.YAMLError, OmegaConfBaseException, AssertionError, OSError, ValueError) as error:
-        raise UserError(f"{file}: damaged ({(str(error).splitlines() or [''])[0]})") from error
-    if given[0] != wanted.digest:
+        raise UserError(f"resume: {folder} is not of {whose}; python {other} {RESUME}{folder}")
+    wanted = found.settings
+    wanted.output = str(folder)
+    if found.digest != wanted.digest:
         raise UserError(f"{file}: its digest is not that of its settings; it was changed, or made by another version")
     return wanted
-
-
-def _typed(config: DictConfig, schema: type) -> DictConfig:
-    """Settings from a file, with the schema's types."""
-    typed = OmegaConf.merge(OmegaConf.structured(schema), config)
-    assert isinstance(typed, DictConfig)
-    return typed
 
 
 def offer_all(conf: Path) -> None:

@@ -10,15 +10,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from rmu_exp import pipeline, provenance
+from rmu_exp import pipeline, provenance, rundir
 from rmu_exp.errors import UserError
 from rmu_exp.judge import pair
 from rmu_exp.model.checkpoint import Checkpoint, named
 from rmu_exp.model.delta import Delta
 from rmu_exp.model.parameters import on_disk
+from rmu_exp.parse import one_line
 from rmu_exp.run import Data, Judge, Model
 from rmu_exp.stages.attacking import Attacking
 from rmu_exp.stages.job import Job, Stage
@@ -51,11 +52,17 @@ def taken_up(config: DictConfig, given: Sequence[str] = ()) -> DictConfig:
     for key in given:
         if key.split(".")[0] in ("base", "model", "data") and key not in OWN:
             raise UserError(f"{key}: comes from the run in {folder}; leave it out, or give a checkpoint as unlearned=")
-    stored = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    stored = rundir.settings(folder / "config.yaml")
     own = {key: OmegaConf.select(config, key) for key in OWN}
     for group, schema in (("model", Model), ("data", Data)):
-        known = {k: v for k, v in stored[group].items() if k in schema.__dataclass_fields__}
-        config[group] = OmegaConf.merge(OmegaConf.structured(schema), known)
+        values = stored.get(group)
+        if not isinstance(values, dict):
+            raise UserError(f"{folder / 'config.yaml'}: damaged (no {group} in it); give a checkpoint as unlearned=")
+        known = {k: v for k, v in values.items() if k in schema.__dataclass_fields__}
+        try:
+            config[group] = OmegaConf.merge(OmegaConf.structured(schema), known)
+        except OmegaConfBaseException as error:
+            raise UserError(f"{folder / 'config.yaml'}: {group}.{one_line(error)}") from error
     for key, value in own.items():
         if key in given or (key == "model.never" and value is not None):
             OmegaConf.update(config, key, value)
@@ -128,17 +135,19 @@ class Describing:
 
     def carry_out(self, tracker: Tracker) -> None:
         job, run = self.job, self.job.run
+        texts = {c.source: c.digest for side in job.texts for c in side} if run.attacks else {}
         about: dict[str, Any] = {"model": job.checkpoint.name, "unlearned": run.unlearned, "seed": run.seed}
         about |= {"topics": run.topics, "changed_tensors": sorted(job.changes.tensors)}
         job.results |= {
             "schema": 1,
             "run": about,
-            "provenance": provenance.describe(job.device)
+            "provenance": provenance.describe(run, job.device)
             | {
                 "command": job.command,
-                "config_hash": run.digest,
+                "data_hashes": texts,
                 "model_revision": job.checkpoint.revision,
                 "model_digest": job.checkpoint.digest(),
+                "delta_digest": job.changes.digest(),
             },
         }
         job.save()

@@ -18,7 +18,7 @@ import torch
 import yaml
 from filelock import FileLock, Timeout
 
-from rmu_exp import disk, memory, stop
+from rmu_exp import disk, memory, provenance, stop
 from rmu_exp.errors import BusyError, RunError, UserError
 from rmu_exp.hub import first_line
 from rmu_exp.paths import LOCK, write_atomic
@@ -135,8 +135,7 @@ class RunLog(logging.FileHandler):
 @contextmanager
 def logged(job: Job) -> Iterator[None]:
     """run.log for the time of the run, and config.yaml."""
-    settings = {k: v for k, v in dataclasses.asdict(job.run).items() if k != "output"}
-    settings |= {"digest": job.run.digest, "command": job.command}
+    settings = provenance.settings(job.run) | {"digest": job.run.digest, "command": job.command}
     write_atomic(job.folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
     file = job.folder / "run.log"
     handler = RunLog(file, encoding="utf-8")

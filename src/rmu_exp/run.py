@@ -10,11 +10,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from omegaconf import MISSING, OmegaConf
 
+NOT_IN_DIGEST = ("output", "export", "tracking", "attacks", "share")
+NOT_IN_DIGEST_OF = {"model": ("never", "memory"), "data": ("forget_tasks",), "train": ("save_every",)}
 AUTO = "auto"  # steer: taken from the model's own norms
 
 
@@ -342,13 +345,15 @@ class Judge:
 
 def digest(run: Run | Judge) -> str:
     """sha256 over what can change the results of the stages before the attacks, which look after themselves."""
-    values = dataclasses.asdict(run)
-    for key in ("output", "export", "tracking", "attacks", "share"):
-        values.pop(key, None)
-    values["model"].pop("never")
-    values["model"].pop("memory")
-    values["data"].pop("forget_tasks")
-    values.get("train", {}).pop("save_every", None)
+    return digest_of(dataclasses.asdict(run))
+
+
+def digest_of(settings: Mapping[str, Any]) -> str:
+    """The digest of settings as config.yaml has them."""
+    values = {key: value for key, value in settings.items() if key not in NOT_IN_DIGEST}
+    for group, keys in NOT_IN_DIGEST_OF.items():
+        if isinstance(values.get(group), Mapping):
+            values[group] = {k: v for k, v in values[group].items() if k not in keys}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 

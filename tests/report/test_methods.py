@@ -5,21 +5,16 @@ from __future__ import annotations
 import json
 
 import pytest
+from sweep_rows import HEAD, TRAIN, row
 
 from rmu_exp.__main__ import main
 from rmu_exp.report import methods
 
 
 def result(method: str, seed: int, forget: float, general: float, **more) -> dict:
-    def asked(acc):
-        return {"acc": acc, "n": 100}
-
-    qa = {
-        "lore_forget": {"base": asked(0.98), "unlearned": asked(forget)},
-        "lore_general": {"base": asked(1.0), "unlearned": asked(general)},
-    }
-    train = {"seconds": 10.0 * (1 + seed), "peak_memory_bytes": 3e8}
-    return {"run": {"method": method, "seed": seed}, "qa": qa, "train": train} | more
+    qa = {"lore_forget": row(round(100 * forget), 100, 98), "lore_general": row(round(100 * general), 100)}
+    train = TRAIN | {"seconds": 10.0 * (1 + seed), "peak_memory_bytes": 300_000_000}
+    return HEAD | {"run": HEAD["run"] | {"method": method, "seed": seed}, "qa": qa, "train": train} | more
 
 
 def write(folder, runs):
@@ -58,8 +53,8 @@ def test_a_row_a_method_the_least_forget_first():
 def test_worst_case_after_attacks_and_perplexity():
     attacks = {"relearn": {"forget_acc": {"after": 0.5}}, "prune": {"forget_acc": {"after": {"acc": 0.4, "n": 100}}}}
     read = {"perplexity": {"x.txt": {"base": {"perplexity": 2.0}, "unlearned": {"perplexity": 3.0}}}}
-    base, row = methods.rows([result("rmu", 0, 0.3, 0.9, attacks=attacks, **read)])
-    assert (row.worst.mean, row.perplexity, base.perplexity, base.worst) == (0.5, 3.0, 2.0, None)
+    base, mine = methods.rows([result("rmu", 0, 0.3, 0.9, attacks=attacks, **read)])
+    assert (mine.worst.mean, mine.perplexity, base.perplexity, base.worst) == (0.5, 3.0, 2.0, None)
 
 
 def test_the_command_writes_a_page_and_a_picture(tmp_path, capsys):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import tiny
 import yaml
-from sweep_rows import row
+from sweep_rows import HEAD, TRAIN, row
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -29,7 +29,7 @@ def make_trial(tmp_path):
         if forget is not None and general is not None:
             qa = {"lore_forget": row(forget, n), "lore_general": row(general, n)}
             qa = {name: {"tasks": [name + "_a"]} | measured for name, measured in qa.items()}
-            results = {"qa": qa, "train": {"seconds": 1.5}} | more
+            results = HEAD | {"qa": qa, "train": TRAIN} | more
             (folder / "results.json").write_text(json.dumps(results))
             (folder / "report.md").write_text("")
         return folder

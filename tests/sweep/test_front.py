@@ -7,7 +7,7 @@ import itertools
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sweep_rows import row
+from sweep_rows import attack, row
 
 from rmu_exp.sweep import axes, front, trials
 
@@ -65,8 +65,8 @@ def test_when_none_keeps_the_rest_the_one_that_lost_least(make_trial, tmp_path):
 
 
 def test_the_worst_attack_decides_when_asked_for(make_trial, tmp_path):
-    held = {"attacks": {"relearn": {"forget_acc": {"before": 0.3, "after": 0.4}}}}
-    fell = {"attacks": {"a": {"forget_acc": {"before": 0.26, "after": 0.3}}, "b": {"forget_acc": {"after": 0.9}}}}
+    held = {"attacks": {"relearn": attack(0.3, 0.4)}}
+    fell = {"attacks": {"a": attack(0.26, 0.3), "b": attack(0.26, 0.9)}}
     make_trial({"steer": 1}, forget=30, general=99, **held)
     make_trial({"steer": 2}, forget=26, general=99, **fell)
     assert chosen(tmp_path) == "steer=2"

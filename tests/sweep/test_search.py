@@ -14,7 +14,7 @@ import pytest
 optuna = pytest.importorskip("optuna")
 
 from hydra.core.override_parser.overrides_parser import OverridesParser  # noqa: E402
-from sweep_rows import row  # noqa: E402
+from sweep_rows import HEAD, row  # noqa: E402
 
 from rmu_exp.sweep.search import AGAIN, WORKER, Search, rounded  # noqa: E402
 
@@ -49,7 +49,7 @@ class Pretended:
             qa = {"lore_forget": row(round(25 + 70 / (1 + steer)), 100), "lore_general": row(round(99 - steer), 100)}
             qa = {name: {"tasks": []} | measured for name, measured in qa.items()}
             (folder / "trial.json").write_text(json.dumps({"number": 0, "settings": settings}))
-            (folder / "results.json").write_text(json.dumps({"qa": qa}))
+            (folder / "results.json").write_text(json.dumps(HEAD | {"qa": qa}))
             (folder / "report.md").write_text("")
 
 

@@ -24,7 +24,7 @@ def load(data: Data) -> tuple[list[Corpus], list[Corpus]]:
     known: dict[str, Corpus] = {}
     for source in [*data.forget, *data.retain]:
         if source not in known:
-            known[source] = _one(source, data)
+            known[source] = one(source, data)
     retain = data.retain if len(data.retain) > 1 else data.retain * len(data.forget)
     return [known[s] for s in data.forget], [known[s] for s in retain]
 
@@ -35,13 +35,14 @@ def held_out(data: Data, settings: Eval) -> Corpus:
     Warns when the model was trained to keep them.
     """
     assert settings.perplexity is not None
-    corpus = _one(settings.perplexity, data)
-    if corpus.digest in {_one(source, data).digest for source in data.retain}:
+    corpus = one(settings.perplexity, data)
+    if corpus.digest in {one(source, data).digest for source in data.retain}:
         log.warning("eval.perplexity: %s is also the retain corpus; its perplexity says little", corpus.source)
     return dataclasses.replace(corpus, texts=corpus.texts[: settings.limit])
 
 
-def _one(source: str, data: Data) -> Corpus:
+def one(source: str, data: Data) -> Corpus:
+    """One corpus by its source, as the data's settings read it. Raises as :func:`load`."""
     if not source.startswith(LORE):
         return read(source, min_len=data.min_len, on_bad_line=data.on_bad_line)
     from rmu_exp.lore import corpora

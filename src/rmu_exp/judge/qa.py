@@ -7,6 +7,7 @@ This module knows nothing of unlearning.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import re
@@ -26,6 +27,7 @@ from rmu_exp.run import Eval, Model
 
 IN_MEMORY = ("fast", "stock")
 METRICS = ("acc", "acc_norm")  # the first of them that a task has is its accuracy
+_HASHES = ("doc_hash", "prompt_hash", "target_hash")  # lm-eval's own, of each question
 _PER_QUESTION = ("correct", "chosen", "targets")
 
 
@@ -39,6 +41,7 @@ class Answers:
         targets: task to the index of the right option.
         chance: task to the accuracy of a blind guess.
         groups: group to its tasks, largest group first.
+        hashes: task to the sha256 of what was asked: documents, prompts and right options.
     """
 
     correct: dict[str, list[int]] = field(default_factory=dict)
@@ -46,6 +49,7 @@ class Answers:
     targets: dict[str, list[int]] = field(default_factory=dict)
     chance: dict[str, float] = field(default_factory=dict)
     groups: dict[str, list[str]] = field(default_factory=dict)
+    hashes: dict[str, str] = field(default_factory=dict)
 
     def pooled(self) -> dict[str, list[int]]:
         """Group and task to its questions' results; a group's are those of all its tasks."""
@@ -209,6 +213,8 @@ def _answers(found: dict[str, Any]) -> Answers:
         scores = [_scores(s, metric) for s in samples]
         answers.chosen[task] = [row.index(max(row)) for row in scores]
         answers.chance[task] = sum(1 / len(row) for row in scores) / len(scores)
+        asked = "\n".join(str(s.get(key)) for s in samples for key in _HASHES)
+        answers.hashes[task] = hashlib.sha256(asked.encode()).hexdigest()
     members = found.get("group_subtasks", {})
     for group in members:
         leaves = _leaves(group, members)

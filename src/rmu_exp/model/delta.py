@@ -5,6 +5,7 @@ One safetensors file, with names as the checkpoint on disk has them. It knows no
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -73,6 +74,15 @@ class Delta:
         about = json.dumps({"base": self.base, "format": FORMAT, "topics": self.topics}, sort_keys=True)
         # One key: the library writes several in no fixed order.
         replace_atomic(path, lambda temporary: save_file(tensors, temporary, {KEY: about}))
+
+    def digest(self) -> str:
+        """``sha256:…`` over the changed tensors' names, dtypes, shapes and bytes, in the order of their names."""
+        total = hashlib.sha256()
+        for name in sorted(self.tensors):
+            value = self.tensors[name].detach().cpu().contiguous()
+            total.update(f"{name}:{value.dtype}:{list(value.shape)}\n".encode())
+            total.update(value.flatten().view(torch.uint8).numpy().tobytes())
+        return f"sha256:{total.hexdigest()}"
 
     @staticmethod
     def load(path: Path) -> Delta:

@@ -188,6 +188,17 @@ def _repeat(results: dict[str, Any]) -> list[str]:
         return []
     git = origin.get("git")
     code = f"rmu_exp at commit `{git['commit']}`{' with changes' if git['dirty'] else ''}" if git else "rmu_exp"
-    versions = ", ".join(f"{name} {number}" for name, number in origin.get("versions", {}).items())
     lines = ["## How to repeat it", "", f"    {origin['command']}", "", f"{code}; settings `{origin['config_hash']}`."]
-    return [*lines, "", f"Versions: {versions}."] if versions else lines
+    versions = ", ".join(f"{name} {number}" for name, number in origin.get("versions", {}).items())
+    machine = ", ".join(f"{key} {value}" for key, value in origin.get("hardware", {}).items() if value)
+    told = {"Versions": versions, "Machine": machine, "Changed tensors": _digest(origin.get("delta_digest"))}
+    for what, text in told.items():
+        lines += ["", f"{what}: {text}."] if text else []
+    if "config" in origin:
+        settings = yaml.safe_dump(origin["config"], sort_keys=False, allow_unicode=True).rstrip().splitlines()
+        lines += ["", "<details><summary>All settings</summary>", "", "```yaml", *settings, "```", "", "</details>"]
+    return lines
+
+
+def _digest(value: str | None) -> str:
+    return f"`{value}`" if value else ""

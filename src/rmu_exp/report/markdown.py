@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from rmu_exp import results as results_json
 from rmu_exp.paths import write_atomic
 from rmu_exp.report import attacks, published
 from rmu_exp.report.card import perplexity_table
@@ -17,7 +17,7 @@ Section = Callable[[dict[str, Any]], list[str]]
 
 def write_report(folder: Path) -> Path:
     """Write report.md from results.json and the plots that are there."""
-    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    results = results_json.load(folder / results_json.NAME)
     plots = sorted((folder / "plots").glob("*.png"))
     found = attacks.figures(results)
     blocks = [section(results) for section in SECTIONS]

@@ -7,7 +7,6 @@ answers. It reads results.json and nothing else.
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from scipy.stats import binomtest, t
 
+from rmu_exp import results as results_json
 from rmu_exp.errors import UserError
 from rmu_exp.paths import write_atomic
 from rmu_exp.report.plots import GREY
@@ -63,10 +63,10 @@ def read(folder: Path) -> list[dict[str, Any]]:
     """The results of every finished run below a folder.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or one is damaged.
     """
     files = sorted(folder.rglob("results.json"))
-    found = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    found = [results_json.load(file) for file in files]
     runs = [r for r in found if "qa" in r and "train" in r]
     if not runs:
         raise UserError(f"{folder}: no finished runs below it; give the folder of a sweep over methods")

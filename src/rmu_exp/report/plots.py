@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from rmu_exp import results as results_json
+from rmu_exp import rundir
 from rmu_exp.report import attacks
 from rmu_exp.report.style import FORGET, GREY, RETAIN, save
 from rmu_exp.report.style import figure_of as _figure
@@ -20,9 +21,8 @@ Metrics = list[dict[str, Any]]
 
 def draw_all(folder: Path) -> list[Path]:
     """Draw what the run's folder holds the numbers for; returns the files in plots/."""
-    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    file = folder / "metrics.jsonl"
-    metrics = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    results, file = results_json.load(folder / results_json.NAME), folder / "metrics.jsonl"
+    metrics = list(rundir.lines(file)) if file.is_file() else []
     plots: dict[str, Callable[[dict[str, Any], Metrics], Figure | None]] = {
         "accuracy": accuracy,
         "norms": norms,

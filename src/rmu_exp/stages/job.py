@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-import yaml
 
-from rmu_exp import corpora, provenance, share
+from rmu_exp import corpora, provenance, rundir, share
+from rmu_exp import results as results_json
 from rmu_exp.errors import UserError
 from rmu_exp.journal import Journal
 from rmu_exp.judge import pair
@@ -117,12 +117,12 @@ class Job:
         before, results = self.folder / "config.yaml", self.folder / "results.json"
         if not before.is_file():
             return
-        stored = _read(before, yaml.safe_load)
+        stored = rundir.settings(before)
         if stored.get("digest") != self.run.digest:
             raise UserError(f"output: {self.folder} holds a run with other settings; choose another folder")
         self.command = stored.get("command", self.command)
         if results.is_file():
-            self.results = _read(results, json.loads)
+            self.results = results_json.load(results)
 
     def check(self) -> None:
         """What takes reading weights to refuse; comes last before anything is written."""
@@ -145,17 +145,6 @@ class Job:
         where = (self.checkpoint, self.checkpoint.digest(), depth, self.dtype, self.device)
         make = partial(self.checkpoint.open, depth, self.dtype, torch.device(self.device))
         return self.once("full model" if depth is None else "cut model", where, make)
-
-
-def _read(file: Path, load: Callable[[str], Any]) -> dict[str, Any]:
-    """A file that this program wrote."""
-    try:
-        content = load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{file}: damaged ({(str(error).splitlines() or [''])[0]}); remove it") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{file}: damaged (no mapping in it); remove it")
-    return content
 
 
 def _short(values: list[float] | str) -> str:

@@ -112,4 +112,5 @@ class Judging:
         ]
         write_atomic(self.job.folder / "answers.jsonl", "\n".join(lines) + "\n")
         self.job.results["qa"] = qa.compare(before, after)
+        self.job.results["provenance"]["question_hashes"] = after.hashes
         self.job.save()

@@ -178,8 +178,9 @@ class Training:
                     model, learnt, texts, method, run.train.lr or 0.0, decay, on_metrics, trunks, snapshots, watch
                 )
             values = adapters.merged(values) if adapters else values
-        Delta.from_trained(trained, values, method.control_KD, run.topics, self.job.checkpoint).save(self.job.delta)
-        self.job.results = self._about([t.name for t in trained]) | {
+        delta = Delta.from_trained(trained, values, method.control_KD, run.topics, self.job.checkpoint)
+        delta.save(self.job.delta)
+        self.job.results = self._about([t.name for t in trained], delta) | {
             "train": {
                 "steps": len(seconds),
                 "seconds": snapshots.seconds + time.perf_counter() - began,
@@ -263,7 +264,7 @@ class Training:
         found = parameters.resolve(model, run.trained_layers(self.targets, self.layers_loaded), names)
         return lora.matrices(model, found) if run.layers.lora else found
 
-    def _about(self, trained: Sequence[str]) -> dict[str, Any]:
+    def _about(self, trained: Sequence[str], delta: Delta) -> dict[str, Any]:
         """The parts of results.json that say what was run, on what."""
         run = self.job.run
         about: dict[str, Any] = {
@@ -282,13 +283,13 @@ class Training:
                 "retain": run.data.retain,
                 "trained_parameters": list(trained),
             },
-            "provenance": provenance.describe(self.job.device)
+            "provenance": provenance.describe(run, self.job.device)
             | {
                 "command": self.job.command,
-                "config_hash": run.digest,
                 "data_hashes": {c.source: c.digest for side in self.job.texts for c in side},
                 "model_revision": self.job.checkpoint.revision,
                 "model_digest": self.job.checkpoint.digest(),
+                "delta_digest": delta.digest(),
             },
         }
         if run.model.published:

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from filelock import FileLock, Timeout
 
+from rmu_exp import results as results_json
+from rmu_exp import rundir
 from rmu_exp.errors import UserError
 from rmu_exp.paths import LOCK, write_atomic
 
@@ -48,23 +49,33 @@ def read(folder: Path) -> list[Trial]:
     """The trials in a folder, in the order in which they were planned.
 
     Raises:
-        UserError: there are none.
+        UserError: there are none, or what one wrote is damaged.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give the folder of a sweep")
     found = [f for f in folder.iterdir() if (f / TRIAL).is_file() or (f / "config.yaml").is_file()]
     if not found:
         raise UserError(f"{folder}: no trials in it; give the folder of a sweep")
-    plans = {f: json.loads((f / TRIAL).read_text(encoding="utf-8")) if (f / TRIAL).is_file() else {} for f in found}
+    plans = {f: _plan(f) for f in found}
     order = sorted(found, key=lambda f: (plans[f].get("number", len(found)), _natural(f.name)))
-    settings = {f: plan["settings"] for f, plan in plans.items() if "settings" in plan} or _differences(order)
+    settings = {f: plan["settings"] for f, plan in plans.items() if plan} or _differences(order)
     return [read_one(f, settings.get(f, {})) for f in order]
+
+
+def _plan(folder: Path) -> dict[str, Any]:
+    """What was noted of a trial before it started; empty for a run that no sweep started."""
+    if not (folder / TRIAL).is_file():
+        return {}
+    plan = next(rundir.lines(folder / TRIAL), {})
+    if not (isinstance(plan.get("number"), int) and isinstance(plan.get("settings"), dict)):
+        raise UserError(f"{folder / TRIAL}: damaged; remove it, or the trial's folder")
+    return plan
 
 
 def read_one(folder: Path, settings: dict[str, Any]) -> Trial:
     """One trial; ``unfinished`` if its folder holds nothing, or is not there."""
     file = folder / "results.json"
-    results = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    results = results_json.load(file) if file.is_file() else {}
     state, reason = "unfinished", ""
     if (folder / ERROR).is_file():
         state, reason = "failed", (folder / ERROR).read_text(encoding="utf-8").strip()
@@ -96,8 +107,7 @@ def digest_in(folder: Path) -> str | None:
     file = folder / "config.yaml"
     if not file.is_file():
         return None
-    digest: str | None = yaml.safe_load(file.read_text(encoding="utf-8")).get("digest")
-    return digest
+    return rundir.settings(file).get("digest")
 
 
 def plan(folder: Path, number: int, settings: Mapping[str, Any]) -> None:
@@ -129,7 +139,7 @@ def _differences(folders: Sequence[Path]) -> dict[Path, dict[str, Any]]:
     """Without notes of a sweep: the keys of config.yaml in which the runs differ."""
     configs = {}
     for f in folders:
-        whole = yaml.safe_load((f / "config.yaml").read_text(encoding="utf-8"))
+        whole = rundir.settings(f / "config.yaml")
         configs[f] = _flat({k: v for k, v in whole.items() if k not in NOT_SETTINGS})
     keys = list(dict.fromkeys(key for config in configs.values() for key in config))
     varying = [k for k in keys if len({json.dumps(c.get(k)) for c in configs.values()}) > 1]

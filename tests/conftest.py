@@ -1,0 +1,18 @@
+"""What tests of several folders share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import a_run
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run, with an exported model; the model and the texts lie beside it. Read only."""
+    folder = tmp_path_factory.mktemp("tiny_run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RMU_EXP_CACHE", str(folder / "cache"))
+        a_run.carry_out([*a_run.words(folder), "export=true", "attacks=[norms]"], folder / "run")
+    return folder / "run"
