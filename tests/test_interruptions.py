@@ -29,7 +29,7 @@ SMALL = [
     "attacks.relearn.steps=4",
     "attacks.quantise.bits=[4]",
 ]
-ASIDE = ("seconds", "seconds_saving", "seconds_per_step", "peak_memory_bytes", "command")
+ASIDE = ("seconds", "seconds_saving", "seconds_per_step", "peak_memory_bytes", "command", "save_every")
 
 
 def start(folder: Path, *words: str) -> subprocess.Popen[str]:
