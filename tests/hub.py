@@ -9,7 +9,8 @@ Spoken: repository information, file trees, ``paths-info``, ``auth-check``, ``wh
 commit, with ETag, commit and size headers, HEAD and ranges; large kinds of file redirect to content
 addresses, as the hub sends them to its CDN; gated repositories and wrong tokens; errors by their codes.
 Whatever else is asked for (the dataset viewer included) is answered 404. :meth:`Hub.fail` breaks or
-stalls transfers, and ``downloads`` counts them.
+stalls transfers, :meth:`Hub.damage` spoils them, :meth:`Hub.refuse` answers with an error or not at all;
+``downloads`` counts transfers.
 
 Clients read HF_ENDPOINT when they are imported: use them in a process of their own.
 """
@@ -56,6 +57,16 @@ class Fault:
     times: int
 
 
+@dataclass
+class Refusal:
+    """What goes wrong with requests in whose path ``part`` stands."""
+
+    part: str
+    status: int  # 0: silence
+    stall: float
+    times: int
+
+
 class Hub:
     """The server. A context manager; listens on a free port of 127.0.0.1.
 
@@ -70,6 +81,8 @@ class Hub:
         self.blobs: dict[str, tuple[str, bytes]] = {}  # sha256 to repo/file and content
         self.tokens: dict[str, set[str]] = {}
         self.faults: list[Fault] = []
+        self.refusals: list[Refusal] = []
+        self.damaged: Counter[str] = Counter()  # end of a name to how many transfers are yet to be spoilt
         self.downloads: Counter[str] = Counter()
         self.requests: list[str] = []
         self.lock = Lock()
@@ -109,6 +122,14 @@ class Hub:
     def fail(self, suffix: str, *, at: int, stall: float = 0, times: int = 10**6) -> None:
         """Break the next transfers of files whose name ends with ``suffix`` before byte ``at``."""
         self.faults.append(Fault(suffix, at, stall, times))
+
+    def refuse(self, part: str, status: int, *, stall: float = 0, times: int = 10**6) -> None:
+        """Answer the next requests whose path has ``part`` in it with an HTTP status; 0: only close, after a while."""
+        self.refusals.append(Refusal(part, status, stall, times))
+
+    def damage(self, suffix: str, times: int = 10**6) -> None:
+        """Send the next contents of files whose name ends with ``suffix`` with other bytes, and the right length."""
+        self.damaged[suffix] = times
 
     def env(self, home: Path, *, token: str | None = None, offline: bool = False) -> dict[str, str]:
         """An environment in which every client uses this hub, with its caches under ``home``."""
@@ -152,7 +173,15 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode()
         with self.hub.lock:
             self.hub.requests.append(f"{self.command} {url.path}")
+            refusal = next((r for r in self.hub.refusals if r.times and r.part in url.path), None)
+            if refusal:
+                refusal.times -= 1
         try:
+            if refusal:
+                time.sleep(refusal.stall)
+                if not refusal.status:
+                    raise BrokenPipeError
+                raise RefusedError(HTTPStatus(refusal.status), "As the test wants it")
             self._check_token()
             if url.path == "/api/whoami-v2":
                 self._json({"type": "user", "name": "tester", "auth": {}})
@@ -278,6 +307,10 @@ class _Handler(BaseHTTPRequestHandler):
             fault = next((f for f in self.hub.faults if f.times and name.endswith(f.suffix) and f.at < end), None)
             if fault:
                 fault.times -= 1
+            spoilt = next((s for s, times in self.hub.damaged.items() if times and name.endswith(s)), None)
+            if spoilt:
+                self.hub.damaged[spoilt] -= 1
+                data = data[:-100] + bytes(100)
         if fault is None:
             self.wfile.write(data[start:end])
             return

@@ -52,6 +52,7 @@ def logged(tmp_path):
 
     tracker = WandbTracker.__new__(WandbTracker)
     tracker.run, tracker.wandb = run, _ = Logged(), wandb
+    tracker.wait = 60.0
     for step, topic in enumerate(("hexes", "wards")):
         tracker.log(STEP | {"topic": topic, "step": step}, step)
     who = {"acc": 0.5, "ci95": [0.4, 0.6], "n": 10}

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rmu_exp import hub
-from rmu_exp.errors import UserError
+from rmu_exp.errors import RunError, UserError
 from rmu_exp.model import weights
 
 SMALL = (".json", ".txt", ".model", ".jinja", ".tiktoken")  # configuration and tokenizer
@@ -49,7 +49,18 @@ class Snapshot:
         if missing:
             _download(self.repo, self.commit, missing)
         for name in missing:
+            self._check(self.folder / name)
             weights.header(self.folder / name)
+
+    def _check(self, file: Path) -> None:
+        """Refuse what has not arrived as the hub has it: its client compares lengths only."""
+        expected = self.digests.get(file.name)
+        if expected is not None and weights.file_digest(file) != expected:
+            file.resolve().unlink()
+            file.unlink(missing_ok=True)
+            raise RunError(
+                f"{self.repo}: {file.name} arrived damaged (its sha256 is not the hub's) and is not kept; run it again"
+            )
 
     def digest(self, name: str) -> str | None:
         """sha256 of a weight file, without reading it where that is possible; None: it cannot be known here."""
