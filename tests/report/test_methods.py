@@ -51,10 +51,14 @@ def test_a_row_a_method_the_least_forget_first():
 
 
 def test_worst_case_after_attacks_and_perplexity():
-    attacks = {"relearn": {"forget_acc": {"after": 0.5}}, "prune": {"forget_acc": {"after": {"acc": 0.4, "n": 100}}}}
+    attacks = {name: {"forget_acc": {"after": acc}, "n": 100} for name, acc in (("relearn", 0.5), ("prune", 0.4))}
+    attacks["norms"] = {"control": {}}  # finds no answers
     read = {"perplexity": {"x.txt": {"base": {"perplexity": 2.0}, "unlearned": {"perplexity": 3.0}}}}
-    base, mine = methods.rows([result("rmu", 0, 0.3, 0.9, attacks=attacks, **read)])
-    assert (mine.worst.mean, mine.perplexity, base.perplexity, base.worst) == (0.5, 3.0, 2.0, None)
+    base, row = methods.rows([result("rmu", 0, 0.3, 0.9, attacks=attacks, **read)])
+    assert (row.perplexity, base.perplexity, base.worst) == (3.0, 2.0, None)
+    z = 2.2414027  # of 1 - 0.05/2, since it is the greater of two
+    half = z * (0.25 / 100 + z**2 / 40000) ** 0.5 / (1 + z**2 / 100)
+    assert (row.worst.mean, row.worst.low, row.worst.high) == pytest.approx((0.5, 0.5 - half, 0.5 + half), abs=1e-6)
 
 
 def test_the_command_writes_a_page_and_a_picture(tmp_path, capsys):

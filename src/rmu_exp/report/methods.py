@@ -2,7 +2,7 @@
 
 ``python -m rmu_exp table FOLDER`` writes methods.md and methods.png there. A method's accuracy is the mean over its
 seeds; its 95 % interval covers both that of Student's t over the seeds' means and the binomial one (Wilson) over all
-answers. It reads results.json and nothing else.
+answers. The worst case after k attacks has both at 1 − 0.05/k. It reads results.json and nothing else.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from typing import Any
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from scipy.stats import binomtest, t
+from scipy.stats import t
 
 from rmu_exp import results as results_json
+from rmu_exp.attacks.suite import worst
 from rmu_exp.errors import UserError
+from rmu_exp.judge.stats import wilson
 from rmu_exp.paths import write_atomic
 from rmu_exp.report.plots import GREY
 
@@ -46,7 +48,7 @@ class Row:
     Attributes:
         accuracy: role to accuracy, for the roles that were asked about.
         perplexity: mean over seeds; None when not measured.
-        worst: the greatest forget accuracy after an attack, likewise.
+        worst: the greatest accuracy on the attacks' questions (V) after an attack, likewise; None when none was run.
         seconds, megabytes: medians over seeds, of training.
     """
 
@@ -87,14 +89,14 @@ def _row(method: str, runs: Sequence[dict[str, Any]]) -> Row:
     who = "base" if method == BASE else "unlearned"
     accuracy = {role: cell([r["qa"][group][who] for r in runs]) for role, group in groups(runs[0]).items()}
     read_by = [v[who]["perplexity"] for r in runs for v in r.get("perplexity", {}).values()]
-    worst = [max(after, key=lambda a: a["acc"]) for r in runs if (after := _attacked(r))]
+    attacked = [found for r in runs if (found := worst(r))]
     base = method == BASE
     return Row(
         method,
         0 if base else len({r["run"]["seed"] for r in runs}),
         accuracy,
         statistics.mean(read_by) if read_by else None,
-        cell(worst) if worst and not base else None,
+        cell(attacked, 1 - 0.05 / attacked[0]["attacks"]) if attacked and not base else None,
         None if base else statistics.median(r["train"]["seconds"] for r in runs),
         None if base else statistics.median(r["train"]["peak_memory_bytes"] for r in runs) / 1e6,
     )
@@ -109,23 +111,13 @@ def groups(run: dict[str, Any]) -> dict[str, str]:
     return {role: names[0] for role, names in found.items() if names}
 
 
-def _attacked(run: dict[str, Any]) -> list[dict[str, Any]]:
-    """Forget accuracy after each attack of a run."""
-    after = [attack.get("forget_acc", {}).get("after") for attack in run.get("attacks", {}).values()]
-    return [a if isinstance(a, dict) else {"acc": a} for a in after if a is not None]
-
-
-def cell(measured: Sequence[dict[str, Any]]) -> Cell:
+def cell(measured: Sequence[dict[str, Any]], confidence: float = 0.95) -> Cell:
     """The mean of accuracies (``acc``, ``n``) over seeds, with its interval."""
-    accs = [m["acc"] for m in measured]
+    accs, n = [m["acc"] for m in measured], sum(m["n"] for m in measured)
     mean = statistics.mean(accs)
-    low = high = mean
-    if all("n" in m for m in measured):
-        n = sum(m["n"] for m in measured)
-        wilson = binomtest(round(sum(m["acc"] * m["n"] for m in measured)), n).proportion_ci(0.95, method="wilson")
-        low, high = float(wilson.low), float(wilson.high)
+    low, high = wilson(round(sum(m["acc"] * m["n"] for m in measured)), n, confidence)
     if len(accs) > 1:
-        half = float(t.ppf(0.975, len(accs) - 1)) * statistics.stdev(accs) / len(accs) ** 0.5
+        half = float(t.ppf((1 + confidence) / 2, len(accs) - 1)) * statistics.stdev(accs) / len(accs) ** 0.5
         low, high = min(low, max(0.0, mean - half)), max(high, min(1.0, mean + half))
     return Cell(mean, low, high)
 
