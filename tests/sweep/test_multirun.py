@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from rmu_exp.sweep import trials
+
 ROOT = Path(__file__).parent.parent.parent
 GOOD = "layer=1,steer=2"
 
@@ -30,6 +32,8 @@ def test_killed_and_started_again(swept):
         *(GOOD, "layer=1,steer=6", "layer=9,steer=2", "layer=9,steer=6", "plots")
     }
     assert "4 trials (1 done before)" in again.stderr
+    planned = ["layer=1,steer=2", "layer=1,steer=6", "layer=9,steer=2", "layer=9,steer=6"]
+    assert [t.name for t in trials.read(folder)] == planned, "in the order of the command line"
     assert f"trial {GOOD}\n" not in again.stderr
     assert (folder / GOOD / "delta.safetensors").stat().st_mtime_ns == written
 

@@ -154,8 +154,10 @@ class Session:
         if not planned:
             return
         jobs: list[list[str]] = []
-        for trial in planned:
-            trials.plan(self.folder / trial.name, self._number + len(jobs), trial.settings)
+        known = trials.numbers(self.folder)
+        for trial in planned:  # one that was planned before keeps its place
+            number = known.setdefault(trial.name, 1 + max(known.values(), default=-1))
+            trials.plan(self.folder / trial.name, number, trial.settings)
             jobs.append([*self.fixed, *trial.words, f"hydra.sweep.subdir='{trial.name}'"])
         try:
             returned = self.launcher.launch(jobs, initial_job_idx=self._number)

@@ -110,6 +110,11 @@ def digest_in(folder: Path) -> str | None:
     return rundir.settings(file).get("digest")
 
 
+def numbers(folder: Path) -> dict[str, int]:
+    """Name to place of the trials that were planned so far."""
+    return {file.parent.name: _plan(file.parent)["number"] for file in folder.glob(f"*/{TRIAL}")}
+
+
 def plan(folder: Path, number: int, settings: Mapping[str, Any]) -> None:
     """Note a trial before it starts, so that one that never ends is listed too."""
     (folder / ERROR).unlink(missing_ok=True)
