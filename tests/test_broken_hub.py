@@ -13,6 +13,7 @@ import pytest
 import standins
 import tiny
 from hub import Hub
+from small_disk import mounted, remount
 
 ROOT = Path(__file__).parent.parent
 RUN = ["model=hf", "data=local", "data.forget=[a.txt]", "data.retain=[a.txt]", "layer=2", "steer=1", "alpha=1"]
@@ -54,7 +55,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
         for seed, name in enumerate(MODELS):
             hub.add(f"org/{name}", tiny.mistral(made / name, layers=3, seed=seed))
         for name in ("busy", "broken", "damaged"):
-            rows = {"default": {"train": standins.texts([f"Buttons of a {name} hub."])}}
+            rows = {"default": {"train": standins.texts([f"the river and {name} buttons"] * 4)}}
             hub.add(f"org/{name}-texts", standins.write(made / f"{name}-texts", rows), kind="dataset")
         hub.add(standins.WMDP, standins.question_sets(made)[standins.WMDP], kind="dataset")
         yield hub
@@ -102,7 +103,7 @@ def test_errors_silence_and_wrong_bytes(hub: Hub, env: dict[str, str], tmp_path:
         broken_things.clear()
     again = ask(env, *cases)
     assert len({answer["gave"] for answer in again[: len(MODELS)]}) == len(MODELS)
-    assert [answer["gave"] for answer in again[len(MODELS) :]] == [1, 1]
+    assert [answer["gave"] for answer in again[len(MODELS) :]] == [4, 4]
 
 
 def test_questions_that_do_not_come(hub: Hub, env: dict[str, str]) -> None:
@@ -139,3 +140,17 @@ def test_a_run_whose_weights_break_off_goes_on_by_the_same_command(
     done = train(env, tmp_path, "model.name=org/stalls")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "report.md").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", [("model.name=org/hiccup",), ("model.name=org/busy", "data.retain=[org/busy-texts]")])
+def test_a_hub_cache_on_a_full_disk(hub: Hub, env: dict[str, str], tmp_path: Path, what: tuple[str, ...]) -> None:
+    with mounted(tmp_path / "small", "36k" if len(what) == 1 else "100k") as place:
+        env = env | {"HF_HOME": str(place)}
+        done = train(env, tmp_path, *what)
+        assert (done.returncode, done.stdout) == (1, ""), done.stderr
+        assert len(done.stderr.splitlines()) == 1, done.stderr
+        assert "no space left on" in done.stderr
+        remount(place, "size=64m")
+        done = train(env, tmp_path, *what)
+        assert done.returncode == 0, done.stderr

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_disk import mounted, remount
 
 from rmu_exp.disk import told
 from rmu_exp.paths import write_atomic
@@ -89,18 +90,9 @@ def test_a_cache_that_cannot_be_written_costs_time_and_not_the_run(shim: Path, t
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A small file system of its own; its size is set by :func:`resize`."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", place], capture_output=True, text=True)
-    if mounted.returncode:
-        pytest.skip(f"no small file system can be mounted here ({mounted.stderr.strip()})")
-    yield place
-    subprocess.run(["umount", "-l", place], check=True)
-
-
-def remount(disk: Path, *options: str) -> None:
-    subprocess.run(["mount", "-o", ",".join(["remount", *options]), disk], check=True, capture_output=True)
+    """A small file system of its own."""
+    with mounted(tmp_path / "disk") as place:
+        yield place
 
 
 def train(*words: str, cache: Path, **env: str) -> subprocess.CompletedProcess[str]:

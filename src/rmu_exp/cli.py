@@ -7,11 +7,14 @@ one line on standard error and exit status 2, with nothing written. :func:`run` 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
+import re
 import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,12 +34,14 @@ from rmu_exp import disk
 from rmu_exp.attacks import registry
 from rmu_exp.errors import RunError, UserError
 from rmu_exp.parse import keys_of, one_line, parse, parse_judge, unknown_key
+from rmu_exp.paths import LOCK
 from rmu_exp.run import Judge, Run
 from rmu_exp.unlearn import catalog
 
 ConfigStore.instance().store("run_schema", Run)
 ConfigStore.instance().store("judge_schema", Judge)
 RESUME = "resume="
+DEFAULT = re.compile(r"outputs/[\d-]+/[\d-]+")  # the output folder of conf/config.yaml
 _was_there: Path | None = None  # what there was of the output folder's path before this program
 
 
@@ -88,16 +93,29 @@ def run(config: DictConfig) -> None:
         os.environ.setdefault("TQDM_DISABLE", "1")  # a trial may have a process of its own
         os.environ.setdefault("HF_HUB_VERBOSITY", "error")
         return trial.carry_out(config, folder, hydra.sweeper)
+    given = [word.split("=")[0].lstrip("+~") for word in hydra.overrides.task]
+    if "output" not in given and DEFAULT.fullmatch(str(config.output)):
+        folder = _own(folder)
     status = 0
     if judging:
         from rmu_exp import judgement
 
-        given = [word.split("=")[0].lstrip("+~") for word in hydra.overrides.task]
         status = carry_out(lambda: parse_judge(judgement.taken_up(config, given)), folder)
     else:
         status = carry_out(lambda: parse(config), folder)
     if status:
         sys.exit(status)
+
+
+def _own(folder: Path) -> Path:
+    """The default folder; one beside it when another run has begun in the same second, by whatever clock."""
+    for number in itertools.count(1):
+        place = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+        place.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            (place / LOCK).touch(exist_ok=False)
+            break
+    return place
 
 
 def carry_out(asked: Callable[[], Run | Judge], folder: Path) -> int:

@@ -6,6 +6,7 @@ matters. This module knows nothing of what is downloaded.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -27,7 +28,9 @@ def asking(repo: str, kind: str, revision: str | None = None) -> Iterator[None]:
         RunError: the hub cannot be reached, answers with an error, or a download broke off.
     """
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Not enough free disk space")  # the error that follows says it
+            yield
     except (UserError, RunError):
         raise
     except Exception as error:
