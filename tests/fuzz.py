@@ -60,12 +60,9 @@ def damaged(draw: st.DrawFn, content: bytes) -> bytes:
     """A file's bytes cut off, overwritten, grown, or replaced."""
     place = draw(st.integers(0, max(0, len(content) - 1)))
     junk = draw(st.binary(min_size=1, max_size=16))
-    return draw(
-        st.sampled_from(
-            [b"", content[:place], content[:place] + junk + content[place + len(junk) :]]
-            + [content[:place] + junk + content[place:], junk, content + junk, content * 2]
-        )
-    )
+    cut, over = content[:place], content[place + len(junk) :]
+    grown = cut + junk + content[place:]
+    return draw(st.sampled_from([b"", cut, cut + junk + over, grown, junk, content + junk, content * 2]))
 
 
 @st.composite

@@ -72,7 +72,10 @@ def many(count: int):
     """So many cases in ``make test``; more by hypothesis's profile."""
     times = max(1, settings().max_examples // 100)
     checks = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
-    return settings(max_examples=count * times, deadline=None, phases=[Phase.generate], suppress_health_check=checks, derandomize=times == 1)
+    phases = [Phase.generate] if times == 1 else list(Phase)  # to shrink a find takes minutes
+    return settings(
+        max_examples=count * times, deadline=None, phases=phases, suppress_health_check=checks, derandomize=times == 1
+    )
 
 
 def spelled(value: object) -> str:
