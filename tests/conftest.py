@@ -6,6 +6,7 @@ from pathlib import Path
 
 import a_run
 import pytest
+from hypothesis import settings
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +17,6 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setenv("RMU_EXP_CACHE", str(folder / "cache"))
         a_run.carry_out([*a_run.words(folder), "export=true", "attacks=[norms]"], folder / "run")
     return folder / "run"
+
+
+settings.register_profile("long", max_examples=5000, print_blob=True)

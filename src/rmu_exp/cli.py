@@ -13,8 +13,8 @@ import re
 import shlex
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -36,6 +36,7 @@ from rmu_exp.errors import RunError, UserError
 from rmu_exp.parse import keys_of, one_line, parse, parse_judge, unknown_key
 from rmu_exp.paths import LOCK
 from rmu_exp.run import Judge, Run
+from rmu_exp.secrets import redact
 from rmu_exp.unlearn import catalog
 
 ConfigStore.instance().store("run_schema", Run)
@@ -189,7 +190,8 @@ def check(overrides: Sequence[str], conf: Path, multirun: bool = False, name: st
         UserError: in one line.
     """
     try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
+        with _strict():
+            parsed = OverridesParser.create().parse_overrides(list(overrides))
     except HydraException as error:
         raise UserError(f"command line: {_first_lines(error)}") from error
     swept = [o for o in parsed if o.is_sweep_override()]
@@ -202,6 +204,8 @@ def check(overrides: Sequence[str], conf: Path, multirun: bool = False, name: st
     plain = [str(o.input_line) for o in parsed if not o.is_sweep_override()]
     runs = []
     with initialize_config_dir(str(conf.absolute()), version_base="1.3"):
+        for override in parsed:
+            override.config_loader = GlobalHydra.instance().config_loader()  # of glob(…)
         if multirun:
             from rmu_exp.sweep import check as sweeps
 
@@ -247,14 +251,16 @@ def _values(override: Override) -> list[str]:
 def _with_hydra(plain: list[str], parsed: list[Override]) -> DictConfig:
     """Hydra's own settings: the launcher and the sweeper."""
     try:
-        return compose("config", overrides=plain, return_hydra_config=True).hydra
+        with _strict():
+            return compose("config", overrides=plain, return_hydra_config=True).hydra
     except HydraException as error:
         raise UserError(_translate(error, parsed, Run)) from error
 
 
 def _compose(overrides: list[str], parsed: list[Override], name: str) -> Run | Judge:
     try:
-        composed = compose(name, overrides=overrides)
+        with _strict():
+            composed = compose(name, overrides=overrides)
         if name == "config":
             return parse(composed)
         from rmu_exp import judgement
@@ -265,6 +271,17 @@ def _compose(overrides: list[str], parsed: list[Override], name: str) -> Run | J
         if isinstance(cause, OmegaConfBaseException) and "is not in struct" not in str(cause):
             raise UserError(one_line(cause)) from error
         raise UserError(_translate(error, parsed, Run if name == "config" else Judge)) from error
+
+
+@contextmanager
+def _strict() -> Iterator[None]:
+    """Whatever Hydra raises at odd input is its refusal."""
+    try:
+        yield
+    except (HydraException, UserError):
+        raise
+    except Exception as error:
+        raise HydraException(f"{type(error).__name__}: {error}") from error
 
 
 def _translate(error: HydraException, parsed: list[Override], schema: type) -> str:
@@ -303,7 +320,7 @@ def _first_lines(error: Exception) -> str:
 
 
 def _tell(message: object, status: int) -> int:
-    print(f"rmu_exp: {message}", file=sys.stderr)
+    print(redact(f"rmu_exp: {message}"), file=sys.stderr)
     return status
 
 

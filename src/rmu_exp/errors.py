@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+from rmu_exp.secrets import redact
 
-class UserError(Exception):
+
+class TellingError(Exception):
+    """An error told in one line, in which no secret stands."""
+
+    def __init__(self, message: object) -> None:
+        super().__init__(redact(str(message)))
+
+
+class UserError(TellingError):
     """What the user gave is wrong: exit status 2.
 
     The message is one line that names the key or file, what was given, and what is allowed.
@@ -14,7 +23,7 @@ class BusyError(UserError):
     """Another process is at what was asked for."""
 
 
-class RunError(Exception):
+class RunError(TellingError):
     """The run failed although its input was right: exit status 1.
 
     The message is one line that says what happened and what to do next.

@@ -8,11 +8,13 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+from collections.abc import Iterator
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from rmu_exp import secrets
 from rmu_exp.errors import UserError
 from rmu_exp.run import AUTO, PRESET, Judge, Run
 from rmu_exp.unlearn import catalog
@@ -170,6 +172,7 @@ def _check_choices(run: Run | Judge, choices: dict[str, tuple[str, ...]]) -> Non
 
 def _check_parts(run: Run | Judge) -> None:
     """What a run and a judgement have in common."""
+    _refuse_secrets(run)
     if run.model.memory is not None and not run.model.memory > 0:
         raise UserError(f"model.memory: got {run.model.memory}, allowed is a number of gigabytes > 0, or null")
     if run.eval.limit is not None and run.eval.limit < 1:
@@ -182,6 +185,26 @@ def _check_parts(run: Run | Judge) -> None:
         from rmu_exp.attacks import registry
 
         run.attacks = registry.checked(run.attacks)
+
+
+def _refuse_secrets(run: Run | Judge) -> None:
+    """Settings are written to disk and to W&B as they are: no token or password may stand in them."""
+    values = dataclasses.asdict(run)
+    if secrets.holds(str(values)):
+        for key, value in _leaves(values, ""):
+            if secrets.holds(value):
+                wanted = "keep it in the environment (HF_TOKEN, WANDB_API_KEY, …)"
+                raise UserError(f"{key}: holds a token or a password, which would be written down; {wanted}")
+
+
+def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+    if not isinstance(value, (dict, list)):
+        yield key, value
+        return
+    for name, part in value.items() if isinstance(value, dict) else enumerate(value):
+        place = f"{key}.{name}" if key else str(name)
+        yield place, name
+        yield from _leaves(part, place)
 
 
 def _get(run: Run | Judge, dotted: str) -> Any:

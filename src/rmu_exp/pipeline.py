@@ -23,6 +23,7 @@ from rmu_exp.errors import BusyError, RunError, UserError
 from rmu_exp.hub import first_line
 from rmu_exp.paths import LOCK, write_atomic
 from rmu_exp.run import Run
+from rmu_exp.secrets import Formatter
 from rmu_exp.stages.attacking import Attacking
 from rmu_exp.stages.exporting import Exporting
 from rmu_exp.stages.job import Job, Stage
@@ -102,7 +103,7 @@ def warned() -> Iterator[None]:
     """Show warnings of the project on standard error."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setLevel(logging.WARNING)
-    handler.setFormatter(logging.Formatter("rmu_exp: %(message)s"))
+    handler.setFormatter(Formatter("rmu_exp: %(message)s"))
     handler.addFilter(lambda record: not record.exc_info)  # the log has it; the screen gets one line at the end
     log.addHandler(handler)
     try:
@@ -139,7 +140,7 @@ def logged(job: Job) -> Iterator[None]:
     write_atomic(job.folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
     file = job.folder / "run.log"
     handler = RunLog(file, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     try:

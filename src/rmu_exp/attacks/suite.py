@@ -14,6 +14,7 @@ from rmu_exp.attacks.frame import Context, Finding
 from rmu_exp.errors import RunError, UserError
 from rmu_exp.journal import Journal
 from rmu_exp.judge import stats
+from rmu_exp.secrets import redact
 
 log = logging.getLogger("rmu_exp")
 
@@ -51,8 +52,9 @@ def carry_out(
                 raise  # the next attack would find the disk no better
             log.exception("attack %s failed", name)
             told = str(error) if isinstance(error, (UserError, RunError)) else f"{type(error).__name__}: {error}"
-            result = {"attacks": {name: {"settings": values, "error": told.splitlines()[0]}}}
-            log.warning("attack %s failed: %s", name, told.splitlines()[0])
+            line = redact((told.splitlines() or [""])[0])
+            result = {"attacks": {name: {"settings": values, "error": line}}}
+            log.warning("attack %s failed: %s", name, line)
         result["attacks"][name].setdefault("budget", {})["seconds"] = round(time.perf_counter() - began, 2)
         yield name, result
 

@@ -192,7 +192,8 @@ def _file(path: Path, source: str) -> Iterator[str | Bad]:
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(f"{source}: a broken .gz file ({error}); it may have been cut off, copy it again") from error
     except OSError as error:
-        raise UserError(f"{source}: cannot be read ({error.strerror or error})") from error
+        reason = error.strerror or " ".join(str(error).split())
+        raise UserError(f"{source}: cannot be read ({reason})") from error
 
 
 def _lines(file: IO[bytes], parse: Callable[[str], str]) -> Iterator[str | Bad]:

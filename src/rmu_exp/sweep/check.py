@@ -10,6 +10,7 @@ from typing import cast
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from rmu_exp.errors import UserError
@@ -34,7 +35,7 @@ def check_choices(given: Sequence[Override]) -> None:
         UserError: in one line.
     """
     for override in given:
-        if override.key_or_group == "hydra/launcher" and override.value() in ADDED:
+        if override.key_or_group == "hydra/launcher" and str(override.value()) in ADDED:
             _installed("launcher", ADDED[str(override.value())])
 
 
@@ -84,7 +85,11 @@ def _not_empty(override: Override, searching: bool) -> None:
     key = override.key_or_group
     given = str(override.input_line).split("=", 1)[-1]
     if override.is_discrete_sweep():
-        if next(iter(override.sweep_string_iterator()), None) is None:
+        try:
+            first = next(iter(override.sweep_string_iterator()), None)
+        except HydraException as error:
+            raise UserError(f"{key}: {given} cannot be taken apart ({' '.join(str(error).split())})") from error
+        if first is None:
             raise UserError(f"{key}: {given} is empty; give a start below its end")
         return
     interval = cast(IntervalSweep, override.value())

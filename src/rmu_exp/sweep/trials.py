@@ -19,6 +19,7 @@ from rmu_exp import results as results_json
 from rmu_exp import rundir
 from rmu_exp.errors import UserError
 from rmu_exp.paths import LOCK, write_atomic
+from rmu_exp.secrets import redact
 
 TRIAL, ERROR, DONE = "trial.json", "error.txt", "report.md"
 NOT_SETTINGS = ("digest", "command", "output", "export", "tracking")
@@ -124,7 +125,7 @@ def plan(folder: Path, number: int, settings: Mapping[str, Any]) -> None:
 def failed(folder: Path, reason: str) -> None:
     """Note why a trial failed, if the disk takes it."""
     with suppress(OSError):
-        write_atomic(folder / ERROR, reason + "\n")
+        write_atomic(folder / ERROR, redact(reason) + "\n")
 
 
 def swept(trials: Sequence[Trial]) -> list[str]:

@@ -13,6 +13,7 @@ from threading import Thread
 from typing import Any, Literal
 
 from rmu_exp.hub import first_line
+from rmu_exp.secrets import redact
 from rmu_exp.sweep import axes
 from rmu_exp.tracking import Tracker
 
@@ -222,4 +223,4 @@ def score(results: dict[str, Any]) -> float | None:
 
 def _say(line: str) -> None:
     log.info("%s", line)
-    print(line, file=sys.stderr)
+    print(redact(line), file=sys.stderr)

@@ -1,0 +1,322 @@
+"""A standing attempt to break it: made-up configurations, corpora, checkpoints and run folders.
+
+Whatever comes in: it works, or it is refused in one line; no other error, and no input is changed. The same cases each
+time in ``make test``; ``make fuzz`` tries fifty times as many, and others each time.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import a_run
+import fuzz
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from rmu_exp import cli, corpora, judgement, pipeline, results
+from rmu_exp.__main__ import main
+from rmu_exp.attacks import registry
+from rmu_exp.errors import UserError
+from rmu_exp.model.checkpoint import locate
+from rmu_exp.model.delta import Delta
+from rmu_exp.parse import keys_of
+from rmu_exp.run import Data, Run
+from rmu_exp.stages.attacking import Attacking
+from rmu_exp.stages.job import Job
+from rmu_exp.stages.judging import Judging
+from rmu_exp.stages.training import Training
+from rmu_exp.unlearn import catalog
+
+TRIED: Counter[str] = Counter()
+GROUPS = [f.name for f in a_run.CONF.iterdir() if f.is_dir()]
+KEYS = [*keys_of(Run), *GROUPS, "hydra/launcher", "hydra/sweeper", "hydra.run.dir", "hydra.job.name", "method.faithful"]
+KEYS += [f"attacks.{name}.{key}" for name in registry.names(a_run.CONF) for key in registry.sentences(name)]
+SPECIAL = [
+    "${layer}",
+    "${oc.env:NOWHERE}",
+    "${preset:x}",
+    "${now:%Y}",
+    "${oc.decode:1+}",
+    "[",
+    "{",
+    "'",
+    '"',
+    "\\",
+    "1,2",
+]
+SPECIAL += [
+    "[1,2]",
+    "{a:1}",
+    "???",
+    "range(3)",
+    "choice(1,2)",
+    "interval(0,1)",
+    "glob(*)",
+    "null",
+    "[[]]",
+    "all",
+    "=",
+    "a=b",
+]
+
+
+def many(count: int):
+    """So many cases in ``make test``; more by hypothesis's profile."""
+    times = max(1, settings().max_examples // 100)
+    checks = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
+    phases = [Phase.generate] if times == 1 else list(Phase)  # to shrink a find takes minutes
+    return settings(
+        max_examples=count * times, deadline=None, phases=phases, suppress_health_check=checks, derandomize=times == 1
+    )
+
+
+def spelled(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, (list, dict, bool)) else str(value)
+
+
+override_values = st.one_of(st.sampled_from(SPECIAL), fuzz.values.map(spelled))
+overrides = st.one_of(
+    st.builds(lambda k, v: f"{k}={v}", st.sampled_from(KEYS), override_values),
+    st.builds(lambda k, v: f"{k}={v}", st.sampled_from(GROUPS), st.sampled_from(sorted(catalog.names()))),
+    st.builds(
+        lambda sign, k, v: f"{sign}{k}={v}", st.sampled_from(["+", "++", "~"]), st.sampled_from(KEYS), override_values
+    ),
+    fuzz.words,
+)
+
+
+@pytest.fixture(autouse=True)
+def apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A working folder of its own, in which nothing may be left; and no hub."""
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    monkeypatch.setenv("RMU_EXP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    yield
+    assert not list((tmp_path / "cwd").iterdir())
+
+
+@many(200)
+@given(given=st.lists(overrides, min_size=1, max_size=4), multirun=st.booleans())
+def test_configurations(given, multirun):
+    TRIED["configurations"] += 1
+    fuzz.told(lambda: cli.check([*given, "output=nowhere"], a_run.CONF, multirun=multirun))
+
+
+SAFE = [
+    k
+    for k in keys_of(Run)
+    if k.split(".")[0] in ("layer", "steer", "alpha", "seed", "layers", "steering", "train", "eval")
+]
+SAFE += [
+    "data.min_len",
+    "data.max_length",
+    "data.topics",
+    "data.answer",
+    "model.dtype",
+    "model.threads",
+    "method",
+    "attacks",
+]
+
+
+@many(50)
+@given(
+    given=st.lists(st.builds(lambda k, v: f"{k}={v}", st.sampled_from(SAFE), override_values), min_size=1, max_size=2)
+)
+def test_what_a_configuration_starts(tiny_run, given):
+    """Those that pass are looked at once more beside the model, as a start does before it writes."""
+    TRIED["starts"] += 1
+    before = fuzz.contents(tiny_run.parent / "model")
+    runs = fuzz.told(lambda: cli.check([*a_run.words(tiny_run.parent), *given, "output=nowhere"], a_run.CONF))
+    if isinstance(runs, list):
+        fuzz.told(lambda: prepare(Job(runs[0], Path("nowhere"))))
+    assert fuzz.contents(tiny_run.parent / "model") == before
+
+
+def prepare(job: Job) -> None:
+    pipeline.preflight(job, [Training(job), Judging(job), Attacking(job)])
+
+
+good = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30).filter(lambda t: bool(t.strip()))
+bad_lines = st.one_of(
+    st.sampled_from(
+        [b"{", b"[]", b"1", b"null", b'{"text": 1}', b'{"texts": "x"}', b'"\\ud800"', b"\xff\xfe", b"[" * 5000]
+    ),
+    st.binary(min_size=1, max_size=20).filter(lambda b: b"\n" not in b and b.strip() and not readable(b)),
+    fuzz.values.filter(lambda v: not isinstance(v, str))
+    .map(lambda v: json.dumps(v).encode())
+    .filter(lambda b: not readable(b)),
+)
+
+
+def readable(line: bytes) -> bool:
+    """Whether a line of .jsonl is a text, by the letter of docs/data.md."""
+    try:
+        value = json.loads(line.decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        return not line.decode("utf-8", "replace").strip()
+    return isinstance(value, str) or (isinstance(value, dict) and isinstance(value.get("text"), str))
+
+
+@many(150)
+@given(
+    lines=st.lists(st.one_of(good, bad_lines), max_size=8), skip=st.booleans(), zipped=st.booleans(), bare=st.booleans()
+)
+def test_lines_of_a_corpus(tmp_path, lines, skip, zipped, bare):
+    """With data.on_bad_line=skip exactly the good ones are read; else the first bad one is named."""
+    TRIED["corpora"] += 1
+    raw = [json.dumps(x if bare else {"text": x}).encode() if isinstance(x, str) else x for x in lines]
+    file = tmp_path / ("c.jsonl" + ".gz" * zipped)
+    content = b"\n".join(raw)
+    file.write_bytes(gzip.compress(content) if zipped else content)
+    read = fuzz.told(lambda: corpora.one(str(file), Data(on_bad_line="skip" if skip else "error")))
+    wanted, first = (
+        [x for x in lines if isinstance(x, str)],
+        [i for i, x in enumerate(lines, 1) if isinstance(x, bytes)],
+    )
+    if first and not skip:
+        assert isinstance(read, UserError)
+        assert f"line {first[0]}:" in str(read)
+    elif wanted:
+        assert read.texts == wanted
+        assert read.bad_lines == len(first)
+    else:
+        assert isinstance(read, UserError)
+
+
+@many(80)
+@given(
+    data=st.data(),
+    name=st.sampled_from(["c.jsonl", "c.txt", "c.jsonl.gz", "c.txt.gz", "c.parquet", "c.parquet.gz", "c.csv"]),
+)
+def test_files_of_a_corpus(tmp_path, data, name):
+    TRIED["corpora"] += 1
+    whole = b"\n".join(json.dumps({"text": f"text {i}"}).encode() for i in range(20))
+    content = data.draw(
+        st.one_of(fuzz.damaged(gzip.compress(whole)), fuzz.damaged(whole), fuzz.damaged(parquet()), st.binary())
+    )
+    (tmp_path / name).write_bytes(content)
+    fuzz.told(lambda: corpora.one(str(tmp_path / name), Data()))
+    assert (tmp_path / name).read_bytes() == content
+
+
+def parquet() -> bytes:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    sink = pa.BufferOutputStream()
+    parquet.write_table(pa.table({"text": [f"text {i}" for i in range(20)]}), sink)
+    return bytes(sink.getvalue())
+
+
+@many(80)
+@given(data=st.data())
+def test_checkpoints(tiny_run, data):
+    TRIED["checkpoints"] += 1
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(shutil.copytree(tiny_run.parent / "model", Path(name) / "model"))
+        file = data.draw(st.sampled_from(sorted(folder.iterdir())))
+        if data.draw(st.integers(0, 9)):
+            file.write_bytes(data.draw(fuzz.changed_file(file)))
+        else:
+            file.unlink()
+        before = fuzz.contents(folder)
+        fuzz.told(lambda: use(folder))
+        assert fuzz.contents(folder) == before
+
+
+def use(folder: Path) -> None:
+    """All that a run does with a checkpoint."""
+    checkpoint = locate(None, str(folder))
+    assert checkpoint.depth >= 0
+    checkpoint.skeleton(2)
+    checkpoint.tokenizer()("the river runs")
+    checkpoint.digest()
+    checkpoint.open(2, torch.float32, torch.device("cpu"))
+    checkpoint.open(None, torch.float32, torch.device("cpu"))
+
+
+WRITTEN = ["config.yaml", "results.json", "delta.safetensors", "metrics.jsonl", "answers.jsonl"]
+
+
+@many(150)
+@given(
+    data=st.data(),
+    name=st.sampled_from(WRITTEN),
+    use=st.sampled_from(["verify", "compare", "resume", "judge", "export"]),
+)
+def test_run_folders(tiny_run, data, name, use):
+    """A run's folder with one file changed, given to what reads run folders."""
+    TRIED["run folders"] += 1
+    with tempfile.TemporaryDirectory() as parent:
+        folder = Path(shutil.copytree(tiny_run, Path(parent) / "run", ignore=shutil.ignore_patterns("model", "plots")))
+        content = data.draw(fuzz.changed_file(folder / name))
+        (folder / name).write_bytes(content)
+        before = fuzz.contents(folder)
+        if use == "verify":
+            status, _ = fuzz.command(main, ["verify", str(folder)])
+            assert status or not_worse(tiny_run, folder), f"{name}: a change that verify does not see"
+        elif use == "compare":
+            fuzz.command(main, ["compare", str(tiny_run), str(folder)])
+        elif use == "export":
+            fuzz.command(main, ["export", str(folder), str(Path(parent) / "out")])
+        elif use == "resume":
+            (run,) = cli.check(
+                [*a_run.words(tiny_run.parent), "attacks=[norms]", "export=true", "output=x"], a_run.CONF
+            )
+            fuzz.told(lambda: prepare(Job(run, folder)))
+        else:
+            judged = [f"unlearned={folder}", "eval.tasks=[lore_forget]", "model.never=null", "output=x"]
+            fuzz.told(lambda: start_judging(judged))
+        assert fuzz.contents(folder) == before
+
+
+def start_judging(given: list[str]) -> None:
+    (judge,) = cli.check(given, a_run.CONF, name="judge")
+    job = judgement.Judgement(judge, Path("x"))
+    pipeline.preflight(job, judgement.stages(job))
+
+
+def not_worse(original: Path, other: Path) -> bool:
+    """Whether what verify recomputes is the same in both folders."""
+    a, b = (results.load(folder / "results.json") for folder in (original, other))
+    same = all(a.get(key) == b.get(key) for key in ("qa", "provenance", "attacks", "train"))
+    mine, theirs = (Delta.load(folder / "delta.safetensors") for folder in (original, other))
+    return same and mine.digest() == theirs.digest()
+
+
+@many(16)
+@given(
+    data=st.data(),
+    name=st.sampled_from(["config.yaml", "results.json", "metrics.jsonl", "trial.json"]),
+    use=st.sampled_from(["table", "sweep"]),
+)
+def test_folders_of_runs(tiny_run, data, name, use):
+    """The reports over many runs, of which one is changed: made, or refused."""
+    TRIED["run folders"] += 1
+    with tempfile.TemporaryDirectory() as parent:
+        for trial in ("a", "b"):
+            shutil.copytree(tiny_run, Path(parent) / trial, ignore=shutil.ignore_patterns("model", "plots"))
+            (Path(parent) / trial / "trial.json").write_text(json.dumps({"number": 1, "settings": {"steer": trial}}))
+        file = Path(parent) / "b" / name
+        file.write_bytes(data.draw(fuzz.changed_file(file)))
+        before = fuzz.contents(Path(parent))
+        fuzz.command(main, [use, parent])
+        after = fuzz.contents(Path(parent))
+        assert {f: after[f] for f in before} == before
+
+
+def test_enough_was_tried():
+    if len(TRIED) < 5:
+        pytest.skip("counts the inputs of the whole file")
+    print(dict(TRIED))
+    assert sum(TRIED.values()) >= 500
