@@ -104,7 +104,7 @@ def apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     assert not list((tmp_path / "cwd").iterdir())
 
 
-@many(200)
+@many(130)
 @given(given=st.lists(overrides, min_size=1, max_size=4), multirun=st.booleans())
 def test_configurations(given, multirun):
     TRIED["configurations"] += 1
@@ -128,7 +128,7 @@ SAFE += [
 ]
 
 
-@many(50)
+@many(30)
 @given(
     given=st.lists(st.builds(lambda k, v: f"{k}={v}", st.sampled_from(SAFE), override_values), min_size=1, max_size=2)
 )
@@ -248,7 +248,7 @@ def use(folder: Path) -> None:
 WRITTEN = ["config.yaml", "results.json", "delta.safetensors", "metrics.jsonl", "answers.jsonl"]
 
 
-@many(150)
+@many(100)
 @given(
     data=st.data(),
     name=st.sampled_from(WRITTEN),
