@@ -28,6 +28,7 @@ from rmu_exp.run import Eval, Model
 IN_MEMORY = ("fast", "stock")
 METRICS = ("acc", "acc_norm")  # the first of them that a task has is its accuracy
 _HASHES = ("doc_hash", "prompt_hash", "target_hash")  # lm-eval's own, of each question
+FEWSHOT_SEED = 1234  # lm-eval's own
 _PER_QUESTION = ("correct", "chosen", "targets")
 
 
@@ -163,14 +164,13 @@ def _ask(wrapped: Any, settings: Eval) -> Answers:
 
     manager = task_manager(settings.tasks)
     with loading(settings.tasks):
-        found = lm_eval.simple_evaluate(
-            model=wrapped,
-            tasks=list(settings.tasks),
-            task_manager=manager,
-            limit=settings.limit,
-            bootstrap_iters=0,
-            log_samples=True,
-            verbosity=None,
+        loaded = manager.load(list(settings.tasks))
+        for task in loaded["tasks"].values():  # as simple_evaluate does, which also lists every package, for seconds
+            if task.get_config("num_fewshot") is None:
+                task.set_config(key="num_fewshot", value=0)
+            task.set_fewshot_seed(seed=FEWSHOT_SEED)
+        found = lm_eval.evaluate(
+            lm=wrapped, task_dict=loaded, limit=settings.limit, bootstrap_iters=0, log_samples=True, verbosity=None
         )
     return _answers(found)
 
