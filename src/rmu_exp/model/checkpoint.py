@@ -157,6 +157,7 @@ class Checkpoint:
             where = {"pretrained_model_name_or_path": self.name, "revision": self.revision, "local_files_only": True}
         with _hushed(), self._told("its tokenizer"):
             tokenizer = AutoTokenizer.from_pretrained(**where, trust_remote_code=self.trust_remote_code)
+            tokenizer("a")  # some damage shows only when it is used
         own = tokenizer.pad_token_id
         if own is None or own >= self._size("vocab_size"):  # fine-tuned models with a [PAD] beyond the embedding
             if tokenizer.eos_token_id is None:
