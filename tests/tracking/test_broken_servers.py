@@ -17,6 +17,7 @@ from wandb_server import GONE, KEY, SILENT, SLOW, WandbServer
 
 ROOT = Path(__file__).parent.parent.parent
 INIT, WAIT = 4, 8  # seconds, in place of the usual 30 and 60
+SLACK = 45  # importing, and all others at the same time on one core; unbounded would be hours
 TRACK = """
 import json, sys, time
 from pathlib import Path
@@ -108,8 +109,8 @@ def test_tracking_ends_in_time_with_all_steps_in_the_runs_folder(tracked: dict[s
     assert (found.folder / "wandb") in Path(line.split("wandb sync ")[1]).parents
     assert KEY not in line
     assert found.times["mode"] == ("online" if began_well else "offline")
-    assert found.times["init"] < INIT + 15
-    assert found.times["end"] + found.after < WAIT + 10
+    assert found.times["init"] < INIT + SLACK
+    assert found.times["end"] + found.after < WAIT + SLACK
     assert found.steps == list(range(1, 21))
 
 
