@@ -16,7 +16,8 @@ import wandb_file
 from wandb_server import GONE, KEY, SILENT, SLOW, WandbServer
 
 ROOT = Path(__file__).parent.parent.parent
-INIT, WAIT = 4, 8  # seconds, in place of the usual 30 and 60
+INIT, WAIT = 8, 20  # seconds, in place of the usual 30 and 60
+SLACK = 45  # importing, and all others at the same time on one core; unbounded would be hours
 TRACK = """
 import json, sys, time
 from pathlib import Path
@@ -89,11 +90,11 @@ def track(folder: Path, fault: int | str | None, after: str | None) -> Tracked:
 
 @pytest.fixture(scope="module")
 def tracked(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> dict[str, Tracked]:
-    """Each fault's run, side by side: they wait more than they compute."""
+    """Each fault's run, four side by side: they wait more than they compute."""
     place = tmp_path_factory.mktemp("tracked")
     chosen = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
     wanted = {given["fault"] for given in chosen if given.get("fault") in FAULTS}
-    with ThreadPoolExecutor(len(FAULTS)) as pool:
+    with ThreadPoolExecutor(4) as pool:
         runs = {f: pool.submit(track, place / f.replace(" ", "_"), *FAULTS[f]) for f in FAULTS if f in wanted}
         return {f: run.result() for f, run in runs.items()}
 
@@ -108,8 +109,8 @@ def test_tracking_ends_in_time_with_all_steps_in_the_runs_folder(tracked: dict[s
     assert (found.folder / "wandb") in Path(line.split("wandb sync ")[1]).parents
     assert KEY not in line
     assert found.times["mode"] == ("online" if began_well else "offline")
-    assert found.times["init"] < INIT + 15
-    assert found.times["end"] + found.after < WAIT + 10
+    assert found.times["init"] < INIT + SLACK
+    assert found.times["end"] + found.after < WAIT + SLACK
     assert found.steps == list(range(1, 21))
 
 

@@ -41,6 +41,7 @@ class WandbTracker(Tracker):
         mode: str,
         wait: float,
     ) -> None:
+        logging.raiseExceptions = False  # its log file on a full disk would print a traceback a line
         os.environ.setdefault("WANDB_SILENT", "true")  # read on import; what matters is told here
         import wandb
 
