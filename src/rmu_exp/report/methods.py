@@ -156,8 +156,15 @@ def draw(table: Sequence[Row]) -> Figure:
         axes.plot(x.mean, y.mean, "o", color=colour, ms=5)
     places = [(row.accuracy["forget"].mean, row.accuracy["general"].mean) for row in points]
     for row, at, dy in zip(points, places, _spread(places), strict=True):
-        text = axes.annotate(row.method, at, (7, dy), textcoords="offset points", fontsize=8, va="center")
-        text.set_color(colours[row.method])
+        leader = {
+            "arrowstyle": "-",
+            "color": colours[row.method],
+            "lw": 0.8,
+            "shrinkA": 0,
+            "shrinkB": 3,
+            "relpos": (0, 0.5),
+        }
+        axes.annotate(row.method, at, (9, dy), textcoords="offset points", fontsize=8, va="center", arrowprops=leader)
     axes.axvline(0.25, color=GREY, lw=1, ls=":")
     axes.annotate("chance", (0.25, 0.02), xycoords=("data", "axes fraction"), fontsize=8, color=GREY, ha="left")
     axes.set(xlim=(0.1, 1.1), ylim=(0.1, 1.05), xlabel="forget accuracy (lower is better)", ylabel="general accuracy")
