@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import re
 import shutil
 import sys
@@ -54,8 +55,8 @@ def execute(run: Run, folder: Path, hopeless: Hopeless | None = None) -> None:
 def carry_out(job: Job, stages: Sequence[Stage]) -> None:
     """Check all stages, then carry them out one after the other. Raises as :func:`execute`."""
     torch.set_num_threads(job.run.model.threads or THREADS)
-    limit = memory.limited(job.run.model.memory)
-    with stop.listening(), warned(), disk.watched(job.folder), claimed(job.folder), limit:
+    limit, bits = memory.limited(job.run.model.memory), deterministic(job.run.model.deterministic)
+    with stop.listening(), warned(), disk.watched(job.folder), claimed(job.folder), limit, bits:
         preflight(job, stages)
         with logged(job), tracked(job) as tracker:
             for stage in stages:
@@ -96,6 +97,21 @@ def claimed(folder: Path) -> Iterator[None]:
     finally:
         if [f.name for f in folder.iterdir()] == [LOCK]:
             file.unlink(missing_ok=True)  # a folder that was refused is left as it was
+
+
+@contextmanager
+def deterministic(wanted: bool) -> Iterator[None]:
+    """Inside the block torch takes kernels that give the same bits each time, or none."""
+    if not wanted:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when a GPU is first used
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 @contextmanager

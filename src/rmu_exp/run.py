@@ -105,6 +105,8 @@ class Model:
     """A folder or hub id of a model that never knew the forget topics: the control of the attacks."""
     threads: int | None = None
     """Threads on a CPU; equal bits need equal numbers of them. null: as many as the process may use."""
+    deterministic: bool = False
+    """On a GPU, only kernels that give the same bits each time; slower, and an error where there is none."""
     memory: float | None = None
     """Gigabytes this process may hold on a CPU before batches are made smaller; null: as much as there is."""
     trust_remote_code: bool = False
