@@ -21,7 +21,7 @@ run: $(READY)  ## set up, unlearn on lore and judge: the first result
 	$(BIN)/python train.py layer=7 steer=6.5
 
 test: $(READY)  ## set up and run the tests
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile -m "not slow and not gpu"
 
 test-slow: $(READY)  ## the tests that take minutes
 	$(BIN)/python -m pytest -m "slow"
