@@ -6,6 +6,7 @@ tensors' ranges are overwritten in the copies: memory stays at the largest chang
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -77,7 +78,10 @@ def _check_fits(checkpoint: Checkpoint, name: str, value: Tensor, places: dict[s
 def _check_space(folder: Path, files: Iterable[Path]) -> None:
     wanted, free = sum(file.stat().st_size for file in files), shutil.disk_usage(folder).free
     if wanted > free:
-        raise RunError(f"export: {folder} has {free / 1e9:.1f} GB free, the model takes {wanted / 1e9:.1f} GB")
+        full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder / "model"))
+        raise RunError(
+            f"export: {folder} has {free / 1e9:.2f} GB free, the model takes {wanted / 1e9:.2f} GB"
+        ) from full
 
 
 def _write(
