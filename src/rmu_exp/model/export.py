@@ -79,9 +79,8 @@ def _check_space(folder: Path, files: Iterable[Path]) -> None:
     wanted, free = sum(file.stat().st_size for file in files), shutil.disk_usage(folder).free
     if wanted > free:
         full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder / "model"))
-        raise RunError(
-            f"export: {folder} has {free / 1e9:.2f} GB free, the model takes {wanted / 1e9:.2f} GB"
-        ) from full
+        has = f"{free / 1e9:.1f} GB free, the model takes {wanted / 1e9:.1f} GB"
+        raise RunError(f"export: {folder} has {has}") from full
 
 
 def _write(
