@@ -116,7 +116,7 @@ def whole(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     "sizes",
-    [("400k",), pytest.param(("24k", "48k", "640k", "10500k"), marks=pytest.mark.slow)],
+    [("400k",), pytest.param(("24k", "48k", "640k"), marks=pytest.mark.slow)],
     ids=len,
 )
 def test_small_file_systems_with_weights_and_biases_beside(disk: Path, tmp_path: Path, sizes: tuple[str, ...]) -> None:
