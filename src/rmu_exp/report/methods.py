@@ -126,7 +126,7 @@ def markdown(table: Sequence[Row]) -> str:
     """The table, in per cent; columns that nobody measured are left out."""
     columns: dict[str, Any] = {role: lambda row, role=role: row.accuracy.get(role) for role in ROLES}
     columns |= {
-        "perplexity": lambda row: None if row.perplexity is None else f"{row.perplexity:.2f}",
+        "perplexity": lambda row: None if row.perplexity is None else f"{row.perplexity:.4g}",
         "worst after attacks": lambda row: row.worst,
         "seeds": lambda row: row.seeds or None,
         "seconds": lambda row: None if row.seconds is None else f"{row.seconds:.0f}",
