@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
+
+STATUS = Path("/proc/self/status")
 
 
 def ran_out(error: BaseException) -> bool:
@@ -26,17 +29,19 @@ def let_go(device: torch.device) -> None:
 
 @contextmanager
 def limited(gigabytes: float | None) -> Iterator[None]:
-    """Inside the block this process may hold so much memory of its own (files mapped for reading aside).
+    """Inside the block this process may take so much more memory of its own (files mapped for reading aside).
 
-    Without it, a CPU that runs out of memory kills the process; with it, the batch is made smaller.
+    Without it, a CPU that runs out of memory kills the process; with it, the batch is made smaller. Linux only;
+    elsewhere there is no such limit.
     """
-    if gigabytes is None:
+    if gigabytes is None or not STATUS.is_file():
         yield
         return
     import resource
 
+    held = next(int(line.split()[1]) * 1024 for line in STATUS.read_text().splitlines() if line.startswith("VmData:"))
     before = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (int(gigabytes * 1e9), before[1]))
+    resource.setrlimit(resource.RLIMIT_DATA, (held + int(gigabytes * 1e9), before[1]))
     try:
         yield
     finally:

@@ -55,10 +55,10 @@ def execute(run: Run, folder: Path, hopeless: Hopeless | None = None) -> None:
 def carry_out(job: Job, stages: Sequence[Stage]) -> None:
     """Check all stages, then carry them out one after the other. Raises as :func:`execute`."""
     torch.set_num_threads(job.run.model.threads or THREADS)
-    limit, bits = memory.limited(job.run.model.memory), deterministic(job.run.model.deterministic)
-    with stop.listening(), warned(), disk.watched(job.folder), claimed(job.folder), limit, bits:
+    bits = deterministic(job.run.model.deterministic)
+    with stop.listening(), warned(), disk.watched(job.folder), claimed(job.folder), bits:
         preflight(job, stages)
-        with logged(job), tracked(job) as tracker:
+        with logged(job), tracked(job) as tracker, memory.limited(job.run.model.memory):
             for stage in stages:
                 stage.carry_out(tracker)
         shutil.rmtree(job.state, ignore_errors=True)

@@ -108,7 +108,7 @@ class Model:
     deterministic: bool = False
     """On a GPU, only kernels that give the same bits each time; slower, and an error where there is none."""
     memory: float | None = None
-    """Gigabytes this process may hold on a CPU before batches are made smaller; null: as much as there is."""
+    """Gigabytes a run may take on a CPU over what the program holds; then batches get smaller. null: all there is."""
     trust_remote_code: bool = False
     """Run Python code that comes with the checkpoint. Off unless you turn it on."""
     preset: Preset = field(default_factory=Preset)
