@@ -18,7 +18,7 @@ from rich.text import Text
 from rmu_exp.attacks.suite import worst
 from rmu_exp.judge import stats
 from rmu_exp.report.tables import percent, rows
-from rmu_exp.rundir import RunDir, read
+from rmu_exp.rundir import RunDir, flat, read
 from rmu_exp.verify import distances
 
 NOT_SETTINGS = ("tracking", "share")
@@ -41,7 +41,7 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
     a, b = read(first), read(second)
     return {
         "runs": [str(first), str(second)],
-        "settings": _differing(*(_flat({k: v for k, v in r.config.items() if k not in NOT_SETTINGS}) for r in (a, b))),
+        "settings": _differing(*(flat({k: v for k, v in r.config.items() if k not in NOT_SETTINGS}) for r in (a, b))),
         "provenance": _origins(a, b),
         "qa": {name: _questions(name, a, b) | {"whole": not depth} for depth, name in rows(_both(a, b, "qa"))},
         "perplexity": {source: _perplexity(source, a, b) for source in _both(a, b, "perplexity")},
@@ -56,16 +56,6 @@ def _both(a: RunDir, b: RunDir, key: str) -> dict[str, Any]:
     return {name: row for name, row in a.results.get(key, {}).items() if name in theirs}
 
 
-def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in nested.items():
-        if isinstance(value, Mapping) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
 def _differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, list[Any]]:
     keys = dict.fromkeys([*a, *b])
     return {key: [a.get(key), b.get(key)] for key in keys if a.get(key) != b.get(key)}
@@ -73,7 +63,7 @@ def _differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, list[Any
 
 def _origins(a: RunDir, b: RunDir) -> dict[str, list[Any]]:
     """What both recorded, and differs."""
-    mine, theirs = (_flat({k: r.provenance.get(k) for k in ORIGIN}) for r in (a, b))
+    mine, theirs = (flat({k: r.provenance.get(k) for k in ORIGIN}) for r in (a, b))
     return {key: pair for key, pair in _differing(mine, theirs).items() if key in mine and key in theirs}
 
 

@@ -6,7 +6,7 @@ What is damaged is told in one line that names the file.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -165,6 +165,17 @@ def lines(file: Path) -> Iterator[dict[str, Any]]:
             yield value
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file}: damaged ({reason(error)})") from error
+
+
+def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in nested.items():
+        if isinstance(value, Mapping) and value:
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
 
 
 def reason(error: Exception) -> str:

@@ -146,20 +146,10 @@ def _differences(folders: Sequence[Path]) -> dict[Path, dict[str, Any]]:
     configs = {}
     for f in folders:
         whole = rundir.settings(f / "config.yaml")
-        configs[f] = _flat({k: v for k, v in whole.items() if k not in NOT_SETTINGS})
+        configs[f] = rundir.flat({k: v for k, v in whole.items() if k not in NOT_SETTINGS})
     keys = list(dict.fromkeys(key for config in configs.values() for key in config))
     varying = [k for k in keys if len({json.dumps(c.get(k)) for c in configs.values()}) > 1]
     return {f: {k: config.get(k) for k in varying} for f, config in configs.items()}
-
-
-def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in nested.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 def _natural(name: str) -> list[tuple[int, float, str]]:
