@@ -7,7 +7,7 @@ from pathlib import Path
 
 import tiny
 
-from rmu_exp import cli, pipeline
+from rmu_exp import compose, pipeline
 from rmu_exp.run import Run
 
 CONF = Path(__file__).parent.parent / "conf"
@@ -27,6 +27,6 @@ def words(folder: Path) -> list[str]:
 
 def carry_out(given: Sequence[str], output: Path) -> Run:
     """The run of a command line, into a folder."""
-    (run,) = cli.check([*given, f"output={output}"], CONF)
+    (run,) = compose.composed([*given, f"output={output}"], CONF)
     pipeline.execute(run, output)
     return run

@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rmu_exp import cli
+from rmu_exp import cli, compose
 from rmu_exp.run import Run
 
 ROOT = Path(__file__).parent.parent
@@ -89,7 +89,7 @@ def main(where: str, error: str, given: str, every: str, *words: str) -> None:
         importlib.import_module(name)
     folder, cache = Path(given) / "run", Path(given) / "cache"
     os.environ["RMU_EXP_CACHE"] = str(cache)
-    (run,) = cli.check([*words, f"output={folder}"], ROOT / "conf")
+    (run,) = compose.composed([*words, f"output={folder}"], ROOT / "conf")
     place = folder if where == "run" else cache
     start(run, folder, place)  # fills the cache
     shutil.rmtree(folder)
@@ -101,7 +101,7 @@ def main(where: str, error: str, given: str, every: str, *words: str) -> None:
     for n in range(1, undisturbed["requests"] + 1, int(every)):
         shutil.rmtree(folder)
         if where == "cache":
-            shutil.rmtree(cache)
+            shutil.rmtree(cache, ignore_errors=True)  # the one before may not have been able to make it
         line = start(run, folder, place, n, error) | {"n": n, "half": half_written(folder, whole)}
         again = start(run, folder, place) if line["status"] else line
         line |= {"again": again["status"], "told_again": again["told"], "same": measured(folder) == wanted}

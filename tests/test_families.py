@@ -10,7 +10,7 @@ import torch
 from families import FAMILIES, make_checkpoint
 from safetensors.torch import load_file
 
-from rmu_exp import cli, pipeline
+from rmu_exp import compose, pipeline
 from rmu_exp.model.delta import Delta
 
 CONF = Path(__file__).parent.parent / "conf"
@@ -29,7 +29,7 @@ def test_unlearn_delta_export_reload(family, faithful, tmp_path, monkeypatch) ->
     words = f"""model=local model.path={base} data=local data.forget=[{tmp_path}/forget.txt] layer={LAYER} steer=30
         data.retain=[{tmp_path}/retain.txt] alpha=1 train.lr=1e-2 train.max_batches=3 eval=none tracking=off export=true
         method.faithful={str(faithful).lower()} output={out}""".split()
-    (run,) = cli.check(words, CONF)
+    (run,) = compose.composed(words, CONF)
     pipeline.execute(run, out)
 
     steps = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]

@@ -21,14 +21,14 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from rmu_exp import cli, corpora, judgement, pipeline, results
+from rmu_exp import compose, corpora, judgement, pipeline, results
 from rmu_exp.__main__ import main
 from rmu_exp.attacks import registry
 from rmu_exp.errors import UserError
 from rmu_exp.model.checkpoint import locate
 from rmu_exp.model.delta import Delta
-from rmu_exp.parse import keys_of
 from rmu_exp.run import Data, Run
+from rmu_exp.schema import keys_of
 from rmu_exp.stages.attacking import Attacking
 from rmu_exp.stages.job import Job
 from rmu_exp.stages.judging import Judging
@@ -108,7 +108,7 @@ def apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @given(given=st.lists(overrides, min_size=1, max_size=4), multirun=st.booleans())
 def test_configurations(given, multirun):
     TRIED["configurations"] += 1
-    fuzz.told(lambda: cli.check([*given, "output=nowhere"], a_run.CONF, multirun=multirun))
+    fuzz.told(lambda: compose.composed([*given, "output=nowhere"], a_run.CONF, multirun=multirun))
 
 
 SAFE = [
@@ -136,7 +136,7 @@ def test_what_a_configuration_starts(tiny_run, given):
     """Those that pass are looked at once more beside the model, as a start does before it writes."""
     TRIED["starts"] += 1
     before = fuzz.contents(tiny_run.parent / "model")
-    runs = fuzz.told(lambda: cli.check([*a_run.words(tiny_run.parent), *given, "output=nowhere"], a_run.CONF))
+    runs = fuzz.told(lambda: compose.composed([*a_run.words(tiny_run.parent), *given, "output=nowhere"], a_run.CONF))
     if isinstance(runs, list):
         fuzz.told(lambda: prepare(Job(runs[0], Path("nowhere"))))
     assert fuzz.contents(tiny_run.parent / "model") == before
@@ -270,7 +270,7 @@ def test_run_folders(tiny_run, data, name, use):
         elif use == "export":
             fuzz.command(main, ["export", str(folder), str(Path(parent) / "out")])
         elif use == "resume":
-            (run,) = cli.check(
+            (run,) = compose.composed(
                 [*a_run.words(tiny_run.parent), "attacks=[norms]", "export=true", "output=x"], a_run.CONF
             )
             fuzz.told(lambda: prepare(Job(run, folder)))
@@ -281,7 +281,7 @@ def test_run_folders(tiny_run, data, name, use):
 
 
 def start_judging(given: list[str]) -> None:
-    (judge,) = cli.check(given, a_run.CONF, name="judge")
+    (judge,) = compose.composed(given, a_run.CONF, name="judge")
     job = judgement.Judgement(judge, Path("x"))
     pipeline.preflight(job, judgement.stages(job))
 

@@ -14,6 +14,10 @@ from typing import Any
 
 import pytest
 
+from rmu_exp import cli
+from rmu_exp.run import Run
+from rmu_exp.stop import Stopped
+
 ROOT = Path(__file__).parents[1]
 SMALL = [
     "layer=7",
@@ -137,6 +141,22 @@ def test_a_stop_that_is_asked_for(undisturbed, tmp_path, number, sign):
     assert (folder / "state").is_dir()
     finish(resume(folder))
     assert outcome(folder) == undisturbed[0]
+
+
+def test_a_stop_before_there_is_anything_to_go_on_with(tmp_path, capsys):
+    """``resume=`` would find nothing there."""
+
+    def asked() -> Run:
+        raise Stopped
+
+    folder = tmp_path / "run"
+    folder.mkdir()
+    assert cli.carry_out(asked, folder) == 1
+    assert capsys.readouterr().err == "rmu_exp: stopped before anything was done; the same command starts it\n"
+    folder.mkdir()  # it had been left empty, and so was taken back
+    (folder / "config.yaml").touch()
+    assert cli.carry_out(asked, folder) == 1
+    assert capsys.readouterr().err.endswith(f"resume={folder} goes on\n")
 
 
 @pytest.mark.parametrize(

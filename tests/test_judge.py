@@ -13,7 +13,7 @@ import pytest
 import tiny
 from safetensors.torch import load_file, save_file
 
-from rmu_exp import cli, help, judgement, pipeline
+from rmu_exp import compose, help, judgement, pipeline
 from rmu_exp.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -90,7 +90,7 @@ def test_wrong_input_is_told_in_one_line(words, named, there):
 
 def prepare(words: list[str]) -> None:
     """What judge.py does before it writes anything."""
-    (composed,) = cli.check(words, ROOT / "conf", name="judge")
+    (composed,) = compose.composed(words, ROOT / "conf", name="judge")
     job = judgement.Judgement(composed, Path("out"))
     pipeline.preflight(job, judgement.stages(job))
 

@@ -11,7 +11,7 @@ import a_run
 import pytest
 import wandb_file
 
-from rmu_exp import cli, secrets
+from rmu_exp import compose, secrets
 from rmu_exp.errors import RunError, UserError
 
 ROOT = Path(__file__).parent.parent
@@ -98,7 +98,7 @@ def test_a_setting_that_holds_one_is_refused_without_showing_it(given, monkeypat
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError) as told:
-        cli.check([given.strip("'"), "data.topics=null", "output=nowhere"], a_run.CONF)
+        compose.composed([given.strip("'"), "data.topics=null", "output=nowhere"], a_run.CONF)
     assert "holds a token or a password" in str(told.value)
     assert not any(secret in str(told.value) for secret in PLANTED)
 

@@ -15,7 +15,7 @@ import yaml
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from rmu_exp import cli, judgement
+from rmu_exp import compose, judgement
 from rmu_exp.__main__ import main
 from rmu_exp.model.delta import Delta
 
@@ -165,7 +165,7 @@ def test_a_judgement_agrees_with_itself_too(tiny_run, tmp_path, capsys, monkeypa
     monkeypatch.setenv("RMU_EXP_CACHE", str(tiny_run.parent / "cache"))
     words = [f"unlearned={tiny_run}", "eval.tasks=[lore_forget]", "eval.limit=6", "attacks=[norms]", "tracking=off"]
     words += ["model.never=null", "model.threads=1"]
-    (judge,) = cli.check([*words, f"output={tmp_path / 'judged'}"], a_run.CONF, name="judge")
+    (judge,) = compose.composed([*words, f"output={tmp_path / 'judged'}"], a_run.CONF, name="judge")
     judgement.execute(judge, tmp_path / "judged")
     capsys.readouterr()
     assert main(["verify", str(tmp_path / "judged"), "--answers", "--training"]) == 0

@@ -1,4 +1,4 @@
-"""The command line: Hydra composes, this module refuses what is wrong before anything starts.
+"""The command line of train.py and judge.py: what is wrong is refused before anything starts.
 
 :func:`guard` composes the configuration once, ahead of Hydra's own run, and turns every mistake into
 one line on standard error and exit status 2, with nothing written. :func:`run` is one job.
@@ -6,41 +6,30 @@ one line on standard error and exit status 2, with nothing written. :func:`run` 
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import os
 import re
 import shlex
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
-from hydra.core.config_store import ConfigStore
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override
-from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
 from rmu_exp import disk
-from rmu_exp.attacks import registry
+from rmu_exp.compose import composed, offer_all
 from rmu_exp.errors import RunError, UserError
-from rmu_exp.parse import keys_of, one_line, parse, parse_judge, unknown_key
+from rmu_exp.parse import parse, parse_judge
 from rmu_exp.paths import LOCK
 from rmu_exp.run import Judge, Run
 from rmu_exp.secrets import redact
-from rmu_exp.unlearn import catalog
 
-ConfigStore.instance().store("run_schema", Run)
-ConfigStore.instance().store("judge_schema", Judge)
 RESUME = "resume="
 DEFAULT = re.compile(r"outputs/[\d-]+/[\d-]+")  # the output folder of conf/config.yaml
 _was_there: Path | None = None  # what there was of the output folder's path before this program
@@ -68,15 +57,18 @@ def guard(main: Callable[[], Any], conf: Path, name: str = "config") -> None:
     if args.info or args.shell_completion or args.hydra_help:
         main()
         return
+    global _was_there
     try:
-        runs = check(args.overrides, conf, multirun=args.multirun, name=name)
+        folder = Path(composed(args.overrides, conf, multirun=args.multirun, name=name)[0].output)
+        _was_there = check_writable(folder)
     except (UserError, RunError) as error:
         sys.exit(_tell(error, 2 if isinstance(error, UserError) else 1))
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let errors through, of which Hydra would print the traceback
     try:
         main()
+    except KeyboardInterrupt:
+        sys.exit(_stopped(folder))
     except OSError as error:
-        folder = Path(runs[0].output)
         line = disk.told(error, folder, f"the same command with output={folder} goes on")
         if line is None:
             raise
@@ -135,9 +127,16 @@ def carry_out(asked: Callable[[], Run | Judge], folder: Path) -> int:
         _remove_if_empty(folder)
         return _tell(error, 2 if isinstance(error, UserError) else 1)
     except KeyboardInterrupt:
-        program = Path(sys.argv[0]).name
-        return _tell(f"stopped; python {program} {RESUME}{shlex.quote(str(folder))} goes on", 1)
+        return _stopped(folder)
     return 0
+
+
+def _stopped(folder: Path) -> int:
+    """Tell how a run that was asked to stop goes on. Returns the exit status."""
+    if (folder / "config.yaml").is_file():
+        return _tell(f"stopped; python {Path(sys.argv[0]).name} {RESUME}{shlex.quote(str(folder))} goes on", 1)
+    _remove_if_empty(folder)
+    return _tell("stopped before anything was done; the same command starts it", 1)
 
 
 def resume(words: Sequence[str], judging: bool) -> int:
@@ -178,52 +177,6 @@ def stored(folder: Path, judging: bool = False) -> Run | Judge:
     return wanted
 
 
-def offer_all(conf: Path) -> None:
-    """Let ``attacks=all`` mean every file of conf/attacks/."""
-    ConfigStore.instance().store(registry.ALL, {"defaults": registry.names(conf)}, group="attacks")
-
-
-def check(overrides: Sequence[str], conf: Path, multirun: bool = False, name: str = "config") -> list[Any]:
-    """Compose and parse what the overrides ask for; in a sweep, each swept value once.
-
-    Raises:
-        UserError: in one line.
-    """
-    try:
-        with _strict():
-            parsed = OverridesParser.create().parse_overrides(list(overrides))
-    except HydraException as error:
-        raise UserError(f"command line: {_first_lines(error)}") from error
-    swept = [o for o in parsed if o.is_sweep_override()]
-    for override in parsed:
-        if override.key_or_group == "attacks" and not override.is_sweep_override():
-            registry.refuse_unknown(override.value(), conf)
-    if swept and not multirun:
-        key = swept[0].key_or_group
-        raise UserError(f"{key}: several values need a sweep; add -m, or write '{key}=[…]' for a list")
-    plain = [str(o.input_line) for o in parsed if not o.is_sweep_override()]
-    runs = []
-    with initialize_config_dir(str(conf.absolute()), version_base="1.3"):
-        for override in parsed:
-            override.config_loader = GlobalHydra.instance().config_loader()  # of glob(…)
-        if multirun:
-            from rmu_exp.sweep import check as sweeps
-
-            sweeps.check_choices(parsed)
-            swept = sweeps.check(_with_hydra(plain, parsed), parsed, swept)
-        first = [next(iter(_values(o)), None) for o in swept]
-        chosen = [c for c in first if c is not None]
-        runs.append(_compose([*plain, *chosen], parsed, name))
-        for i, override in enumerate(swept):
-            for value in list(_values(override))[1:]:
-                others = [c for j, c in enumerate(first) if j != i and c is not None]
-                runs.append(_compose([*plain, *others, value], parsed, name))
-    GlobalHydra.instance().clear()
-    global _was_there
-    _was_there = check_writable(Path(runs[0].output))
-    return runs
-
-
 def check_writable(folder: Path) -> Path:
     """The deepest folder of a path that exists. Refuses what cannot be written to; leaves nothing behind."""
     existing = folder.absolute()
@@ -238,85 +191,6 @@ def check_writable(folder: Path) -> Path:
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise UserError(f"output: cannot write to {folder} ({reason.lower()}); choose another folder") from error
     return existing
-
-
-def _values(override: Override) -> list[str]:
-    key = override.get_key_element()
-    if override.is_discrete_sweep():
-        return [f"{key}={value}" for value in override.sweep_string_iterator()]
-    interval = cast(IntervalSweep, override.value())  # of a search: its ends
-    return [f"{key}={interval.start}", f"{key}={interval.end}"]
-
-
-def _with_hydra(plain: list[str], parsed: list[Override]) -> DictConfig:
-    """Hydra's own settings: the launcher and the sweeper."""
-    try:
-        with _strict():
-            return compose("config", overrides=plain, return_hydra_config=True).hydra
-    except HydraException as error:
-        raise UserError(_translate(error, parsed, Run)) from error
-
-
-def _compose(overrides: list[str], parsed: list[Override], name: str) -> Run | Judge:
-    try:
-        with _strict():
-            composed = compose(name, overrides=overrides)
-        if name == "config":
-            return parse(composed)
-        from rmu_exp import judgement
-
-        return parse_judge(judgement.taken_up(composed, [o.key_or_group for o in parsed]))
-    except HydraException as error:
-        cause = error.__cause__
-        if isinstance(cause, OmegaConfBaseException) and "is not in struct" not in str(cause):
-            raise UserError(one_line(cause)) from error
-        raise UserError(_translate(error, parsed, Run if name == "config" else Judge)) from error
-
-
-@contextmanager
-def _strict() -> Iterator[None]:
-    """Whatever Hydra raises at odd input is its refusal."""
-    try:
-        yield
-    except (HydraException, UserError):
-        raise
-    except Exception as error:
-        raise HydraException(f"{type(error).__name__}: {error}") from error
-
-
-def _translate(error: HydraException, parsed: list[Override], schema: type) -> str:
-    """Hydra's message as one line: the key, what was given, what is allowed."""
-    text = str(error)
-    for override in parsed:
-        key, value = override.key_or_group, override.input_line or ""
-        given = value.split("=", 1)[-1]
-        if f"Could not override '{key}'" in text and key.startswith("hydra."):
-            return f"{key}: no such key; `python train.py … --cfg hydra` shows those there are"
-        if f"Could not override '{key}'" in text:
-            if key.startswith("attacks."):
-                return registry.unknown_setting(key)
-            near = key.rsplit(".", 1)[0] + "." if "." in key else ""
-            known = [k for k in _known_keys(parsed, schema) if k.startswith(near) and "." not in k[len(near) :]]
-            return unknown_key(key, known or keys_of(schema))
-        if "Available options in" in text and f"'{key}/{given}'" in text.splitlines()[0]:
-            listed = text.split("Available options in")[1].split("Config search path")[0]
-            options = [line.strip() for line in listed.splitlines()[1:] if line.strip()]
-            return f"{key}: got {given!r}, allowed is {', '.join(options)}"
-    return f"command line: {_first_lines(error)}"
-
-
-def _known_keys(parsed: list[Override], schema: type) -> list[str]:
-    """Every key, with the settings of the method that the command line names."""
-    if schema is not Run:
-        return keys_of(schema)
-    named = [str(o.value()) for o in parsed if o.key_or_group == "method" and not o.is_sweep_override()]
-    method = named[-1] if named and named[-1] in catalog.names() else "rmu"
-    return [*keys_of(Run), *(f"method.{f.name}" for f in dataclasses.fields(catalog.settings(method)))]
-
-
-def _first_lines(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip() and set(line.strip()) != {"^"}]
-    return "; ".join(lines[:2])
 
 
 def _tell(message: object, status: int) -> int:

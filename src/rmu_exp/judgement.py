@@ -19,8 +19,8 @@ from rmu_exp.judge import pair
 from rmu_exp.model.checkpoint import Checkpoint, named
 from rmu_exp.model.delta import Delta
 from rmu_exp.model.parameters import on_disk
-from rmu_exp.parse import one_line
 from rmu_exp.run import Data, Judge, Model
+from rmu_exp.schema import one_line
 from rmu_exp.stages.attacking import Attacking
 from rmu_exp.stages.job import Job, Stage
 from rmu_exp.stages.judging import Judging

@@ -6,17 +6,18 @@ This module reads no file and imports nothing heavy, so that a mistyped key is r
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Iterator
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 
 from rmu_exp import secrets
+from rmu_exp.attacks import registry
 from rmu_exp.errors import UserError
 from rmu_exp.run import AUTO, PRESET, Judge, Run
+from rmu_exp.schema import one_line, show, unknown_key
 from rmu_exp.unlearn import catalog
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -34,8 +35,8 @@ def parse(config: DictConfig) -> Run:
     Raises:
         UserError: an unknown key, a wrong type, a value out of range or an impossible combination.
     """
-    _refuse_unknown(config, Run, "")
     try:
+        _refuse_unknown(config, Run, "")
         for key in ("layer", "steer", "alpha"):
             if OmegaConf.is_missing(config, key) or OmegaConf.select(config, key) is None:
                 raise UserError(f"{key}: not given, and {_model_name(config)} has no preset for it; add {key}=…")
@@ -75,8 +76,8 @@ def _model_name(config: Any) -> str:
 
 def parse_judge(config: DictConfig) -> Judge:
     """A composed configuration as a checked :class:`Judge`. Raises as :func:`parse`."""
-    _refuse_unknown(config, Judge, "")
     try:
+        _refuse_unknown(config, Judge, "")
         if OmegaConf.is_missing(config, "unlearned"):
             raise UserError(
                 "unlearned: not given; add unlearned=… (a run's folder, a checkpoint's folder, or a hub id)"
@@ -99,7 +100,7 @@ def per_topic(key: str, value: Any, topics: list[str]) -> list[float]:
     numbers = [v for v in given if isinstance(v, (int, float)) and not isinstance(v, bool)]
     if len(numbers) < len(given) or not all(math.isfinite(v) and v >= 0 for v in numbers):
         other = ", or auto" if key == "steer" else ""
-        raise UserError(f"{key}: got {_show(value)}, allowed is a number ≥ 0, or one per topic{other}")
+        raise UserError(f"{key}: got {show(value)}, allowed is a number ≥ 0, or one per topic{other}")
     if len(given) == 1:
         return [float(given[0])] * len(topics)
     if len(given) != len(topics):
@@ -122,7 +123,7 @@ def _check(run: Run) -> None:
     if not run.model.name and not run.model.path:
         raise UserError("model.name: not given; add model.name=ORG/NAME, or model.path=FOLDER")
     if not isinstance(run.layer, int) or isinstance(run.layer, bool):
-        raise UserError(f"layer: got {_show(run.layer)}, allowed is a whole number, 0 or more")
+        raise UserError(f"layer: got {show(run.layer)}, allowed is a whole number, 0 or more")
     if run.steer != AUTO:
         run.steer = per_topic("steer", run.steer, run.topics)
     if not (math.isfinite(run.steering.factor) and run.steering.factor > 0):
@@ -131,9 +132,9 @@ def _check(run: Run) -> None:
     if run.train.lr is None:
         raise UserError("train.lr: not given and the model has no preset; add train.lr=5e-5")
     if not isinstance(run.layers.span, int) or isinstance(run.layers.span, bool):
-        raise UserError(f"layers.span: got {_show(run.layers.span)}, allowed is a whole number, 0 or more")
+        raise UserError(f"layers.span: got {show(run.layers.span)}, allowed is a whole number, 0 or more")
     if not isinstance(run.layers.lora, bool):
-        raise UserError(f"layers.lora: got {_show(run.layers.lora)}, allowed is true or false")
+        raise UserError(f"layers.lora: got {show(run.layers.lora)}, allowed is true or false")
     at_least = {"layer": 0, "seed": 0, "layers.span": 0, "train.batch_size": 1, "train.max_batches": 1}
     at_least |= {"train.check_every": 0, "train.check_questions": 4}
     at_least |= {"data.min_len": 0, "data.max_length": 1, "eval.batch_size": 1}
@@ -182,8 +183,6 @@ def _check_parts(run: Run | Judge) -> None:
     choices = {"model.dtype": DTYPES, "data.on_bad_line": BAD_LINE, "tracking.kind": TRACKERS}
     _check_choices(run, choices | {"tracking.mode": TRACKING_MODES})
     if run.attacks:
-        from rmu_exp.attacks import registry
-
         run.attacks = registry.checked(run.attacks)
 
 
@@ -214,10 +213,6 @@ def _get(run: Run | Judge, dotted: str) -> Any:
     return value
 
 
-def _show(value: Any) -> str:
-    return repr(value) if isinstance(value, str) else str(value)
-
-
 def _refuse_unknown(config: DictConfig, schema: type, prefix: str) -> None:
     """Hydra's ``+key=value`` adds keys that nothing reads."""
     known = {f.name: f.default_factory for f in dataclasses.fields(schema)}
@@ -226,45 +221,7 @@ def _refuse_unknown(config: DictConfig, schema: type, prefix: str) -> None:
             raise UserError(unknown_key(f"{prefix}{key}", [prefix + name for name in known]))
         nested = known[key]
         if isinstance(nested, type) and dataclasses.is_dataclass(nested):
-            _refuse_unknown(config[key], nested, f"{prefix}{key}.")
-
-
-def unknown_key(key: str, known: list[str]) -> str:
-    """The message for a key that does not exist."""
-    close = difflib.get_close_matches(key, known, n=1)
-    hint = f", did you mean {close[0]}?" if close else ""
-    return f"{key}: no such key{hint} (known: {', '.join(known)})"
-
-
-def keys_of(schema: type, prefix: str = "") -> list[str]:
-    """Every dotted key of the schema, groups included."""
-    keys: list[str] = []
-    for f in dataclasses.fields(schema):
-        keys.append(prefix + f.name)
-        if isinstance(f.default_factory, type) and dataclasses.is_dataclass(f.default_factory):
-            keys += keys_of(f.default_factory, f"{prefix}{f.name}.")
-    return keys
-
-
-_WANTED = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
-
-
-def one_line(error: OmegaConfBaseException) -> str:
-    text = str(error).splitlines()[0]
-    if isinstance(error, MissingMandatoryValue):
-        key = text.rsplit(": ", 1)[-1]
-        return f"{key}: not given; add {key}=…"
-    key = getattr(error, "full_key", None) or "configuration"
-    if "' not in '" in text:  # Key 'stear' not in 'Run'
-        inside, schema = key.rpartition(".")[0], Judge if "'Judge'" in text else Run
-        return unknown_key(key, [k for k in keys_of(schema) if k.rpartition(".")[0] == inside])
-    if "is not a ListConfig" in text:
-        return f"{key}: allowed is a list such as '{key}=[a,b]'"
-    for kind, wanted in _WANTED.items():
-        if kind in text:
-            return f"{key}: got {_show(getattr(error, 'value', None) or _quoted(text))}, allowed is {wanted}"
-    return f"{key}: {text}"
-
-
-def _quoted(text: str) -> str:
-    return text.split("'")[1] if text.count("'") >= 2 else text
+            group = config[key]
+            if not isinstance(group, DictConfig):
+                raise UserError(f"{prefix}{key}: got {show(group)}, allowed is a group of keys")
+            _refuse_unknown(group, nested, f"{prefix}{key}.")

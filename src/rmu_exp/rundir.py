@@ -20,8 +20,9 @@ from rmu_exp import results as results_json
 from rmu_exp.errors import UserError
 from rmu_exp.judge import stats
 from rmu_exp.model.delta import Delta
-from rmu_exp.parse import one_line, parse, parse_judge
+from rmu_exp.parse import parse, parse_judge
 from rmu_exp.run import Judge, Run
+from rmu_exp.schema import one_line
 
 WHO = ("base", "unlearned")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import rmu_exp.attacks
-from rmu_exp import cli, help
+from rmu_exp import compose, help
 from rmu_exp.attacks import registry, suite
 from rmu_exp.errors import UserError
 
@@ -42,16 +42,16 @@ def conf(tmp_path, monkeypatch):
 
 
 def test_a_new_attack_is_a_module_and_a_yaml(conf, monkeypatch, context):
-    cli.offer_all(conf)
-    (run,) = cli.check(["attacks=[counting]", "attacks.counting.steps=3"], conf)
+    compose.offer_all(conf)
+    (run,) = compose.composed(["attacks=[counting]", "attacks.counting.steps=3"], conf)
     assert run.attacks == {"counting": {"steps": 3}}
-    (run,) = cli.check(["attacks=all"], conf)
+    (run,) = compose.composed(["attacks=all"], conf)
     assert set(run.attacks) == {file.stem for file in (CONF / "attacks").glob("*.yaml")} | {"counting"}
     page = help.page(conf)
     assert "attacks=counting" in page
     assert "How far it counts." in page
     with pytest.raises(UserError, match=r"attacks.counting.steps: got 0"):
-        cli.check(["attacks=[counting]", "attacks.counting.steps=0"], conf)
+        compose.composed(["attacks=[counting]", "attacks.counting.steps=0"], conf)
     ((name, found),) = suite.carry_out(context, {"counting": {"steps": 2}})
     assert name == "counting"
     assert found["attacks"]["counting"]["forget_acc"] == {"before": 0, "after": 1}
@@ -75,9 +75,9 @@ def test_a_new_attack_is_a_module_and_a_yaml(conf, monkeypatch, context):
     ids=lambda v: " ".join(v) if isinstance(v, list) else "",
 )
 def test_wrong_choices_are_one_line(words, named):
-    cli.offer_all(CONF)
+    compose.offer_all(CONF)
     with pytest.raises(UserError, match=named) as told:
-        cli.check(words, CONF)
+        compose.composed(words, CONF)
     assert len(str(told.value).splitlines()) == 1
 
 
@@ -92,8 +92,8 @@ def test_every_yaml_has_its_module_and_every_key_its_sentence():
 
 
 def test_attacks_do_not_change_what_a_run_is():
-    cli.offer_all(CONF)
-    (plain,), (attacked,) = cli.check([], CONF), cli.check(["attacks=all", "model.never=x/y"], CONF)
+    compose.offer_all(CONF)
+    (plain,), (attacked,) = compose.composed([], CONF), compose.composed(["attacks=all", "model.never=x/y"], CONF)
     assert plain.digest == attacked.digest
 
 

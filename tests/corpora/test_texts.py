@@ -10,6 +10,7 @@ import pytest
 from pyarrow import parquet
 
 from rmu_exp.corpora import held_out, texts
+from rmu_exp.corpora.rows import Dataset
 from rmu_exp.errors import UserError
 from rmu_exp.run import Data, Eval
 
@@ -155,15 +156,15 @@ def test_folders_and_unknown_kinds_are_refused(make: Make, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("source", "expected"),
     [
-        ("org/name", texts.Dataset("org/name")),
-        ("org/name-v1.0:config", texts.Dataset("org/name-v1.0", "config")),
-        ("org/name:config:test", texts.Dataset("org/name", "config", "test")),
-        ("org/name::test[:10%]", texts.Dataset("org/name", None, "test[:10%]")),
-        ("org/name@v1.2:config", texts.Dataset("org/name", "config", None, "v1.2")),
-        ("hub://org/name.jsonl", texts.Dataset("org/name.jsonl")),
+        ("org/name", Dataset("org/name")),
+        ("org/name-v1.0:config", Dataset("org/name-v1.0", "config")),
+        ("org/name:config:test", Dataset("org/name", "config", "test")),
+        ("org/name::test[:10%]", Dataset("org/name", None, "test[:10%]")),
+        ("org/name@v1.2:config", Dataset("org/name", "config", None, "v1.2")),
+        ("hub://org/name.jsonl", Dataset("org/name.jsonl")),
     ],
 )
-def test_a_source_names_a_dataset(source: str, expected: texts.Dataset) -> None:
+def test_a_source_names_a_dataset(source: str, expected: Dataset) -> None:
     assert texts.dataset(source) == expected
 
 
@@ -172,7 +173,7 @@ def test_a_path_that_exists_wins_over_a_dataset(make: Make, tmp_path: Path, monk
     monkeypatch.chdir(tmp_path)
     make("org/name", b"text\n")
     assert texts.dataset("org/name") is None
-    assert texts.dataset("hub://org/name") == texts.Dataset("org/name")
+    assert texts.dataset("hub://org/name") == Dataset("org/name")
 
 
 def test_the_digest_depends_on_texts_and_order_alone(make: Make) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rmu_exp.cli import check
+from rmu_exp.compose import composed
 from rmu_exp.judge.stats import summary
 from rmu_exp.report.published import SUBJECTS, changed, section
 
@@ -94,5 +94,5 @@ def test_other_settings_than_the_presets_are_told(results: dict[str, Any]) -> No
     ],
 )
 def test_what_differs_from_the_preset(words: list[str], expected: list[str], tmp_path: Path) -> None:
-    (run,) = check(["model=zephyr_7b", "data=wmdp", f"output='{tmp_path}'", *words], CONF)
+    (run,) = composed(["model=zephyr_7b", "data=wmdp", f"output='{tmp_path}'", *words], CONF)
     assert changed(run) == expected

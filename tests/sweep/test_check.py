@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rmu_exp import cli
+from rmu_exp import compose
 from rmu_exp.errors import UserError
 from rmu_exp.sweep import check
 
@@ -18,7 +18,7 @@ SEARCH = "hydra/sweeper=optuna"
 
 def refused(*words: str) -> str:
     with pytest.raises(UserError) as caught:
-        cli.check(words, CONF, multirun=True)
+        compose.composed(words, CONF, multirun=True)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -62,9 +62,9 @@ def test_an_extra_that_is_not_installed(word, missing, extra, monkeypatch):
 
 
 def test_ranges_of_an_experiment_are_checked_too():
-    assert len(cli.check(["experiment=steer_curve"], CONF, multirun=True)) == 7
+    assert len(compose.composed(["experiment=steer_curve"], CONF, multirun=True)) == 7
     assert "steer: range(3,1) is empty" in refused("experiment=steer_curve", "hydra.sweeper.params.steer='range(3,1)'")
 
 
 def test_a_good_search_passes():
-    cli.check([SEARCH, "layer=range(3,9)", "steer=tag(log,interval(0.5,30))"], CONF, multirun=True)
+    compose.composed([SEARCH, "layer=range(3,9)", "steer=tag(log,interval(0.5,30))"], CONF, multirun=True)

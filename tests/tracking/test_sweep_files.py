@@ -13,7 +13,7 @@ import pytest
 import yaml
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
-from rmu_exp import cli
+from rmu_exp import compose
 
 ROOT = Path(__file__).parent.parent.parent
 FILES = sorted((ROOT / "sweeps").glob("*.yaml"))
@@ -51,7 +51,7 @@ def test_command_lines_are_runs(file):
     for seed in range(2):
         line = command(sweep, random.Random(seed))
         assert line[:3] == ["/usr/bin/env", sys.executable, "train.py"]
-        (run,) = cli.check(line[3:], ROOT / "conf")
+        (run,) = compose.composed(line[3:], ROOT / "conf")
         words = dict(word.split("=") for word in line[3:])
         assert run.layer == int(words["layer"])
         assert run.steer == [float(words["steer"])] * 2

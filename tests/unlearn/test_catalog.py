@@ -9,7 +9,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from rmu_exp import cli
+from rmu_exp.compose import composed as of_words
 from rmu_exp.errors import UserError
 from rmu_exp.parse import parse
 from rmu_exp.run import PRESET
@@ -19,7 +19,7 @@ CONF = Path(__file__).parents[2] / "conf"
 
 
 def composed(*words):
-    (run,) = cli.check([*words, "output=/tmp/none"], CONF)
+    (run,) = of_words([*words, "output=/tmp/none"], CONF)
     return run
 
 

@@ -8,7 +8,7 @@ import pytest
 import tiny
 from families import make_checkpoint
 
-from rmu_exp import cli, pipeline
+from rmu_exp import compose, pipeline
 from rmu_exp.errors import UserError
 from rmu_exp.model.checkpoint import Checkpoint
 from rmu_exp.stages.job import Job
@@ -34,7 +34,7 @@ def texts(tmp_path_factory):
 
 def preflight(folder: Path, model: Path, texts: Path, *words: str) -> Training:
     given = [f"model.path={model}", f"data.forget=[{texts}]", f"data.retain=[{texts}]", "layer=2", "steer=1", "alpha=1"]
-    (run,) = cli.check(["model=local", "data=local", "tracking=off", *given, f"output={folder}", *words], CONF)
+    (run,) = compose.composed(["model=local", "data=local", "tracking=off", *given, f"output={folder}", *words], CONF)
     job = Job(run, folder)
     training = Training(job)
     pipeline.preflight(job, [training])

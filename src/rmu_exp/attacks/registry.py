@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rmu_exp.errors import UserError
+from rmu_exp.schema import one_line, unknown_key
 from rmu_exp.source import fields_of
 
 PACKAGES = ("attacks", "probes")
@@ -47,8 +48,6 @@ def refuse_unknown(chosen: Any, conf: Path) -> None:
 
 def unknown_setting(key: str) -> str:
     """The message for ``attacks.<name>.<setting>`` that cannot be set."""
-    from rmu_exp.parse import unknown_key
-
     name = key.split(".")[1]
     known = [f"attacks.{name}.{field}" for field in sentences(name)]
     if key in known or not known:
@@ -85,8 +84,6 @@ def checked(chosen: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def settings(name: str, values: Any) -> Any:
     """The checked ``Settings`` of one attack. Raises as :func:`checked`."""
-    from rmu_exp.parse import one_line, unknown_key  # which calls this module
-
     schema = module(name).Settings
     prefix = f"attacks.{name}"
     if not isinstance(values, dict):

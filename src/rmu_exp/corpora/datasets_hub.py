@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rmu_exp import hub
-from rmu_exp.corpora.texts import TEXT, Bad, Dataset, values
+from rmu_exp.corpora.rows import TEXT, Bad, Dataset, values
 from rmu_exp.errors import RunError, UserError
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")

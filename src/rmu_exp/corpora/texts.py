@@ -22,12 +22,13 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, cast
 
+from rmu_exp.corpora import datasets_hub
+from rmu_exp.corpora.rows import TEXT, Bad, Dataset, checked, values
 from rmu_exp.errors import UserError
 
 KINDS = (".jsonl", ".txt", ".parquet")
-TEXT = "text"  # the field of an object and the column of a table
 _HUB = "hub://"
 _DATASET = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(?:@(?P<revision>[^:@]+))?(?::(?P<rest>.*))?")
 _ENDING = re.compile(r"\.[a-z]{2,8}$")
@@ -62,24 +63,6 @@ class Corpus:
             f"(5 %, median, 95 %: {low:,}, {middle:,}, {high:,})"
             + (f"; left out: {', '.join(left_out)}" if left_out else "")
         )
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """A dataset on the hub, as a source names it."""
-
-    repo: str
-    config: str | None = None
-    split: str | None = None
-    revision: str | None = None
-
-
-@dataclass(frozen=True)
-class Bad:
-    """A line or row that gives no text: where it stands and what is wrong with it."""
-
-    where: str
-    reason: str
 
 
 def read(
@@ -147,8 +130,6 @@ def dataset(source: str) -> Dataset | None:
 def _open(source: str, split: str | None) -> Iterator[str | Bad]:
     hub = dataset(source)
     if hub is not None:
-        from rmu_exp.corpora import datasets_hub  # heavy
-
         return datasets_hub.rows(hub, split or "train", source)
     path = Path(source).expanduser()
     if path.is_dir():
@@ -229,17 +210,6 @@ def _json_text(line: str) -> str:
     return checked(value)
 
 
-def checked(value: Any) -> str:
-    """A value as a text. Raises ValueError with what is wrong."""
-    if not isinstance(value, str):
-        raise ValueError(f"the text is of type {type(value).__name__}, allowed is a string")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError("the text holds half of a surrogate pair") from error
-    return value
-
-
 def _parquet(file: IO[bytes], source: str) -> Iterator[str | Bad]:
     import pyarrow as pa
     from pyarrow import parquet
@@ -253,12 +223,3 @@ def _parquet(file: IO[bytes], source: str) -> Iterator[str | Bad]:
         yield from values(value for column in batches for value in column)
     except pa.ArrowException as error:
         raise UserError(f"{source}: a broken .parquet file ({str(error).splitlines()[0]}); copy it again") from error
-
-
-def values(scalars: Iterable[Any]) -> Iterator[str | Bad]:
-    """The texts of a column's Arrow scalars; a null, a number or broken UTF-8 is a :class:`Bad` row."""
-    for number, scalar in enumerate(scalars, 1):
-        try:
-            yield checked(scalar.as_py())
-        except ValueError as error:  # UnicodeDecodeError is one
-            yield Bad(f"row {number}", "not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error))

@@ -17,8 +17,6 @@ from typing import Any
 import torch
 
 from rmu_exp import corpora, provenance, share, stop
-from rmu_exp.attacks import items
-from rmu_exp.attacks.scoring import Scorer
 from rmu_exp.corpora import batches as batching
 from rmu_exp.errors import UserError
 from rmu_exp.model import parameters
@@ -27,6 +25,7 @@ from rmu_exp.model.delta import Delta
 from rmu_exp.paths import write_atomic
 from rmu_exp.report import progress, published
 from rmu_exp.run import AUTO
+from rmu_exp.stages.checking import Checking
 from rmu_exp.stages.job import Job
 from rmu_exp.tracking import Tracker
 from rmu_exp.unlearn import lora
@@ -34,7 +33,7 @@ from rmu_exp.unlearn import method as methods
 from rmu_exp.unlearn.loop import frozen_norms, unlearn
 from rmu_exp.unlearn.snapshot import Snapshots
 from rmu_exp.unlearn.trunks import Trunks, shared
-from rmu_exp.unlearn.watch import Accuracy, Watch
+from rmu_exp.unlearn.watch import Watch
 
 log = logging.getLogger("rmu_exp")
 AUTO_BATCHES = 4  # a topic, whose frozen norms steer=auto takes the mean of
@@ -85,7 +84,7 @@ class Training:
             self._resolve(checkpoint.skeleton(self.layers_loaded))
             _ = self.batches
             if run.train.check_every:
-                _ = self.stay
+                _ = self.checking.asked
 
     def _needs(self) -> None:
         """Refuse a model that the method cannot work with."""
@@ -127,6 +126,11 @@ class Training:
             f"tokens of {source}", key, lambda: batching.tokenize(corpus.texts, tokenizer, length, source)
         )
 
+    @cached_property
+    def checking(self) -> Checking:
+        """Questions that are asked while training."""
+        return Checking(self.job)
+
     def _trunks(self, first: int, depth: int) -> AbstractContextManager[Trunks]:
         """Activations that do not depend on what is learnt; adapters make another model of the frozen one."""
         run, budget = self.job.run, int(self.job.run.share.gigabytes * 1e9)
@@ -155,7 +159,7 @@ class Training:
         before = _first_lines(file, snapshots.steps)
         if before:
             log.info("going on behind step %d", snapshots.steps)
-        accuracy = self._accuracy(trained, adapters) if run.train.check_every else None
+        accuracy = self.checking.accuracy(trained, adapters) if run.train.check_every else None
         watch = Watch(accuracy, run.train.check_every, run.train.collapse)
         seconds: list[float] = []
         with file.open("a", encoding="utf-8", buffering=1) as written, progress.training_progress(steps) as bar:
@@ -190,36 +194,6 @@ class Training:
             }
         }
         self.job.save()
-
-    def _accuracy(self, trained: Sequence[parameters.Trained], adapters: lora.Adapters | None) -> Accuracy:
-        """How well questions that should stay are answered: the first ones of each task that is not to be forgotten."""
-        run, job = self.job.run, self.job
-        asked = _interleaved(list(self.stay.values()))[: run.train.check_questions]
-        scorer, model = Scorer(job.checkpoint.tokenizer(), torch.device(job.device)), job.open(None)
-
-        def accuracy(values: Sequence[torch.Tensor] | None) -> float:
-            if values is None:
-                return sum(scorer.correct(model, asked)) / len(asked)
-            now = [w.detach() for w in values]
-            now = adapters.merged(now) if adapters else now
-            with Delta.from_trained(trained, now, None, run.topics, job.checkpoint).applied(model):
-                return sum(scorer.correct(model, asked)) / len(asked)
-
-        return accuracy
-
-    @cached_property
-    def stay(self) -> dict[str, list[items.Item]]:
-        """Letter questions that are not about what is to be forgotten, by task or group.
-
-        Raises:
-            UserError: there are none.
-        """
-        run = self.job.run
-        tasks = [task for task in run.eval.tasks if task not in {*run.data.forget_tasks, "wmdp"}]
-        found = {k: v for k, v in items.load(tasks, run.topics, run.train.check_questions).items() if v}
-        if not found:
-            raise UserError("train.check_every: eval.tasks has no letter questions beside the forget tasks")
-        return found
 
     def _steer(
         self, model: torch.nn.Module, batches: Iterator[batching.Batch]
@@ -309,9 +283,3 @@ def _first_lines(file: Path, steps: int) -> list[dict[str, Any]]:
                     found[metrics["step"]] = metrics
     write_atomic(file, "".join(json.dumps(metrics) + "\n" for metrics in found.values()))
     return list(found.values())
-
-
-def _interleaved(groups: Sequence[Sequence[items.Item]]) -> list[items.Item]:
-    """One of each group in turn."""
-    longest = max(map(len, groups))
-    return [group[i] for i in range(longest) for group in groups if i < len(group)]

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rmu_exp.sweep import trials
 from rmu_exp.sweep.axes import Axis
-
-if TYPE_CHECKING:
-    from rmu_exp.sweep.report import Summary
+from rmu_exp.sweep.summary import Summary
 
 
 def page(summary: Summary) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,32 +10,13 @@ from rmu_exp.paths import write_atomic
 from rmu_exp.report.tables import percent
 from rmu_exp.sweep import axes as axes_of
 from rmu_exp.sweep import front, page, plots, trials
-from rmu_exp.sweep.axes import Asked, Axis, Measure
+from rmu_exp.sweep.axes import Asked, Measure
+from rmu_exp.sweep.summary import Summary
 from rmu_exp.sweep.trials import Trial
 
 REASONS = {"running": "a process is at it", "unfinished": "not started, or cut off", "failed": "", "pruned": ""}
 STATES = ("done", "pruned", "failed", "running", "unfinished")
 FOLD = 40  # trials in report.md's table; all of them are in report.html
-
-
-@dataclass(frozen=True)
-class Summary:
-    """All that a report shows.
-
-    Attributes:
-        trials: all trials.
-        axes: what they are compared by.
-        front: those that no other beats on every axis.
-        chosen: the one to take.
-        plots: the files drawn.
-    """
-
-    folder: Path
-    trials: list[Trial]
-    axes: list[Axis]
-    front: list[Trial]
-    chosen: Trial | None
-    plots: list[Path]
 
 
 def write(folder: Path, names: Sequence[str], asked: Asked | None = None, tracking: Any = None) -> list[Trial]:

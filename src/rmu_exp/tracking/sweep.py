@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from rmu_exp.sweep.summary import Summary
 from rmu_exp.tracking.weights_and_biases import WandbTracker
-
-if TYPE_CHECKING:
-    from rmu_exp.sweep.report import Summary
 
 
 def log_sweep(summary: Summary, tracking: Any) -> None:
