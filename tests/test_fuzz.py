@@ -294,9 +294,11 @@ def claims(folder: Path) -> dict[str, str]:
     for task, row in told.get("qa", {}).items():
         for who in {"base", "unlearned"} & row.keys():
             found |= {f"{task} {who} {key}": row[who][key] for key in ("acc", "stderr", "ci95", "n")}
-        found |= {f"{task} {key}": row[key] for key in {"mcnemar", "p_chance"} & row.keys()}
+        found |= {f"{task} mcnemar {key}": row["mcnemar"][key] for key in ("lost", "gained", "p") if "mcnemar" in row}
+        found |= {f"{task} p_chance": row["p_chance"]} if "p_chance" in row else {}
     for name, entry in told.get("attacks", {}).items():
-        found |= {f"{name} {key}": entry[key] for key in {"forget_acc", "n", "ci95"} & entry.keys()}
+        for key in {"forget_acc", "ci95"} & entry.keys():
+            found |= {f"{name} {key} {when}": entry[key][when] for when in ("before", "after")}
     origin = told.get("provenance", {})
     for key in {"config", "config_hash", "data_hashes", "model_digest", "delta_digest"} & origin.keys():
         found[key] = origin[key]

@@ -12,14 +12,14 @@ ORDER = ("forget", "wmdp", "adjacent", "general", "mmlu")
 def rows(qa: dict[str, Any]) -> list[tuple[int, str]]:
     """Names of groups and tasks in reading order, each with its depth: 0 for a group, 1 for a task of it.
 
-    A task that is in several groups stands in the smallest.
+    A task that is in several groups stands in the smallest; one that was not asked in none.
     """
     groups = sorted((n for n in qa if "tasks" in qa[n]), key=lambda n: len(qa[n]["tasks"]))
     home = {task: group for group in reversed(groups) for task in qa[group]["tasks"]}
     order = sorted(groups, key=lambda n: ("_open" in n, _rank(n), -len(qa[n]["tasks"])))
     listed: list[tuple[int, str]] = []
     for group in order:
-        listed += [(0, group), *((1, task) for task in qa[group]["tasks"] if home[task] == group)]
+        listed += [(0, group), *((1, task) for task in qa[group]["tasks"] if task in qa and home[task] == group)]
     return listed + [(0, name) for name in qa if name not in groups and name not in home]
 
 
