@@ -73,10 +73,11 @@ def test_a_disk_that_is_full_at_any_request_of_a_run(shim: Path, tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_a_disk_that_becomes_read_only(shim: Path, tmp_path: Path) -> None:
-    _, *others = runs(shim, tmp_path, "run", "EROFS", 15)
+@pytest.mark.parametrize(("error", "words"), [("EROFS", "has become read-only"), ("EIO", "input/output error")])
+def test_a_disk_that_breaks(shim: Path, tmp_path: Path, error: str, words: str) -> None:
+    _, *others = runs(shim, tmp_path, "run", error, 15)
     for line in others:
-        check_resumable(line, tmp_path, "has become read-only")
+        check_resumable(line, tmp_path, words)
 
 
 @pytest.mark.slow

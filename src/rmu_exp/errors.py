@@ -6,10 +6,15 @@ from rmu_exp.secrets import redact
 
 
 class TellingError(Exception):
-    """An error told in one line, in which no secret stands."""
+    """An error told in one line, in which no secret stands and nothing that a terminal would obey."""
 
     def __init__(self, message: object) -> None:
-        super().__init__(redact(str(message)))
+        super().__init__(redact(plain(str(message))))
+
+
+def plain(text: str) -> str:
+    """Text from anywhere on one line: line ends become spaces, what cannot be printed is escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(text.splitlines()))
 
 
 class UserError(TellingError):
