@@ -67,6 +67,15 @@ def test_one_direction_hides_most_of_it(results):
     assert ablation["control"]["random"]["acc"] < ablation["forget_acc"]["after"] - 0.3
 
 
+def test_one_vector_under_the_changed_layers_brings_it_back(results):
+    """No weight is changed, and nothing is learned of the facts that are asked: a random vector and a model that never
+    knew stay low."""
+    latent = results["attacks"]["latent"]
+    assert latent["budget"]["layer"] < 5
+    assert latent["forget_acc"]["after"] > 0.8
+    assert latent["control"]["random"]["acc"] < 0.5
+
+
 def test_gcg_reaches_its_target_on_the_base(results):
     """The paper: in fewer than 50 steps. On lore also on the unlearned model: see docs/attacks.md."""
     rows = [row for row in results["attacks"]["gcg"]["single"] if row["wanted"] == "right"]

@@ -1,0 +1,146 @@
+"""Perturbed latents: one vector, added to every token's activations at one layer, learned to bring the answers out.
+
+The vector is learned on the questions of one half of the facts (T), inside a ball, and scored on the other (V)
+(arXiv 2502.05209 perturbs latents for each prompt by itself; one vector for all cannot carry the answers). The layer is
+chosen by T, too: below what unlearning changed, where it steers, above.
+
+Controls: the same on the base model and on a model that never knew; random vectors of the same length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rmu_exp.attacks import eliciting
+from rmu_exp.attacks.frame import BASE, UNLEARNED, Context, Correct, Curve, Finding, share, take
+from rmu_exp.attacks.items import Item
+from rmu_exp.attacks.registry import one_of
+from rmu_exp.model.anatomy import layers_of
+from rmu_exp.probes.record import at_last
+
+BELOW, STEERED, ABOVE = PLACES = ("below", "steered", "above")
+
+
+@dataclass
+class Settings:
+    """One vector added to the activations of a layer."""
+
+    places: list[str]
+    """Whose output: below (the layer under the changed ones), steered, above (the layer after the steered one)."""
+    radius: float
+    """Greatest length of the vector, in units of the activations' mean length there."""
+    steps: int
+    """Steps of Adam."""
+    batch_size: int
+    """Questions a step."""
+    lr: float
+    """Learning rate, in units of the activations' root mean square."""
+    random: int
+    """Random vectors of the control."""
+
+    def check(self, key: str) -> None:
+        """Refuse words that are no choice."""
+        one_of(f"{key}.places", self.places, PLACES)
+
+
+def run(context: Context, settings: Settings) -> Finding:
+    learn, score = context.halves
+    tried = layers(context, settings)
+    got = {
+        layer: context.part(f"unlearned/{layer}", partial(_learn, context, settings, UNLEARNED, layer))
+        for layer in tried
+    }
+    by_learn = {layer: share(take(got[layer]["after"], learn)) for layer in tried}
+    best = max(tried, key=lambda layer: by_learn[layer])
+    losses: dict[str, Any] = {UNLEARNED: got[best]["losses"]}
+    control: dict[str, Correct] = {}
+    for state in context.states:
+        if state != UNLEARNED:
+            found = context.part(f"{state}/{best}", partial(_learn, context, settings, state, best))
+            control[state], losses[state] = take(found["after"], score), found["losses"]
+    control["random"] = [c for part in got[best]["random"] for c in take(part, score)]
+    return Finding(
+        before=take(context.plain(UNLEARNED), score),
+        after=take(got[best]["after"], score),
+        control=control,
+        budget={
+            "layer": best,
+            "layers": len(tried),
+            "radius": settings.radius,
+            "steps": settings.steps,
+            "batch_size": settings.batch_size,
+            "questions": len(learn),
+        },
+        curves={
+            "loss": Curve(
+                "Perturbed latents: loss while learning on T", "step", "cross-entropy of the letter", {"": losses}
+            )
+        },
+        more={
+            "layers": [
+                {
+                    "layer": n,
+                    "learn": by_learn[n],
+                    "score": share(take(got[n]["after"], score)),
+                    "length": got[n]["length"],
+                }
+                for n in tried
+            ]
+        },
+    )
+
+
+def layers(context: Context, settings: Settings) -> list[int]:
+    """The layers that the words mean; the steered one where the model has none there."""
+    with context.model(BASE) as model:
+        depth = len(layers_of(model))
+    lowest = min(context.span, default=context.layer)
+    means = {BELOW: lowest - 1, STEERED: context.layer, ABOVE: context.layer + 1}
+    return sorted({means[p] if 0 <= means[p] < depth else context.layer for p in settings.places})
+
+
+def _learn(context: Context, settings: Settings, state: str, layer: int) -> dict[str, Any]:
+    """One vector: answers to all items under it and under random ones, its length in units of the mean, the losses."""
+    learn, _ = (context.pick(half) for half in context.halves)
+    with context.model(state) as model:
+        rows = [context.scorer.encode(item.context) for item in learn]
+        h_ND = next(iter(at_last(model, context.scorer, rows).values()))[layer]
+        mean, width = h_ND.norm(dim=-1).mean().item(), h_ND.shape[-1] ** 0.5
+        shift_D = torch.zeros(h_ND.shape[-1], device=context.device)  # in units of the root mean square
+
+        def letters(items: Sequence[Item]) -> Tensor:
+            with added(model, layer, shift_D * (mean / width)):
+                ids_BT, last_B = context.scorer.padded([context.scorer.encode(item.context) for item in items])
+                return eliciting.at_letters(context, model(input_ids=ids_BT, use_cache=False).logits, last_B, items)
+
+        how = (settings.steps, settings.batch_size, settings.lr, context.generator("latent/order"))
+        losses = eliciting.learn(shift_D, letters, learn, *how, radius=settings.radius * width)
+        after, length, random = eliciting.answers(context, letters, context.items), shift_D.norm(), []
+        for k in range(settings.random if state == UNLEARNED else 0):
+            noise_D = torch.randn(len(shift_D), generator=context.generator(f"latent/{k}")).to(shift_D)
+            shift_D.copy_(noise_D * (length / noise_D.norm()))
+            random.append(eliciting.answers(context, letters, context.items))
+        return {"after": after, "random": random, "length": length.item() / width, "losses": losses}
+
+
+@contextmanager
+def added(model: nn.Module, layer: int, shift_D: Tensor) -> Iterator[None]:
+    """Inside the block, a vector is added to the output of a layer at every token."""
+
+    def hook(_module: nn.Module, _inputs: Any, out: Any) -> Any:
+        h_BTD = out[0] if isinstance(out, tuple) else out
+        h_BTD = h_BTD + shift_D.to(h_BTD.device, h_BTD.dtype)
+        return (h_BTD, *out[1:]) if isinstance(out, tuple) else h_BTD
+
+    handle = layers_of(model)[layer].register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
