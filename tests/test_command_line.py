@@ -36,6 +36,8 @@ def train(*words: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str
         (["alpha=[1,2,3]"], ["alpha", "3 values", "hexes, wards"]),
         (["seed=x"], ["seed", "'x'", "whole number"]),
         (["+foo=1"], ["foo", "no such key"]),
+        (["train=${layer}"], ["train", "got 7", "a group of keys"]),
+        (["data.topics=${layer}"], ["data.topics", "got 7", "[a,b]"]),
         (["layer=3,5"], ["layer", "-m"]),
         (["-m", "layer=3,5,99x"], ["layer", "'99x'"]),
         (["train.lr=0"], ["train.lr", "> 0"]),

@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rmu_exp import pipeline, provenance, rundir
 from rmu_exp.errors import UserError
 from rmu_exp.judge import pair
-from rmu_exp.model.checkpoint import Checkpoint, named
+from rmu_exp.model.checkpoint import Checkpoint, locate, named
 from rmu_exp.model.delta import Delta
 from rmu_exp.model.parameters import on_disk
 from rmu_exp.run import Data, Judge, Model
@@ -87,6 +87,11 @@ class Judgement(Job):
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
+        if self.run.base is None and self.other is None:
+            model = self.run.model  # at the commit that the Delta was made for
+            return locate(
+                model.name, model.path, self.changes.base.get("revision") or model.revision, model.trust_remote_code
+            )
         if self.run.base is None:
             return super().checkpoint
         return named(self.run.base, "base", self.run.model)
@@ -107,7 +112,13 @@ class Judgement(Job):
         return f"judge-{Path(self.run.unlearned).name}", ["judge", self.run.data.name]
 
     def check(self) -> None:
-        """Refuse a model that differs where no Delta reaches."""
+        """Refuse a model that differs where no Delta reaches, a Delta of another base, and other models than before."""
+        if self.other is None:
+            self.changes.refuse_other_base(self.checkpoint, f"unlearned: {self.run.unlearned}")
+        origin = self.results.get("provenance", {})
+        found = {"model_digest": self.checkpoint.digest(), "delta_digest": self.changes.digest()}
+        if any(origin.get(key, value) != value for key, value in found.items()):
+            raise UserError(f"output: {self.folder} judged other weights than are there now; choose another folder")
         missing = sorted(set(self.changes.tensors) - set(on_disk(self.checkpoint.skeleton(self.checkpoint.depth))))
         if missing:
             raise UserError(
@@ -135,7 +146,7 @@ class Describing:
 
     def carry_out(self, tracker: Tracker) -> None:
         job, run = self.job, self.job.run
-        texts = {c.source: c.digest for side in job.texts for c in side} if run.attacks else {}
+        texts = job.text_digests if run.attacks else {}
         about: dict[str, Any] = {"model": job.checkpoint.name, "unlearned": run.unlearned, "seed": run.seed}
         about |= {"topics": run.topics, "changed_tensors": sorted(job.changes.tensors)}
         job.results |= {

@@ -45,6 +45,7 @@ def parse(config: DictConfig) -> Run:
         run.method = _method(config.method)
     except OmegaConfBaseException as error:
         raise UserError(one_line(error)) from error
+    _check_lists(run)
     _check(run)
     return run
 
@@ -86,6 +87,7 @@ def parse_judge(config: DictConfig) -> Judge:
     except OmegaConfBaseException as error:
         raise UserError(one_line(error)) from error
     assert isinstance(judge, Judge)
+    _check_lists(judge)
     if judge.seed < 0:
         raise UserError(f"seed: got {judge.seed}, allowed is 0 or more")
     if judge.eval.backend not in ("fast", "stock"):
@@ -163,6 +165,16 @@ def _check(run: Run) -> None:
     }
     _check_choices(run, choices)
     _check_parts(run)
+
+
+def _check_lists(part: Any, prefix: str = "") -> None:
+    """OmegaConf lets an interpolation put anything in a list's place."""
+    for field in dataclasses.fields(part):
+        value, key, kind = getattr(part, field.name), f"{prefix}{field.name}", str(field.type)
+        if dataclasses.is_dataclass(value):
+            _check_lists(value, f"{key}.")
+        elif kind.startswith("list[") and not isinstance(value, list) and not (value is None and "None" in kind):
+            raise UserError(f"{key}: got {show(value)}, allowed is a list such as '{key}=[a,b]'")
 
 
 def _check_choices(run: Run | Judge, choices: dict[str, tuple[str, ...]]) -> None:

@@ -109,14 +109,15 @@ def test_an_attack_that_fails_leaves_the_others(context, monkeypatch):
         "quantise": {"bits": [8], "group": 64},
     }
     results: dict = {}
-    for _, found in suite.carry_out(context, chosen):
+    for _, found in suite.carry_out(context, chosen, "these"):
         suite.merge(results, found)
     assert results["attacks"]["prune"]["error"] == "ValueError: no luck"
     assert "forget_acc" in results["attacks"]["quantise"]
     assert quantise.Settings([8], 64)
-    assert list(suite.missing(chosen, results)) == ["prune"]
+    assert list(suite.missing(chosen, results, "these")) == ["prune"]
+    assert suite.missing(chosen, results, "others") == chosen  # another model, other texts or questions
     other = {"quantise": {"bits": [4], "group": 64}}
-    assert suite.missing(other, results) == other
+    assert suite.missing(other, results, "these") == other
 
 
 def test_worst_case_has_an_interval_for_the_largest_of_all():

@@ -19,22 +19,30 @@ from rmu_exp.secrets import redact
 log = logging.getLogger("rmu_exp")
 
 
-def missing(chosen: dict[str, dict[str, Any]], results: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The attacks whose result is not there yet, or was found with other settings, or failed."""
+def missing(chosen: dict[str, dict[str, Any]], results: dict[str, Any], of: str) -> dict[str, dict[str, Any]]:
+    """The attacks whose result is not there yet, or was found with other settings or on something else, or failed.
+
+    Args:
+        of: what is attacked and asked, as :func:`carry_out` notes it.
+    """
     known = results.get("attacks", {})
     return {
         name: settings
         for name, settings in chosen.items()
-        if known.get(name, {}).get("settings") != settings or "error" in known[name]
+        if known.get(name, {}).get("settings") != settings or known[name].get("of") != of or "error" in known[name]
     }
 
 
 def carry_out(
-    context: Context, chosen: dict[str, dict[str, Any]], journal: Callable[..., Journal] = lambda *of: Journal()
+    context: Context,
+    chosen: dict[str, dict[str, Any]],
+    of: str = "",
+    journal: Callable[..., Journal] = lambda *of: Journal(),
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Run the attacks.
 
     Args:
+        of: a digest of the models, texts and questions.
         journal: what an attack with some settings has done so far of its parts.
 
     Yields:
@@ -43,17 +51,17 @@ def carry_out(
     """
     for name, values in chosen.items():
         log.info("attack %s: %s", name, values)
-        began, context.journal = time.perf_counter(), journal(f"attack-{name}", values)
+        began, context.journal = time.perf_counter(), journal(f"attack-{name}", values, of)
         try:
             found = registry.module(name).run(context, registry.settings(name, values))
-            result = found.top | {"attacks": {name: {"settings": values} | entry(found, context.chance)}}
+            result = found.top | {"attacks": {name: {"settings": values, "of": of} | entry(found, context.chance)}}
         except Exception as error:
             if disk.is_cause(error):
                 raise  # the next attack would find the disk no better
             log.exception("attack %s failed", name)
             told = str(error) if isinstance(error, (UserError, RunError)) else f"{type(error).__name__}: {error}"
             line = redact((told.splitlines() or [""])[0])
-            result = {"attacks": {name: {"settings": values, "error": line}}}
+            result = {"attacks": {name: {"settings": values, "of": of, "error": line}}}
             log.warning("attack %s failed: %s", name, line)
         result["attacks"][name].setdefault("budget", {})["seconds"] = round(time.perf_counter() - began, 2)
         yield name, result

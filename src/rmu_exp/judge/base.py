@@ -24,7 +24,12 @@ log = logging.getLogger("rmu_exp")
 
 
 def judged(
-    checkpoint: Checkpoint, settings: Eval, dtype: torch.dtype, device: str, ask: Callable[[Path], Answers]
+    checkpoint: Checkpoint,
+    settings: Eval,
+    dtype: torch.dtype,
+    device: str,
+    ask: Callable[[Path], Answers],
+    anew: bool = False,
 ) -> Answers:
     """The answers of the base model, from the cache when the same question set was put to it before.
 
@@ -32,10 +37,11 @@ def judged(
 
     Args:
         ask: puts the questions to the checkpoint in a folder.
+        anew: the kept answers are to other questions, since the tasks' data have changed.
     """
     what = {
-        "model": checkpoint.digest(),
-        "settings": dataclasses.asdict(settings),
+        "model": checkpoint.identity(),
+        "settings": dataclasses.asdict(dataclasses.replace(settings, perplexity=None)),
         "dtype": str(dtype),
         "device": device.partition(":")[0],
         "versions": [version(name) for name in ("rmu_exp", "lm-eval", "torch", "transformers")],
@@ -43,7 +49,7 @@ def judged(
     key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
     file = cache_path() / "base" / f"{key}.json"
     with _alone(file):  # of trials that start together one asks, the others wait for its answers
-        if (known := _read(file)) is not None:
+        if not anew and (known := _read(file)) is not None:
             return known
         checkpoint.fetch()
         answers = ask(checkpoint.folder)

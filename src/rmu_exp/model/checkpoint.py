@@ -28,6 +28,7 @@ from rmu_exp.model.anatomy import drop_norm, norm_of
 from rmu_exp.model.repository import Snapshot, snapshot
 
 TOKENIZER = ("tokenizer", "vocab", "spiece.model", "sentencepiece")
+TOKEN_FILES = (*TOKENIZER, "merges", "special_tokens", "added_tokens")
 PER_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers", "layers_block_type")
 SHIPPED = {"lore": "weights", "lore:never": "never"}
 HEADS = ("lm_head.", "embed_out.")
@@ -192,6 +193,14 @@ class Checkpoint:
             if own is None:
                 return f"commit:{self.revision}"
             total.update(f"{file.name}:{own}\n".encode())
+        return f"sha256:{total.hexdigest()}"
+
+    def identity(self) -> str:
+        """sha256 over all that decides what it computes: weights, configuration, tokenizer, its own code."""
+        total = hashlib.sha256(self.digest().encode())
+        for file in sorted(self.folder.iterdir()):
+            if file.name == "config.json" or file.suffix == ".py" or file.name.startswith(TOKEN_FILES):
+                total.update(f"{file.name}:{hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
         return f"sha256:{total.hexdigest()}"
 
     def about(self) -> dict[str, str]:

@@ -105,6 +105,18 @@ class Delta:
         _check(path, about, tensors, control)
         return Delta(tensors, control, about["topics"], about["base"])
 
+    def refuse_other_base(self, checkpoint: Checkpoint, key: str) -> None:
+        """Refuse a checkpoint that the Delta was not made for: by content, or by commit where no content is at hand.
+
+        Raises:
+            UserError: its message begins with ``key``.
+        """
+        mine = checkpoint.about()
+        known = [k for k in ("digest", "revision") if self.base.get(k) and mine[k]]
+        if known and all(self.base[k] != mine[k] for k in known):
+            was = f"{self._base()} ({self.base[known[0]]})"
+            raise UserError(f"{key}: this Delta was made for {was}, not for {checkpoint.name} ({mine[known[0]]})")
+
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[nn.Module]:
         """The model with the Delta in it, inside the block; exactly the base again behind it."""

@@ -39,7 +39,7 @@ def export(checkpoint: Checkpoint, delta: Delta, out: Path, card: str | None = N
     """
     if out.exists():
         raise UserError(f"export: {out} exists already; choose another folder or move it away")
-    _check_base(checkpoint, delta)
+    delta.refuse_other_base(checkpoint, "export")
     checkpoint.fetch()
     places = checkpoint.places(delta.tensors)
     for name, value in delta.tensors.items():
@@ -55,15 +55,6 @@ def export(checkpoint: Checkpoint, delta: Delta, out: Path, card: str | None = N
     except OSError as error:
         raise RunError(f"export: {out} cannot be written ({error}); nothing was left there") from error
     return out
-
-
-def _check_base(checkpoint: Checkpoint, delta: Delta) -> None:
-    """By content, or by commit where the content was not at hand."""
-    mine = checkpoint.about()
-    known = [key for key in ("digest", "revision") if delta.base.get(key) and mine[key]]
-    if known and all(delta.base[key] != mine[key] for key in known):
-        was = f"{delta.base.get('name', 'another model')} ({delta.base[known[0]]})"
-        raise UserError(f"export: this Delta was made for {was}, not for {checkpoint.name} ({mine[known[0]]})")
 
 
 def _check_fits(checkpoint: Checkpoint, name: str, value: Tensor, places: dict[str, Place]) -> None:

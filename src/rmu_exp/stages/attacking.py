@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import json
 from functools import cached_property
 from typing import Any
 
@@ -22,8 +25,18 @@ class Attacking:
 
     @property
     def chosen(self) -> dict[str, dict[str, Any]]:
-        """The attacks that are still to be carried out."""
-        return suite.missing(self.job.run.attacks, self.job.results)
+        """The attacks that are still to be carried out; none on a trial that its search has given up."""
+        chosen, results = self.job.run.attacks, self.job.results
+        return suite.missing(chosen, results, self.of) if chosen and "pruned" not in results else {}
+
+    @cached_property
+    def of(self) -> str:
+        """What the attacks' results belong to: the models, the texts, the questions."""
+        job, (asked, others) = self.job, self.questions
+        never = job.never.identity() if job.run.model.never is not None else None
+        questions = [[dataclasses.astuple(item) for item in group] for group in (asked, *others.values())]
+        what = [job.checkpoint.identity(), job.changes.digest(), never, job.text_digests, list(others), questions]
+        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
     @cached_property
     def questions(self) -> tuple[list[items.Item], dict[str, list[items.Item]]]:
@@ -34,7 +47,7 @@ class Attacking:
         return asked, {k: v for k, v in items.load(others, run.topics, run.eval.limit).items() if v}
 
     def preflight(self) -> None:
-        if not self.chosen:
+        if not self.job.run.attacks:
             return
         if self.job.run.model.never is not None:
             self.job.refuse_other(self.job.never)
@@ -43,7 +56,7 @@ class Attacking:
     def carry_out(self, tracker: Tracker) -> None:
         if not self.chosen:
             return
-        for _, found in suite.carry_out(self._context(), self.chosen, self.job.journal):
+        for _, found in suite.carry_out(self._context(), self.chosen, self.of, self.job.journal):
             suite.merge(self.job.results, found)
             self.job.save()
 

@@ -56,7 +56,8 @@ class Job:
     def checkpoint(self) -> Checkpoint:
         """The base model."""
         model = self.run.model
-        return locate(model.name, model.path, model.revision, model.trust_remote_code)
+        before = self.results.get("provenance", {}).get("model_revision")  # a run goes on with the commit it began with
+        return locate(model.name, model.path, model.revision or before, model.trust_remote_code)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -77,9 +78,8 @@ class Job:
         return self.folder / "state"
 
     def mark(self, *about: object) -> str:
-        """What kept work belongs to: the settings, the program's versions, the Delta, and ``about``."""
-        delta = hashlib.sha256(self.delta.read_bytes()).hexdigest() if self.delta.is_file() else None
-        what = [self.run.digest, provenance.versions(), torch.get_num_threads(), delta, *about]
+        """What kept work belongs to: the settings, the base model, the program's versions, and ``about``."""
+        what = [self.run.digest, self.checkpoint.identity(), provenance.versions(), torch.get_num_threads(), *about]
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
     def journal(self, stage: str, *about: object) -> Journal:
@@ -100,6 +100,11 @@ class Job:
     def texts(self) -> tuple[list[corpora.Corpus], list[corpora.Corpus]]:
         """The forget and the retain corpora, one a topic."""
         return corpora.load(self.run.data)
+
+    @cached_property
+    def text_digests(self) -> dict[str, str]:
+        """Corpus to the sha256 of its texts."""
+        return {c.source: c.digest for side in self.texts for c in side}
 
     @property
     def name(self) -> tuple[str, list[str]]:
@@ -126,6 +131,8 @@ class Job:
 
     def check(self) -> None:
         """What takes reading weights to refuse; comes last before anything is written."""
+        if "train" in self.results and self.delta.is_file():
+            self.changes.refuse_other_base(self.checkpoint, f"output: {self.folder}")
 
     def save(self) -> None:
         """Write results.json."""

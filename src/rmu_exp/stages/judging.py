@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -64,13 +65,19 @@ class Judging:
     def _ask(self, model: Any, tokenizer: Any) -> None:
         job = self.job
 
-        def ask(who: str) -> qa.Answers:
-            return qa.ask(model, tokenizer, job.run.eval, job.journal(f"questions-{who}"))
+        def ask(who: str, *about: object) -> qa.Answers:
+            return qa.ask(model, tokenizer, job.run.eval, job.journal(f"questions-{who}", *about))
 
-        before = base.judged(job.checkpoint, job.run.eval, job.dtype, job.device, lambda _folder: ask("base"))
+        before = self._base(lambda _folder: ask("base"))
         with job.changes.applied(model):
-            if self.hopeless is None or not self._given_up(self.hopeless, before, model, tokenizer):
-                self._answered(before, ask("unlearned"))
+            if self.hopeless is not None and self._given_up(self.hopeless, before, model, tokenizer):
+                return
+            after = ask("unlearned", job.changes.digest())
+        self._answered(before, after, lambda _folder: ask("base"))
+
+    def _base(self, ask: Callable[[Path], qa.Answers], anew: bool = False) -> qa.Answers:
+        job = self.job
+        return base.judged(job.checkpoint, job.run.eval, job.dtype, job.device, ask, anew)
 
     def _read(self, model: Any, tokenizer: Any) -> None:
         size = {"max_length": self.job.checkpoint.context, "max_batch_tokens": PERPLEXITY_TOKENS}
@@ -87,8 +94,7 @@ class Judging:
         def outside(folder: Path) -> qa.Answers:
             return qa.ask_backend(folder, job.run.eval, job.run.model)
 
-        before = base.judged(job.checkpoint, job.run.eval, job.dtype, job.device, outside)
-        self._answered(before, outside(job.folder / "model"))
+        self._answered(self._base(outside), outside(job.folder / "model"), outside)
 
     def _given_up(self, hopeless: Hopeless, before: qa.Answers, model: Any, tokenizer: Any) -> bool:
         """Whether the first questions of each task already show that the run is beaten."""
@@ -102,7 +108,9 @@ class Judging:
             self.job.save()
         return because is not None
 
-    def _answered(self, before: qa.Answers, after: qa.Answers) -> None:
+    def _answered(self, before: qa.Answers, after: qa.Answers, ask_base: Callable[[Path], qa.Answers]) -> None:
+        if before.hashes != after.hashes:  # kept answers to other questions
+            before = self._base(ask_base, anew=True)
         lines = [
             json.dumps({"task": task, "question": i, "target": target, "base": b, "unlearned": u})
             for task in before.targets

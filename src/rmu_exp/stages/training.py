@@ -81,8 +81,15 @@ class Training:
             )
         if not self.done:
             self._needs()
-            self._resolve(checkpoint.skeleton(self.layers_loaded))
-            _ = self.batches
+            trained = self._resolve(checkpoint.skeleton(self.layers_loaded))
+            lowest = min(t.layer for t in trained)
+            self.method.Method.refuse(self.settings, run.layer, lowest, run.train.max_batches)
+            steps, topics = self.batches[0], len(run.topics)
+            if run.steer == AUTO and steps < topics:
+                raise UserError(
+                    f"steer: got auto, which looks at each topic's first batches, but {steps} steps reach {steps} of "
+                    f"{topics} topics; give a number, or train.max_batches={topics} or more"
+                )
             if run.train.check_every:
                 _ = self.checking.asked
 
@@ -155,7 +162,9 @@ class Training:
         self.steer, batches = self._steer(model, batches)
         method = self.method.Method(self.settings, self._context(steps))
         decay = steps if run.train.schedule == "linear" else None
-        snapshots = Snapshots(self.job.state / "training.safetensors", self.job.mark(), run.train.save_every)
+        snapshots = Snapshots(
+            self.job.state / "training.safetensors", self.job.mark(self.job.text_digests), run.train.save_every
+        )
         before = _first_lines(file, snapshots.steps)
         if before:
             log.info("going on behind step %d", snapshots.steps)
@@ -260,7 +269,7 @@ class Training:
             "provenance": provenance.describe(run, self.job.device)
             | {
                 "command": self.job.command,
-                "data_hashes": {c.source: c.digest for side in self.job.texts for c in side},
+                "data_hashes": self.job.text_digests,
                 "model_revision": self.job.checkpoint.revision,
                 "model_digest": self.job.checkpoint.digest(),
                 "delta_digest": delta.digest(),

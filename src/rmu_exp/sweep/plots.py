@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -216,8 +217,18 @@ def _norm_lines(folder: Path) -> list[dict[str, Any]]:
     file = folder / "metrics.jsonl"
     if not file.is_file():
         return []
-    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-    return [line for line in lines if "norm_forget_updated" in line]
+    found = []
+    for line in file.read_bytes().splitlines():
+        with suppress(ValueError, RecursionError):  # a trial may be writing it, or have been cut off
+            found.append(json.loads(line))
+    return [m for m in found if _has_norms(m)]
+
+
+def _has_norms(metrics: Any) -> bool:
+    if not isinstance(metrics, dict) or not isinstance(metrics.get("topic"), str):
+        return False
+    drawn = ["step", "steer", "norm_forget_updated", *(key for key in metrics if key.startswith("norm_"))]
+    return all(isinstance(metrics.get(key), (int, float)) for key in drawn)
 
 
 def _title(figure: Figure, text: str) -> None:

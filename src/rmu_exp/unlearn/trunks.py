@@ -157,8 +157,7 @@ def shared(
     """
     place = torch.cuda.get_device_name(device) if device.startswith("cuda") else torch.backends.cpu.get_cpu_capability()
     what = {
-        "model": checkpoint.digest(),
-        "config": [hashlib.sha256(f.read_bytes()).hexdigest() for f in _code(checkpoint.folder)],
+        "model": checkpoint.identity(),
         "cut": [first, depth],
         "dtype": str(dtype),
         "device": [device.partition(":")[0], place, torch.get_num_threads()],
@@ -179,10 +178,6 @@ def shared(
         kept.discard()
         raise
     kept.publish()
-
-
-def _code(folder: Path) -> list[Path]:
-    return sorted(f for f in folder.iterdir() if f.name == "config.json" or f.suffix == ".py")
 
 
 def _mapped(index: Path) -> dict[str, Tensor]:
