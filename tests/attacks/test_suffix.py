@@ -68,6 +68,31 @@ def test_candidates_survive_being_written(model, context, targets):
         assert found.survives(row)
 
 
+def test_tokens_of_a_lossless_tokenizer_survive():
+    """Byte-level BPE (Llama 3, Qwen, OLMo) keeps every space that is written."""
+    from types import SimpleNamespace
+
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer, inner.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    words = ["the", "river", "runs", "past", "a", "quiet", "mill", "and", "over", "the", "old", "bridge\nAnswer:", "A"]
+    trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    inner.train_from_iterator([" ".join(words[i:] + words[:i]) for i in range(len(words))], trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner)
+
+    def encode(text):
+        return list(tokenizer(text)["input_ids"])
+
+    found = object.__new__(Search)
+    found.scorer = SimpleNamespace(tokenizer=tokenizer, encode=encode)
+    head, tail = cut(found.scorer, "the old mill and the river\nAnswer:")
+    found.targets = [Target(head, tail, 0, {})]
+    assert found.survives(encode(" runs past the bridge"))
+    assert not found.survives(encode(" runs past the bri") + encode("dge"))  # would be one token when written
+
+
 def test_a_step_never_raises_the_loss_and_the_base_is_reached(model, context):
     index, start = gcg._hard(context, gcg.Settings(6, 10, 1, 2, 48, 64, 1.0), "hexes")
     found = search(model, context, [gcg._target(context, index, None)], width=48, topk=64)

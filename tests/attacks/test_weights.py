@@ -10,6 +10,7 @@ import torch
 from rmu_exp.attacks import ablation, prompts, prune, quantise, relearn
 from rmu_exp.attacks.frame import UNLEARNED, share
 from rmu_exp.attacks.items import Item
+from rmu_exp.errors import RunError
 
 
 def test_rounding_by_hand():
@@ -100,8 +101,126 @@ def test_only_what_was_changed_is_finetuned(context):
     assert names == [f"model.layers.{i}.mlp.down_proj.weight" for i in (5, 6, 7)]
 
 
+def test_finetuning_is_adamw_step_by_step(context):
+    """Against a plain loop with torch's own parts: one text after the other, whole batches or in parts."""
+    settings = relearn.Settings(["split"], [8], 3, 4, 1e-3, "changed", "full", 4, 1, 64, True)
+    texts = relearn._texts(context, "split")[:8]
+    rows = [relearn._row_of(context, text, settings) for text in texts] * 2
+    plain, mine = context.copy(UNLEARNED), context.copy(UNLEARNED)
+    for model in (plain, mine):
+        for name in relearn._changed(context, model):
+            model.get_parameter(name).requires_grad_(True)
+    relearn._train(mine, rows, settings, context.device, lambda step: None)
+    trained = [w for w in plain.parameters() if w.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-3, weight_decay=0.0)
+    for step in range(3):
+        optimizer.param_groups[0]["lr"] = 1e-3 * (1 - step / 3)
+        optimizer.zero_grad()
+        losses = []
+        for ids, wanted in rows[4 * step : 4 * step + 4]:
+            logits = plain(input_ids=torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
+            losses += [-logits[i, t] for i, (t, w) in enumerate(zip(ids[1:], wanted[1:], strict=True)) if w]
+        torch.stack(losses).mean().backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+    with context.model(UNLEARNED) as start:
+        for name in relearn._changed(context, start):
+            a, b, was = (model.get_parameter(name).detach() for model in (mine, plain, start))
+            assert (a - b).norm() < 1e-2 * (b - was).norm()  # Adam's first steps magnify the rounding of tiny gradients
+            assert (b - was).norm() > 0.1
+
+
+def test_a_batch_that_does_not_fit_goes_through_in_parts(context, monkeypatch):
+    settings = relearn.Settings(["split"], [8], 1, 4, 1e-3, "changed", "full", 4, 1, 64, True)
+    rows = [relearn._row_of(context, text, settings) for text in relearn._texts(context, "split")[:4]]
+    model = context.copy(UNLEARNED)
+    weights = [model.get_parameter(name).requires_grad_(True) for name in relearn._changed(context, model)]
+    parts, whole = relearn._gradients(model, weights, rows, 1, context.device)
+    expected = [w.grad.clone() for w in weights]
+    collate = relearn._collate
+
+    def small(some):
+        if len(some) > 1:
+            raise torch.OutOfMemoryError("out of memory")
+        return collate(some)
+
+    monkeypatch.setattr(relearn, "_collate", small)
+    for w in weights:
+        w.grad = None
+    in_parts, loss = relearn._gradients(model, weights, rows, 1, context.device)
+    assert (parts, in_parts) == (1, 4)
+    assert loss == pytest.approx(whole, rel=1e-5)
+    for w, grad in zip(weights, expected, strict=True):
+        assert torch.allclose(w.grad, grad, rtol=1e-3, atol=1e-6)
+    monkeypatch.setattr(relearn, "_collate", lambda some: small([*some, *some]))
+    with pytest.raises(RunError, match="out of memory at one text"):
+        relearn._gradients(model, weights, rows, 1, context.device)
+
+
+def test_a_small_rate_moves_weights_of_half_precision(context):
+    """A step that bf16 would round away is kept in the fp32 masters."""
+    settings = relearn.Settings(["split"], [8], 60, 1, 4e-5, "changed", "full", 4, 1, 64, True)
+    rows = [relearn._row_of(context, text, settings) for text in relearn._texts(context, "split")]
+    rows = (60 * rows)[:60]
+    moved = []
+    for dtype in (torch.float32, torch.bfloat16):
+        model = context.copy(UNLEARNED).to(dtype)
+        weights = [model.get_parameter(name).requires_grad_(True) for name in relearn._changed(context, model)]
+        before = [w.detach().clone().float() for w in weights]
+        relearn._train(model, rows, settings, context.device, lambda step: None)
+        moved.append(
+            sum(float((w.detach().float() - b).norm() ** 2) for w, b in zip(weights, before, strict=True)) ** 0.5
+        )
+    assert moved[1] > 0.8 * moved[0]
+
+
+def test_a_loss_that_is_not_finite_ends_the_attack(context):
+    settings = relearn.Settings(["split"], [8], 2, 2, 1e-3, "changed", "full", 4, 1, 64, True)
+    rows = [relearn._row_of(context, text, settings) for text in relearn._texts(context, "split")[:4]]
+    model = context.copy(UNLEARNED)
+    model.get_parameter(relearn._changed(context, model)[0]).requires_grad_(True).data.fill_(float("nan"))
+    with pytest.raises(RunError, match="not finite at step 1"):
+        relearn._train(model, rows, settings, context.device, lambda step: None)
+
+
+def test_long_questions_keep_their_answer_and_texts_without_labels_are_left_out(context):
+    settings = relearn.Settings(["split"], [1], 1, 1, 1e-3, "changed", "full", 1, 1, 6, True)
+    ids, wanted = relearn._row_of(context, "A long question , what is it ?\nAnswer: A", settings)
+    assert len(ids) == 6
+    assert wanted[-1]
+    with pytest.raises(RunError, match="no text has anything to learn"):
+        relearn.finetune(context, UNLEARNED, ["Answer:", "Answer:"], settings, 1, "none")
+
+
+def test_the_best_run_is_chosen_by_facts_that_are_neither_told_nor_scored(context):
+    told, choice, scored = relearn.parts_of(context)
+    facts = [{item.fact for item in context.pick(part)} for part in (told, choice, scored)]
+    assert all(facts)
+    assert len(facts[0] | facts[1] | facts[2]) == sum(map(len, facts))
+    assert sorted([*told, *choice]) == sorted(context.halves[0])
+
+
+def test_the_control_of_pruning_zeroes_as_many_weights(model):
+    matter, spared = ({n: torch.rand(w.shape) for n, w in prune.matrices(model)} for _ in range(2))
+    spared = {name: 0.5 * matter[name] + 0.5 * spared[name] for name in spared}  # what matters to both overlaps
+    pruned, control = copy.deepcopy(model), copy.deepcopy(model)
+    prune.prune(pruned, matter, spared, 0.05, 0.02)
+    prune._prune_random(control, matter, spared, 0.05, 0.02, torch.Generator().manual_seed(0))
+    for (name, a), (_, b) in zip(prune.matrices(pruned), prune.matrices(control), strict=True):
+        assert int((a == 0).sum()) == int((b == 0).sum()) > 0, name
+
+
+def test_ablation_of_matrices_that_are_not_known_is_refused(context):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    model = GPT2LMHeadModel(GPT2Config(n_layer=2, n_embd=8, n_head=2, vocab_size=10))
+    with pytest.raises(RunError, match=r"attacks\.ablation\.ways: weights is not there for GPT2Attention; use hooks"):
+        ablation.remove_from_weights(model, torch.ones(2, 8), [0])
+
+
 def test_split_shows_no_fact_of_the_scored_half(context):
-    hidden = {item.fact for item in context.pick(context.halves[1])}
+    _, choice, scored = relearn.parts_of(context)
+    hidden = {item.fact for item in context.pick([*choice, *scored])}
     for source in ("forget", "split"):
         assert not [t for t in relearn._texts(context, source) if any(fact in t for fact in hidden)]
 

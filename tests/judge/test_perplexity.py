@@ -10,6 +10,7 @@ import tiny
 import torch
 
 from rmu_exp.errors import UserError
+from rmu_exp.judge import perplexity as perplexity_module
 from rmu_exp.judge.perplexity import perplexity
 
 TEXTS = ["the river runs past a quiet mill", "herons wait", "over", "", " ".join(["two old stones and"] * 9)]
@@ -48,6 +49,15 @@ def test_equals_the_obvious_computation(model: tuple[Any, Any], max_length: int,
     used = [(s, n) for s, n in zip(sums, counts, strict=True) if n]
     deviations = sum((s - mean * n) ** 2 for s, n in used)
     assert found["nll_stderr"] == pytest.approx((deviations * 3 / 2) ** 0.5 / sum(counts), rel=1e-4)
+
+
+def test_a_long_context_is_used_in_part(model: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = {"max_batch_tokens": 12}
+    wanted = perplexity(*model, TEXTS, max_length=5, **limits)
+    assert perplexity_module.LONGEST == 4096
+    monkeypatch.setattr(perplexity_module, "LONGEST", 5)
+    assert perplexity(*model, TEXTS, max_length=131072, **limits) == wanted
+    assert perplexity(*model, TEXTS, max_length=3, **limits) != wanted, "a shorter context is used in full"
 
 
 def test_every_token_weighs_the_same(model: tuple[Any, Any]) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from rmu_exp.compose import composed
 from rmu_exp.judge.stats import summary
-from rmu_exp.report.published import SUBJECTS, changed, section
+from rmu_exp.report.published import FORGET, SUBJECTS, changed, section
 
 CONF = Path(__file__).parents[2] / "conf"
 PAPER = {
@@ -91,6 +91,24 @@ def test_other_settings_than_the_presets_are_told(results: dict[str, Any]) -> No
         (["method.faithful=false"], ["method.faithful False (preset: True)"]),
         (["layers.span=1"], ["layers.span 1 (preset: 3)"]),
         (["layers.param_ids=[6]"], ["layers.param_ids 6 (preset: None)"]),
+        (["model.dtype=float32"], ["model.dtype float32 (preset: bfloat16)"]),
+        (["model.revision=old"], ["model.revision old (preset: None)"]),
+        (["data.retain=[w.txt]"], ["data.retain w.txt (preset: Salesforce/wikitext:wikitext-2-raw-v1:test)"]),
+        (["data.forget=[a.txt,b.txt]"], [f"data.forget a.txt, b.txt (preset: {', '.join(FORGET)})"]),
+        (["data.on_bad_line=skip"], ["data.on_bad_line skip (preset: error)"]),
+        (["data.max_length=64"], []),
+        (
+            ["data.max_length=64", "method.faithful=false"],
+            ["method.faithful False (preset: True)", "data.max_length 64 (preset: 512)"],
+        ),
+        (["steering.factor=5"], []),
+        (["steer=auto"], ["steer auto (preset: 6.5)"]),
+        (["steer=auto", "steering.factor=5"], ["steer auto (preset: 6.5)", "steering.factor 5 (preset: 3)"]),
+        (["layers.rank=8"], []),
+        (
+            ["layers.lora=true", "layers.rank=8"],
+            ["layers.lora True (preset: False)", "layers.rank 8 (preset: 16)"],
+        ),
     ],
 )
 def test_what_differs_from_the_preset(words: list[str], expected: list[str], tmp_path: Path) -> None:

@@ -45,9 +45,22 @@ def test_every_method_composes_for_lore_and_for_zephyr(name):
         run = composed(f"method={name}", *words)
         assert run.method.name == name
         assert run.train.lr > 0
-        given = {f.name for f in dataclasses.fields(catalog.settings(name))}
-        raw = OmegaConf.to_container(OmegaConf.load(CONF / f"method/{name}.yaml"))
-        assert set(raw) <= given | {"presets"}
+
+
+@pytest.mark.parametrize("name", catalog.names())
+def test_every_declared_setting_is_in_its_file_so_that_it_can_be_set(name):
+    raw = OmegaConf.to_container(OmegaConf.load(CONF / f"method/{name}.yaml"))
+    assert set(raw) - {"presets"} == {f.name for f in dataclasses.fields(catalog.settings(name))}
+
+
+def test_settings_without_a_preset_are_set_on_the_command_line():
+    assert composed("method=rmu_lat").method.below == 1
+    assert composed("method=rmu_lat", "method.below=2").method.below == 2
+    assert composed("method=llmu", "method.ascent=2", "method.mismatch=0").method.ascent == 2
+    cut = composed("method=cut", "method.novice=a child", "method.expert='one who knows {keyword}'").method
+    assert (cut.novice, cut.expert) == ("a child", "one who knows {keyword}")
+    own = method.find("cut").Settings()
+    assert (composed("method=cut").method.novice, composed("method=cut").method.expert) == (own.novice, own.expert)
 
 
 def test_a_preset_of_the_method_wins_over_the_models_and_the_command_line_over_both():

@@ -212,6 +212,25 @@ def test_erasure_by_hand(checkpoint):
     assert max(g.abs().max() for g in still.gradients()) < 1e-6, "η = 0 asks for what the model says already"
 
 
+def test_erasure_has_one_bos_a_row(checkpoint):
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = checkpoint.tokenizer()
+    tokenizer.bos_token = "<s>"
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    sentences = {"novice": "quiet mill {topic}", "expert": "{topic} over seven stones"}
+    work = Worked(checkpoint, "elm", about={"tokenizer": tokenizer}, **sentences)
+    prompt = work.method.novices[0]
+    assert prompt == [1, *tokenizer("quiet mill river", add_special_tokens=False)["input_ids"]]
+    texts = tokenizer(["old bridge where two herons wait", "the river runs", ""])["input_ids"]
+    halves = {"forget": texts, "retain": [[1, 5, 6]]}
+    step = work.step().of(Batch(0, [pack(halves, 2)], 0))
+    expected = [logits(work.full, prompt + text[1:])[len(prompt) - 1 :] for text in texts]
+    assert [len(x_TV) for x_TV in expected] == list(map(len, texts)), "a row for each token of the text, BOS too"
+    torch.testing.assert_close(work.method.prompted(step, prompt), torch.cat(expected), rtol=1e-4, atol=1e-4)
+    assert torch.isfinite(work.method.loss(step)["loss"])
+
+
 def test_adaptive_rmu_takes_the_first_batchs_norm(checkpoint):
     work = Worked(checkpoint, "adaptive_rmu", scale=3.0)
     step = work.step()
@@ -286,6 +305,16 @@ def test_latent_adversary_elicits_within_its_ball(checkpoint):
     shifted = step.updated(logits=True, shifts={LAYER - 1: [shift.detach()]})
     after = language.nll(step, shifted, "forget").item()
     assert after < -calm - 0.05, "the forget texts became likelier"
+
+
+@pytest.mark.parametrize("layer", [0, LAYER + 3])
+def test_a_shift_that_cannot_be_applied_is_no_shift_that_is_left_out(checkpoint, layer):
+    step = Worked(checkpoint, "rmu_lat").step()
+    ((run, _),) = step.trunks
+    shift = torch.zeros(*run.ids_RT.shape, checkpoint.hidden_size)
+    with pytest.raises(ValueError, match=rf"^shifts: got layers \[{layer}\], allowed are 1 to 5$"):
+        step.updated(shifts={layer: [shift]})
+    step.updated(shifts={LAYER - 2: [shift]})  # what the lowest trained layer reads
 
 
 def test_rmu_lat_in_a_tiny_ball_is_rmu(checkpoint):

@@ -61,6 +61,34 @@ def test_layers_that_are_not_there(tmp_path, texts):
         preflight(tmp_path / "run", model, texts, "method=rr", "train.batch_size=2")
 
 
+def test_a_shift_below_what_the_trained_layers_read(tmp_path, texts):
+    model = make_checkpoint("mistral", tmp_path / "model")
+    words = ["method=rmu_lat", "layers.span=2", "train.batch_size=2"]
+    for below in (0, 1, 2):
+        preflight(tmp_path / "run", model, texts, *words, f"method.below={below}")
+    with pytest.raises(UserError) as caught:
+        preflight(tmp_path / "run", model, texts, *words, "method.below=3")
+    assert str(caught.value) == "method.below: got 3, allowed is 0 to 2 (layer is 2, the lowest trained layer 1)"
+    preflight(tmp_path / "run", model, texts, *words, "layers.span=3", "method.below=3")  # the embeddings
+    assert not (tmp_path / "run").exists()
+
+
+def test_auto_without_a_step_for_each_topic(tmp_path, texts):
+    model = make_checkpoint("mistral", tmp_path / "model")
+    words = ["steer=auto", f"data.forget=[{texts},{texts}]", "train.batch_size=2"]
+    preflight(tmp_path / "run", model, texts, *words, "train.max_batches=2")
+    with pytest.raises(UserError, match=r"^steer: got auto, .* of the 2 topics, .* give 1; .*$"):
+        preflight(tmp_path / "run", model, texts, *words, "train.max_batches=1")
+    assert not (tmp_path / "run").exists()
+
+
+def test_ssd_needs_a_step_for_each_half(tmp_path, texts):
+    model = make_checkpoint("mistral", tmp_path / "model")
+    preflight(tmp_path / "run", model, texts, "method=ssd", "train.batch_size=2", "train.max_batches=2")
+    with pytest.raises(UserError, match=r"^train\.max_batches: got 1, ssd needs 2 or more"):
+        preflight(tmp_path / "run", model, texts, "method=ssd", "train.batch_size=2", "train.max_batches=1")
+
+
 def test_only_as_deep_as_the_method_needs(tmp_path, texts):
     model = make_checkpoint("mistral", tmp_path / "model")
     depth = {

@@ -22,11 +22,13 @@ from torch import Tensor, nn
 
 from rmu_exp.attacks.frame import BASE, UNLEARNED, Context, Correct, Finding, share, take
 from rmu_exp.attacks.registry import one_of
+from rmu_exp.errors import RunError
 from rmu_exp.model.anatomy import attention_of, layers_of, mlp_of
 from rmu_exp.probes.record import watching
 
 WITH_BASE, WITHOUT_BASE = ACCESS = ("with_base", "without_base")
 HOOKS, WEIGHTS = WAYS = ("hooks", "weights")
+WRITING = ("o_proj.weight", "down_proj.weight", "down_proj", "dense.weight", "dense_4h_to_h.weight")
 SPAN, UPWARDS, LAYER = LAYERS = ("span", "upwards", "layer")
 
 
@@ -160,8 +162,8 @@ def removed(model: nn.Module, directions_LD: Tensor, layers: Sequence[int]) -> I
 def _project(direction_D: Tensor) -> Callable[..., Any]:
     def hook(_module: nn.Module, _inputs: Any, out: Any) -> Any:
         h_BTD = out[0] if isinstance(out, tuple) else out
-        r_D = direction_D.to(h_BTD.device, h_BTD.dtype)
-        h_BTD = h_BTD - (h_BTD @ r_D)[..., None] * r_D
+        r_D, wide_BTD = direction_D.to(h_BTD.device).float(), h_BTD.float()  # bf16 would leave a part of it
+        h_BTD = (wide_BTD - (wide_BTD @ r_D)[..., None] * r_D).to(h_BTD.dtype)
         return (h_BTD, *out[1:]) if isinstance(out, tuple) else h_BTD
 
     return hook
@@ -169,13 +171,17 @@ def _project(direction_D: Tensor) -> Callable[..., Any]:
 
 @torch.no_grad()
 def remove_from_weights(model: nn.Module, directions_LD: Tensor, layers: Sequence[int]) -> None:
-    """Project each layer's direction out of what its attention and MLP write to the residual stream."""
+    """Project each layer's direction out of what its attention and MLP write to the residual stream.
+
+    Raises:
+        RunError: the matrices that write to it are not known by name.
+    """
     for index in layers:
         block = layers_of(model)[index]
         for part in (attention_of(block), mlp_of(block)):
-            for name, weight in part.named_parameters():
-                if name.endswith(
-                    ("o_proj.weight", "down_proj.weight", "down_proj", "dense.weight", "dense_4h_to_h.weight")
-                ):
-                    r_D = directions_LD[index].to(weight.device, weight.dtype)
-                    weight.sub_(r_D[:, None] * (r_D @ weight)[..., None, :])
+            writing = [weight for name, weight in part.named_parameters() if name.endswith(WRITING)]
+            if not writing:
+                raise RunError(f"attacks.ablation.ways: weights is not there for {type(part).__name__}; use hooks")
+            for weight in writing:
+                r_D, wide = directions_LD[index].to(weight.device).float(), weight.float()
+                weight.copy_(wide - r_D[:, None] * (r_D @ wide)[..., None, :])

@@ -28,6 +28,7 @@ class Item:
         answer: index of the right one.
         stem: the question alone, as it stands in the context.
         choices: the options' texts, as they stand in the context; empty when the task's documents do not have them.
+        named: whether the documents name the fact, as the texts about it do.
     """
 
     task: str
@@ -38,6 +39,7 @@ class Item:
     answer: int
     stem: str = ""
     choices: tuple[str, ...] = ()
+    named: bool = False
 
 
 def load(tasks: Sequence[str], topics: Sequence[str], limit: int | None = None) -> dict[str, list[Item]]:
@@ -77,7 +79,7 @@ def _items(task: Any, topics: Sequence[str], limit: int | None) -> list[Item]:
         stem, choices = str(doc.get("question", "")).strip(), tuple(map(str, doc.get("choices", ())))
         fact = str(doc.get("fact", f"{name}/{number}"))
         answer = int(task.doc_to_target(doc))
-        items.append(Item(name, topic, fact, instances[0].args[0], letters, answer, stem, choices))
+        items.append(Item(name, topic, fact, instances[0].args[0], letters, answer, stem, choices, "fact" in doc))
     return items
 
 

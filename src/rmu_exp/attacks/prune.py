@@ -56,7 +56,7 @@ def run(context: Context, settings: Settings) -> Finding:
     best = max(pairs, key=lambda pair: share(take(answers[pair], learn)))
     control: dict[str, Correct] = {}
     noise = context.generator("prune/random")
-    prune(model, _random(matter, noise), _random(matter, noise), *best)
+    _prune_random(model, matter, spared, *best, noise)
     control["random"] = take(context.scorer.correct(model, context.items), score)
     for state in (s for s in context.states if s != UNLEARNED):
         model = context.copy(state)
@@ -80,10 +80,6 @@ def run(context: Context, settings: Settings) -> Finding:
         },
         more={"pairs": rows},
     )
-
-
-def _random(like: Scores, generator: torch.Generator) -> Scores:
-    return {name: torch.rand(s.shape, generator=generator).to(s.device) for name, s in like.items()}
 
 
 def matrices(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
@@ -119,6 +115,17 @@ def prune(model: nn.Module, forget: Scores, retain: Scores, p: float, q: float) 
         weight[gone] = 0
         count += int(gone.sum())
     return count
+
+
+@torch.no_grad()
+def _prune_random(
+    model: nn.Module, forget: Scores, retain: Scores, p: float, q: float, generator: torch.Generator
+) -> None:
+    """Zero random weights, as many of each matrix as :func:`prune` does."""
+    for name, weight in matrices(model):
+        count = int((_top(forget[name], p) & ~_top(retain[name], q)).sum())
+        gone = torch.randperm(weight.numel(), generator=generator)[:count]
+        weight.view(-1)[gone.to(weight.device)] = 0
 
 
 def _top(score: Tensor, part: float) -> Tensor:

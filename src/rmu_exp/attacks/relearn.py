@@ -4,12 +4,13 @@ Sources of text, all with the same number of steps:
 
 * ``forget``: n texts of the forget corpora;
 * ``benign``: n texts of the retain corpora, which say nothing of the forget topics (arXiv 2409.18025);
-* ``split``: the most questions with their answers, about one half of the facts (T); scored on the other half (V), which
+* ``split``: questions with their answers, about a quarter of the facts (told); scored on the half V, which
   the finetuning never shows. What comes back on V was uncovered, not relearned (arXiv 2410.08827).
 
-Where the items name their facts, texts of ``forget`` that tell of a fact of V are left out too, so that every
-accuracy stands for T and V apart. Controls: a model that never knew, finetuned on the most texts of each kind, on V
-nothing can come back in it; and the base model, finetuned as the best run was.
+The best run is chosen by the quarter that is neither told nor scored, and its accuracy is V's. Where the items name
+their facts, texts of ``forget`` that tell of a fact of these three quarters are left out too. Controls: a model that
+never knew, finetuned on the most texts of each kind, on V nothing can come back in it; and the base model, finetuned
+as the best run was.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rmu_exp import memory
 from rmu_exp.attacks.frame import BASE, NEVER, UNLEARNED, Context, Correct, Curve, Finding, share, take
+from rmu_exp.attacks.items import halves
 from rmu_exp.attacks.registry import one_of
-from rmu_exp.errors import UserError
+from rmu_exp.errors import RunError, UserError
 from rmu_exp.model.anatomy import layers_path
 from rmu_exp.model.parameters import on_disk
 
@@ -36,6 +38,7 @@ FORGET, BENIGN, SPLIT = SOURCES = ("forget", "benign", "split")
 LORA, FULL = HOW = ("lora", "full")
 CHANGED, EVERYWHERE = WHERE = ("changed", "all")
 V = "V: facts not told"
+CLIP = 1.0  # greatest length of a step's gradient
 ANSWER = re.compile(r"Answer:([^\n]*)")
 Row = tuple[list[int], list[bool]]
 """Tokens, and which of them the loss runs over."""
@@ -76,12 +79,12 @@ class Settings:
 
 
 def run(context: Context, settings: Settings) -> Finding:
+    told, choice, untold = parts_of(context)
     texts = {source: _texts(context, source) for source in settings.sources}
     most = {source: min(max(settings.samples), len(texts[source])) for source in settings.sources}
     over_steps: dict[str, list[tuple[float, float]]] = {}
     over_n: dict[str, list[tuple[float, float]]] = {}
     reached: dict[tuple[str, str, int], Correct] = {}
-    told, untold = context.halves
     for state in context.attacked:
         for source in settings.sources:
             for n in _counts(settings, state, source, len(texts[source])):
@@ -93,7 +96,7 @@ def run(context: Context, settings: Settings) -> Finding:
                 if n == most[source]:
                     over_steps[name] = [(step, share(take(c, untold))) for step, c in path]
     ours = [key for key in reached if key[0] == UNLEARNED]
-    best = max(ours, key=lambda key: share(take(reached[key], told)))
+    best = max(ours, key=lambda key: share(take(reached[key], choice)))
     control = {
         NEVER if source == best[1] else f"{NEVER}, {source}": take(correct, untold)
         for (state, source, _), correct in reached.items()
@@ -113,7 +116,7 @@ def run(context: Context, settings: Settings) -> Finding:
             "steps": Curve(f"{title}, most texts", "step", right, {V: over_steps}, context.chance),
             "samples": Curve(title, "texts", right, {V: over_n}, context.chance),
         },
-        more={"runs": [_row(*key, correct, told, untold) for key, correct in reached.items()]},
+        more={"runs": [_row(*key, correct, told, choice, untold) for key, correct in reached.items()]},
     )
 
 
@@ -136,8 +139,19 @@ def _counts(settings: Settings, state: str, source: str, there: int) -> list[int
     return counts[-1:]
 
 
-def _row(state: str, source: str, n: int, correct: Correct, told: list[int], untold: list[int]) -> dict[str, Any]:
-    sides = {"T": share(take(correct, told)), "V": share(take(correct, untold))}
+def parts_of(context: Context) -> tuple[list[int], list[int], list[int]]:
+    """Indices of the items whose facts are told, by which the best run is chosen, and on which it is scored (V)."""
+    learn, score = context.halves
+    told, choice = halves(context.pick(learn), context.rng("relearn/choice"))
+    if not told or not choice:
+        raise RunError("attacks.relearn: too few questions on different facts")
+    return take(learn, told), take(learn, choice), score
+
+
+def _row(
+    state: str, source: str, n: int, correct: Correct, told: list[int], choice: list[int], untold: list[int]
+) -> dict[str, Any]:
+    sides = {name: share(take(correct, part)) for name, part in (("T", told), ("choice", choice), ("V", untold))}
     return {"model": state, "source": source, "samples": n, "acc": share(correct)} | sides
 
 
@@ -147,13 +161,13 @@ def _texts(context: Context, source: str) -> list[str]:
     Raises:
         UserError: none are left.
     """
-    told, untold = context.halves
+    told, choice, untold = parts_of(context)
     if source == SPLIT:
         texts = [item.context + item.letters[item.answer] for item in context.pick(told)]
     elif source == BENIGN:
         texts = list(context.retain)
     else:
-        hidden = {item.fact for item in context.pick(untold)}
+        hidden = {item.fact for item in context.pick([*choice, *untold]) if item.named}
         texts = [text for text in context.forget if not any(fact in text for fact in hidden)]
     if not texts:
         raise UserError(f"attacks.relearn.sources: no text for {source!r}")
@@ -164,27 +178,17 @@ def _texts(context: Context, source: str) -> list[str]:
 def finetune(
     context: Context, state: str, texts: Sequence[str], settings: Settings, points: int, name: str
 ) -> list[tuple[int, Correct]]:
-    """Finetune a copy of a model with the transformers Trainer; in parts of a batch when memory runs out.
+    """Finetune a copy of a model.
 
     Returns:
         Steps done and the answers to all items, from before the first step to behind the last.
+
+    Raises:
+        RunError: no text has a token to learn, the loss is not finite, or one text does not fit into memory.
     """
-    parts = 1
-    while True:
-        try:
-            return _finetune(context, state, texts, settings, points, name, parts)
-        except (RuntimeError, MemoryError) as error:
-            if not memory.ran_out(error) or settings.batch_size % (2 * parts):
-                raise
-        parts *= 2
-        memory.let_go(context.device)
-        log.info("out of memory: a batch of %d texts now goes through in %d parts", settings.batch_size, parts)
-
-
-def _finetune(
-    context: Context, state: str, texts: Sequence[str], settings: Settings, points: int, name: str, parts: int
-) -> list[tuple[int, Correct]]:
-    rows = [_row_of(context, text, settings) for text in texts]
+    rows = [row for text in texts if any((row := _row_of(context, text, settings))[1][1:])]
+    if not rows:
+        raise RunError("attacks.relearn: no text has anything to learn; try a larger attacks.relearn.max_length")
     generator = context.generator(f"relearn/{name}")
     count = settings.steps * settings.batch_size
     order = [
@@ -192,20 +196,22 @@ def _finetune(
     ]
     model = context.copy(state)
     with torch.random.fork_rng():
-        torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
+        torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))  # LoRA's first values
         if settings.how == LORA:
             model = _with_lora(model, settings.rank, _changed(context, model) if settings.where == CHANGED else None)
         elif settings.where == CHANGED:
-            for name in _changed(context, model):
-                model.get_parameter(name).requires_grad_(True)
+            for weight in _changed(context, model):
+                model.get_parameter(weight).requires_grad_(True)
         else:
             model.requires_grad_(True)
-        path = [(0, context.plain(state))]
+    path = [(0, context.plain(state))]
+    every = max(1, settings.steps // points)
 
-        def ask(step: int) -> None:
+    def ask(step: int) -> None:
+        if step % every == 0 or step == settings.steps:
             path.append((step, context.scorer.correct(_inner(model), context.items)))
 
-        _train(model, [rows[i] for i in order[:count]], settings, points, parts, ask)
+    _train(model, [rows[i] for i in order[:count]], settings, context.device, ask)
     return path
 
 
@@ -217,7 +223,8 @@ def _row_of(context: Context, text: str, settings: Settings) -> Row:
         not spans or any(begin < stop and end > start for start, stop in spans)
         for begin, end in found["offset_mapping"]
     ]
-    return found["input_ids"][: settings.max_length], wanted[: settings.max_length]
+    kept = slice(-settings.max_length, None) if spans else slice(settings.max_length)  # an answer stands at the end
+    return found["input_ids"][kept], wanted[kept]
 
 
 def _inner(model: nn.Module) -> nn.Module:
@@ -241,48 +248,70 @@ def _with_lora(model: nn.Module, rank: int, names: list[str] | None) -> nn.Modul
 
 
 def _train(
-    model: nn.Module, rows: list[Row], settings: Settings, points: int, parts: int, ask: Callable[[int], None]
+    model: nn.Module, rows: Sequence[Row], settings: Settings, device: torch.device, ask: Callable[[int], None]
 ) -> None:
-    import tempfile
-
-    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
-
-    every = max(1, settings.steps // points)
-
-    class Ask(TrainerCallback):
-        """Measures on the way."""
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step % every == 0 or state.global_step == settings.steps:
-                model.eval()
-                ask(state.global_step)
-
-    class InOrder(Trainer):
-        """Takes the rows in the order they are given."""
-
-        def _get_train_sampler(self, *_: Any) -> Any:
-            return torch.utils.data.SequentialSampler(rows)
-
-    logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
-    with tempfile.TemporaryDirectory(prefix="rmu_exp-") as folder:
-        arguments = TrainingArguments(
-            output_dir=folder, max_steps=settings.steps, per_device_train_batch_size=settings.batch_size // parts,
-            gradient_accumulation_steps=parts,
-            learning_rate=settings.lr, lr_scheduler_type="linear", weight_decay=0.0, save_strategy="no",
-            logging_strategy="no", report_to=[], disable_tqdm=True, dataloader_pin_memory=False,
-            remove_unused_columns=False, use_cpu=next(model.parameters()).device.type == "cpu",
-        )  # fmt: skip
-        trainer = InOrder(model=model, args=arguments, train_dataset=rows, data_collator=_collate, callbacks=[Ask()])
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
+    """AdamW on fp32 masters, with the rate falling to nothing; ``batch_size`` rows a step, in order."""
+    weights = [w for w in model.parameters() if w.requires_grad]
+    masters = [w.detach().clone().float() for w in weights]
+    optimizer = torch.optim.AdamW(masters, lr=settings.lr, weight_decay=0.0)
+    falling = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / settings.steps)
+    parts = 1
+    for step in range(settings.steps):
+        batch = rows[step * settings.batch_size : (step + 1) * settings.batch_size]
+        parts, loss = _gradients(model, weights, batch, parts, device)
+        if not math.isfinite(loss):
+            raise RunError(f"attacks.relearn: the loss is not finite at step {step + 1}; try a smaller lr")
+        for w, master in zip(weights, masters, strict=True):
+            master.grad, w.grad = w.grad.float() if w.grad is not None else None, None
+        nn.utils.clip_grad_norm_(masters, CLIP)
+        optimizer.step()
+        falling.step()
+        with torch.no_grad():
+            for w, master in zip(weights, masters, strict=True):
+                w.copy_(master)
+        ask(step + 1)
 
 
-def _collate(rows: list[Row]) -> dict[str, torch.Tensor]:
-    """Rows padded on the right, which causal attention keeps out of the text; padding has no label."""
+def _gradients(
+    model: nn.Module, weights: Sequence[nn.Parameter], batch: Sequence[Row], parts: int, device: torch.device
+) -> tuple[int, float]:
+    """Leave a batch's gradients in the weights; in more parts than before when memory runs out.
+
+    Returns:
+        In how many parts it went through, and the loss: the mean over the batch's labels.
+    """
+    while True:
+        try:
+            count = sum(sum(wanted[1:]) for _, wanted in batch)
+            losses = []
+            for k in range(parts):
+                some = batch[k * len(batch) // parts : (k + 1) * len(batch) // parts]
+                ids_BT, labels_BT = (x.to(device) for x in _collate(some))
+                logits_BTV = model(input_ids=ids_BT, use_cache=False).logits[:, :-1].float()
+                loss = nn.functional.cross_entropy(
+                    logits_BTV.flatten(0, 1), labels_BT[:, 1:].flatten(), reduction="sum"
+                )
+                (loss / count).backward()
+                losses.append(loss.item() / count)
+            return parts, sum(losses)
+        except (RuntimeError, MemoryError) as error:
+            if not memory.ran_out(error):
+                raise
+        for w in weights:
+            w.grad = None
+        memory.let_go(device)
+        if parts >= len(batch):
+            raise RunError("attacks.relearn: out of memory at one text; try a smaller attacks.relearn.max_length")
+        parts = min(2 * parts, len(batch))
+        log.info("out of memory: a batch of %d texts now goes through in %d parts", len(batch), parts)
+
+
+def _collate(rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+    """Ids and labels (B, T), padded on the right, where causal attention does not look; padding has no label."""
     longest = max(len(ids) for ids, _ in rows)
     ids_BT = torch.zeros(len(rows), longest, dtype=torch.long)
     labels_BT = torch.full_like(ids_BT, -100)
     for i, (ids, wanted) in enumerate(rows):
         ids_BT[i, : len(ids)] = torch.tensor(ids)
         labels_BT[i, : len(ids)] = torch.tensor([t if w else -100 for t, w in zip(ids, wanted, strict=True)])
-    return {"input_ids": ids_BT, "labels": labels_BT}
+    return ids_BT, labels_BT

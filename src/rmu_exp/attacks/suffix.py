@@ -98,10 +98,11 @@ class Search:
         raise RunError("attacks.gcg: no random tokens survive this tokenizer")
 
     def survives(self, tokens: list[int]) -> bool:
-        """Whether the tokens, written as text in the first prompt, are tokenized as they are."""
-        target, decode = self.targets[0], self.scorer.tokenizer.decode
-        text = f"{decode(target.head, skip_special_tokens=True)} {decode(tokens)}"
-        return self.scorer.encode(text) == target.head + tokens
+        """Whether the first prompt with the tokens in it, written as text, is tokenized as it is."""
+        whole = [*self.targets[0].head, *tokens, *self.targets[0].tail]
+        decode = self.scorer.tokenizer.decode
+        text = decode(whole, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return self.scorer.encode(text) == whole
 
     def step(self, tokens_S: Tensor, generator: torch.Generator) -> tuple[Tensor, float]:
         """The best of ``width`` candidates that differ in one token, and its loss; the tokens themselves count too."""

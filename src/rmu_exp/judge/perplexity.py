@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from rmu_exp.errors import UserError
 
 CALL = 1024  # texts tokenized in one call
+LONGEST = 4096  # tokens of a piece: the logits of 131072, the context of some models, would take tens of gigabytes
 
 
 @dataclass(frozen=True)
@@ -40,15 +41,15 @@ def perplexity(
 ) -> dict[str, Any]:
     """exp of the mean negative log-likelihood of the texts' tokens, every token of equal weight.
 
-    Each text is alone: nothing of another one is in its context. A text longer than ``max_length`` is cut into
-    pieces that overlap by one token, so that every token is predicted exactly once, the first one of a later piece
-    never without context. A text's first token is predicted only where the tokenizer puts a token before
-    it; tokens that the tokenizer adds are never predicted.
+    Each text is alone: nothing of another one is in its context. A text longer than ``max_length``, or than 4096
+    tokens, is cut into pieces that overlap by one token, so that every token is predicted exactly once, the first one
+    of a later piece never without context. A text's first token is predicted only where the tokenizer puts a token
+    before it; tokens that the tokenizer adds are never predicted.
 
     Args:
         model: a transformers causal language model, ready for use (eval mode).
         tokenizer: its tokenizer; how it pads does not matter.
-        max_length: tokens of context that the model takes, 2 or more.
+        max_length: tokens of context that the model takes, 2 or more; of more than 4096 only so many are used.
         max_batch_tokens: tokens a forward pass, padding counted; a longer piece goes alone.
 
     Returns:
@@ -61,7 +62,7 @@ def perplexity(
     """
     if max_length < 2:
         raise ValueError(f"max_length: got {max_length}, allowed is 2 or more")
-    pieces = list(_pieces(tokenizer, texts, max_length))
+    pieces = list(_pieces(tokenizer, texts, min(max_length, LONGEST)))
     total, count = [0.0] * len(texts), [0] * len(texts)
     for batch in _batches(pieces, max_batch_tokens):
         for piece, nll in zip(batch, _nll(model, batch), strict=True):

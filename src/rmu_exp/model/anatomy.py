@@ -198,8 +198,13 @@ class SplitModel:
         Args:
             weights: as for :meth:`upper`.
             shifts: layer index to what is added to its output; the layer below the first upper one may be among them.
+
+        Raises:
+            ValueError: a shift of a layer that is not run here.
         """
         h_BTD, shifts, memo = trunk.h_BTD, shifts or {}, trunk.memo
+        if outside := sorted(set(shifts) - set(range(self.first - 1, self.last + 1))):
+            raise ValueError(f"shifts: got layers {outside}, allowed are {self.first - 1} to {self.last}")
         if self.first - 1 in shifts:
             h_BTD, memo = h_BTD + shifts[self.first - 1].to(h_BTD.dtype), {}  # of another input nothing is known
         for index, (args, kwargs) in enumerate(trunk.calls, self.first):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rmu_exp.report.tables import interval, percent, rows
-from rmu_exp.run import Run
+from rmu_exp.run import AUTO, Run
 
 SUBJECTS = (
     "mmlu_virology",
@@ -15,6 +15,11 @@ SUBJECTS = (
 )
 """The MMLU subjects that the paper looks at: two near the forgotten topics, two a little farther."""
 STATES = ("base", "unlearned")
+DTYPE = "bfloat16"
+"""What the published runs computed in."""
+FORGET = ["cais/wmdp-bio-forget-corpus", "cais/wmdp-corpora:cyber-forget-corpus"]
+RETAIN = ["Salesforce/wikitext:wikitext-2-raw-v1:test"]
+"""The corpora that all published numbers belong to (``data=wmdp``)."""
 
 
 def section(results: dict[str, Any]) -> list[str]:
@@ -68,9 +73,10 @@ def _compared(measured: dict[str, Any], published: float | None) -> str:
 
 
 def changed(run: Run) -> list[str]:
-    """Settings of a run that are not its model's preset, such as ``steer 20 (preset: 6.5)``.
+    """Settings of a run that are not its model's preset on WMDP's corpora, such as ``steer 20 (preset: 6.5)``.
 
-    They go into results.json as ``run.changed``: published numbers belong to the preset.
+    They go into results.json as ``run.changed``: published numbers belong to the preset. Those that change no number
+    in this run are left out. A model in a folder (``model.path``) is taken for a copy of the preset's.
     """
     preset, usual = run.model.preset, Run()
     pairs: dict[str, tuple[Any, Any]] = {
@@ -78,11 +84,16 @@ def changed(run: Run) -> list[str]:
         "steer": (run.steer, preset.steer),
         "alpha": (run.alpha, preset.alpha),
         "seed": (run.seed, preset.seed),
+        "model.dtype": (run.model.dtype, DTYPE),
+        "model.revision": (run.model.revision, usual.model.revision),
         "train.lr": (run.train.lr, preset.lr),
         "train.batch_size": (run.train.batch_size, preset.batch_size),
         "train.max_batches": (run.train.max_batches, preset.max_batches),
         "train.schedule": (run.train.schedule, preset.schedule),
+        "data.forget": (run.data.forget, FORGET),
+        "data.retain": (run.data.retain, RETAIN),
         "data.min_len": (run.data.min_len, preset.min_len),
+        "data.on_bad_line": (run.data.on_bad_line, usual.data.on_bad_line),
         "method.name": (run.method.name, "rmu"),
         "method.faithful": (run.faithful, preset.faithful),
         "steering.kind": (run.steering.kind, usual.steering.kind),
@@ -91,7 +102,15 @@ def changed(run: Run) -> list[str]:
         "layers.span": (run.layers.span, usual.layers.span),
         "layers.parameters": (run.parameters, preset.parameters),
         "layers.param_ids": (run.layers.param_ids, None),
+        "layers.lora": (run.layers.lora, preset.lora),
     }
+    if run.steer == AUTO:
+        pairs["steering.factor"] = (run.steering.factor, usual.steering.factor)
+    if run.layers.lora:
+        pairs["layers.rank"] = (run.layers.rank, usual.layers.rank)
+        pairs["layers.rank_alpha"] = (run.layers.rank_alpha, usual.layers.rank_alpha)
+    if not run.faithful:  # the published loop has lengths of its own
+        pairs["data.max_length"] = (run.data.max_length, usual.data.max_length)
     spelled = {key: (_plain(mine), _plain(theirs)) for key, (mine, theirs) in pairs.items()}
     return [f"{key} {mine} (preset: {theirs})" for key, (mine, theirs) in spelled.items() if mine != theirs]
 

@@ -87,8 +87,8 @@ class Training:
             steps, topics = self.batches[0], len(run.topics)
             if run.steer == AUTO and steps < topics:
                 raise UserError(
-                    f"steer: got auto, which looks at each topic's first batches, but {steps} steps reach {steps} of "
-                    f"{topics} topics; give a number, or train.max_batches={topics} or more"
+                    f"steer: got auto, which takes a step of each of the {topics} topics, but train.max_batches and "
+                    f"the texts give {steps}; give a number, or more steps"
                 )
             if run.train.check_every:
                 _ = self.checking.asked

@@ -107,14 +107,16 @@ class Session:
                 )
 
     def name(self, words: Sequence[str]) -> str:
-        """A short name for a trial's folder: its swept keys and values."""
+        """A short name for a trial's folder: its swept keys and values; other values have other names."""
         keys = [o.key_or_group for o in self.swept]
         short = [key.split(".")[-1].split("/")[-1] for key in keys]
         names = {k: s if short.count(s) == 1 else k.replace("/", ".") for k, s in zip(keys, short, strict=True)}
         parts = []
         for key, value in (word.lstrip("+").split("=", 1) for word in words):
-            plain = value.replace(",", "+").replace(" ", "").strip("[]'\"{}")
-            parts.append(f"{names[key]}={re.sub(r'[^-+.=~A-Za-z0-9_]', '-', plain)}")
+            plain = re.sub(", *", "+", value).strip("[]'\"{}")
+            clean = re.sub(r"[^-+.=~A-Za-z0-9_]", "-", plain.replace(" ", ""))
+            exact = clean == plain and "+" not in value
+            parts.append(f"{names[key]}={clean}" + ("" if exact else f"-{sha256(value.encode()).hexdigest()[:8]}"))
         name = ",".join(parts) or "trial"
         return name if len(name) <= 120 else f"{name[:100]}-{sha256(name.encode()).hexdigest()[:8]}"
 

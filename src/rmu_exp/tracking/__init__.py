@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
+
+OFF = "off"
 
 
 class Tracker:
@@ -19,6 +22,12 @@ class Tracker:
         """End tracking, also when the run failed; may be called twice."""
 
 
+def switched(mode: str) -> str:
+    """What is wanted of W&B: its own WANDB_MODE wins over ``mode``; ``off`` when that says disabled."""
+    wanted = os.environ.get("WANDB_MODE", "").strip().lower() or mode
+    return {"disabled": OFF, "dryrun": "offline", "run": "online"}.get(wanted, wanted)
+
+
 def open_tracker(
     kind: str,
     folder: Path,
@@ -32,7 +41,8 @@ def open_tracker(
     wait: float,
 ) -> Tracker:
     """A tracker by its kind: ``off`` or ``wandb`` (see :mod:`rmu_exp.tracking.weights_and_biases`)."""
-    if kind == "off":
+    mode = switched(mode)
+    if OFF in (kind, mode):
         return Tracker()
     from rmu_exp.tracking.weights_and_biases import WandbTracker
 

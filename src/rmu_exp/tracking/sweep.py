@@ -5,15 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from rmu_exp.sweep.summary import Summary
+from rmu_exp.tracking import OFF, switched
 from rmu_exp.tracking.weights_and_biases import WandbTracker
 
 
 def log_sweep(summary: Summary, tracking: Any) -> None:
-    """Send the tables of all trials and of the front, the plots, the page, and the chosen trial.
+    """Send the tables of all trials and of the front, the plots, the page, and the chosen trial; not if switched off.
 
     Args:
         tracking: the Run's ``tracking`` settings.
     """
+    if switched(tracking.get("mode") or "auto") == OFF:
+        return
     group = tracking.get("group") or summary.folder.name
     about = {"folder": str(summary.folder), "trials": len(summary.trials), "front": [t.name for t in summary.front]}
     where = (

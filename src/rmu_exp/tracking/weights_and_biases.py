@@ -15,7 +15,7 @@ from typing import Any, Literal
 from rmu_exp.hub import first_line
 from rmu_exp.secrets import redact
 from rmu_exp.sweep import axes
-from rmu_exp.tracking import Tracker
+from rmu_exp.tracking import Tracker, switched
 
 log = logging.getLogger("rmu_exp")
 INIT_SECONDS = 30  # how long the server may take before the run goes on offline
@@ -48,7 +48,7 @@ class WandbTracker(Tracker):
         self.wandb, self.wait = wandb, wait
         self.run: Any = None
         self.files = folder / "wandb"
-        self.mode: Literal["online", "offline"] = self._mode(mode)
+        self.mode: Literal["online", "offline"] = self._mode(switched(mode))
         given = {"dir": str(folder), "config": config, "name": name, "group": group, "tags": tags}
         given |= {"project": project, "entity": entity}
         why = self._begin(given)
@@ -81,7 +81,6 @@ class WandbTracker(Tracker):
         return f"wandb sync {shlex.quote(str(self.files))}"
 
     def _mode(self, wanted: str) -> Literal["online", "offline"]:
-        wanted = os.environ.get("WANDB_MODE", wanted)
         if wanted == "online":
             return "online"
         if wanted == "offline":
@@ -135,7 +134,8 @@ class WandbTracker(Tracker):
             if ended:
                 run.log(ended)
             if delta.is_file():
-                about = {k: results["run"][k] for k in ("model", "method", "layer", "steer", "alpha", "seed")}
+                named = ("model", "method", "layer", "steer", "alpha", "seed")
+                about = {k: results["run"][k] for k in named if k in results["run"]}
                 artifact = self.wandb.Artifact(f"delta-{run.id}", type="delta", metadata=about)
                 artifact.add_file(str(delta))
                 run.log_artifact(artifact)
@@ -197,10 +197,11 @@ def _within(seconds: float, action: Callable[[], object]) -> Exception | None:
 
 
 def _summary(results: dict[str, Any]) -> dict[str, Any]:
-    """A run's numbers for W&B's tables and scatter plots: settings, accuracies, attacks."""
-    numbers: dict[str, Any] = {"setting/layer": results["run"]["layer"]}
-    for key in ("steer", "alpha"):  # lists in the config, which no panel can draw
-        numbers[f"setting/{key}"] = sum(results["run"][key]) / len(results["run"][key])
+    """Numbers for W&B's tables and scatter plots: a run's settings (a judgement has none), accuracies, attacks."""
+    numbers: dict[str, Any] = {}
+    for key in ("layer", "steer", "alpha"):
+        if (value := results["run"].get(key)) is not None:  # a list, one a topic, is what no panel can draw
+            numbers[f"setting/{key}"] = sum(value) / len(value) if isinstance(value, list) else value
     for name, row in results.get("qa", {}).items():
         numbers |= {f"qa/{name}/{who}": row[who]["acc"] for who in ("base", "unlearned") if who in row}
     for name, row in results.get("attacks", {}).items():

@@ -86,6 +86,10 @@ class Method:
         """The layers whose activations its loss is about."""
         return [layer]
 
+    @classmethod
+    def refuse(cls, settings: Any, layer: int, lowest: int, steps: int) -> None:
+        """Raise UserError where it cannot work: ``lowest`` is the lowest trained layer. Nothing is loaded yet."""
+
     def begin(self, split: SplitModel) -> None:
         """Called once, with the frozen model, before the first step."""
 

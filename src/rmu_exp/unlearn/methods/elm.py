@@ -60,11 +60,16 @@ class Method(method.Method):
         return summed(forget, retain, self.context.alpha[step.topic])
 
     def prompted(self, step: Step, prompt: list[int]) -> Tensor:
-        """The frozen model's logits for the forget texts' tokens behind a prompt, in the order of the step's."""
-        texts = language.all_texts(step.batch, FORGET)
-        rows = {str(i): [prompt + text] for i, text in enumerate(texts)}
+        """The frozen model's logits for the forget texts' tokens behind a prompt, in the order of the step's.
+
+        Only the prompt keeps its BOS: its last token then speaks for the text's BOS, since both are followed by the
+        text's first word.
+        """
+        texts, bos = language.all_texts(step.batch, FORGET), [self.context.tokenizer.bos_token_id]
+        again = [int(prompt[:1] == text[:1] == bos) for text in texts]
+        rows = {str(i): [prompt + text[n:]] for i, (text, n) in enumerate(zip(texts, again, strict=True))}
         after = step.of(Batch(step.topic, [pack(rows, 0)], 0)).frozen(logits=True)
-        return torch.cat([after.logits[role][len(prompt) :] for role in rows])
+        return torch.cat([after.logits[role][len(prompt) - n :] for role, n in zip(rows, again, strict=True)])
 
 
 def erased(plain_NV: Tensor, novice_NV: Tensor, expert_NV: Tensor, strength: float) -> Tensor:

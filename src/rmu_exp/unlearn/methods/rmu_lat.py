@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from rmu_exp.corpora.batches import FORGET, RETAIN
+from rmu_exp.errors import UserError
 from rmu_exp.unlearn import language
 from rmu_exp.unlearn.catalog import above, at_least
 from rmu_exp.unlearn.method import Losses, summed
@@ -33,7 +34,7 @@ class Settings:
     inner_lr: float = 0.05
     """The adversary's learning rate."""
     below: int = 1
-    """How many layers below `layer` the shift is added."""
+    """How many layers below `layer` the shift is added; no lower than what the lowest trained layer reads."""
 
     def __post_init__(self) -> None:
         above(self, radius=0, inner_lr=0)
@@ -45,6 +46,14 @@ class Method(rmu.Method):
 
     logits = True
     mean_over = None
+
+    @classmethod
+    def refuse(cls, settings: Settings, layer: int, lowest: int, steps: int) -> None:
+        if layer - settings.below < lowest - 1:
+            raise UserError(
+                f"method.below: got {settings.below}, allowed is 0 to {layer - lowest + 1} "
+                f"(layer is {layer}, the lowest trained layer {lowest})"
+            )
 
     def loss(self, step: Step) -> Losses:
         layer = self.context.layer

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from rmu_exp.corpora.batches import FORGET, RETAIN
+from rmu_exp.errors import UserError
 from rmu_exp.unlearn import language, method
 from rmu_exp.unlearn.catalog import above
 from rmu_exp.unlearn.method import Losses
@@ -39,6 +40,13 @@ class Method(method.Method):
     """SSD."""
 
     logits = True
+
+    @classmethod
+    def refuse(cls, settings: Settings, layer: int, lowest: int, steps: int) -> None:
+        if steps < 2:
+            raise UserError(
+                f"train.max_batches: got {steps}, ssd needs 2 or more: half for forget, half for retain texts"
+            )
 
     def loss(self, step: Step) -> Losses:
         role = FORGET if 2 * step.number <= self.context.steps else RETAIN
