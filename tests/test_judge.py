@@ -95,6 +95,15 @@ def prepare(words: list[str]) -> None:
     pipeline.preflight(job, judgement.stages(job))
 
 
+def test_a_sweep_of_judgements_is_refused(tmp_path):
+    done = judge("-m", f"unlearned={LORE}", "seed=0,1", "output=out", cwd=tmp_path)
+    assert done.returncode == 2
+    assert (
+        done.stderr
+        == "rmu_exp: -m: judge.py judges one model at a time; use a loop, each with an output=DIR of its own\n"
+    )
+
+
 def test_the_program_ends_with_status_2_and_leaves_nothing(tmp_path):
     done = judge("unlearned=nowhere", cwd=tmp_path)
     assert done.returncode == 2

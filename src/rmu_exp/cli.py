@@ -59,6 +59,8 @@ def guard(main: Callable[[], Any], conf: Path, name: str = "config") -> None:
         return
     global _was_there
     try:
+        if args.multirun and name == "judge":
+            raise UserError("-m: judge.py judges one model at a time; use a loop, each with an output=DIR of its own")
         folder = Path(composed(args.overrides, conf, multirun=args.multirun, name=name)[0].output)
         _was_there = check_writable(folder)
     except (UserError, RunError) as error:

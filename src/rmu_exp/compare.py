@@ -156,20 +156,24 @@ def _show(value: Any) -> str:
 def _qa(qa: dict[str, Any]) -> Any:
     if not qa:
         return None
-    table = _table(
-        "questions answered right", "", "base A", "base B", "A", "B", "B − A", "lost / gained", "p", "shared"
-    )
+    table = _table("questions answered right", "", "base A", "base B", "A", "B", "lost / gained", "of", "B − A", "p")
     for name, row in qa.items():
         if not row["whole"]:
             continue  # a task of a group; --json has it
         a, b = row["unlearned"]
         test = row.get("mcnemar")
-        change = f"{100 * (b - a):+.1f}" if a is not None and b is not None else ""
-        tested = [f"{test['lost']} / {test['gained']}", f"{test['p']:.2g}"] if test else ["", ""]
+        tested = [""] * 4
+        if test:
+            change = 100 * (test["gained"] - test["lost"]) / row["shared"]
+            tested = [f"{test['lost']} / {test['gained']}", str(row["shared"]), f"{change:+.1f}", f"{test['p']:.2g}"]
         cells = [percent(v) if v is not None else "" for v in (*row["base"], a, b)]
-        table.add_row(Text(name), *cells, change, *tested, str(row["shared"]))
+        table.add_row(Text(name), *cells, *tested)
     return Group(
-        table, Text("lost: right in A and wrong in B, of the shared questions; p: McNemar's exact test", style="dim")
+        table,
+        Text(
+            "lost: right in A and wrong in B, of the questions that both were asked; p: McNemar's exact test",
+            style="dim",
+        ),
     )
 
 

@@ -25,6 +25,7 @@ BAD_LINE = ("error", "skip")
 DISTRIBUTIONS = ("uniform", "normal")
 SCHEDULES = ("constant", "linear")
 SHARING = ("auto", "always", "never")
+MOST_SEED = 2**32 - 1  # what every library takes
 TRACKERS = ("wandb", "off")
 TRACKING_MODES = ("auto", "online", "offline")
 
@@ -88,8 +89,8 @@ def parse_judge(config: DictConfig) -> Judge:
         raise UserError(one_line(error)) from error
     assert isinstance(judge, Judge)
     _check_lists(judge)
-    if judge.seed < 0:
-        raise UserError(f"seed: got {judge.seed}, allowed is 0 or more")
+    if not 0 <= judge.seed <= MOST_SEED:
+        raise UserError(f"seed: got {judge.seed}, allowed is 0 to {MOST_SEED}")
     if judge.eval.backend not in ("fast", "stock"):
         raise UserError(f"eval.backend: got {judge.eval.backend}, allowed here is fast, stock")
     _check_parts(judge)
@@ -116,6 +117,9 @@ def per_topic(key: str, value: Any, topics: list[str]) -> list[float]:
 def _check(run: Run) -> None:
     if not run.data.forget:
         raise UserError("data.forget: no corpus given; add 'data.forget=[a.jsonl,b.jsonl]'")
+    for key, names in (("data.topics", run.data.topics or []), ("data.forget", run.data.forget)):
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise UserError(f"{key}: {twice[0]} is there twice; name each once")
     if run.data.topics is not None and len(run.data.topics) != len(run.data.forget):
         raise UserError(f"data.topics: got {len(run.data.topics)} names for {len(run.data.forget)} forget corpora")
     if len(run.data.retain) not in (1, len(run.data.forget)):
@@ -141,6 +145,8 @@ def _check(run: Run) -> None:
     at_least |= {"train.check_every": 0, "train.check_questions": 4}
     at_least |= {"data.min_len": 0, "data.max_length": 1, "eval.batch_size": 1}
     at_least |= {"layers.rank": 1, "layers.rank_alpha": 1}
+    if run.seed > MOST_SEED:
+        raise UserError(f"seed: got {run.seed}, allowed is 0 to {MOST_SEED}")
     for key, least in at_least.items():
         if _get(run, key) is not None and _get(run, key) < least:
             raise UserError(f"{key}: got {_get(run, key)}, allowed is {least} or more")

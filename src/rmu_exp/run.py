@@ -326,7 +326,7 @@ class Judge:
     seed: int = 0
     """Seed of every random choice."""
     output: str = ""
-    """Folder of the results; in a sweep, the folder that holds one folder a judgement."""
+    """Folder of the results."""
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)
     eval: Eval = field(default_factory=Eval)

@@ -31,13 +31,13 @@ def keys_of(schema: type, prefix: str = "") -> list[str]:
 _WANTED = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
 
 
-def one_line(error: OmegaConfBaseException) -> str:
-    """OmegaConf's message as one line: the key, what was given, what is allowed."""
+def one_line(error: OmegaConfBaseException, prefix: str = "") -> str:
+    """OmegaConf's message as one line: the key behind ``prefix``, what was given, what is allowed."""
     text = str(error).splitlines()[0]
     if isinstance(error, MissingMandatoryValue):
-        key = text.rsplit(": ", 1)[-1]
+        key = prefix + text.rsplit(": ", 1)[-1]
         return f"{key}: not given; add {key}=…"
-    key = getattr(error, "full_key", None) or "configuration"
+    key = prefix + (getattr(error, "full_key", None) or "configuration")
     if "' not in '" in text:  # Key 'stear' not in 'Run'
         inside, schema = key.rpartition(".")[0], Judge if "'Judge'" in text else Run
         return unknown_key(key, [k for k in keys_of(schema) if k.rpartition(".")[0] == inside])

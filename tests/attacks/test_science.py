@@ -57,7 +57,8 @@ def test_finetuning_recovers_most_of_the_lost_accuracy(results):
     lost = 1 - before
     assert runs["forget", 100]["V"] - before > lost / 2
     assert runs["benign", 100]["V"] > results["attacks"]["relearn"]["ci95"]["before"][1]
-    assert runs["split", 100]["V"] - before > lost / 2  # facts that the finetuning never showed: uncovered
+    split = max(n for source, n in runs if source == "split")
+    assert runs["split", split]["V"] - before > lost / 2  # facts that the finetuning never showed: uncovered
 
 
 def test_one_direction_hides_most_of_it(results):

@@ -106,3 +106,28 @@ def test_a_prompt_is_cut_before_its_last_line(context):
     head, tail = cut(context.scorer, context.items[0].context)
     assert head + tail == context.scorer.encode(context.items[0].context)
     assert context.tokenizer.decode(tail).split() == ["Answer", ":"]
+
+
+def test_random_tokens_survive_a_tokenizer_that_strips_the_leading_space():
+    """SentencePiece: encoding puts a space and a <s> in front, decoding takes them away."""
+    from types import SimpleNamespace
+
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    inner = Tokenizer(models.BPE(unk_token="<unk>"))
+    inner.pre_tokenizer, inner.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    words = ["the", "old", "river", "runs", "past", "a", "mill", "Answer:", "A"]
+    trainer = trainers.BpeTrainer(vocab_size=120, initial_alphabet=["\n"], special_tokens=["<unk>", "<s>"])
+    inner.train_from_iterator([" ".join(words[i:] + words[:i]) for i in range(len(words))], trainer)
+    inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", unk_token="<unk>")
+    found = object.__new__(Search)
+    found.scorer = SimpleNamespace(
+        tokenizer=tokenizer, encode=lambda text: list(tokenizer(text)["input_ids"]), device=torch.device("cpu")
+    )
+    head, tail = cut(found.scorer, "the old mill\nAnswer:")
+    assert tokenizer.decode(head) != tokenizer.decode(head, skip_special_tokens=True)
+    found.targets = [Target(head, tail, 0, {})]
+    found.allowed_V = torch.tensor([v > 1 for v in range(len(tokenizer))])
+    assert found.survives(found.start(4, torch.Generator().manual_seed(0)).tolist())

@@ -252,3 +252,60 @@ def test_random_weights_give_chance(context):
     """The stand-in for unlearning destroys: nobody knows anything after it."""
     assert share(context.plain(UNLEARNED)) < 0.6
     assert share(context.plain("base")) > 0.9
+
+
+def test_pruning_ends_on_the_unlearned_weights_and_keeps_importances_off_the_device(context):
+    model = context.copy(UNLEARNED)
+    before = {name: w.clone() for name, w in prune.matrices(model)}
+    scores = {name: torch.rand(w.shape) for name, w in prune.matrices(model)}
+    prune.prune(model, scores, scores, 0.05, 0.02)
+    prune._restore(model, context)
+    assert all(torch.equal(w, before[name]) for name, w in prune.matrices(model))
+    found = prune.importance(model, context, "forget", prune.Settings([0.1], [0.1], 1, 16))
+    assert all(score.device.type == "cpu" and score.dtype == torch.float32 for score in found.values())
+
+
+def test_a_gradient_that_is_not_finite_ends_the_attack_even_at_the_last_step(context, monkeypatch):
+    settings = relearn.Settings(["split"], [8], 1, 2, 1e-3, "changed", "full", 4, 1, 64, True)
+    rows = [relearn._row_of(context, text, settings) for text in relearn._texts(context, "split")[:2]]
+    model = context.copy(UNLEARNED)
+    weight = model.get_parameter(relearn._changed(context, model)[0]).requires_grad_(True)
+    weight.register_hook(lambda grad: grad * float("inf"))
+    with pytest.raises(RunError, match="gradient is not finite at step 1"):
+        relearn._train(model, rows, settings, context.device, lambda step: None)
+
+
+def test_a_failed_part_holds_no_memory_when_the_next_one_is_tried(context, monkeypatch):
+    import weakref
+
+    settings = relearn.Settings(["split"], [8], 1, 4, 1e-3, "changed", "full", 4, 1, 64, True)
+    rows = [relearn._row_of(context, text, settings) for text in relearn._texts(context, "split")[:4]]
+    model = context.copy(UNLEARNED)
+    weights = [model.get_parameter(name).requires_grad_(True) for name in relearn._changed(context, model)]
+    entropy, seen = torch.nn.functional.cross_entropy, []
+
+    def fail(_grad):
+        raise torch.OutOfMemoryError("out of memory")
+
+    def once(logits, *given, **named):
+        assert not any(loss() is not None for loss in seen)
+        loss = entropy(logits, *given, **named)
+        if not seen:
+            seen.append(weakref.ref(loss))
+            loss.register_hook(fail)
+        return loss
+
+    monkeypatch.setattr(torch.nn.functional, "cross_entropy", once)
+    assert relearn._gradients(model, weights, rows, 1, context.device)[0] == 2
+
+
+def test_facts_that_are_made_up_are_not_searched_for(context):
+    import dataclasses
+
+    class Text(str):
+        def __contains__(self, fact):
+            raise AssertionError(fact)
+
+    context.items = [dataclasses.replace(item, named=False) for item in context.items]
+    context.forget = [Text(text) for text in context.forget]
+    assert len(relearn._texts(context, "forget")) == len(context.forget)

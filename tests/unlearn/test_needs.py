@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -75,7 +76,8 @@ def test_a_shift_below_what_the_trained_layers_read(tmp_path, texts):
 
 def test_auto_without_a_step_for_each_topic(tmp_path, texts):
     model = make_checkpoint("mistral", tmp_path / "model")
-    words = ["steer=auto", f"data.forget=[{texts},{texts}]", "train.batch_size=2"]
+    other = shutil.copy(texts, texts.with_name("other.txt"))
+    words = ["steer=auto", f"data.forget=[{texts},{other}]", "train.batch_size=2"]
     preflight(tmp_path / "run", model, texts, *words, "train.max_batches=2")
     with pytest.raises(UserError, match=r"^steer: got auto, .* of the 2 topics, .* give 1; .*$"):
         preflight(tmp_path / "run", model, texts, *words, "train.max_batches=1")

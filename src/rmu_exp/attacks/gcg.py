@@ -95,7 +95,10 @@ def _universal(
         for step in range(settings.universal_steps):
             tokens_S, loss = search.step(tokens_S, generator)
             losses.append((step + 1.0, loss))
-        after, words = answers(model, context, tokens_S, asked), context.tokenizer.decode(tokens_S.tolist())
+        after, words = (
+            answers(model, context, tokens_S, asked),
+            context.tokenizer.decode(tokens_S.tolist(), clean_up_tokenization_spaces=False),
+        )
     return {"random": random, "after": after, "losses": losses, "tokens": words}
 
 

@@ -93,7 +93,11 @@ def needed(tasks: Sequence[str], topics: Sequence[str], limit: int | None) -> li
         raise UserError("data.forget_tasks: not given; attacks need lm-eval tasks that ask about the forget topics")
     items = [item for group in load(tasks, topics, limit).values() for item in group]
     if len({item.fact for item in items}) < 4:
-        raise UserError(f"data.forget_tasks: {', '.join(tasks)} have too few questions that are answered by letters")
+        named = ", ".join(tasks)
+        raise UserError(
+            f"data.forget_tasks: {named} have too few questions that are answered by letters (4 facts are needed; "
+            "eval.limit may leave them out)"
+        )
     return items
 
 

@@ -3,7 +3,9 @@
 A weight's importance is |w · dL/dw| (SNIP), L the next-token loss on some texts. The share p of weights that matter
 most on forget texts, without the share q that matter most on retain texts, is set to zero, in every matrix inside
 the decoder layers. p and q are chosen by one half of the facts and scored on the other. Controls: the base model and
-a model that never knew, pruned by their own importances; and as many random weights.
+a model that never knew, pruned by their own importances; and in each matrix as many weights, drawn at random.
+
+Beside the base model and the copy that is pruned, a device holds one set of gradients; importances stay on the CPU.
 """
 
 from __future__ import annotations
@@ -39,30 +41,10 @@ class Settings:
 def run(context: Context, settings: Settings) -> Finding:
     learn, score = context.halves
     pairs = [(p, q) for p in settings.forget for q in settings.retain if q <= p]
-    model = context.copy(UNLEARNED)
-    before = {name: w.clone() for name, w in matrices(model)}
-    matter, spared = (importance(model, context, kind, settings) for kind in ("forget", "retain"))
-    answers: dict[tuple[float, float], Correct] = {}
-    zeros: dict[tuple[float, float], int] = {}
-
-    def pruned(pair: tuple[float, float]) -> tuple[int, Correct]:
-        count = prune(model, matter, spared, *pair)
-        correct = context.scorer.correct(model, context.items)
-        _restore(model, before)
-        return count, correct
-
-    for pair in pairs:
-        zeros[pair], answers[pair] = context.part(f"{pair}", partial(pruned, pair))
-    best = max(pairs, key=lambda pair: share(take(answers[pair], learn)))
-    control: dict[str, Correct] = {}
-    noise = context.generator("prune/random")
-    _prune_random(model, matter, spared, *best, noise)
-    control["random"] = take(context.scorer.correct(model, context.items), score)
+    answers, zeros, best, random = _tried(context, settings, pairs)
+    control = {"random": take(random, score)}
     for state in (s for s in context.states if s != UNLEARNED):
-        model = context.copy(state)
-        own_forget, own_retain = (importance(model, context, kind, settings) for kind in ("forget", "retain"))
-        prune(model, own_forget, own_retain, *best)
-        control[state] = take(context.scorer.correct(model, context.items), score)
+        control[state] = take(_pruned(context, state, settings, *best), score)
     rows = [
         {"forget": p, "retain": q, "zeros": zeros[p, q], "learn": share(take(a, learn)), "score": share(take(a, score))}
         for (p, q), a in answers.items()
@@ -82,6 +64,37 @@ def run(context: Context, settings: Settings) -> Finding:
     )
 
 
+def _tried(
+    context: Context, settings: Settings, pairs: Sequence[tuple[float, float]]
+) -> tuple[dict[tuple[float, float], Correct], dict[tuple[float, float], int], tuple[float, float], Correct]:
+    """The unlearned model's answers and zeroed weights by pair, the best pair, and its random control's answers."""
+    learn, _ = context.halves
+    model = context.copy(UNLEARNED)
+    matter, spared = (importance(model, context, kind, settings) for kind in ("forget", "retain"))
+    answers: dict[tuple[float, float], Correct] = {}
+    zeros: dict[tuple[float, float], int] = {}
+
+    def pruned(pair: tuple[float, float]) -> tuple[int, Correct]:
+        count = prune(model, matter, spared, *pair)
+        correct = context.scorer.correct(model, context.items)
+        _restore(model, context)
+        return count, correct
+
+    for pair in pairs:
+        zeros[pair], answers[pair] = context.part(f"{pair}", partial(pruned, pair))
+    best = max(pairs, key=lambda pair: share(take(answers[pair], learn)))
+    _prune_random(model, matter, spared, *best, context.generator("prune/random"))
+    return answers, zeros, best, context.scorer.correct(model, context.items)
+
+
+def _pruned(context: Context, state: str, settings: Settings, p: float, q: float) -> Correct:
+    """Another model's answers, pruned by its own importances."""
+    model = context.copy(state)
+    forget, retain = (importance(model, context, kind, settings) for kind in ("forget", "retain"))
+    prune(model, forget, retain, p, q)
+    return context.scorer.correct(model, context.items)
+
+
 def matrices(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """Every matrix inside the decoder layers, by name."""
     for name, weight in layers_of(model).named_parameters():
@@ -90,18 +103,18 @@ def matrices(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def importance(model: nn.Module, context: Context, kind: str, settings: Settings) -> dict[str, Tensor]:
-    """|w · dL/dw| of every matrix, summed over texts of one kind."""
+    """|w · dL/dw| of every matrix, summed over texts of one kind, on the CPU."""
     texts: Sequence[str] = context.forget if kind == "forget" else context.retain
     picked = context.rng(f"prune/{kind}").sample(list(texts), min(settings.texts, len(texts)))
     wanted = dict(matrices(model))
-    total = {name: torch.zeros_like(w, dtype=torch.float32) for name, w in wanted.items()}
+    total = {name: torch.zeros(w.shape, dtype=torch.float32) for name, w in wanted.items()}
     for weight in wanted.values():
         weight.requires_grad_(True)
     for text in picked:
         ids = torch.tensor([context.scorer.encode(text)[: settings.max_length]], device=context.device)
         loss = model(input_ids=ids, labels=ids, use_cache=False).loss
         for (name, weight), grad in zip(wanted.items(), torch.autograd.grad(loss, list(wanted.values())), strict=True):
-            total[name] += (weight.detach() * grad).abs().float()
+            total[name] += (weight.detach() * grad).abs().cpu().float()
     model.requires_grad_(False)
     return total
 
@@ -111,7 +124,7 @@ def prune(model: nn.Module, forget: Scores, retain: Scores, p: float, q: float) 
     """Zero the top p of ``forget`` without the top q of ``retain``; gives the number of weights zeroed."""
     count = 0
     for name, weight in matrices(model):
-        gone = _top(forget[name], p) & ~_top(retain[name], q)
+        gone = _gone(weight, forget[name], retain[name], p, q)
         weight[gone] = 0
         count += int(gone.sum())
     return count
@@ -123,9 +136,14 @@ def _prune_random(
 ) -> None:
     """Zero random weights, as many of each matrix as :func:`prune` does."""
     for name, weight in matrices(model):
-        count = int((_top(forget[name], p) & ~_top(retain[name], q)).sum())
+        count = int(_gone(weight, forget[name], retain[name], p, q).sum())
         gone = torch.randperm(weight.numel(), generator=generator)[:count]
         weight.view(-1)[gone.to(weight.device)] = 0
+
+
+def _gone(weight: Tensor, forget: Tensor, retain: Tensor, p: float, q: float) -> Tensor:
+    """Which weights are pruned; worked out where the weights are."""
+    return _top(forget.to(weight.device), p) & ~_top(retain.to(weight.device), q)
 
 
 def _top(score: Tensor, part: float) -> Tensor:
@@ -137,6 +155,8 @@ def _top(score: Tensor, part: float) -> Tensor:
 
 
 @torch.no_grad()
-def _restore(model: nn.Module, before: dict[str, Tensor]) -> None:
-    for name, weight in matrices(model):
-        weight.copy_(before[name])
+def _restore(model: nn.Module, context: Context) -> None:
+    """Give a pruned copy of the unlearned model its weights back."""
+    with context.model(UNLEARNED) as whole:
+        for (_, weight), (_, before) in zip(matrices(model), matrices(whole), strict=True):
+            weight.copy_(before)

@@ -95,7 +95,7 @@ def settings(name: str, values: Any) -> Any:
     try:
         made: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
     except OmegaConfBaseException as error:
-        raise UserError(f"{prefix}.{one_line(error)}") from error
+        raise UserError(one_line(error, f"{prefix}.")) from error
     for key, value in dataclasses.asdict(made).items():
         _positive(f"{prefix}.{key}", value)
     if hasattr(made, "check"):

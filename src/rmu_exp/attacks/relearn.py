@@ -20,6 +20,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -252,7 +253,7 @@ def _train(
 ) -> None:
     """AdamW on fp32 masters, with the rate falling to nothing; ``batch_size`` rows a step, in order."""
     weights = [w for w in model.parameters() if w.requires_grad]
-    masters = [w.detach().clone().float() for w in weights]
+    masters = [w.detach().float() for w in weights]  # of an fp32 model the weights themselves
     optimizer = torch.optim.AdamW(masters, lr=settings.lr, weight_decay=0.0)
     falling = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / settings.steps)
     parts = 1
@@ -263,7 +264,8 @@ def _train(
             raise RunError(f"attacks.relearn: the loss is not finite at step {step + 1}; try a smaller lr")
         for w, master in zip(weights, masters, strict=True):
             master.grad, w.grad = w.grad.float() if w.grad is not None else None, None
-        nn.utils.clip_grad_norm_(masters, CLIP)
+        if not torch.isfinite(nn.utils.clip_grad_norm_(masters, CLIP)):
+            raise RunError(f"attacks.relearn: the gradient is not finite at step {step + 1}; try a smaller lr")
         optimizer.step()
         falling.step()
         with torch.no_grad():
@@ -283,17 +285,8 @@ def _gradients(
     while True:
         try:
             count = sum(sum(wanted[1:]) for _, wanted in batch)
-            losses = []
-            for k in range(parts):
-                some = batch[k * len(batch) // parts : (k + 1) * len(batch) // parts]
-                ids_BT, labels_BT = (x.to(device) for x in _collate(some))
-                logits_BTV = model(input_ids=ids_BT, use_cache=False).logits[:, :-1].float()
-                loss = nn.functional.cross_entropy(
-                    logits_BTV.flatten(0, 1), labels_BT[:, 1:].flatten(), reduction="sum"
-                )
-                (loss / count).backward()
-                losses.append(loss.item() / count)
-            return parts, sum(losses)
+            cuts = [len(batch) * k // parts for k in range(parts + 1)]
+            return parts, sum(_part(model, batch[a:b], count, device) for a, b in pairwise(cuts))
         except (RuntimeError, MemoryError) as error:
             if not memory.ran_out(error):
                 raise
@@ -304,6 +297,15 @@ def _gradients(
             raise RunError("attacks.relearn: out of memory at one text; try a smaller attacks.relearn.max_length")
         parts = min(2 * parts, len(batch))
         log.info("out of memory: a batch of %d texts now goes through in %d parts", len(batch), parts)
+
+
+def _part(model: nn.Module, rows: Sequence[Row], count: int, device: torch.device) -> float:
+    """Add some rows' gradients, and give their loss; nothing outlives a failure, so that the next try has the room."""
+    ids_BT, labels_BT = (x.to(device) for x in _collate(rows))
+    logits_BTV = model(input_ids=ids_BT, use_cache=False).logits[:, :-1].float()
+    loss = nn.functional.cross_entropy(logits_BTV.flatten(0, 1), labels_BT[:, 1:].flatten(), reduction="sum") / count
+    loss.backward()
+    return loss.item()
 
 
 def _collate(rows: Sequence[Row]) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ import torch
 
 from rmu_exp.attacks.frame import UNLEARNED, Context, Correct, Curve, Finding, share, take
 from rmu_exp.attacks.items import Item
-from rmu_exp.errors import RunError
+from rmu_exp.errors import RunError, UserError
 from rmu_exp.probes.record import BLOCK, at_last
 
 SHUFFLED = "shuffled"
@@ -36,6 +36,11 @@ class Settings:
     """Folds of the cross-validation that chooses C inside the training half."""
     iterations: int
     """Most iterations of its solver."""
+
+    def check(self, key: str) -> None:
+        """Refuse what cross-validation cannot do."""
+        if self.folds < 2:
+            raise UserError(f"{key}.folds: got {self.folds}, allowed is 2 or more")
 
 
 def run(context: Context, settings: Settings) -> Finding:

@@ -19,11 +19,13 @@ from matplotlib.figure import Figure
 from scipy.stats import t
 
 from rmu_exp import results as results_json
+from rmu_exp import rundir
 from rmu_exp.attacks.suite import worst
 from rmu_exp.errors import UserError
 from rmu_exp.judge.stats import wilson
 from rmu_exp.paths import write_atomic
 from rmu_exp.report.plots import GREY
+from rmu_exp.run import NOT_IN_DIGEST
 
 ROLES = ("forget", "adjacent", "general")
 BASE = "base"
@@ -76,13 +78,28 @@ def read(folder: Path) -> list[dict[str, Any]]:
 
 
 def rows(runs: Sequence[dict[str, Any]]) -> list[Row]:
-    """A row for the base model and one for each method, the least forget accuracy first."""
+    """A row for the base model and one for each method, the least forget accuracy first.
+
+    Runs of a method that differ in more than their seed have a row for each setting.
+    """
     by_method: dict[str, list[dict[str, Any]]] = {}
     for run in runs:
-        by_method.setdefault(run["run"]["method"], []).append(run)
+        alike = [_settings(r) for r in runs if r["run"]["method"] == run["run"]["method"]]
+        mine = _settings(run)
+        told = [f"{key}={value}" for key, value in mine.items() if any(s.get(key) != value for s in alike)]
+        by_method.setdefault(" ".join([run["run"]["method"], *told]), []).append(run)
     table = [_row(method, own) for method, own in by_method.items()]
     table.sort(key=lambda row: row.accuracy["forget"].mean if "forget" in row.accuracy else 1)
     return [_row(BASE, runs[:1]), *table]
+
+
+def _settings(run: dict[str, Any]) -> dict[str, str]:
+    """What changes a run's result, but for its seed."""
+    config = run.get("provenance", {}).get("config")
+    if not isinstance(config, dict):
+        config = {key: run["run"].get(key) for key in ("layer", "steer", "alpha", "settings")}
+    kept = {key: value for key, value in config.items() if key not in (*NOT_IN_DIGEST, "seed", "eval")}
+    return {key: str(value) for key, value in rundir.flat(kept).items()}
 
 
 def _row(method: str, runs: Sequence[dict[str, Any]]) -> Row:

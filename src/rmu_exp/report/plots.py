@@ -77,7 +77,6 @@ def norms(results: dict[str, Any], metrics: Metrics) -> Figure | None:
         axes.axhline(mine[0]["steer"], color=GREY, lw=1)
         axes.annotate(f"steer = {mine[0]['steer']:g}", (1, mine[0]["steer"]), xycoords=("axes fraction", "data"),
                       ha="right", va="bottom", fontsize=9, color=GREY)  # fmt: skip
-        axes.set_ylim(bottom=0)
 
     what = f"Length of the activations at layer {results['run']['layer']}, mean over tokens"
     return _by_topic(results, metrics, what, "L2 norm", panel)
@@ -92,9 +91,8 @@ def losses(results: dict[str, Any], metrics: Metrics) -> Figure | None:
         weighted = [m | {"weighted": m["alpha"] * m["retain_loss"]} for m in mine if "retain_loss" in m]
         _curve(axes, mine, "forget_loss", FORGET, "-", "forget loss")
         _curve(axes, weighted, "weighted", RETAIN, "-", "alpha · retain loss")
-        axes.set_ylim(bottom=0)
 
-    return _by_topic(results, metrics, "The two terms of the loss", "mean squared difference", panel)
+    return _by_topic(results, metrics, "The two terms of the loss", "loss", panel)
 
 
 def _by_topic(
@@ -102,9 +100,8 @@ def _by_topic(
 ) -> Figure:
     topics = list(dict.fromkeys(m["topic"] for m in metrics))
     figure = _figure(max(5.0, 4 * len(topics)), 3.6)
-    for i, (axes, topic) in enumerate(
-        zip(figure.subplots(1, len(topics), sharey=True, squeeze=False)[0], topics, strict=True)
-    ):
+    panels = figure.subplots(1, len(topics), sharey=True, squeeze=False)[0]
+    for i, (axes, topic) in enumerate(zip(panels, topics, strict=True)):
         panel(axes, [m for m in metrics if m["topic"] == topic])
         axes.set_title(f"forget topic: {topic}", fontsize=10)
         axes.set_xlabel("step")
@@ -113,7 +110,10 @@ def _by_topic(
         if i == 0:
             axes.set_ylabel(unit)
             handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    if min(axes.dataLim.ymin for axes in panels) >= 0:  # gradient ascent and its kin have negative losses
+        panels[0].set_ylim(bottom=0)
+    columns = 4 if len(topics) > 1 else 2
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
     figure.suptitle(f"{what}\n{title(results['run'])}", fontsize=10, x=0.01, ha="left")
     return figure
 

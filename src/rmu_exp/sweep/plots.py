@@ -172,7 +172,8 @@ def curve(trials: Trials, axes: Sequence[Axis], key: str) -> Figure | None:
     plot.set_ylim(0, 1.02)
     _percent(plot.yaxis)
     _bare(plot)
-    plot.legend(frameon=False, fontsize=9)
+    if drawn:
+        plot.legend(frameon=False, fontsize=9)
     _title(figure, f"Accuracy after unlearning over {key}; bands are 95 % intervals")
     return figure if drawn else None
 
