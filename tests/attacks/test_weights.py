@@ -198,6 +198,12 @@ def test_the_best_run_is_chosen_by_facts_that_are_neither_told_nor_scored(contex
     assert all(facts)
     assert len(facts[0] | facts[1] | facts[2]) == sum(map(len, facts))
     assert sorted([*told, *choice]) == sorted(context.halves[0])
+    one = [next(i for i, item in enumerate(context.items) if item.topic == t) for t in ("hexes", "wards")]
+    context.halves = one, scored  # one fact a topic
+    assert relearn.parts_of(context) == (one[:1], one[1:], scored)
+    context.halves = one[:1], scored
+    with pytest.raises(RunError, match="too few questions on different facts"):
+        relearn.parts_of(context)
 
 
 def test_the_control_of_pruning_zeroes_as_many_weights(model):

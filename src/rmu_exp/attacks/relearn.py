@@ -143,9 +143,13 @@ def _counts(settings: Settings, state: str, source: str, there: int) -> list[int
 def parts_of(context: Context) -> tuple[list[int], list[int], list[int]]:
     """Indices of the items whose facts are told, by which the best run is chosen, and on which it is scored (V)."""
     learn, score = context.halves
-    told, choice = halves(context.pick(learn), context.rng("relearn/choice"))
-    if not told or not choice:
-        raise RunError("attacks.relearn: too few questions on different facts")
+    known = context.pick(learn)
+    told, choice = halves(known, context.rng("relearn/choice"))
+    if not told:  # one fact a topic
+        told = [i for i, item in enumerate(known) if item.fact == known[0].fact]
+        choice = [i for i in choice if i not in told]
+    if not choice:
+        raise RunError("attacks.relearn: too few questions on different facts; see eval.limit")
     return take(learn, told), take(learn, choice), score
 
 
