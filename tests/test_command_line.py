@@ -36,6 +36,7 @@ def train(*words: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str
         (["alpha=[1,2,3]"], ["alpha", "3 values", "hexes, wards"]),
         (["seed=x"], ["seed", "'x'", "whole number"]),
         (["+foo=1"], ["foo", "no such key"]),
+        (["layers.parameters=[[]]"], ["layers.parameters", "got [[]]", "[a,b]"]),
         (["data.topics=[x,x]"], ["data.topics", "x is there twice"]),
         (["seed=99999999999999999999"], ["seed", "0 to 4294967295"]),
         (["attacks=[probe]", "attacks.probe.folds=1"], ["attacks.probe.folds", "2 or more"]),

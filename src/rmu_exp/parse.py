@@ -174,13 +174,18 @@ def _check(run: Run) -> None:
 
 
 def _check_lists(part: Any, prefix: str = "") -> None:
-    """OmegaConf lets an interpolation put anything in a list's place."""
+    """OmegaConf lets an interpolation put anything in a list's place, and lists into lists."""
     for field in dataclasses.fields(part):
         value, key, kind = getattr(part, field.name), f"{prefix}{field.name}", str(field.type)
         if dataclasses.is_dataclass(value):
             _check_lists(value, f"{key}.")
-        elif kind.startswith("list[") and not isinstance(value, list) and not (value is None and "None" in kind):
+        elif kind.startswith("list[") and not (value is None and "None" in kind) and not _is_list(value, kind):
             raise UserError(f"{key}: got {show(value)}, allowed is a list such as '{key}=[a,b]'")
+
+
+def _is_list(value: Any, kind: str) -> bool:
+    inside = {"list[str]": str, "list[int]": int}.get(kind.partition(" ")[0], object)
+    return isinstance(value, list) and all(isinstance(part, inside) for part in value)
 
 
 def _check_choices(run: Run | Judge, choices: dict[str, tuple[str, ...]]) -> None:
