@@ -71,3 +71,13 @@ def test_the_command_writes_a_page_and_a_picture(tmp_path, capsys):
 def test_no_runs_is_one_line(tmp_path, capsys):
     assert main(["table", str(tmp_path)]) == 2
     assert "no finished runs" in capsys.readouterr().err
+
+
+def test_runs_of_other_settings_are_not_averaged():
+    """Two steers of one method are two experiments; seeds of one are one."""
+    runs = [result("rmu", seed, 0.3 + steer / 100, 0.9) for steer in (2, 20) for seed in (0, 1)]
+    for run, steer in zip(runs, (2, 2, 20, 20), strict=True):
+        run["run"] = run["run"] | {"steer": [steer]}
+    rows = methods.rows(runs)
+    assert [(row.method, row.seeds) for row in rows] == [("base", 0), ("rmu steer=[2]", 2), ("rmu steer=[20]", 2)]
+    assert rows[1].accuracy["forget"].mean == pytest.approx(0.32)
