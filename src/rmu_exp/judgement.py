@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rmu_exp import pipeline, provenance, rundir
 from rmu_exp.errors import UserError
 from rmu_exp.judge import pair
-from rmu_exp.model.checkpoint import Checkpoint, locate, named
+from rmu_exp.model.checkpoint import Checkpoint, named
 from rmu_exp.model.delta import Delta
 from rmu_exp.model.parameters import on_disk
 from rmu_exp.run import Data, Judge, Model
@@ -87,14 +87,15 @@ class Judgement(Job):
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
-        if self.run.base is None and self.other is None:
-            model = self.run.model  # at the commit that the Delta was made for
-            return locate(
-                model.name, model.path, self.changes.base.get("revision") or model.revision, model.trust_remote_code
-            )
         if self.run.base is None:
             return super().checkpoint
         return named(self.run.base, "base", self.run.model)
+
+    @property
+    def revision(self) -> str | None:
+        """Of a run, the one that its Delta was made for."""
+        own = self.changes.base.get("revision") if self.other is None else None
+        return own or super().revision
 
     @cached_property
     def other(self) -> Checkpoint | None:

@@ -11,8 +11,8 @@ Controls: random directions; the base model and a model that never knew, ablated
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,7 +24,7 @@ from rmu_exp.attacks.frame import BASE, UNLEARNED, Context, Correct, Finding, sh
 from rmu_exp.attacks.registry import one_of
 from rmu_exp.errors import RunError
 from rmu_exp.model.anatomy import attention_of, layers_of, mlp_of
-from rmu_exp.probes.record import watching
+from rmu_exp.probes.record import changing, watching
 
 WITH_BASE, WITHOUT_BASE = ACCESS = ("with_base", "without_base")
 HOOKS, WEIGHTS = WAYS = ("hooks", "weights")
@@ -149,24 +149,14 @@ def _answers(context: Context, state: str, directions_LD: Tensor, layers: Sequen
         return context.scorer.correct(model, context.items)
 
 
-@contextmanager
-def removed(model: nn.Module, directions_LD: Tensor, layers: Sequence[int]) -> Iterator[None]:
+def removed(model: nn.Module, directions_LD: Tensor, layers: Sequence[int]) -> AbstractContextManager[None]:
     """Inside the block, the output of each of ``layers`` has no part along that layer's direction."""
-    with ExitStack() as hooks:
-        for index in layers:
-            handle = layers_of(model)[index].register_forward_hook(_project(directions_LD[index]))
-            hooks.callback(handle.remove)
-        yield
+    return changing(model, {index: partial(_without, directions_LD[index]) for index in layers})
 
 
-def _project(direction_D: Tensor) -> Callable[..., Any]:
-    def hook(_module: nn.Module, _inputs: Any, out: Any) -> Any:
-        h_BTD = out[0] if isinstance(out, tuple) else out
-        r_D, wide_BTD = direction_D.to(h_BTD.device).float(), h_BTD.float()  # bf16 would leave a part of it
-        h_BTD = (wide_BTD - (wide_BTD @ r_D)[..., None] * r_D).to(h_BTD.dtype)
-        return (h_BTD, *out[1:]) if isinstance(out, tuple) else h_BTD
-
-    return hook
+def _without(direction_D: Tensor, h_BTD: Tensor) -> Tensor:
+    r_D, wide_BTD = direction_D.to(h_BTD.device).float(), h_BTD.float()  # bf16 would leave a part of it
+    return (wide_BTD - (wide_BTD @ r_D)[..., None] * r_D).to(h_BTD.dtype)
 
 
 @torch.no_grad()

@@ -9,8 +9,8 @@ Controls: the same on the base model and on a model that never knew; random vect
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,7 +23,7 @@ from rmu_exp.attacks.frame import BASE, UNLEARNED, Context, Correct, Curve, Find
 from rmu_exp.attacks.items import Item
 from rmu_exp.attacks.registry import one_of
 from rmu_exp.model.anatomy import layers_of
-from rmu_exp.probes.record import at_last
+from rmu_exp.probes.record import BLOCK, at_last, changing
 
 BELOW, STEERED, ABOVE = PLACES = ("below", "steered", "above")
 
@@ -111,7 +111,7 @@ def _learn(context: Context, settings: Settings, state: str, layer: int) -> dict
     learn, _ = (context.pick(half) for half in context.halves)
     with context.model(state) as model:
         rows = [context.scorer.encode(item.context) for item in learn]
-        h_ND = next(iter(at_last(model, context.scorer, rows).values()))[layer]
+        h_ND = at_last(model, context.scorer, rows)[BLOCK][layer]
         mean, width = h_ND.norm(dim=-1).mean().item(), h_ND.shape[-1] ** 0.5
         shift_D = torch.zeros(h_ND.shape[-1], device=context.device)  # in units of the root mean square
 
@@ -130,17 +130,6 @@ def _learn(context: Context, settings: Settings, state: str, layer: int) -> dict
         return {"after": after, "random": random, "length": length.item() / width, "losses": losses}
 
 
-@contextmanager
-def added(model: nn.Module, layer: int, shift_D: Tensor) -> Iterator[None]:
+def added(model: nn.Module, layer: int, shift_D: Tensor) -> AbstractContextManager[None]:
     """Inside the block, a vector is added to the output of a layer at every token."""
-
-    def hook(_module: nn.Module, _inputs: Any, out: Any) -> Any:
-        h_BTD = out[0] if isinstance(out, tuple) else out
-        h_BTD = h_BTD + shift_D.to(h_BTD.device, h_BTD.dtype)
-        return (h_BTD, *out[1:]) if isinstance(out, tuple) else h_BTD
-
-    handle = layers_of(model)[layer].register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
+    return changing(model, {layer: lambda h_BTD: h_BTD + shift_D.to(h_BTD.device, h_BTD.dtype)})

@@ -1,11 +1,11 @@
-"""Activations of every layer, kept where they are wanted.
+"""Activations of every layer, kept where they are wanted, or changed.
 
 Axes: L layers, N texts, D hidden size, B rows, T positions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -41,6 +41,23 @@ def watching(model: nn.Module, seen: Seen, places: Sequence[str] = (BLOCK,)) -> 
             for handle in handles:
                 hooks.callback(handle.remove)
         yield
+
+
+@contextmanager
+def changing(model: nn.Module, changes: Mapping[int, Callable[[Tensor], Tensor]]) -> Iterator[None]:
+    """Put other activations (B, T, D) in the place of what layers give, inside the block: layer to how they change."""
+    with ExitStack() as hooks:
+        for index, change in changes.items():
+            hooks.callback(layers_of(model)[index].register_forward_hook(_instead(change)).remove)
+        yield
+
+
+def _instead(change: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
+    def hook(_module: nn.Module, _inputs: Any, out: Any) -> Any:
+        changed = change(_first(out))
+        return (changed, *out[1:]) if isinstance(out, tuple) else changed
+
+    return hook
 
 
 def _branch(layer: nn.Module) -> nn.Module:

@@ -56,8 +56,12 @@ class Job:
     def checkpoint(self) -> Checkpoint:
         """The base model."""
         model = self.run.model
-        before = self.results.get("provenance", {}).get("model_revision")  # a run goes on with the commit it began with
-        return locate(model.name, model.path, model.revision or before, model.trust_remote_code)
+        return locate(model.name, model.path, self.revision, model.trust_remote_code)
+
+    @property
+    def revision(self) -> str | None:
+        """The base's commit, where it is on the hub: the one that is asked for, or with which the run began."""
+        return self.run.model.revision or self.results.get("provenance", {}).get("model_revision")
 
     @property
     def dtype(self) -> torch.dtype:
