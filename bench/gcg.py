@@ -18,9 +18,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from rmu_exp.attacks import items
-from rmu_exp.attacks.scoring import Scorer
-from rmu_exp.attacks.suffix import Search, Target, cut
+from rmu_exp.attacks.common import items
+from rmu_exp.attacks.common.scoring import Scorer
+from rmu_exp.attacks.common.suffix import Search, Target, cut
 from rmu_exp.model.checkpoint import locate
 from rmu_exp.probes.record import BLOCK, at_last, watching
 

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from rmu_exp import compose, corpora, judgement, pipeline, results
 from rmu_exp.__main__ import main
-from rmu_exp.attacks import registry
+from rmu_exp.attacks.common import registry
 from rmu_exp.errors import UserError
 from rmu_exp.model.checkpoint import locate
 from rmu_exp.model.delta import Delta

@@ -15,7 +15,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from rmu_exp.attacks.suite import worst
+from rmu_exp.attacks.common.suite import worst
 from rmu_exp.judge import stats
 from rmu_exp.report.tables import percent, rows
 from rmu_exp.rundir import RunDir, flat, read

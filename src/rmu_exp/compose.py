@@ -20,7 +20,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from rmu_exp.attacks import registry
+from rmu_exp.attacks.common import registry
 from rmu_exp.errors import UserError
 from rmu_exp.parse import parse, parse_judge
 from rmu_exp.run import Judge, Run

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rmu_exp import run
-from rmu_exp.attacks import registry
+from rmu_exp.attacks.common import registry
 from rmu_exp.source import fields_of
 from rmu_exp.unlearn import catalog
 

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rmu_exp import secrets
-from rmu_exp.attacks import registry
+from rmu_exp.attacks.common import registry
 from rmu_exp.errors import UserError
 from rmu_exp.run import AUTO, PRESET, Judge, Run
 from rmu_exp.schema import one_line, show, unknown_key

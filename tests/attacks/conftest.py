@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rmu_exp.attacks import items
-from rmu_exp.attacks.frame import Context
+from rmu_exp.attacks.common import items
+from rmu_exp.attacks.common.frame import Context
 from rmu_exp.lore import corpora
 from rmu_exp.model.checkpoint import locate
 from rmu_exp.model.delta import Delta

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rmu_exp.attacks import eliciting, latent, registry, soft_prompt
-from rmu_exp.attacks.frame import BASE, UNLEARNED
+from rmu_exp.attacks import latent, soft_prompt
+from rmu_exp.attacks.common import eliciting, registry
+from rmu_exp.attacks.common.frame import BASE, UNLEARNED
 from rmu_exp.errors import UserError
 
 FEW = {"places": ["below", "steered", "above"], "radius": 0.5, "steps": 3, "batch_size": 4, "lr": 0.05, "random": 2}

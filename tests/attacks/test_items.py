@@ -7,8 +7,8 @@ import random
 import pytest
 import torch
 
-from rmu_exp.attacks import items
-from rmu_exp.attacks.scoring import Scorer
+from rmu_exp.attacks.common import items
+from rmu_exp.attacks.common.scoring import Scorer
 from rmu_exp.errors import UserError
 from rmu_exp.judge import qa
 from rmu_exp.lore import world

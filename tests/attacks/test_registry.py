@@ -9,14 +9,14 @@ import pytest
 
 import rmu_exp.attacks
 from rmu_exp import compose, help
-from rmu_exp.attacks import registry, suite
+from rmu_exp.attacks.common import registry, suite
 from rmu_exp.errors import UserError
 
 CONF = Path(__file__).parent.parent.parent / "conf"
 
 MODULE = """
 from dataclasses import dataclass
-from rmu_exp.attacks.frame import Finding
+from rmu_exp.attacks.common.frame import Finding
 
 @dataclass
 class Settings:

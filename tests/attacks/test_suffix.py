@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rmu_exp.attacks import gcg
-from rmu_exp.attacks.suffix import Search, Target, cut
+from rmu_exp.attacks.common.suffix import Search, Target, cut
 
 
 def obvious(model, target: Target, tokens, weight: float) -> float:

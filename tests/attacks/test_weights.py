@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from rmu_exp.attacks import ablation, prompts, prune, quantise, relearn
-from rmu_exp.attacks.frame import UNLEARNED, share
-from rmu_exp.attacks.items import Item
+from rmu_exp.attacks.common.frame import UNLEARNED, share
+from rmu_exp.attacks.common.items import Item
 from rmu_exp.errors import RunError
 
 

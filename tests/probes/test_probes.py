@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from rmu_exp.attacks import items
-from rmu_exp.attacks.items import Item
-from rmu_exp.attacks.scoring import Scorer
+from rmu_exp.attacks.common import items
+from rmu_exp.attacks.common.items import Item
+from rmu_exp.attacks.common.scoring import Scorer
 from rmu_exp.model.checkpoint import locate
 from rmu_exp.probes import lens, probe, record
 

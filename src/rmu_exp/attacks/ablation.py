@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rmu_exp.attacks.frame import BASE, UNLEARNED, Context, Correct, Finding, share, take
-from rmu_exp.attacks.registry import one_of
+from rmu_exp.attacks.common.frame import BASE, UNLEARNED, Context, Correct, Finding, share, take
+from rmu_exp.attacks.common.registry import one_of
 from rmu_exp.errors import RunError
 from rmu_exp.model.anatomy import attention_of, layers_of, mlp_of
 from rmu_exp.probes.record import changing, watching

@@ -1,4 +1,4 @@
-"""GCG: tokens before the last line of a prompt, found by greedy coordinate gradient (:mod:`rmu_exp.attacks.suffix`).
+"""GCG: tokens before the last line of a prompt, by greedy coordinate gradient (:mod:`rmu_exp.attacks.common.suffix`).
 
 * *One prompt*, as in the paper (arXiv 2403.03218, the GCG experiment): the question of each topic that the base model
   gets wrong once random tokens stand in it; how many steps until the right answer is the likeliest token, on the base
@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rmu_exp.attacks.frame import BASE, UNLEARNED, Context, Correct, Curve, Finding, take
-from rmu_exp.attacks.items import Item
-from rmu_exp.attacks.suffix import Search, Target, cut
+from rmu_exp.attacks.common.frame import BASE, UNLEARNED, Context, Correct, Curve, Finding, take
+from rmu_exp.attacks.common.items import Item
+from rmu_exp.attacks.common.suffix import Search, Target, cut
 from rmu_exp.probes.record import BLOCK, at_last
 
 PLAIN, MATCHING = "plain", "matching"

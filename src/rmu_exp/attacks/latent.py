@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rmu_exp.attacks import eliciting
-from rmu_exp.attacks.frame import BASE, UNLEARNED, Context, Correct, Curve, Finding, share, take
-from rmu_exp.attacks.items import Item
-from rmu_exp.attacks.registry import one_of
+from rmu_exp.attacks.common import eliciting
+from rmu_exp.attacks.common.frame import BASE, UNLEARNED, Context, Correct, Curve, Finding, share, take
+from rmu_exp.attacks.common.items import Item
+from rmu_exp.attacks.common.registry import one_of
 from rmu_exp.model.anatomy import layers_of
 from rmu_exp.probes.record import BLOCK, at_last, changing
 

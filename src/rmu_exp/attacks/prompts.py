@@ -12,9 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-from rmu_exp.attacks.frame import UNLEARNED, Context, Correct, Finding, share, take
-from rmu_exp.attacks.items import Item
-from rmu_exp.attacks.registry import one_of
+from rmu_exp.attacks.common.frame import UNLEARNED, Context, Correct, Finding, share, take
+from rmu_exp.attacks.common.items import Item
+from rmu_exp.attacks.common.registry import one_of
 
 Change = Callable[[Item], Item]
 FORMS = ("bare", "reversed", "framed", "twice", "filler")

@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from rmu_exp.attacks.frame import UNLEARNED, Context, Correct, Finding, share, take
+from rmu_exp.attacks.common.frame import UNLEARNED, Context, Correct, Finding, share, take
 from rmu_exp.model.anatomy import layers_of
 
 

@@ -27,9 +27,9 @@ import torch
 from torch import Tensor, nn
 
 from rmu_exp import memory
-from rmu_exp.attacks.frame import BASE, NEVER, UNLEARNED, Context, Correct, Curve, Finding, share, take
-from rmu_exp.attacks.items import halves
-from rmu_exp.attacks.registry import one_of
+from rmu_exp.attacks.common.frame import BASE, NEVER, UNLEARNED, Context, Correct, Curve, Finding, share, take
+from rmu_exp.attacks.common.items import halves
+from rmu_exp.attacks.common.registry import one_of
 from rmu_exp.errors import RunError, UserError
 from rmu_exp.model.anatomy import layers_path
 from rmu_exp.model.parameters import on_disk

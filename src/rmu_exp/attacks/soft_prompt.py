@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rmu_exp.attacks import eliciting
-from rmu_exp.attacks.frame import BASE, NEVER, UNLEARNED, Context, Correct, Curve, Finding, take
-from rmu_exp.attacks.items import Item
+from rmu_exp.attacks.common import eliciting
+from rmu_exp.attacks.common.frame import BASE, NEVER, UNLEARNED, Context, Correct, Curve, Finding, take
+from rmu_exp.attacks.common.items import Item
 from rmu_exp.model.anatomy import embedding_of
 
 

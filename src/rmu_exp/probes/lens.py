@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rmu_exp.attacks.frame import UNLEARNED, Context, Correct, Curve, Finding, share, take
-from rmu_exp.attacks.registry import one_of
+from rmu_exp.attacks.common.frame import UNLEARNED, Context, Correct, Curve, Finding, share, take
+from rmu_exp.attacks.common.registry import one_of
 from rmu_exp.model.anatomy import head_of, norm_of
 from rmu_exp.probes.record import PLACES, at_last
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rmu_exp.attacks.frame import BASE, UNLEARNED, Context, Curve, Finding
+from rmu_exp.attacks.common.frame import BASE, UNLEARNED, Context, Curve, Finding
 from rmu_exp.model.anatomy import layers_of
 from rmu_exp.probes.record import watching
 

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from rmu_exp.attacks.frame import UNLEARNED, Context, Correct, Curve, Finding, share, take
-from rmu_exp.attacks.items import Item
+from rmu_exp.attacks.common.frame import UNLEARNED, Context, Correct, Curve, Finding, share, take
+from rmu_exp.attacks.common.items import Item
 from rmu_exp.errors import RunError, UserError
 from rmu_exp.probes.record import BLOCK, at_last
 

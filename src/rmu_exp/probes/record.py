@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rmu_exp.attacks.scoring import Scorer
+from rmu_exp.attacks.common.scoring import Scorer
 from rmu_exp.model.anatomy import attention_of, layers_of, mlp_of
 
 BLOCK, ATTENTION, MLP, MIDDLE = "block", "attention", "mlp", "middle"

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from rmu_exp.attacks.suite import worst
+from rmu_exp.attacks.common.suite import worst
 from rmu_exp.report.style import BLACK, FORGET, GREEN, GREY, PINK, RETAIN, SKY, YELLOW, figure_of
 from rmu_exp.report.tables import percent
 

@@ -20,7 +20,7 @@ from scipy.stats import t
 
 from rmu_exp import results as results_json
 from rmu_exp import rundir
-from rmu_exp.attacks.suite import worst
+from rmu_exp.attacks.common.suite import worst
 from rmu_exp.errors import UserError
 from rmu_exp.judge.stats import wilson
 from rmu_exp.paths import write_atomic

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from rmu_exp.attacks import items, suite
-from rmu_exp.attacks.frame import Context
+from rmu_exp.attacks.common import items, suite
+from rmu_exp.attacks.common.frame import Context
 from rmu_exp.model.weights import LAYER
 from rmu_exp.stages.job import Job
 from rmu_exp.tracking import Tracker

@@ -7,8 +7,8 @@ from functools import cached_property
 
 import torch
 
-from rmu_exp.attacks import items
-from rmu_exp.attacks.scoring import Scorer
+from rmu_exp.attacks.common import items
+from rmu_exp.attacks.common.scoring import Scorer
 from rmu_exp.errors import UserError
 from rmu_exp.model.delta import Delta
 from rmu_exp.model.parameters import Trained

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from rmu_exp import memory
-from rmu_exp.attacks.scoring import Scorer
+from rmu_exp.attacks.common.scoring import Scorer
 from rmu_exp.errors import RunError
 from rmu_exp.judge.forward import Forward, Layers, shared
 from rmu_exp.model.anatomy import embedding_of

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from rmu_exp import disk
-from rmu_exp.attacks import registry
-from rmu_exp.attacks.frame import Context, Finding
+from rmu_exp.attacks.common import registry
+from rmu_exp.attacks.common.frame import Context, Finding
 from rmu_exp.errors import RunError, UserError
 from rmu_exp.journal import Journal
 from rmu_exp.judge import stats

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from rmu_exp.attacks.frame import Context, Correct
-from rmu_exp.attacks.items import Item
+from rmu_exp.attacks.common.frame import Context, Correct
+from rmu_exp.attacks.common.items import Item
 
 Letters = Callable[[Sequence[Item]], Tensor]
 """Logits (B, K) of the letters of items."""

@@ -3,7 +3,7 @@
 There is no list of them: a YAML in conf/attacks/ and a module of that name in :mod:`rmu_exp.attacks` or
 :mod:`rmu_exp.probes` are an attack. The module has a dataclass ``Settings``, with a sentence under each field
 and no defaults (the YAML holds the values), and a function ``run(context, settings)`` that gives a
-:class:`~rmu_exp.attacks.frame.Finding`.
+:class:`~rmu_exp.attacks.common.frame.Finding`.
 """
 
 from __future__ import annotations

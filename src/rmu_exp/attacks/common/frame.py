@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from rmu_exp.attacks.items import Item, halves
-from rmu_exp.attacks.scoring import Scorer
+from rmu_exp.attacks.common.items import Item, halves
+from rmu_exp.attacks.common.scoring import Scorer
 from rmu_exp.corpora.batches import named_generator
 from rmu_exp.errors import RunError
 from rmu_exp.journal import Journal

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rmu_exp import memory
-from rmu_exp.attacks.items import Item
+from rmu_exp.attacks.common.items import Item
 from rmu_exp.errors import RunError, UserError
 from rmu_exp.judge.forward import Forward
 
