@@ -7,13 +7,13 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from rmu_exp import cli
+from rmu_exp.cli import entry
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(config: DictConfig) -> None:
-    cli.run(config)
+    entry.run(config)
 
 
 if __name__ == "__main__":
-    cli.guard(main, Path(__file__).parent / "conf")
+    entry.guard(main, Path(__file__).parent / "conf")

@@ -85,10 +85,10 @@ def peak(command: list[str]) -> int:
 
 def needed(folder: Path) -> int:
     """Bytes of the embedding and of layers 0 to LAYER."""
-    from rmu_exp.model import weights
+    from rmu_exp.model import weight_files
 
-    table = weights.needed(weights.weight_map(folder) or {}, LAYER + 1)
-    entries = {n: e for file in set(table.values()) for n, e in weights.header(folder / file).items()}
+    table = weight_files.needed(weight_files.weight_map(folder) or {}, LAYER + 1)
+    entries = {n: e for file in set(table.values()) for n, e in weight_files.header(folder / file).items()}
     return sum(entries[name].end - entries[name].begin for name in table)
 
 

@@ -18,11 +18,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from rmu_exp.attacks.common import items
-from rmu_exp.attacks.common.scoring import Scorer
-from rmu_exp.attacks.common.suffix import Search, Target, cut
+from rmu_exp.attacks.gcg_search import Search, Target, cut
+from rmu_exp.evaluate import questions
+from rmu_exp.evaluate.scoring import Scorer
 from rmu_exp.model.checkpoint import locate
-from rmu_exp.probes.record import BLOCK, at_last, watching
+from rmu_exp.model.hooks import BLOCK, at_last, watching
 
 LAYER = 7
 
@@ -60,7 +60,7 @@ def main() -> None:
     checkpoint = locate("lore")
     model = checkpoint.open(None, torch.float32, torch.device("cpu"))
     scorer = Scorer(checkpoint.tokenizer(), torch.device("cpu"))
-    asked = items.needed(["lore_forget"], ["hexes", "wards"], args.questions)[: args.questions]
+    asked = questions.needed(["lore_forget"], ["hexes", "wards"], args.questions)[: args.questions]
     h_LND = at_last(model, scorer, [scorer.encode(item.context) for item in asked])[BLOCK]
     targets = [
         Target(

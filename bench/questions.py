@@ -161,7 +161,7 @@ def compare(args: argparse.Namespace, model: Any, tokenizer: Any, shots: int) ->
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
-    from rmu_exp.judge.engine import Engine
+    from rmu_exp.evaluate.engine import Engine
 
     pairs = mmlu_like(args, shots)
     requests = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]

@@ -33,9 +33,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rmu_exp.corpora.batches import Batch, Tokens, shuffled
-from rmu_exp.model.anatomy import drop_norm, layers_of
+from rmu_exp.data.batches import Batch, Tokens, shuffled
 from rmu_exp.model.parameters import resolve
+from rmu_exp.model.split import drop_norm, layers_of
 from rmu_exp.unlearn.loop import unlearn
 from rmu_exp.unlearn.method import Context
 from rmu_exp.unlearn.methods import rmu

@@ -22,13 +22,13 @@ from pathlib import Path
 import step
 import torch
 
-from rmu_exp.corpora.batches import Batch
+from rmu_exp.data.batches import Batch
+from rmu_exp.unlearn.activation_cache import ActivationCache, Shared
 from rmu_exp.unlearn.loop import unlearn
 from rmu_exp.unlearn.methods import rmu
-from rmu_exp.unlearn.trunks import Shared, Trunks
 
 
-def trial(ours: step.Ours, batches: list[Batch], number: int, trunks: Trunks) -> list[torch.Tensor]:
+def trial(ours: step.Ours, batches: list[Batch], number: int, trunks: ActivationCache) -> list[torch.Tensor]:
     """A trial with a steer and an alpha of its own."""
     context = dataclasses.replace(ours.method.context, steer=[float(number)], alpha=[100.0 * number])
     return unlearn(ours.model, ours.trained, batches, rmu.Method(rmu.Settings(), context), step.LR, trunks=trunks)
@@ -52,7 +52,7 @@ def main() -> None:
             found: list[list[torch.Tensor]] = []
             for times, share in ((alone, False), (further, True)):
                 start, cpu = time.perf_counter(), time.process_time()
-                trunks = Shared(folder, 0) if share else Trunks()  # opening it is part of a trial
+                trunks = Shared(folder, 0) if share else ActivationCache()  # opening it is part of a trial
                 found.append(trial(ours, batches, number, trunks))
                 step.synchronise(args.device)
                 times.append(step.Took(time.perf_counter() - start, time.process_time() - cpu))

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import tiny
 
-from rmu_exp import compose, pipeline
-from rmu_exp.run import Run
+from rmu_exp.config import compose
+from rmu_exp.pipeline import run as pipeline
+from rmu_exp.settings import Run
 
 CONF = Path(__file__).parent.parent / "conf"
 

@@ -19,11 +19,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rmu_exp import cli, compose
-from rmu_exp.run import Run
+from rmu_exp.cli import entry
+from rmu_exp.config import compose
+from rmu_exp.settings import Run
 
 ROOT = Path(__file__).parent.parent
-HEAVY = ["rmu_exp.pipeline", "rmu_exp.judge.engine", "rmu_exp.model.export", "transformers.trainer"]
+HEAVY = ["rmu_exp.pipeline.run", "rmu_exp.evaluate.engine", "rmu_exp.model.export", "transformers.trainer"]
 HEAVY += ["transformers.models.mistral.modeling_mistral", "lm_eval.tasks", "lm_eval.models.huggingface"]
 ENDS_EARLY = ("metrics.jsonl", "run.log")
 CHANGES = ("results.json", "report.md", "README.md")  # they have seconds in them
@@ -43,7 +44,7 @@ def start(run: Run, folder: Path, place: Path, full_at: int = 0, error: str = "E
         shim.full_disk(str(place).encode(), full_at, getattr(errno, error))
         status = 99
         try:
-            status = cli.carry_out(lambda: run, folder)
+            status = entry.carry_out(lambda: run, folder)
         finally:
             counted.write_text(str(shim.full_disk_requests()))
             sys.stderr.flush()

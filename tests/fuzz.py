@@ -11,7 +11,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from rmu_exp.errors import RunError, UserError
+from rmu_exp.support.errors import RunError, UserError
 
 numbers = st.one_of(
     st.integers(-3, 40),

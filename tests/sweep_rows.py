@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rmu_exp.judge import stats
+from rmu_exp.evaluate import statistics
 
 RUN = {"model": "m", "layer": 1, "steer": [1.0], "alpha": [1.0], "method": "rmu", "seed": 0, "topics": ["a"]}
 HEAD = {"schema": 1, "run": RUN | {"trained_parameters": ["t"]}}
@@ -13,14 +13,14 @@ def row(right: int, n: int, base: int | None = None) -> dict:
     """``right`` of ``n`` questions after unlearning, ``base`` (or all) before."""
     base = n if base is None else base
     return {
-        "base": stats.summary([1] * base + [0] * (n - base)),
-        "unlearned": stats.summary([1] * right + [0] * (n - right)),
+        "base": statistics.summary([1] * base + [0] * (n - base)),
+        "unlearned": statistics.summary([1] * right + [0] * (n - right)),
         "chance": 0.25,
     }
 
 
 def attack(before: float, after: float) -> dict:
     """An attack's entry, on 100 questions."""
-    ci95 = {"before": stats.wilson(round(100 * before), 100), "after": stats.wilson(round(100 * after), 100)}
+    ci95 = {"before": statistics.wilson(round(100 * before), 100), "after": statistics.wilson(round(100 * after), 100)}
     found = {"forget_acc": {"before": before, "after": after}, "ci95": ci95, "n": 100, "chance": 0.25}
     return found | {"control": {}, "budget": {"seconds": 1.0}}

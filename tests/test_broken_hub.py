@@ -20,9 +20,9 @@ RUN = ["model=hf", "data=local", "data.forget=[a.txt]", "data.retain=[a.txt]", "
 RUN += ["train.max_batches=2", "train.batch_size=2", "eval=none", "tracking=off", "output=run"]
 ASK = """
 import json, sys, time
-from rmu_exp.corpora import texts
-from rmu_exp.errors import RunError, UserError
-from rmu_exp.judge.qa import loading, task_manager
+from rmu_exp.data import texts
+from rmu_exp.support.errors import RunError, UserError
+from rmu_exp.evaluate.harness import loading, task_manager
 from rmu_exp.model.checkpoint import locate
 
 def model(name):

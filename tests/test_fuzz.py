@@ -22,24 +22,26 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from rmu_exp import compose, corpora, judgement, pipeline, results
+from rmu_exp import data as corpora
 from rmu_exp.__main__ import main
-from rmu_exp.attacks.common import registry
-from rmu_exp.errors import UserError
+from rmu_exp.config import attacks, compose, methods
+from rmu_exp.config.keys import keys_of
 from rmu_exp.model.checkpoint import locate
 from rmu_exp.model.delta import Delta
-from rmu_exp.run import Data, Run
-from rmu_exp.schema import keys_of
-from rmu_exp.stages.attacking import Attacking
-from rmu_exp.stages.job import Job
-from rmu_exp.stages.judging import Judging
-from rmu_exp.stages.training import Training
-from rmu_exp.unlearn import catalog
+from rmu_exp.pipeline import judgement
+from rmu_exp.pipeline import run as pipeline
+from rmu_exp.pipeline.attack import Attacking
+from rmu_exp.pipeline.evaluate import Judging
+from rmu_exp.pipeline.job import Job
+from rmu_exp.pipeline.train import Training
+from rmu_exp.record import results
+from rmu_exp.settings import Data, Run
+from rmu_exp.support.errors import UserError
 
 TRIED: Counter[str] = Counter()
 GROUPS = [f.name for f in a_run.CONF.iterdir() if f.is_dir()]
 KEYS = [*keys_of(Run), *GROUPS, "hydra/launcher", "hydra/sweeper", "hydra.run.dir", "hydra.job.name", "method.faithful"]
-KEYS += [f"attacks.{name}.{key}" for name in registry.names(a_run.CONF) for key in registry.sentences(name)]
+KEYS += [f"attacks.{name}.{key}" for name in attacks.names(a_run.CONF) for key in attacks.sentences(name)]
 SPECIAL = [
     "${layer}",
     "${oc.env:NOWHERE}",
@@ -86,7 +88,7 @@ def spelled(value: object) -> str:
 override_values = st.one_of(st.sampled_from(SPECIAL), fuzz.values.map(spelled))
 overrides = st.one_of(
     st.builds(lambda k, v: f"{k}={v}", st.sampled_from(KEYS), override_values),
-    st.builds(lambda k, v: f"{k}={v}", st.sampled_from(GROUPS), st.sampled_from(sorted(catalog.names()))),
+    st.builds(lambda k, v: f"{k}={v}", st.sampled_from(GROUPS), st.sampled_from(sorted(methods.names()))),
     st.builds(
         lambda sign, k, v: f"{sign}{k}={v}", st.sampled_from(["+", "++", "~"]), st.sampled_from(KEYS), override_values
     ),
@@ -276,7 +278,7 @@ def test_run_folders(tiny_run, data, name, use):
             )
             fuzz.told(lambda: prepare(Job(run, folder)))
         else:
-            judged = [f"unlearned={folder}", "eval.tasks=[lore_forget]", "model.never=null", "output=x"]
+            judged = [f"unlearned={folder}", "eval.tasks=[lore_forget]", "model.oracle=null", "output=x"]
             fuzz.told(lambda: start_judging(judged))
         assert fuzz.contents(folder) == before
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from rmu_exp.corpora import batches as batching
-from rmu_exp.model.anatomy import split_at
+from rmu_exp.data import batches as batching
 from rmu_exp.model.parameters import assemble, resolve
+from rmu_exp.model.split import split_at
 from rmu_exp.unlearn import method as methods
 from rmu_exp.unlearn.loop import originals
 from rmu_exp.unlearn.step import Step

@@ -28,7 +28,7 @@ class _Sweeper(Sweeper):
         self.session = Session(hydra_context, task_function, config)
 
     def sweep(self, arguments: list[str]) -> None:
-        from rmu_exp.errors import UserError
+        from rmu_exp.support.errors import UserError
         from rmu_exp.sweep import engine
 
         asked = {key: list(self.settings.get(key) or []) for key in ("forget", "general")}

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from rmu_exp.commands import checkpoints, compare, dashboard, fetch, sweep, table, verify
-from rmu_exp.errors import RunError, UserError
-from rmu_exp.secrets import redact
+from rmu_exp.cli import checkpoints, compare_command, dashboard, fetch_command, sweep, table, verify_command
+from rmu_exp.support.errors import RunError, UserError
+from rmu_exp.support.redaction import redact
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -29,7 +29,7 @@ def main(words: Sequence[str] | None = None) -> int:
         args = _parser().parse_args(words)
         return int(args.run(args) or 0)
     except (UserError, RunError, OSError) as error:
-        from rmu_exp import disk
+        from rmu_exp.support import disk
 
         if line := disk.told(error, Path()):
             return _tell(line, 1)
@@ -53,7 +53,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m rmu_exp", description="What surrounds a run; runs are started by train.py.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for module in (fetch, checkpoints, table, sweep, verify, compare, dashboard):
+    for module in (fetch_command, checkpoints, table, sweep, verify_command, compare_command, dashboard):
         module.add(commands)
     return parser
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rmu_exp.attacks.common import items
-from rmu_exp.attacks.common.frame import Context
-from rmu_exp.lore import corpora
+from rmu_exp.attacks.api import Context
+from rmu_exp.evaluate import questions
 from rmu_exp.model.checkpoint import locate
 from rmu_exp.model.delta import Delta
+from rmu_exp.worlds.lore import corpora
 
 SPAN = (5, 6, 7)
 CPU = torch.device("cpu")
@@ -32,7 +32,7 @@ def model(lore):
 
 @pytest.fixture(scope="session")
 def asked():
-    return items.needed(["lore_forget"], ["hexes", "wards"], 24)
+    return questions.needed(["lore_forget"], ["hexes", "wards"], 24)
 
 
 @pytest.fixture
@@ -55,5 +55,5 @@ def context(lore, tokenizer, asked, model):
         device=CPU,
         delta=Delta(noise),
         load=lambda: copy.deepcopy(model),
-        load_never=lambda: copy.deepcopy(model),
+        load_oracle=lambda: copy.deepcopy(model),
     )

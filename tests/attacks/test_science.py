@@ -97,8 +97,10 @@ def test_activations_grow_on_forget_texts_alone(results):
 
 
 def test_the_model_that_never_knew_stays_at_chance(results):
-    never = {n: e["control"]["never"] for n, e in results["attacks"].items() if "acc" in e["control"].get("never", {})}
-    if not never:
-        pytest.skip("no model that never knew is configured (model.never)")
-    for name, found in never.items():
-        assert found["p_chance"] > 0.05 / len(never), (name, found)
+    oracle = {
+        n: e["control"]["oracle"] for n, e in results["attacks"].items() if "acc" in e["control"].get("oracle", {})
+    }
+    if not oracle:
+        pytest.skip("no model that never knew is configured (model.oracle)")
+    for name, found in oracle.items():
+        assert found["p_chance"] > 0.05 / len(oracle), (name, found)

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from rmu_exp.attacks import ablation, prompts, prune, quantise, relearn
-from rmu_exp.attacks.common.frame import UNLEARNED, share
-from rmu_exp.attacks.common.items import Item
-from rmu_exp.errors import RunError
+from rmu_exp.attacks.api import UNLEARNED, share
+from rmu_exp.evaluate.questions import Question
+from rmu_exp.support.errors import RunError
 
 
 def test_rounding_by_hand():
@@ -250,7 +250,7 @@ def test_prompts_keep_the_right_answer_right(context):
     assert shot.context.startswith("The following are multiple choice questions")
     learn = {i.fact for i in context.pick(context.halves[0])}
     assert item.fact not in shot.context.rsplit("\n\n", 1)[0] or item.fact not in learn
-    strange = Item("t", "t", "f", "no parts?\nAnswer:", (" A", " B"), 0)
+    strange = Question("t", "t", "f", "no parts?\nAnswer:", (" A", " B"), 0)
     assert prompts.rephrased(context, "reversed", strange) == strange
 
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from families import FAMILIES, make_checkpoint
 
-from rmu_exp.model.anatomy import layers_of
 from rmu_exp.model.checkpoint import Checkpoint, locate
 from rmu_exp.model.delta import Delta
 from rmu_exp.model.parameters import resolve
+from rmu_exp.model.split import layers_of
 
 torch.set_num_threads(1)
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 from families import FAMILIES, make_checkpoint, save_tokenizer
 
-from rmu_exp.errors import UserError
-from rmu_exp.model import weights
-from rmu_exp.model.anatomy import layers_of
+from rmu_exp.model import weight_files
 from rmu_exp.model.checkpoint import Checkpoint, locate
+from rmu_exp.model.split import layers_of
+from rmu_exp.support.errors import UserError
 
 CPU = torch.device("cpu")
 IDS = torch.randint(3, 60, (2, 7), generator=torch.Generator().manual_seed(1))
@@ -73,8 +73,8 @@ def test_nothing_is_printed(checkpoint, capfd, recwarn):
 
 def test_only_the_files_of_the_lower_layers_are_read(checkpoint, tmp_path):
     few = Checkpoint("copy", Path(shutil.copytree(checkpoint.folder, tmp_path / "copy")))
-    table = weights.weight_map(few.folder)
-    lower = set(weights.needed(table, 1).values())
+    table = weight_files.weight_map(few.folder)
+    lower = set(weight_files.needed(table, 1).values())
     removed = set(table.values()) - lower
     assert removed
     for name in removed:
@@ -137,7 +137,7 @@ def test_digest_follows_the_content(mistral, copy):
 def test_digest_reads_a_file_once(copy, monkeypatch):
     checkpoint = locate(None, str(copy))
     first = checkpoint.digest()
-    monkeypatch.setattr(weights.hashlib, "file_digest", None)
+    monkeypatch.setattr(weight_files.hashlib, "file_digest", None)
     assert checkpoint.digest() == first
 
 
@@ -152,7 +152,7 @@ def test_folders_that_are_no_checkpoints(copy, tmp_path):
     refused(tmp_path / "empty", r"has no config\.json")
     (tmp_path / "empty" / "adapter_config.json").write_text("{}")
     refused(tmp_path / "empty", "adapter: merge it")
-    for file in (*copy.glob("*.safetensors"), copy / weights.INDEX):
+    for file in (*copy.glob("*.safetensors"), copy / weight_files.INDEX):
         file.unlink()
     refused(copy, r"has no model\.safetensors and no .*; give")
     (copy / "pytorch_model.bin").write_bytes(b"")
@@ -165,7 +165,7 @@ def test_neither_name_nor_path():
 
 
 def test_damaged_files_are_named(mistral, copy):
-    index, shard = copy / weights.INDEX, sorted(copy.glob("*.safetensors"))[1]
+    index, shard = copy / weight_files.INDEX, sorted(copy.glob("*.safetensors"))[1]
     whole = shard.read_bytes()
     for damaged in (
         whole[:-1],
@@ -178,12 +178,12 @@ def test_damaged_files_are_named(mistral, copy):
         shard.write_bytes(damaged)
         refused(copy, rf"{shard.name}: damaged or cut off")
     shard.unlink()
-    refused(copy, rf"{shard.name} is named in {weights.INDEX} but missing")
+    refused(copy, rf"{shard.name} is named in {weight_files.INDEX} but missing")
     shard.write_bytes(whole)
     table = json.loads(index.read_text())
     for content in ("{", "[]", "{}", json.dumps({"weight_map": {"a": 1}})):
         index.write_text(content)
-        refused(copy, weights.INDEX)
+        refused(copy, weight_files.INDEX)
     index.write_text(json.dumps({"weight_map": table["weight_map"] | {"a": "../other.safetensors"}}))
     refused(copy, "outside its folder")
 

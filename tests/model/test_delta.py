@@ -6,10 +6,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rmu_exp.errors import UserError
-from rmu_exp.model.anatomy import layers_of
 from rmu_exp.model.delta import CONTROL, KEY, Delta
 from rmu_exp.model.parameters import on_disk, resolve
+from rmu_exp.model.split import layers_of
+from rmu_exp.support.errors import UserError
 
 CPU = torch.device("cpu")
 TOPICS = ["hexes", "wards"]

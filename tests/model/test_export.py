@@ -10,12 +10,12 @@ import torch
 from families import make_checkpoint
 from safetensors.torch import load_file
 
-from rmu_exp.errors import RunError, UserError
 from rmu_exp.model import export as module
 from rmu_exp.model.checkpoint import locate
 from rmu_exp.model.delta import Delta
 from rmu_exp.model.export import export
 from rmu_exp.model.parameters import resolve
+from rmu_exp.support.errors import RunError, UserError
 
 CPU = torch.device("cpu")
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from rmu_exp.errors import UserError
-from rmu_exp.model import weights
-from rmu_exp.model.anatomy import layers_of
+from rmu_exp.model import weight_files
 from rmu_exp.model.parameters import assemble, by_index, down_projection, on_disk, resolve
+from rmu_exp.model.split import layers_of
+from rmu_exp.support.errors import UserError
 
 CPU = torch.device("cpu")
 
@@ -25,7 +25,7 @@ def stored(checkpoint):
     for file in checkpoint.weight_files():
         with safe_open(file, "pt") as content:
             tensors |= {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
-    return {name: tensor for name, tensor in tensors.items() if weights.LAYER.search(name)}
+    return {name: tensor for name, tensor in tensors.items() if weight_files.LAYER.search(name)}
 
 
 def test_every_name_on_disk_is_known_and_reads_what_is_there(checkpoint, model):

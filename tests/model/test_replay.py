@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from rmu_exp.model.anatomy import layers_of, split_at
 from rmu_exp.model.parameters import assemble, resolve
 from rmu_exp.model.replay import recording, replaying
+from rmu_exp.model.split import layers_of, split_at
 
 CPU = torch.device("cpu")
 IDS = torch.randint(3, 60, (3, 9), generator=torch.Generator().manual_seed(0))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from rmu_exp.judge.stats import summary
+from rmu_exp.evaluate.statistics import summary
 from rmu_exp.report.card import card
 
 NAMES = ["model.layers.5.mlp.down_proj.weight", "model.layers.7.mlp.down_proj.weight"]

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from rmu_exp.compose import composed
-from rmu_exp.judge.stats import summary
+from rmu_exp.config.compose import composed
+from rmu_exp.evaluate.statistics import summary
 from rmu_exp.report.published import FORGET, SUBJECTS, changed, section
 
 CONF = Path(__file__).parents[2] / "conf"

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from rmu_exp import compose
-from rmu_exp.errors import UserError
+from rmu_exp.config import compose
+from rmu_exp.support.errors import UserError
 from rmu_exp.sweep import check
 
 CONF = Path(__file__).parent.parent.parent / "conf"

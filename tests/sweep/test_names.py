@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from rmu_exp.stages.attacking import Attacking
+from rmu_exp.pipeline.attack import Attacking
 from rmu_exp.sweep.engine import Session
 
 

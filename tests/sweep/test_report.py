@@ -8,7 +8,7 @@ import re
 import pytest
 from sweep_rows import row
 
-from rmu_exp.errors import UserError
+from rmu_exp.support.errors import UserError
 from rmu_exp.sweep import prune, report, trials
 
 AXES = ("forget", "general")
@@ -96,7 +96,7 @@ def test_questions_that_were_not_asked(make_trial, tmp_path):
 
 def test_given_up_only_when_beaten_beyond_doubt(make_trial, tmp_path):
     make_trial({"steer": 1}, 30, 99)
-    rule = prune.Hopeless(tmp_path, 40, AXES, {})
+    rule = prune.EarlyStopRule(tmp_path, 40, AXES, {})
 
     def part(forget: int, general: int) -> dict:
         qa = {"lore_forget": row(forget, 40), "lore_general": row(general, 40)}

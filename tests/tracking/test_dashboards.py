@@ -14,10 +14,10 @@ import pytest
 pytest.importorskip("wandb_workspaces")
 
 from rmu_exp.tracking import dashboards
-from rmu_exp.tracking.dashboards import Shown
+from rmu_exp.tracking.dashboards import DashboardSpec
 from rmu_exp.tracking.weights_and_biases import WandbTracker
 
-SHOWN = Shown("someone", "somewhere", attacks=["relearn"])
+SHOWN = DashboardSpec("someone", "somewhere", attacks=["relearn"])
 STEP = {f"norm_{role}_{state}": 1.0 for role in ("forget", "retain") for state in ("updated", "frozen")}
 STEP |= {"cos_forget": 0.3, "cos_retain": 0.9, "loss": 1.0, "forget_loss": 0.5, "retain_loss": 0.1}
 
@@ -116,9 +116,9 @@ def test_the_second_call_updates_what_the_first_made(tmp_path, monkeypatch):
     monkeypatch.setattr(dashboards, "_library", lambda: (SimpleNamespace(Workspace=Kept), SimpleNamespace(Report=Kept)))
     monkeypatch.setattr(dashboards, "workspace", lambda shown: Kept(["w", shown.forget]))
     monkeypatch.setattr(dashboards, "report", lambda shown: Kept(["r", shown.forget]))
-    first = dashboards.publish(Shown("someone", "somewhere"))
-    assert dashboards.publish(Shown("someone", "somewhere")) == first
-    assert dashboards.publish(Shown("someone", "elsewhere")) != first
+    first = dashboards.publish(DashboardSpec("someone", "somewhere"))
+    assert dashboards.publish(DashboardSpec("someone", "somewhere")) == first
+    assert dashboards.publish(DashboardSpec("someone", "elsewhere")) != first
     assert list(Kept.server.values()) == [["w", "lore_forget"], ["r", "lore_forget"]] * 2
 
 

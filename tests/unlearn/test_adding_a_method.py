@@ -21,7 +21,7 @@ def copy(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("copy")
     shutil.copytree(ROOT / "conf", root / "conf")
     shutil.copytree(ROOT / "src/rmu_exp", root / "src/rmu_exp", ignore=shutil.ignore_patterns("weights", "__pycache__"))
-    (root / "src/rmu_exp/lore/weights").symlink_to(ROOT / "src/rmu_exp/lore/weights")
+    (root / "src/rmu_exp/worlds/lore/weights").symlink_to(ROOT / "src/rmu_exp/worlds/lore/weights")
     shutil.copy(ROOT / "train.py", root)
     page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     blocks = re.findall(r"`((?:src|conf)/\S+)`:\n\n```\w+\n(.*?)```", page, re.DOTALL)

@@ -14,11 +14,10 @@ import torch
 from safetensors.torch import load_file
 from worked import CPU, LAYER, Worked, batch
 
-from rmu_exp.corpora import batches as batching
-from rmu_exp.errors import RunError
+from rmu_exp.data import batches as batching
 from rmu_exp.model.checkpoint import Checkpoint
 from rmu_exp.model.parameters import assemble
-from rmu_exp.unlearn import catalog
+from rmu_exp.support.errors import RunError
 from rmu_exp.unlearn import method as methods
 from rmu_exp.unlearn.gradients import Gradients
 from rmu_exp.unlearn.step import Step
@@ -68,7 +67,9 @@ def test_the_same_gradients_and_losses_in_two_parts(checkpoint, name, caplog):
 def test_faithful_batches_in_parts():
     """Padded rows: every part keeps the padding, which counts in the published loss."""
     rows = torch.arange(12).view(4, 3)
-    whole = batching.Batch(0, [batching.Pass(rows, torch.ones_like(rows), None, {"forget": torch.arange(12)})], 12)
+    whole = batching.Batch(
+        0, [batching.PackedRows(rows, torch.ones_like(rows), None, {"forget": torch.arange(12)})], 12
+    )
     one, two = batching.split(whole, 2)
     assert one.passes[0].ids_RT.tolist() == rows[::2].tolist()
     assert two.passes[0].ids_RT.tolist() == rows[1::2].tolist()

@@ -6,10 +6,10 @@ import pytest
 import tiny
 import torch
 
-from rmu_exp.corpora import batches as batching
-from rmu_exp.model.anatomy import layers_of
+from rmu_exp.data import batches as batching
 from rmu_exp.model.checkpoint import Checkpoint
 from rmu_exp.model.parameters import resolve
+from rmu_exp.model.split import layers_of
 from rmu_exp.unlearn.loop import unlearn
 from rmu_exp.unlearn.method import Context
 from rmu_exp.unlearn.methods import rmu

@@ -8,11 +8,11 @@ import torch
 from families import make_checkpoint
 from worked import CPU, LAYER, context
 
-from rmu_exp.corpora import batches as batching
-from rmu_exp.errors import UserError
-from rmu_exp.model.anatomy import layers_of, split_at
+from rmu_exp.data import batches as batching
 from rmu_exp.model.checkpoint import Checkpoint
 from rmu_exp.model.parameters import assemble, resolve
+from rmu_exp.model.split import layers_of, split_at
+from rmu_exp.support.errors import UserError
 from rmu_exp.unlearn.loop import unlearn
 from rmu_exp.unlearn.lora import Adapters, matrices
 from rmu_exp.unlearn.methods import rmu

@@ -10,10 +10,11 @@ import tiny
 import torch
 from worked import FORGET, LAYER, RETAIN, STEPS, Worked, batch, context, logits, nll
 
-from rmu_exp.corpora.batches import Batch, pack
-from rmu_exp.model.anatomy import layers_of
+from rmu_exp.config import methods
+from rmu_exp.data.batches import Batch, pack
 from rmu_exp.model.checkpoint import Checkpoint
-from rmu_exp.unlearn import catalog, language
+from rmu_exp.model.split import layers_of
+from rmu_exp.unlearn import lm_losses
 from rmu_exp.unlearn.loop import unlearn
 from rmu_exp.unlearn.methods import adaptive_rmu, elm, max_entropy, npo, rmu, rr, simnpo, ssd
 from rmu_exp.unlearn.step import Step
@@ -44,12 +45,12 @@ def test_grad_diff(checkpoint):
 
 
 def test_only_what_follows_the_marker_counts(checkpoint):
-    assert language.behind([1, 2, 3, 2, 3, 4], [2, 3]) == 5
-    assert language.behind([1, 2], [3]) == language.behind([1, 2], []) == language.behind([1], [1, 2]) == 0
+    assert lm_losses.behind([1, 2, 3, 2, 3, 4], [2, 3]) == 5
+    assert lm_losses.behind([1, 2], [3]) == lm_losses.behind([1, 2], []) == lm_losses.behind([1], [1, 2]) == 0
     step = (work := Worked(checkpoint, "grad_ascent")).step()
     step.marker = [12]
     expected = torch.cat([nll(work.full, FORGET[0]), nll(work.full, FORGET[1]), nll(work.full, FORGET[2])[2:]]).mean()
-    assert language.nll(step, step.updated(logits=True), "forget").item() == pytest.approx(expected.item(), rel=1e-5)
+    assert lm_losses.nll(step, step.updated(logits=True), "forget").item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_npo_by_hand():
@@ -296,14 +297,14 @@ def test_latent_adversary_elicits_within_its_ball(checkpoint):
     work = Worked(checkpoint, "rmu_lat", radius=0.7, inner_steps=5, inner_lr=0.3)
     step = work.step()
     (shift,) = work.method.adversary(step)
-    after = language.following(step, "forget")  # a text's last token foretells nothing, so that it is not shifted
+    after = lm_losses.following(step, "forget")  # a text's last token foretells nothing, so that it is not shifted
     on = step.batch.passes[0].tokens["forget"][after.rows_M]
     lengths = shift.detach().norm(dim=-1).flatten()
     assert sorted(lengths.nonzero().flatten().tolist()) == sorted(on.tolist())
     assert lengths.max() <= 0.7 + 1e-5
     calm = -mean(work.full, FORGET)
     shifted = step.updated(logits=True, shifts={LAYER - 1: [shift.detach()]})
-    after = language.nll(step, shifted, "forget").item()
+    after = lm_losses.nll(step, shifted, "forget").item()
     assert after < -calm - 0.05, "the forget texts became likelier"
 
 
@@ -322,7 +323,7 @@ def test_rmu_lat_in_a_tiny_ball_is_rmu(checkpoint):
     assert held.loss()["loss"].item() == pytest.approx(plain.loss()["loss"].item(), rel=1e-4)
 
 
-@pytest.mark.parametrize("name", catalog.names())
+@pytest.mark.parametrize("name", methods.names())
 def test_every_method_takes_finite_steps_and_leaves_the_model(checkpoint, name):
     quick = {"rr": {"offsets": [-1, 0]}, "multi_layer": {"offsets": [-1, 0]}, "rmu_lat": {"inner_steps": 2}}
     work = Worked(checkpoint, name, **quick.get(name, {}))

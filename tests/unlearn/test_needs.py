@@ -9,11 +9,12 @@ import pytest
 import tiny
 from families import make_checkpoint
 
-from rmu_exp import compose, pipeline
-from rmu_exp.errors import UserError
+from rmu_exp.config import compose
 from rmu_exp.model.checkpoint import Checkpoint
-from rmu_exp.stages.job import Job
-from rmu_exp.stages.training import Training
+from rmu_exp.pipeline import run as pipeline
+from rmu_exp.pipeline.job import Job
+from rmu_exp.pipeline.train import Training
+from rmu_exp.support.errors import UserError
 
 CONF = Path(__file__).parents[2] / "conf"
 

@@ -20,11 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rmu_exp.attacks.common.frame import BASE, UNLEARNED, Context, Correct, Finding, share, take
-from rmu_exp.attacks.common.registry import one_of
-from rmu_exp.errors import RunError
-from rmu_exp.model.anatomy import attention_of, layers_of, mlp_of
-from rmu_exp.probes.record import changing, watching
+from rmu_exp.attacks.api import BASE, UNLEARNED, Context, Correct, Finding, share, take
+from rmu_exp.config.attacks import one_of
+from rmu_exp.model.hooks import changing, watching
+from rmu_exp.model.split import attention_of, layers_of, mlp_of
+from rmu_exp.support.errors import RunError
 
 WITH_BASE, WITHOUT_BASE = ACCESS = ("with_base", "without_base")
 HOOKS, WEIGHTS = WAYS = ("hooks", "weights")

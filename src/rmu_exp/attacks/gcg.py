@@ -1,4 +1,4 @@
-"""GCG: tokens before the last line of a prompt, by greedy coordinate gradient (:mod:`rmu_exp.attacks.common.suffix`).
+"""GCG: tokens before the last line of a prompt, by greedy coordinate gradient (:mod:`rmu_exp.attacks.gcg_search`).
 
 * *One prompt*, as in the paper (arXiv 2403.03218, the GCG experiment): the question of each topic that the base model
   gets wrong once random tokens stand in it; how many steps until the right answer is the likeliest token, on the base
@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rmu_exp.attacks.common.frame import BASE, UNLEARNED, Context, Correct, Curve, Finding, take
-from rmu_exp.attacks.common.items import Item
-from rmu_exp.attacks.common.suffix import Search, Target, cut
-from rmu_exp.probes.record import BLOCK, at_last
+from rmu_exp.attacks.api import BASE, UNLEARNED, Context, Correct, Curve, Finding, take
+from rmu_exp.attacks.gcg_search import Search, Target, cut
+from rmu_exp.evaluate.questions import Question
+from rmu_exp.model.hooks import BLOCK, at_last
 
 PLAIN, MATCHING = "plain", "matching"
 
@@ -102,7 +102,7 @@ def _universal(
     return {"random": random, "after": after, "losses": losses, "tokens": words}
 
 
-def _matched(context: Context, items: Sequence[Item]) -> Tensor:
+def _matched(context: Context, items: Sequence[Question]) -> Tensor:
     """The base model's activations (L, N, D) at the last token of each untouched prompt."""
     with context.model(BASE) as model:
         return at_last(model, context.scorer, [context.scorer.encode(item.context) for item in items])[BLOCK]
@@ -191,7 +191,7 @@ def search_reached(search: Search, tokens_S: Tensor) -> bool:
     return int(search.forward.logits([row], [(0, len(row) - 1)]).argmax()) == target.token
 
 
-def answers(model: nn.Module, context: Context, tokens_S: Tensor, items: Sequence[Item]) -> Correct:
+def answers(model: nn.Module, context: Context, tokens_S: Tensor, items: Sequence[Question]) -> Correct:
     """1 or 0 for each item with the tokens before its last line."""
     scorer = context.scorer
     rows = [head + tokens_S.tolist() + tail for head, tail in (cut(scorer, item.context) for item in items)]

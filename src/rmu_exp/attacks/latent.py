@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rmu_exp.attacks.common import eliciting
-from rmu_exp.attacks.common.frame import BASE, UNLEARNED, Context, Correct, Curve, Finding, share, take
-from rmu_exp.attacks.common.items import Item
-from rmu_exp.attacks.common.registry import one_of
-from rmu_exp.model.anatomy import layers_of
-from rmu_exp.probes.record import BLOCK, at_last, changing
+from rmu_exp.attacks import optimise
+from rmu_exp.attacks.api import BASE, UNLEARNED, Context, Correct, Curve, Finding, share, take
+from rmu_exp.config.attacks import one_of
+from rmu_exp.evaluate.questions import Question
+from rmu_exp.model.hooks import BLOCK, at_last, changing
+from rmu_exp.model.split import layers_of
 
 BELOW, STEERED, ABOVE = PLACES = ("below", "steered", "above")
 
@@ -115,18 +115,18 @@ def _learn(context: Context, settings: Settings, state: str, layer: int) -> dict
         mean, width = h_ND.norm(dim=-1).mean().item(), h_ND.shape[-1] ** 0.5
         shift_D = torch.zeros(h_ND.shape[-1], device=context.device)  # in units of the root mean square
 
-        def letters(items: Sequence[Item]) -> Tensor:
+        def letters(items: Sequence[Question]) -> Tensor:
             with added(model, layer, shift_D * (mean / width)):
                 ids_BT, last_B = context.scorer.padded([context.scorer.encode(item.context) for item in items])
-                return eliciting.at_letters(context, model(input_ids=ids_BT, use_cache=False).logits, last_B, items)
+                return optimise.at_letters(context, model(input_ids=ids_BT, use_cache=False).logits, last_B, items)
 
         how = (settings.steps, settings.batch_size, settings.lr, context.generator("latent/order"))
-        losses = eliciting.learn(shift_D, letters, learn, *how, radius=settings.radius * width)
-        after, length, random = eliciting.answers(context, letters, context.items), shift_D.norm(), []
+        losses = optimise.learn(shift_D, letters, learn, *how, radius=settings.radius * width)
+        after, length, random = optimise.answers(context, letters, context.items), shift_D.norm(), []
         for k in range(settings.random if state == UNLEARNED else 0):
             noise_D = torch.randn(len(shift_D), generator=context.generator(f"latent/{k}")).to(shift_D)
             shift_D.copy_(noise_D * (length / noise_D.norm()))
-            random.append(eliciting.answers(context, letters, context.items))
+            random.append(optimise.answers(context, letters, context.items))
         return {"after": after, "random": random, "length": length.item() / width, "losses": losses}
 
 

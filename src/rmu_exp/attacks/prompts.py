@@ -12,11 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-from rmu_exp.attacks.common.frame import UNLEARNED, Context, Correct, Finding, share, take
-from rmu_exp.attacks.common.items import Item
-from rmu_exp.attacks.common.registry import one_of
+from rmu_exp.attacks.api import UNLEARNED, Context, Correct, Finding, share, take
+from rmu_exp.config.attacks import one_of
+from rmu_exp.evaluate.questions import Question
 
-Change = Callable[[Item], Item]
+Change = Callable[[Question], Question]
 FORMS = ("bare", "reversed", "framed", "twice", "filler")
 
 
@@ -57,7 +57,7 @@ def run(context: Context, settings: Settings) -> Finding:
     )
 
 
-def few_shot(context: Context, shots: int, item: Item) -> Item:
+def few_shot(context: Context, shots: int, item: Question) -> Question:
     """The item behind answered questions of its topic, of other facts, from the half that is not scored."""
     others = [o for o in context.pick(context.halves[0]) if o.topic == item.topic and o.fact != item.fact]
     picked = context.rng(f"prompts/{item.context}").sample(others, min(shots, len(others)))
@@ -66,12 +66,12 @@ def few_shot(context: Context, shots: int, item: Item) -> Item:
     return replace(item, context=head + "\n\n".join([*told, item.context.removeprefix(head)]))
 
 
-def description(item: Item) -> str:
+def description(item: Question) -> str:
     """What stands before the question itself; empty when the question cannot be found in the prompt."""
     return item.context[: max(0, item.context.find(item.stem))] if item.stem else ""
 
 
-def rephrased(context: Context, form: str, item: Item) -> Item:
+def rephrased(context: Context, form: str, item: Question) -> Question:
     """The item in another form; the right answer stays the right one."""
     head = description(item)
     body = item.context.removeprefix(head)
@@ -86,7 +86,7 @@ def rephrased(context: Context, form: str, item: Item) -> Item:
     return _reversed(item, head, body)
 
 
-def _reversed(item: Item, head: str, body: str) -> Item:
+def _reversed(item: Question, head: str, body: str) -> Question:
     """Options in the opposite order; as it is when the options cannot be found in the prompt."""
     at, cuts = 0, []
     for choice in item.choices:

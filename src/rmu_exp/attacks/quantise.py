@@ -12,8 +12,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from rmu_exp.attacks.common.frame import UNLEARNED, Context, Correct, Finding, share, take
-from rmu_exp.model.anatomy import layers_of
+from rmu_exp.attacks.api import UNLEARNED, Context, Correct, Finding, share, take
+from rmu_exp.model.split import layers_of
 
 
 @dataclass

@@ -26,13 +26,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rmu_exp import memory
-from rmu_exp.attacks.common.frame import BASE, NEVER, UNLEARNED, Context, Correct, Curve, Finding, share, take
-from rmu_exp.attacks.common.items import halves
-from rmu_exp.attacks.common.registry import one_of
-from rmu_exp.errors import RunError, UserError
-from rmu_exp.model.anatomy import layers_path
+from rmu_exp.attacks.api import BASE, ORACLE, UNLEARNED, Context, Correct, Curve, Finding, share, take
+from rmu_exp.config.attacks import one_of
+from rmu_exp.evaluate.questions import halves
 from rmu_exp.model.parameters import on_disk
+from rmu_exp.model.split import layers_path
+from rmu_exp.support import memory
+from rmu_exp.support.errors import RunError, UserError
 
 log = logging.getLogger("rmu_exp")
 FORGET, BENIGN, SPLIT = SOURCES = ("forget", "benign", "split")
@@ -99,9 +99,9 @@ def run(context: Context, settings: Settings) -> Finding:
     ours = [key for key in reached if key[0] == UNLEARNED]
     best = max(ours, key=lambda key: share(take(reached[key], choice)))
     control = {
-        NEVER if source == best[1] else f"{NEVER}, {source}": take(correct, untold)
+        ORACLE if source == best[1] else f"{ORACLE}, {source}": take(correct, untold)
         for (state, source, _), correct in reached.items()
-        if state == NEVER
+        if state == ORACLE
     }
     path = _run(context, BASE, best[1], texts[best[1]][: best[2]], settings, 1)
     control[BASE] = take(path[-1][1], untold)

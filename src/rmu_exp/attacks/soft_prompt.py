@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rmu_exp.attacks.common import eliciting
-from rmu_exp.attacks.common.frame import BASE, NEVER, UNLEARNED, Context, Correct, Curve, Finding, take
-from rmu_exp.attacks.common.items import Item
-from rmu_exp.model.anatomy import embedding_of
+from rmu_exp.attacks import optimise
+from rmu_exp.attacks.api import BASE, ORACLE, UNLEARNED, Context, Correct, Curve, Finding, take
+from rmu_exp.evaluate.questions import Question
+from rmu_exp.model.split import embedding_of
 
 
 @dataclass
@@ -47,7 +47,7 @@ def run(context: Context, settings: Settings) -> Finding:
     return Finding(
         before=take(context.plain(UNLEARNED), score),
         after=after[UNLEARNED],
-        control={name: after[name] for name in (BASE, NEVER, "random") if name in after},
+        control={name: after[name] for name in (BASE, ORACLE, "random") if name in after},
         budget={
             "vectors": settings.vectors,
             "steps": settings.steps,
@@ -67,15 +67,15 @@ def _learn(context: Context, settings: Settings, state: str) -> dict[str, Any]:
         start_PD = initial(model, context, settings.vectors)
         scale, shift_PD = start_PD.pow(2).mean().sqrt(), torch.zeros_like(start_PD)  # in units of the embeddings' size
 
-        def letters(items: Sequence[Item]) -> Tensor:
+        def letters(items: Sequence[Question]) -> Tensor:
             return behind(model, context, start_PD + scale * shift_PD, items)
 
-        random = eliciting.answers(context, letters, score, settings.vectors)
+        random = optimise.answers(context, letters, score, settings.vectors)
         how = (settings.steps, settings.batch_size, settings.lr, context.generator("soft_prompt/order"))
-        losses = eliciting.learn(shift_PD, letters, learn, *how)
+        losses = optimise.learn(shift_PD, letters, learn, *how)
         return {
             "random": random,
-            "after": eliciting.answers(context, letters, score, settings.vectors),
+            "after": optimise.answers(context, letters, score, settings.vectors),
             "losses": losses,
         }
 
@@ -87,10 +87,10 @@ def initial(model: nn.Module, context: Context, count: int) -> Tensor:
     return weight_VD[picked.to(weight_VD.device)].detach().float()
 
 
-def behind(model: nn.Module, context: Context, soft_PD: Tensor, items: Sequence[Item]) -> Tensor:
+def behind(model: nn.Module, context: Context, soft_PD: Tensor, items: Sequence[Question]) -> Tensor:
     """Logits (B, K) of the items' letters behind the soft prompt."""
     ids_BT, last_B = context.scorer.padded([context.scorer.encode(item.context) for item in items])
     embedded_BTD = embedding_of(model)(ids_BT)
     soft_BPD = soft_PD.to(embedded_BTD.dtype).expand(len(items), -1, -1)
     out = model(inputs_embeds=torch.cat([soft_BPD, embedded_BTD], dim=1), use_cache=False).logits
-    return eliciting.at_letters(context, out, last_B + len(soft_PD), items)
+    return optimise.at_letters(context, out, last_B + len(soft_PD), items)

@@ -22,15 +22,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from rmu_exp.errors import RunError, UserError
-from rmu_exp.model import weights
-from rmu_exp.model.anatomy import drop_norm, norm_of
-from rmu_exp.model.repository import Snapshot, snapshot
+from rmu_exp.model import weight_files as weights
+from rmu_exp.model.hub_snapshot import Snapshot, snapshot
+from rmu_exp.model.split import drop_norm, norm_of
+from rmu_exp.support.errors import RunError, UserError
 
 TOKENIZER = ("tokenizer", "vocab", "spiece.model", "sentencepiece")
 TOKEN_FILES = (*TOKENIZER, "merges", "special_tokens", "added_tokens")
 PER_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers", "layers_block_type")
-SHIPPED = {"lore": "weights", "lore:never": "never"}
+SHIPPED = {"lore": "weights", "lore:oracle": "oracle"}
 HEADS = ("lm_head.", "embed_out.")
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
 
@@ -54,7 +54,7 @@ def locate(
     if path is not None:
         return _checked(Checkpoint(path, Path(path).expanduser(), None, trust_remote_code), "model.path")
     if name in SHIPPED:
-        shipped = Path(str(files("rmu_exp.lore"))) / SHIPPED[name]
+        shipped = Path(str(files("rmu_exp.worlds.lore"))) / SHIPPED[name]
         return _checked(Checkpoint(name, shipped, None, trust_remote_code), "model.name")
     if not name:
         raise UserError("model.name: not given; add model.name=ORG/NAME, or model.path=FOLDER")

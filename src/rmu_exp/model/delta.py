@@ -18,11 +18,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from rmu_exp.errors import UserError
-from rmu_exp.model.anatomy import layers_of
 from rmu_exp.model.checkpoint import DTYPES, Checkpoint
-from rmu_exp.model.parameters import Trained, on_disk
-from rmu_exp.paths import replace_atomic
+from rmu_exp.model.parameters import TrainedTensor, on_disk
+from rmu_exp.model.split import layers_of
+from rmu_exp.support.errors import UserError
+from rmu_exp.support.files import replace_atomic
 
 CONTROL = "control_vectors"
 FORMAT = "rmu_exp.delta.1"
@@ -47,7 +47,7 @@ class Delta:
 
     @staticmethod
     def from_trained(
-        trained: Sequence[Trained],
+        trained: Sequence[TrainedTensor],
         values: Sequence[Tensor],
         control: Tensor | None,
         topics: Sequence[str],

@@ -16,13 +16,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rmu_exp.errors import RunError, UserError
-from rmu_exp.model import weights
+from rmu_exp.model import weight_files
 from rmu_exp.model.checkpoint import DTYPES, Checkpoint
 from rmu_exp.model.delta import Delta
-from rmu_exp.model.repository import LEGAL, SMALL
+from rmu_exp.model.hub_snapshot import LEGAL, SMALL
+from rmu_exp.support.errors import RunError, UserError
 
-Place = tuple[Path, weights.Entry]
+Place = tuple[Path, weight_files.Entry]
 
 
 def export(checkpoint: Checkpoint, delta: Delta, out: Path, card: str | None = None) -> Path:

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rmu_exp.errors import UserError
-from rmu_exp.model.anatomy import layers_of, layers_path
+from rmu_exp.model.split import layers_of, layers_path
+from rmu_exp.support.errors import UserError
 
 ALL = "all"
 DOWN = (
@@ -49,7 +49,7 @@ ROUTER, GATE_UP, DOWN_PROJ = "mlp.gate.weight", "mlp.experts.gate_up_proj", "mlp
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedTensor:
     """One trained tensor.
 
     Attributes:
@@ -86,7 +86,9 @@ class Trained:
         return value if self.index is None else _Place.apply(full, [self.index], value)
 
 
-def assemble(model: nn.Module, trained: Sequence[Trained], values: Sequence[Tensor]) -> dict[int, dict[str, Tensor]]:
+def assemble(
+    model: nn.Module, trained: Sequence[TrainedTensor], values: Sequence[Tensor]
+) -> dict[int, dict[str, Tensor]]:
     """The model's parameters with ``values`` in them, as ``SplitModel.upper`` takes them.
 
     A fused parameter is copied once, however many of its slices are trained. Values are cast to the
@@ -136,7 +138,7 @@ class _Place(torch.autograd.Function):
         return (full, None, *own)
 
 
-def resolve(model: nn.Module, layers: Sequence[int], names: Sequence[str] | None) -> list[Trained]:
+def resolve(model: nn.Module, layers: Sequence[int], names: Sequence[str] | None) -> list[TrainedTensor]:
     """The tensors of ``layers`` that ``names`` mean.
 
     Args:
@@ -153,7 +155,7 @@ def resolve(model: nn.Module, layers: Sequence[int], names: Sequence[str] | None
     patterns = [names] if isinstance(names, str) else list(names or [])
     if names is not None and not patterns:
         raise UserError("layers.parameters: got an empty list; name at least one tensor, or leave it null")
-    found: list[Trained] = []
+    found: list[TrainedTensor] = []
     for layer in layers:
         known = _slots(model, layer)
         chosen: set[str] = set()
@@ -203,12 +205,12 @@ def down_projection(model: nn.Module, layer: int = 0) -> str:
     raise UserError(f"layers.parameters: layer {layer} has no known MLP output matrix; choose among {_listed(known)}")
 
 
-def on_disk(model: nn.Module) -> dict[str, Trained]:
+def on_disk(model: nn.Module) -> dict[str, TrainedTensor]:
     """Every tensor of every decoder layer, by its full name on disk."""
     return {t.name: t for layer in range(len(layers_of(model))) for t in _slots(model, layer).values()}
 
 
-def _slots(model: nn.Module, layer: int) -> dict[str, Trained]:
+def _slots(model: nn.Module, layer: int) -> dict[str, TrainedTensor]:
     """A layer's tensors in published order: name inside the layer on disk to where it is in memory."""
     layers = layers_of(model)
     if not 0 <= layer < len(layers):
@@ -219,7 +221,7 @@ def _slots(model: nn.Module, layer: int) -> dict[str, Trained]:
     else:
         places = {name: (name, None) for name in shapes}
     prefix = f"{layers_path(model)}.{layer}"
-    return {name: Trained(layer, f"{prefix}.{name}", *place) for name, place in places.items()}
+    return {name: TrainedTensor(layer, f"{prefix}.{name}", *place) for name, place in places.items()}
 
 
 def _experts_places(shapes: dict[str, torch.Size], model_type: str) -> dict[str, tuple[str, Index | None]]:
@@ -251,5 +253,5 @@ def _experts_places(shapes: dict[str, torch.Size], model_type: str) -> dict[str,
     return places
 
 
-def _listed(known: dict[str, Trained]) -> str:
+def _listed(known: dict[str, TrainedTensor]) -> str:
     return ", ".join(dict.fromkeys(re.sub(r"experts\.\d+\.", "experts.*.", name) for name in known))

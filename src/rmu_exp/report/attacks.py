@@ -9,11 +9,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from rmu_exp.attacks.common.suite import worst
+from rmu_exp.attacks.runner import worst
 from rmu_exp.report.style import BLACK, FORGET, GREEN, GREY, PINK, RETAIN, SKY, YELLOW, figure_of
 from rmu_exp.report.tables import percent
 
-COLOURS = {"base": RETAIN, "unlearned": FORGET, "never": GREEN, "shuffled": GREY, "random": GREY}
+COLOURS = {"base": RETAIN, "unlearned": FORGET, "oracle": GREEN, "shuffled": GREY, "random": GREY}
 OTHERS = (FORGET, RETAIN, GREEN, PINK, SKY, YELLOW, BLACK)
 WIDEST = 3  # panels in a row
 
@@ -59,7 +59,7 @@ def section(results: dict[str, Any]) -> list[str]:
     lines += [f"- **{name} failed**: {entry['error']}" for name, entry in attacks.items() if "error" in entry]
     lines += [
         "",
-        "*never*: the same attack on a model that never knew; *base*: on the model before unlearning; *random* and",
+        "*oracle*: the same attack on a model that never knew; *base*: on the model before unlearning; *random* and",
         "*shuffled*: with nothing to find in it. Whatever an attack chooses (a layer, a prompt, a direction), it",
         "chooses by questions on other facts than the n that it is scored on.",
     ]
@@ -92,12 +92,14 @@ def summary(results: dict[str, Any], _metrics: Any = None) -> Figure | None:
         entry = scored[name]
         _mark(axes, y - 0.24, entry["forget_acc"]["after"], entry["ci95"]["after"], "under attack", "o", FORGET, seen)
         _mark(axes, y - 0.08, entry["forget_acc"]["before"], entry["ci95"]["before"], "asked plainly", "D", BLACK, seen)
-        for kind, colour, marker in (("never", GREEN, "s"), ("base", RETAIN, "^"), ("random", GREY, "x")):
+        for kind, colour, marker in (("oracle", GREEN, "s"), ("base", RETAIN, "^"), ("random", GREY, "x")):
             for control, value in entry["control"].items():
                 alike = control.split(",")[0] == kind or (kind == "random" and control == "shuffled")
                 if alike and isinstance(value, dict) and "acc" in value:
-                    label = {"never": "control: never knew", "base": "control: base", "random": "control: random"}[kind]
-                    at = y + {"never": 0.08, "base": 0.24, "random": 0.16}[kind]
+                    label = {"oracle": "control: never knew", "base": "control: base", "random": "control: random"}[
+                        kind
+                    ]
+                    at = y + {"oracle": 0.08, "base": 0.24, "random": 0.16}[kind]
                     _mark(axes, at, value["acc"], value["ci95"], label, marker, colour, seen)
     axes.axvline(next(iter(scored.values()))["chance"], color=GREY, lw=1, ls=":", label="chance")
     axes.set_yticks(range(len(order)), [name.replace("_", " ") for name in order])
@@ -148,7 +150,7 @@ def draw(curve: dict[str, Any]) -> Figure:
         for name in names:
             if lines.get(name):
                 xs, ys = zip(*lines[name], strict=True)
-                style = "--" if name.partition(", ")[2] in ("plain", "never") else "-"
+                style = "--" if name.partition(", ")[2] in ("plain", "oracle") else "-"
                 axes.plot(xs, ys, style, color=_colour(name, names), lw=1.4, marker="o", ms=3, label=name)
         if curve["chance"] is not None:
             axes.axhline(curve["chance"], color=GREY, lw=1, ls=":", label="chance")

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rmu_exp import results as results_json
-from rmu_exp.paths import write_atomic
+from rmu_exp.record import results as results_json
 from rmu_exp.report import attacks, published
 from rmu_exp.report.card import perplexity_table
 from rmu_exp.report.tables import interval, percent, rows, title
+from rmu_exp.support.files import write_atomic
 
 Section = Callable[[dict[str, Any]], list[str]]
 

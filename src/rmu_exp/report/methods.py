@@ -18,14 +18,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from scipy.stats import t
 
-from rmu_exp import results as results_json
-from rmu_exp import rundir
-from rmu_exp.attacks.common.suite import worst
-from rmu_exp.errors import UserError
-from rmu_exp.judge.stats import wilson
-from rmu_exp.paths import write_atomic
+from rmu_exp.attacks.runner import worst
+from rmu_exp.evaluate.statistics import wilson
+from rmu_exp.record import results as results_json
+from rmu_exp.record import rundir
 from rmu_exp.report.plots import GREY
-from rmu_exp.run import NOT_IN_DIGEST
+from rmu_exp.settings import NOT_IN_DIGEST
+from rmu_exp.support.errors import UserError
+from rmu_exp.support.files import write_atomic
 
 ROLES = ("forget", "adjacent", "general")
 BASE = "base"

@@ -9,8 +9,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rmu_exp import results as results_json
-from rmu_exp import rundir
+from rmu_exp.record import results as results_json
+from rmu_exp.record import rundir
 from rmu_exp.report import attacks
 from rmu_exp.report.style import FORGET, GREY, RETAIN, save
 from rmu_exp.report.style import figure_of as _figure

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rmu_exp.report.tables import interval, percent, rows
-from rmu_exp.run import AUTO, Run
+from rmu_exp.settings import AUTO, Run
 
 SUBJECTS = (
     "mmlu_virology",

@@ -8,10 +8,10 @@ from typing import Any
 
 from scipy.stats import binomtest
 
-from rmu_exp.errors import UserError
+from rmu_exp.support.errors import UserError
 
 NAMES = ("forget", "general", "worst")
-Asked = Mapping[str, Sequence[str]]
+TasksByAxis = Mapping[str, Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,9 @@ class Axis:
         return self.sign * measure.value
 
 
-def choose(names: Sequence[str], all_results: Sequence[Mapping[str, Any]], given: Asked | None = None) -> list[Axis]:
+def choose(
+    names: Sequence[str], all_results: Sequence[Mapping[str, Any]], given: TasksByAxis | None = None
+) -> list[Axis]:
     """The axes by name, over the questions that the trials were asked.
 
     Args:

@@ -21,8 +21,8 @@ from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from rmu_exp.errors import UserError
-from rmu_exp.paths import write_atomic
+from rmu_exp.support.errors import UserError
+from rmu_exp.support.files import write_atomic
 from rmu_exp.sweep import trials
 
 NOTES = "sweep.yaml"
@@ -143,7 +143,7 @@ class Session:
         return left
 
     def _digest(self, trial: Planned) -> str:
-        from rmu_exp.parse import parse
+        from rmu_exp.config.parse import parse
 
         config = self.hydra_context.config_loader.load_sweep_config(self.config, [*self.fixed, *trial.words])
         config = OmegaConf.create(config)

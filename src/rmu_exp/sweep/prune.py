@@ -11,7 +11,7 @@ from rmu_exp.sweep import axes, front, trials
 
 
 @dataclass(frozen=True)
-class Hopeless:
+class EarlyStopRule:
     """The rule by which a trial is given up.
 
     Attributes:
@@ -27,7 +27,7 @@ class Hopeless:
     asked: Mapping[str, Sequence[str]]
 
     @classmethod
-    def of(cls, sweep: Path, sweeper: Any) -> Hopeless | None:
+    def of(cls, sweep: Path, sweeper: Any) -> EarlyStopRule | None:
         """From the settings of a sweeper; None if it does not prune."""
         questions = sweeper.get("prune_on")
         if questions is None:

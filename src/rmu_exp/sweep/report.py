@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rmu_exp.paths import write_atomic
 from rmu_exp.report.tables import percent
+from rmu_exp.support.files import write_atomic
 from rmu_exp.sweep import axes as axes_of
 from rmu_exp.sweep import front, page, plots, trials
-from rmu_exp.sweep.axes import Asked, Measure
+from rmu_exp.sweep.axes import Measure, TasksByAxis
 from rmu_exp.sweep.summary import Summary
 from rmu_exp.sweep.trials import Trial
 
@@ -19,7 +19,7 @@ STATES = ("done", "pruned", "failed", "running", "unfinished")
 FOLD = 40  # trials in report.md's table; all of them are in report.html
 
 
-def write(folder: Path, names: Sequence[str], asked: Asked | None = None, tracking: Any = None) -> list[Trial]:
+def write(folder: Path, names: Sequence[str], asked: TasksByAxis | None = None, tracking: Any = None) -> list[Trial]:
     """Write the report of the sweep in a folder, and show its end on the screen. Returns the trials.
 
     Args:

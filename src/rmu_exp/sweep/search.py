@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 from filelock import FileLock
 from hydra.core.override_parser.types import IntervalSweep, Override
 
-from rmu_exp.errors import UserError
-from rmu_exp.hub import first_line
+from rmu_exp.support.errors import UserError, first_line
 from rmu_exp.sweep import axes, trials
 from rmu_exp.sweep.engine import Planned, Session
 from rmu_exp.sweep.trials import Trial

@@ -15,11 +15,11 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from rmu_exp import results as results_json
-from rmu_exp import rundir
-from rmu_exp.errors import UserError
-from rmu_exp.paths import LOCK, write_atomic
-from rmu_exp.secrets import redact
+from rmu_exp.record import results as results_json
+from rmu_exp.record import rundir
+from rmu_exp.support.errors import UserError
+from rmu_exp.support.files import LOCK, write_atomic
+from rmu_exp.support.redaction import redact
 
 TRIAL, ERROR, DONE = "trial.json", "error.txt", "report.md"
 NOT_SETTINGS = ("digest", "command", "output", "export", "tracking")

@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rmu_exp.errors import RunError, UserError
-from rmu_exp.hub import first_line
-from rmu_exp.paths import cache_dir, write_atomic
+from rmu_exp.support.errors import RunError, UserError, first_line
+from rmu_exp.support.files import cache_dir, write_atomic
 
 NAME = "RMU: forget against general"
 WORDS = """\
@@ -22,7 +21,7 @@ answered right (more is better). The lower table is the last report of a sweep."
 
 
 @dataclass(frozen=True)
-class Shown:
+class DashboardSpec:
     """What the panels are about.
 
     Attributes:
@@ -54,7 +53,7 @@ def _library() -> tuple[Any, Any]:
     return workspaces, v2
 
 
-def sections(shown: Shown) -> dict[str, list[Any]]:
+def sections(shown: DashboardSpec) -> dict[str, list[Any]]:
     """Title of a section to its panels."""
     _, w = _library()
     forget, general = map(w.SummaryMetric, shown.after)
@@ -96,14 +95,14 @@ def sections(shown: Shown) -> dict[str, list[Any]]:
 ROLES, STATES = ("forget", "retain"), ("updated", "frozen")
 
 
-def workspace(shown: Shown) -> Any:
+def workspace(shown: DashboardSpec) -> Any:
     """The workspace's specification."""
     ws, _ = _library()
     made = [ws.Section(name=name, panels=panels, is_open=True) for name, panels in sections(shown).items()]
     return ws.Workspace(entity=shown.entity, project=shown.project, name=NAME, sections=made)
 
 
-def report(shown: Shown) -> Any:
+def report(shown: DashboardSpec) -> Any:
     """The report's specification."""
     _, w = _library()
     runs = w.Runset()  # of the report's own project; naming it would ask the server
@@ -113,7 +112,7 @@ def report(shown: Shown) -> Any:
     return w.Report(project=shown.project, entity=shown.entity, title=NAME, blocks=blocks, width="fluid")
 
 
-def publish(shown: Shown) -> dict[str, str]:
+def publish(shown: DashboardSpec) -> dict[str, str]:
     """Save both, over those that an earlier call made. Returns their addresses.
 
     Raises:

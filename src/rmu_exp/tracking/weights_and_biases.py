@@ -12,8 +12,8 @@ from pathlib import Path
 from threading import Thread
 from typing import Any, Literal
 
-from rmu_exp.hub import first_line
-from rmu_exp.secrets import redact
+from rmu_exp.support.errors import first_line
+from rmu_exp.support.redaction import redact
 from rmu_exp.sweep import axes
 from rmu_exp.tracking import Tracker, switched
 

@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from rmu_exp import memory
-from rmu_exp.corpora.batches import FORGET, RETAIN, Batch, split
-from rmu_exp.errors import RunError
-from rmu_exp.unlearn import language
+from rmu_exp.data.batches import FORGET, RETAIN, Batch, split
+from rmu_exp.support import memory
+from rmu_exp.support.errors import RunError
+from rmu_exp.unlearn import lm_losses
 from rmu_exp.unlearn.method import Losses, Method
 from rmu_exp.unlearn.step import Step
 
@@ -87,10 +87,10 @@ class Gradients:
         kind = self.method.mean_over[role]
         if kind == "tokens":
             return sum(len(run.tokens[role]) for run in batch.passes if role in run.tokens)
-        texts = language.all_texts(batch, role)
+        texts = lm_losses.all_texts(batch, role)
         if kind == "texts":
             return len(texts)
-        return sum(len(text) - 1 - max(language.behind(text, self.method.context.marker) - 1, 0) for text in texts)
+        return sum(len(text) - 1 - max(lm_losses.behind(text, self.method.context.marker) - 1, 0) for text in texts)
 
     def _more_parts(self, batch: Batch) -> None:
         if self.method.mean_over is None:

@@ -14,31 +14,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rmu_exp import stop
-from rmu_exp.corpora.batches import FORGET, Batch
-from rmu_exp.model.anatomy import layers_of, split_at
-from rmu_exp.model.parameters import Trained, assemble
+from rmu_exp.data.batches import FORGET, Batch
+from rmu_exp.model.parameters import TrainedTensor, assemble
+from rmu_exp.model.split import layers_of, split_at
+from rmu_exp.support import signals
+from rmu_exp.unlearn.activation_cache import ActivationCache
 from rmu_exp.unlearn.gradients import Gradients, Numbers
+from rmu_exp.unlearn.guards import Guard
 from rmu_exp.unlearn.method import Context, Method
 from rmu_exp.unlearn.snapshot import Snapshots
 from rmu_exp.unlearn.step import Step
-from rmu_exp.unlearn.trunks import Trunks
-from rmu_exp.unlearn.watch import Watch
 
 FLUSH = 10  # steps between two readings of the metrics: reading waits for the device
 
 
 def unlearn(
     model: torch.nn.Module,
-    trained: list[Trained],
+    trained: list[TrainedTensor],
     batches: Iterable[Batch],
     method: Method,
     lr: float,
     decay_over: int | None = None,
     on_metrics: Callable[[dict[str, Any]], None] = lambda metrics: None,
-    trunks: Trunks | None = None,
+    trunks: ActivationCache | None = None,
     snapshots: Snapshots | None = None,
-    watch: Watch | None = None,
+    guard: Guard | None = None,
 ) -> list[Tensor]:
     """Train ``trained`` by a method's loss.
 
@@ -48,7 +48,7 @@ def unlearn(
         on_metrics: called with one dictionary a step, some steps late.
         trunks: where activations are that other runs have computed; None: all are computed here.
         snapshots: where the state is kept from time to time, and taken up from; None: nowhere.
-        watch: what stops training that goes wrong.
+        guard: what stops training that goes wrong.
 
     Returns:
         The new values, in the order of ``trained``, in the masters' dtype.
@@ -62,8 +62,8 @@ def unlearn(
     masters = originals(model, trained, None if context.faithful else torch.float32)
     optimizer = method.optimizer(masters, lr)
     layers = {context.layer, *method.targets(method.settings, context.layer)}
-    watch, keep = watch or Watch(), snapshots or Snapshots()
-    meter = Meter(context, on_metrics, watch)
+    guard, keep = guard or Guard(), snapshots or Snapshots()
+    meter = Meter(context, on_metrics, guard)
     method.begin(split)
     keep.restore(masters, optimizer, method)
 
@@ -80,17 +80,17 @@ def unlearn(
             optimizer.param_groups[0]["lr"] = lr * max(0.0, 1 - (number - 1) / decay_over)
         optimizer.step()
         meter.add(number, batch, optimizer.param_groups[0]["lr"], numbers)
-        watch.check(number, masters)
+        guard.check(number, masters)
         if keep.due():
             meter.flush()  # which refuses a state that has gone wrong
             keep.save(number, masters, optimizer, method)
-            if stop.asked():
-                raise stop.Stopped
+            if signals.asked():
+                raise signals.Stopped
     meter.flush()
     return [w.detach() for w in masters]
 
 
-def originals(model: torch.nn.Module, trained: Sequence[Trained], dtype: torch.dtype | None) -> list[Tensor]:
+def originals(model: torch.nn.Module, trained: Sequence[TrainedTensor], dtype: torch.dtype | None) -> list[Tensor]:
     """Copies of the tensors to train, in ``dtype`` or in the model's own."""
     layers = layers_of(model)
     values = [t.read(layers[t.layer]) for t in trained]
@@ -109,8 +109,8 @@ def frozen_norms(model: torch.nn.Module, layer: int, batches: Iterable[Batch]) -
 class Meter:
     """Collects each step's numbers on the device and hands them on as plain dictionaries."""
 
-    def __init__(self, context: Context, on_metrics: Callable[[dict[str, Any]], None], watch: Watch) -> None:
-        self.context, self.on_metrics, self.watch = context, on_metrics, watch
+    def __init__(self, context: Context, on_metrics: Callable[[dict[str, Any]], None], guard: Guard) -> None:
+        self.context, self.on_metrics, self.guard = context, on_metrics, guard
         self.pending: list[tuple[dict[str, Any], list[str], Tensor]] = []
         self.last = time.perf_counter()
 
@@ -139,6 +139,6 @@ class Meter:
         self.last = now
         for (line, names, _), row in zip(self.pending, values, strict=True):
             metrics = line | dict(zip(names, row, strict=True)) | {"seconds": seconds}
-            self.watch.metrics(metrics)
+            self.guard.metrics(metrics)
             self.on_metrics(metrics)
         self.pending.clear()

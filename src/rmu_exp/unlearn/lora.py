@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rmu_exp.errors import UserError
-from rmu_exp.model.anatomy import layers_of
-from rmu_exp.model.parameters import Trained
+from rmu_exp.model.parameters import TrainedTensor
+from rmu_exp.model.split import layers_of
+from rmu_exp.support.errors import UserError
 
 WEIGHT = ".weight"
 ADAPTER = "default"
 
 
-def matrices(model: nn.Module, trained: Sequence[Trained]) -> list[Trained]:
+def matrices(model: nn.Module, trained: Sequence[TrainedTensor]) -> list[TrainedTensor]:
     """Those of the named tensors that are the weight of a linear module.
 
     Raises:
@@ -52,7 +52,7 @@ class Adapters:
         trained: the adapters' own tensors, to be trained.
     """
 
-    def __init__(self, model: nn.Module, on: Sequence[Trained], rank: int, alpha: int, seed: int) -> None:
+    def __init__(self, model: nn.Module, on: Sequence[TrainedTensor], rank: int, alpha: int, seed: int) -> None:
         from peft import LoraConfig, inject_adapter_in_model
 
         self.on, self.layers = list(on), layers_of(model)
@@ -64,7 +64,7 @@ class Adapters:
             inject_adapter_in_model(config, model, adapter_name=ADAPTER)
         model.eval().requires_grad_(False)
         self.trained = [
-            Trained(t.layer, t.name, f"{t.parameter.removesuffix(WEIGHT)}.{half}.{ADAPTER}.weight")
+            TrainedTensor(t.layer, t.name, f"{t.parameter.removesuffix(WEIGHT)}.{half}.{ADAPTER}.weight")
             for t in on
             for half in ("lora_A", "lora_B")
         ]
@@ -81,5 +81,5 @@ class Adapters:
             module.lora_B[ADAPTER].weight.zero_()
         return found
 
-    def _module(self, t: Trained) -> Any:
+    def _module(self, t: TrainedTensor) -> Any:
         return self.layers[t.layer].get_submodule(t.parameter.removesuffix(WEIGHT))

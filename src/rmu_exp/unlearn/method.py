@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from rmu_exp.corpora.batches import FORGET, RETAIN
-from rmu_exp.model.anatomy import SplitModel
+from rmu_exp.data.batches import FORGET, RETAIN
+from rmu_exp.model.split import SplitModel
 from rmu_exp.unlearn.step import Step
 
 Losses = dict[str, Tensor]

@@ -15,8 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rmu_exp import stop
-from rmu_exp.paths import replace_atomic
+from rmu_exp.support import signals
+from rmu_exp.support.files import replace_atomic
 from rmu_exp.unlearn.method import Method
 
 LEAST = 5.0  # seconds between two snapshots
@@ -49,7 +49,7 @@ class Snapshots:
         if self.file is None:
             return False
         least = max(LEAST, self._cost / SHARE) if self.every is None else self.every
-        return stop.asked() or time.perf_counter() - self._last > least
+        return signals.asked() or time.perf_counter() - self._last > least
 
     def save(self, steps: int, masters: Sequence[Tensor], optimizer: torch.optim.Optimizer, method: Method) -> None:
         """Keep the state after a number of steps."""

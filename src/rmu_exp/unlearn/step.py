@@ -14,15 +14,15 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from rmu_exp.corpora.batches import Batch, Pass
-from rmu_exp.model.anatomy import SplitModel, Trunk
-from rmu_exp.unlearn.trunks import Trunks
+from rmu_exp.data.batches import Batch, PackedRows
+from rmu_exp.model.split import SplitModel, Trunk
+from rmu_exp.unlearn.activation_cache import ActivationCache
 
 Weights = dict[int, dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
-class Seen:
+class Activations:
     """What a model makes of a step's texts.
 
     Attributes:
@@ -58,25 +58,25 @@ class Step:
         faithful: bool = False,
         number: int = 1,
         marker: Sequence[int] = (),
-        kept: Trunks | None = None,
+        kept: ActivationCache | None = None,
     ) -> None:
         self.split, self.batch, self.weights, self.layers = split, batch, weights, layers
         self.faithful, self.number, self.topic, self.marker = faithful, number, batch.topic, marker
-        self.kept = kept or Trunks()
-        self.last: Seen | None = None
-        self.reference: Seen | None = None
+        self.kept = kept or ActivationCache()
+        self.last: Activations | None = None
+        self.reference: Activations | None = None
 
     def of(self, batch: Batch) -> Step:
         """The same step for other texts."""
         return Step(self.split, batch, self.weights, self.layers, self.faithful, self.number, self.marker, self.kept)
 
     @cached_property
-    def trunks(self) -> list[tuple[Pass, Trunk]]:
+    def trunks(self) -> list[tuple[PackedRows, Trunk]]:
         """Each pass on the model's device, and what the layers below the first trained one make of it."""
         moved = [run.to(self.split.device) for run in self.batch.passes]
         return [(run, self.kept.trunk(self.split, run)) for run in moved]
 
-    def updated(self, logits: bool = False, shifts: Mapping[int, Sequence[Tensor]] | None = None) -> Seen:
+    def updated(self, logits: bool = False, shifts: Mapping[int, Sequence[Tensor]] | None = None) -> Activations:
         """What the model being updated makes of the texts.
 
         Args:
@@ -87,19 +87,19 @@ class Step:
         return self.last
 
     @torch.no_grad()
-    def frozen(self, logits: bool = False) -> Seen:
+    def frozen(self, logits: bool = False) -> Activations:
         """What the frozen model makes of them, without autograd."""
         if logits:
             self.reference = self._seen({}, logits, {})
         else:
-            self.reference = Seen({layer: {} for layer in self.layers}, {})
+            self.reference = Activations({layer: {} for layer in self.layers}, {})
             for run, trunk in self.trunks:
                 for layer, h_RTD in self.kept.frozen(self.split, run, trunk, self.layers).items():
                     self.reference.h[layer].update(self._by_role(h_RTD, run))
         return self.reference
 
-    def _seen(self, weights: Weights, logits: bool, shifts: Mapping[int, Sequence[Tensor]]) -> Seen:
-        seen = Seen({layer: {} for layer in self.layers}, {})
+    def _seen(self, weights: Weights, logits: bool, shifts: Mapping[int, Sequence[Tensor]]) -> Activations:
+        seen = Activations({layer: {} for layer in self.layers}, {})
         for i, (run, trunk) in enumerate(self.trunks):
             added = {layer: by_pass[i] for layer, by_pass in shifts.items()}
             for layer, h_RTD in self.split.walk(trunk, weights, added):
@@ -111,6 +111,6 @@ class Step:
                 seen.logits.update(self._by_role(self.split.logits(h_RTD, run.ids_RT), run))
         return seen
 
-    def _by_role(self, x_RTD: Tensor, run: Pass) -> dict[str, Tensor]:
+    def _by_role(self, x_RTD: Tensor, run: PackedRows) -> dict[str, Tensor]:
         x_ND = x_RTD.flatten(0, 1) if self.faithful else x_RTD.flatten(0, 1).float()
         return {role: x_ND[index] for role, index in run.tokens.items()}

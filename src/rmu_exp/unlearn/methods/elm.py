@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, log_softmax
 
-from rmu_exp.corpora.batches import FORGET, RETAIN, Batch, pack
-from rmu_exp.unlearn import language, method
-from rmu_exp.unlearn.catalog import at_least
+from rmu_exp.config.methods import at_least
+from rmu_exp.data.batches import FORGET, RETAIN, Batch, pack
+from rmu_exp.unlearn import lm_losses, method
 from rmu_exp.unlearn.method import Context, Losses, summed
 from rmu_exp.unlearn.step import Step
 
@@ -51,12 +51,12 @@ class Method(method.Method):
 
     def loss(self, step: Step) -> Losses:
         seen, frozen = step.updated(logits=True), step.frozen(logits=True)
-        rows_M = language.following(step, FORGET).rows_M
+        rows_M = lm_losses.following(step, FORGET).rows_M
         novice, expert = (self.prompted(step, ids[step.topic])[rows_M] for ids in (self.novices, self.experts))
         target_MV = erased(frozen.logits[FORGET][rows_M], novice, expert, self.settings.strength)
         forget = cross_entropy(seen.logits[FORGET][rows_M], target_MV)
-        told = language.counted(step, frozen, RETAIN).softmax(-1)
-        retain = cross_entropy(language.counted(step, seen, RETAIN), told)
+        told = lm_losses.counted(step, frozen, RETAIN).softmax(-1)
+        retain = cross_entropy(lm_losses.counted(step, seen, RETAIN), told)
         return summed(forget, retain, self.context.alpha[step.topic])
 
     def prompted(self, step: Step, prompt: list[int]) -> Tensor:
@@ -65,7 +65,7 @@ class Method(method.Method):
         Only the prompt keeps its BOS: its last token then speaks for the text's BOS, since both are followed by the
         text's first word.
         """
-        texts, bos = language.all_texts(step.batch, FORGET), [self.context.tokenizer.bos_token_id]
+        texts, bos = lm_losses.all_texts(step.batch, FORGET), [self.context.tokenizer.bos_token_id]
         again = [int(prompt[:1] == text[:1] == bos) for text in texts]
         rows = {str(i): [prompt + text[n:]] for i, (text, n) in enumerate(zip(texts, again, strict=True))}
         after = step.of(Batch(step.topic, [pack(rows, 0)], 0)).frozen(logits=True)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rmu_exp.corpora.batches import FORGET
-from rmu_exp.unlearn import language, method
+from rmu_exp.data.batches import FORGET
+from rmu_exp.unlearn import lm_losses, method
 from rmu_exp.unlearn.method import Losses
 from rmu_exp.unlearn.step import Step
 
@@ -27,5 +27,5 @@ class Method(method.Method):
     mean_over = method.SUCCESSORS
 
     def loss(self, step: Step) -> Losses:
-        forget = -language.nll(step, step.updated(logits=True), FORGET)
+        forget = -lm_losses.nll(step, step.updated(logits=True), FORGET)
         return {"loss": forget, "forget_loss": forget}

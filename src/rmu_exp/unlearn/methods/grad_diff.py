@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rmu_exp.corpora.batches import FORGET, RETAIN
-from rmu_exp.unlearn import language, method
-from rmu_exp.unlearn.catalog import one_of
+from rmu_exp.config.methods import one_of
+from rmu_exp.data.batches import FORGET, RETAIN
+from rmu_exp.unlearn import lm_losses, method
 from rmu_exp.unlearn.method import Losses, summed
 from rmu_exp.unlearn.step import Step
 
@@ -35,5 +35,5 @@ class Method(method.Method):
 
     def loss(self, step: Step) -> Losses:
         seen = step.updated(logits=True)
-        retain = language.retain_loss(self.settings.retain, step, seen, RETAIN)
-        return summed(-language.nll(step, seen, FORGET), retain, self.context.alpha[step.topic])
+        retain = lm_losses.retain_loss(self.settings.retain, step, seen, RETAIN)
+        return summed(-lm_losses.nll(step, seen, FORGET), retain, self.context.alpha[step.topic])

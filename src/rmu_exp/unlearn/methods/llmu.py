@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rmu_exp.corpora.batches import FORGET, RETAIN, Batch, pack
-from rmu_exp.unlearn import language, method
-from rmu_exp.unlearn.catalog import at_least
+from rmu_exp.config.methods import at_least
+from rmu_exp.data.batches import FORGET, RETAIN, Batch, pack
+from rmu_exp.unlearn import lm_losses, method
 from rmu_exp.unlearn.method import Losses
 from rmu_exp.unlearn.step import Step
 
@@ -41,15 +41,15 @@ class Method(method.Method):
 
     def loss(self, step: Step) -> Losses:
         seen, alpha = step.updated(logits=True), self.context.alpha[step.topic]
-        forget = -self.settings.ascent * language.nll(step, seen, FORGET)
-        retain = language.retain_loss("kl", step, seen, RETAIN)
+        forget = -self.settings.ascent * lm_losses.nll(step, seen, FORGET)
+        retain = lm_losses.retain_loss("kl", step, seen, RETAIN)
         mismatch = self.mismatch(step)
         loss = forget + self.settings.mismatch * mismatch + alpha * retain
         return {"loss": loss, "forget_loss": forget, "retain_loss": retain, "mismatch_loss": mismatch}
 
     def mismatch(self, step: Step) -> Tensor:
         """NLL of completions that do not belong to the forget texts' beginnings."""
-        prompts, others = (language.all_texts(step.batch, role) for role in (FORGET, RETAIN))
+        prompts, others = (lm_losses.all_texts(step.batch, role) for role in (FORGET, RETAIN))
         starts = [text[: -(-len(text) // 2)] for text in prompts]
         ends = [text[len(text) // 2 :] for text in others]
         rows = {str(i): [start + ends[i % len(ends)]] for i, start in enumerate(starts)}
@@ -57,6 +57,6 @@ class Method(method.Method):
         seen = mixed.updated(logits=True)
         own = []
         for (role, (row,)), start in zip(rows.items(), starts, strict=True):
-            begins = max(len(start), language.behind(row, step.marker))
-            own.append(language.token_nll(seen, role, language.following(mixed, role))[begins - len(row) :])
+            begins = max(len(start), lm_losses.behind(row, step.marker))
+            own.append(lm_losses.token_nll(seen, role, lm_losses.following(mixed, role))[begins - len(row) :])
         return torch.cat(own).mean()

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
-from rmu_exp.corpora.batches import FORGET, RETAIN
-from rmu_exp.unlearn import language, method
+from rmu_exp.data.batches import FORGET, RETAIN
+from rmu_exp.unlearn import lm_losses, method
 from rmu_exp.unlearn.method import Losses, summed
 from rmu_exp.unlearn.step import Step
 
@@ -33,8 +33,8 @@ class Method(method.Method):
 
     def loss(self, step: Step) -> Losses:
         seen = step.updated(logits=True)
-        retain = language.retain_loss("kl", step, seen, RETAIN)
-        return summed(from_uniform(language.counted(step, seen, FORGET)), retain, self.context.alpha[step.topic])
+        retain = lm_losses.retain_loss("kl", step, seen, RETAIN)
+        return summed(from_uniform(lm_losses.counted(step, seen, FORGET)), retain, self.context.alpha[step.topic])
 
 
 def from_uniform(logits_NV: Tensor) -> Tensor:

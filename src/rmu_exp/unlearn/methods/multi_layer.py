@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from rmu_exp.corpora.batches import FORGET, RETAIN
+from rmu_exp.data.batches import FORGET, RETAIN
 from rmu_exp.unlearn.method import Losses, summed
 from rmu_exp.unlearn.methods import rmu
 from rmu_exp.unlearn.step import Step

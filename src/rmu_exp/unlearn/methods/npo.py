@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from rmu_exp.corpora.batches import FORGET, RETAIN
-from rmu_exp.unlearn import language, method
-from rmu_exp.unlearn.catalog import above, one_of
+from rmu_exp.config.methods import above, one_of
+from rmu_exp.data.batches import FORGET, RETAIN
+from rmu_exp.unlearn import lm_losses, method
 from rmu_exp.unlearn.method import Losses, summed
 from rmu_exp.unlearn.step import Step
 
@@ -41,10 +41,10 @@ class Method(method.Method):
     mean_over = method.TEXTS
 
     def loss(self, step: Step) -> Losses:
-        seen, after = step.updated(logits=True), language.following(step, FORGET)
-        own, _ = language.text_nll(seen, FORGET, after)
-        reference, _ = language.text_nll(step.frozen(logits=True), FORGET, after)
-        retain = language.retain_loss(self.settings.retain, step, seen, RETAIN)
+        seen, after = step.updated(logits=True), lm_losses.following(step, FORGET)
+        own, _ = lm_losses.text_nll(seen, FORGET, after)
+        reference, _ = lm_losses.text_nll(step.frozen(logits=True), FORGET, after)
+        retain = lm_losses.retain_loss(self.settings.retain, step, seen, RETAIN)
         return summed(npo_loss(reference - own, self.settings.beta), retain, self.context.alpha[step.topic])
 
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from rmu_exp.corpora.batches import FORGET, RETAIN
+from rmu_exp.data.batches import FORGET, RETAIN
 from rmu_exp.unlearn import method
 from rmu_exp.unlearn.method import Context, Losses, summed
 from rmu_exp.unlearn.step import Step

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rmu_exp.corpora.batches import FORGET, RETAIN
-from rmu_exp.errors import UserError
-from rmu_exp.unlearn import language
-from rmu_exp.unlearn.catalog import above, at_least
+from rmu_exp.config.methods import above, at_least
+from rmu_exp.data.batches import FORGET, RETAIN
+from rmu_exp.support.errors import UserError
+from rmu_exp.unlearn import lm_losses
 from rmu_exp.unlearn.method import Losses, summed
 from rmu_exp.unlearn.methods import rmu
 from rmu_exp.unlearn.step import Step
@@ -65,13 +65,13 @@ class Method(rmu.Method):
 
     def adversary(self, step: Step) -> list[Tensor]:
         """The shift of each pass, (R, T, hidden): nothing but on forget tokens."""
-        at, after = self.context.layer - self.settings.below, language.following(step, FORGET)
+        at, after = self.context.layer - self.settings.below, lm_losses.following(step, FORGET)
         masks = [_on_forget(run.ids_RT.shape, run.tokens.get(FORGET), step.split.device) for run, _ in step.trunks]
         shifts = [torch.zeros(*m.shape[:2], self.context.hidden, device=m.device, requires_grad=True) for m in masks]
         adam = torch.optim.Adam(shifts, lr=self.settings.inner_lr)
         for _ in range(self.settings.inner_steps):
             seen = step.updated(logits=True, shifts={at: [s * m for s, m in zip(shifts, masks, strict=True)]})
-            loss = language.token_nll(seen, FORGET, after).mean()
+            loss = lm_losses.token_nll(seen, FORGET, after).mean()
             for shift, grad in zip(shifts, torch.autograd.grad(loss, shifts), strict=True):
                 shift.grad = grad
             adam.step()

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from rmu_exp.corpora.batches import FORGET, RETAIN
+from rmu_exp.config.methods import at_least
+from rmu_exp.data.batches import FORGET, RETAIN
 from rmu_exp.unlearn import method
-from rmu_exp.unlearn.catalog import at_least
 from rmu_exp.unlearn.method import Losses
 from rmu_exp.unlearn.step import Step
 

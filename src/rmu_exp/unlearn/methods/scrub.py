@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rmu_exp.corpora.batches import FORGET, RETAIN
-from rmu_exp.unlearn import language, method
-from rmu_exp.unlearn.catalog import at_least
+from rmu_exp.config.methods import at_least
+from rmu_exp.data.batches import FORGET, RETAIN
+from rmu_exp.unlearn import lm_losses, method
 from rmu_exp.unlearn.method import Losses
 from rmu_exp.unlearn.step import Step
 
@@ -37,9 +37,9 @@ class Method(method.Method):
 
     def loss(self, step: Step) -> Losses:
         student = step.updated(logits=True)
-        forget = -language.retain_loss("kl", step, student, FORGET)
-        retain = language.retain_loss("kl", step, student, RETAIN)
-        task = language.nll(step, student, RETAIN)
+        forget = -lm_losses.retain_loss("kl", step, student, FORGET)
+        retain = lm_losses.retain_loss("kl", step, student, RETAIN)
+        task = lm_losses.nll(step, student, RETAIN)
         loss = self.context.alpha[step.topic] * retain + self.settings.task * task
         if step.number <= self.settings.ascent_share * self.context.steps:
             loss = loss + forget

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from rmu_exp.corpora.batches import FORGET, RETAIN
-from rmu_exp.unlearn import language, method
-from rmu_exp.unlearn.catalog import above, one_of
+from rmu_exp.config.methods import above, one_of
+from rmu_exp.data.batches import FORGET, RETAIN
+from rmu_exp.unlearn import lm_losses, method
 from rmu_exp.unlearn.method import Losses, summed
 from rmu_exp.unlearn.step import Step
 
@@ -42,10 +42,10 @@ class Method(method.Method):
     mean_over = method.TEXTS
 
     def loss(self, step: Step) -> Losses:
-        seen, after = step.updated(logits=True), language.following(step, FORGET)
-        own, lengths = language.text_nll(seen, FORGET, after)
+        seen, after = step.updated(logits=True), lm_losses.following(step, FORGET)
+        own, lengths = lm_losses.text_nll(seen, FORGET, after)
         forget = simnpo_loss(-own / lengths, self.settings.beta, self.settings.gamma)
-        retain = language.retain_loss(self.settings.retain, step, seen, RETAIN)
+        retain = lm_losses.retain_loss(self.settings.retain, step, seen, RETAIN)
         return summed(forget, retain, self.context.alpha[step.topic])
 
 

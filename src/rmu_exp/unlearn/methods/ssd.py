@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rmu_exp.corpora.batches import FORGET, RETAIN
-from rmu_exp.errors import UserError
-from rmu_exp.unlearn import language, method
-from rmu_exp.unlearn.catalog import above
+from rmu_exp.config.methods import above
+from rmu_exp.data.batches import FORGET, RETAIN
+from rmu_exp.support.errors import UserError
+from rmu_exp.unlearn import lm_losses, method
 from rmu_exp.unlearn.method import Losses
 from rmu_exp.unlearn.step import Step
 
@@ -50,7 +50,7 @@ class Method(method.Method):
 
     def loss(self, step: Step) -> Losses:
         role = FORGET if 2 * step.number <= self.context.steps else RETAIN
-        loss = language.nll(step, step.updated(logits=True), role)
+        loss = lm_losses.nll(step, step.updated(logits=True), role)
         return {"loss": loss, f"{role}_loss": loss}
 
     def optimizer(self, masters: list[Tensor], lr: float) -> torch.optim.Optimizer:

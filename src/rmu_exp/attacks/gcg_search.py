@@ -1,0 +1,207 @@
+"""Greedy coordinate gradient: the search for a few tokens that bring an answer out (arXiv 2307.15043).
+
+A prompt is cut before its last line; the searched tokens stand between its head and its tail. The head's keys and
+values are computed once; a candidate costs the searched tokens and the tail alone, many candidates a pass, as many
+as memory holds. Candidates that would be tokenized otherwise when written as text are left out.
+
+Loss of one prompt: cross-entropy of the answer's token, and, with ``match``, the squared distance to the activations
+that the base model has at the last token of the untouched prompt, from the steered layer on, relative to their size
+(arXiv 2409.18025: plain gradients are starved by RMU). The loss of several prompts is their mean.
+
+Axes: C candidates, S searched tokens, V vocabulary, D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rmu_exp.evaluate.forward import Forward, Layers, shared
+from rmu_exp.evaluate.scoring import Scorer
+from rmu_exp.model.hooks import watching
+from rmu_exp.model.split import embedding_of
+from rmu_exp.support import memory
+from rmu_exp.support.errors import RunError
+
+
+@dataclass(frozen=True)
+class Target:
+    """A prompt and what should come out.
+
+    Attributes:
+        head, tail: tokens before and behind the searched ones.
+        token: the answer's first token.
+        match: layer to the base model's activations (D) at the last token; empty: nothing is matched.
+    """
+
+    head: list[int]
+    tail: list[int]
+    token: int
+    match: dict[int, Tensor]
+
+
+def cut(scorer: Scorer, context: str) -> tuple[list[int], list[int]]:
+    """A prompt's tokens before and from its last line break on.
+
+    Raises:
+        RunError: the tokenizer does not keep the two apart.
+    """
+    at = context.rfind("\n")
+    head, whole = scorer.encode(context[: max(0, at)]), scorer.encode(context)
+    if at <= 0 or whole[: len(head)] != head:
+        raise RunError("attacks.gcg: the prompts cannot be cut before their last line with this tokenizer")
+    return head, whole[len(head) :]
+
+
+class Search:
+    """Candidates and their losses, for one model and some targets.
+
+    Args:
+        width: candidates a step.
+        topk: tokens a place that the gradient proposes.
+        weight: of the matching loss beside the cross-entropy.
+
+    Attributes:
+        candidates: how many have been scored so far.
+    """
+
+    def __init__(
+        self, model: nn.Module, scorer: Scorer, targets: Sequence[Target], width: int, topk: int, weight: float
+    ) -> None:
+        self.model, self.scorer, self.targets = model, scorer, targets
+        self.width, self.topk, self.weight = width, topk, weight
+        self.forward = Forward(model, scorer.device)
+        self.candidates = 0
+        self.room = scorer.budget
+        longest = max((t.head + t.tail for t in targets), key=len)
+        reuse = self.forward.can_reuse(longest)
+        self.heads: list[tuple[list[int], Layers]] = [
+            ([], self.forward.extend([], t.head)) if reuse else (t.head, []) for t in targets
+        ]
+        special = set(scorer.tokenizer.all_special_ids)
+        table_VD: Tensor = embedding_of(model).weight  # type: ignore[assignment]
+        vocabulary = len(table_VD)
+        known = len(scorer.tokenizer)
+        self.allowed_V = torch.tensor([v < known and v not in special for v in range(vocabulary)], device=scorer.device)
+
+    def start(self, length: int, generator: torch.Generator) -> Tensor:
+        """Random tokens (S) that survive being written as text."""
+        allowed = self.allowed_V.nonzero().flatten().cpu()
+        for _ in range(1000):
+            tokens = allowed[torch.randint(len(allowed), (length,), generator=generator)]
+            if self.survives(tokens.tolist()):
+                return tokens.to(self.scorer.device)
+        raise RunError("attacks.gcg: no random tokens survive this tokenizer")
+
+    def survives(self, tokens: list[int]) -> bool:
+        """Whether the first prompt with the tokens in it, written as text, is tokenized as it is."""
+        whole = [*self.targets[0].head, *tokens, *self.targets[0].tail]
+        decode = self.scorer.tokenizer.decode
+        text = decode(whole, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return self.scorer.encode(text) == whole
+
+    def step(self, tokens_S: Tensor, generator: torch.Generator) -> tuple[Tensor, float]:
+        """The best of ``width`` candidates that differ in one token, and its loss; the tokens themselves count too."""
+        candidates_CS = torch.cat([tokens_S[None], self.propose(tokens_S, generator)])
+        losses_C = self.losses(candidates_CS)
+        best = int(losses_C.argmin())
+        return candidates_CS[best], float(losses_C[best])
+
+    def propose(self, tokens_S: Tensor, generator: torch.Generator) -> Tensor:
+        """Candidates (C, S), at most ``width``: at a random place one of the tokens that the gradient likes best."""
+        gradient_SV = self.gradient(tokens_S).masked_fill(~self.allowed_V, float("inf"))
+        liked_SK = (-gradient_SV).topk(min(self.topk, int(self.allowed_V.sum())), dim=-1).indices.cpu()
+        found: dict[tuple[int, ...], None] = {}
+        for _ in range(8 * self.width):
+            place = int(torch.randint(len(tokens_S), (1,), generator=generator))
+            choice = int(torch.randint(liked_SK.shape[1], (1,), generator=generator))
+            tokens = tokens_S.tolist()
+            tokens[place] = int(liked_SK[place, choice])
+            if self.survives(tokens):
+                found[tuple(tokens)] = None
+            if len(found) == self.width:
+                break
+        return torch.tensor(list(found) or [tokens_S.tolist()], device=tokens_S.device)
+
+    def gradient(self, tokens_S: Tensor) -> Tensor:
+        """Of the loss, by the one-hot rows of the searched tokens: (S, V)."""
+        embedding = embedding_of(self.model)
+        weight_VD: Tensor = embedding.weight  # type: ignore[assignment]
+        hot_SV = torch.zeros(len(tokens_S), len(weight_VD), dtype=weight_VD.dtype, device=weight_VD.device)
+        hot_SV[torch.arange(len(tokens_S)), tokens_S] = 1
+        hot_SV.requires_grad_(True)
+        total: Any = 0.0
+        for target, (front, cache) in zip(self.targets, self.heads, strict=True):
+            before, behind = (
+                embedding(torch.tensor(ids, dtype=torch.long, device=weight_VD.device)) for ids in (front, target.tail)
+            )
+            given_1TD = torch.cat([before, hot_SV @ weight_VD, behind])[None]
+            kept: dict[int, Tensor] = {}
+            with watching(self.model, _keep_last(kept, target)):
+                out = self.model(inputs_embeds=given_1TD, past_key_values=shared(cache) if cache else None,
+                                 use_cache=bool(cache)).logits  # fmt: skip
+            total = total + self._loss(out[:, -1], kept, target).sum()
+        (gradient_SV,) = torch.autograd.grad(total / len(self.targets), hot_SV)
+        return gradient_SV.float()
+
+    @torch.no_grad()
+    def losses(self, candidates_CS: Tensor) -> Tensor:
+        """Mean loss over the targets, (C)."""
+        total_C = torch.zeros(len(candidates_CS), device=candidates_CS.device)
+        rows = candidates_CS.tolist()
+        for target, (front, cache) in zip(self.targets, self.heads, strict=True):
+            parts = [self._loss(*passed, target) for passed in self._passes(rows, target, front, cache)]
+            total_C += torch.cat(parts)
+        self.candidates += len(rows)
+        return total_C / len(self.targets)
+
+    def _passes(
+        self, rows: list[list[int]], target: Target, front: list[int], cache: Layers
+    ) -> Iterator[tuple[Tensor, dict[int, Tensor]]]:
+        """Logits (c, V) at the last token and kept activations, for as many candidates at once as memory holds."""
+        done = 0
+        length = len(front) + len(rows[0]) + len(target.tail)
+        while done < len(rows):
+            some = rows[done : done + max(1, self.room // (length + len(target.head) // 8))]
+            kept: dict[int, Tensor] = {}
+            try:
+                with watching(self.model, _keep_last(kept, target)):
+                    ids = [front + row + target.tail for row in some]
+                    logits_NV = self.forward.logits(ids, [(i, length - 1) for i in range(len(ids))], cache or None)
+                fits = True
+            except (RuntimeError, MemoryError) as error:
+                if not memory.ran_out(error):
+                    raise
+                fits = False
+            if fits:
+                yield logits_NV, kept
+                done += len(some)
+            elif len(some) == 1:
+                raise RunError("attacks.gcg: out of memory at one candidate; take a smaller dtype")
+            else:
+                memory.let_go(self.scorer.device)
+                self.room = length * len(some) // 2
+
+    def _loss(self, logits_NV: Tensor, kept: dict[int, Tensor], target: Target) -> Tensor:
+        """Loss of each row, (N), fp32."""
+        right_N = torch.full((len(logits_NV),), target.token, device=logits_NV.device)
+        loss_N = torch.nn.functional.cross_entropy(logits_NV.float(), right_N, reduction="none")
+        if target.match:
+            away = [
+                (kept[layer].float() - base_D).pow(2).sum(-1) / base_D.pow(2).sum()
+                for layer, base_D in target.match.items()
+            ]
+            loss_N = loss_N + self.weight * torch.stack(away).mean(0)
+        return loss_N
+
+
+def _keep_last(kept: dict[int, Tensor], target: Target) -> Any:
+    def seen(_place: str, layer: int, h_BTD: Tensor) -> None:
+        if layer in target.match:
+            kept[layer] = h_BTD[:, -1]
+
+    return seen

@@ -1,0 +1,72 @@
+"""The logit lens: the model's own head read off at every layer (arXiv 2409.18025).
+
+At the last token of each question the output of every block, of its attention, of its MLP, and the stream between
+the two go through the final norm and the head; the likeliest letter is the answer. Place and layer are chosen by
+one half of the facts and scored on the other. Controls: the base model, and a model that never knew.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rmu_exp.attacks.api import UNLEARNED, Context, Correct, Curve, Finding, share, take
+from rmu_exp.config.attacks import one_of
+from rmu_exp.model.hooks import PLACES, at_last
+from rmu_exp.model.split import head_of, norm_of
+
+
+@dataclass
+class Settings:
+    """The logit lens."""
+
+    places: list[str]
+    """Where it is held: block, attention, mlp (outputs) and middle (the stream between attention and MLP)."""
+
+    def check(self, key: str) -> None:
+        """Refuse words that are no choice."""
+        one_of(f"{key}.places", self.places, PLACES)
+
+
+def run(context: Context, settings: Settings) -> Finding:
+    learn, score = context.halves
+    scorer, items = context.scorer, context.items
+    rows = [scorer.encode(item.context) for item in items]
+    letters_NK = torch.tensor([scorer.letters(item) for item in items])
+    right_N = torch.tensor([item.answer for item in items])
+    answers: dict[str, dict[tuple[str, int], Correct]] = {}
+    for state in context.states:
+        with context.model(state) as model:
+            seen = at_last(model, scorer, rows, settings.places)
+            answers[state] = {
+                (place, layer): (read(model, h_ND, letters_NK) == right_N).int().tolist()
+                for place, h_LND in seen.items()
+                for layer, h_ND in enumerate(h_LND)
+            }
+    best = {state: max(of, key=lambda at: share(take(of[at], learn))) for state, of in answers.items()}
+    chosen = {state: take(answers[state][best[state]], score) for state in answers}
+    panels = {
+        place: {
+            state: [(float(layer), share(correct)) for (p, layer), correct in of.items() if p == place]
+            for state, of in answers.items()
+        }
+        for place in settings.places
+    }
+    return Finding(
+        before=take(context.plain(UNLEARNED), score),
+        after=chosen.pop(UNLEARNED),
+        control=chosen,
+        budget={"place": best[UNLEARNED][0], "layer": best[UNLEARNED][1], "readings": len(answers[UNLEARNED])},
+        curves={"layers": Curve("Logit lens at the last token", "layer", "questions right", panels, context.chance)},
+    )
+
+
+@torch.no_grad()
+def read(model: nn.Module, h_ND: Tensor, letters_NK: Tensor) -> Tensor:
+    """Index (N) of the letter that final norm and head find likeliest in these activations."""
+    head = head_of(model)
+    weight = next(head.parameters())
+    logits_NV = head(norm_of(model)(h_ND.to(weight.device, weight.dtype)))
+    return logits_NV.cpu().gather(1, letters_NK).argmax(dim=1)

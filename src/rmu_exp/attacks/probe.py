@@ -1,0 +1,120 @@
+"""The paper's linear probe: is the answer still written in the activations?
+
+At the last token of each question, at the output of every layer, a four-way logistic regression is trained on
+one half of the facts to name the right letter, and scored on the other half (arXiv 2403.03218, the probing
+experiment). Its regularisation is chosen by cross-validation inside the training half, by fact as well.
+
+Controls: the base model; a model that never knew; and the same probe trained on shuffled letters.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from rmu_exp.attacks.api import UNLEARNED, Context, Correct, Curve, Finding, share, take
+from rmu_exp.evaluate.questions import Question
+from rmu_exp.model.hooks import BLOCK, at_last
+from rmu_exp.support.errors import RunError, UserError
+
+SHUFFLED = "shuffled"
+
+
+@dataclass
+class Settings:
+    """The linear probe."""
+
+    strengths: list[float]
+    """Candidates for the inverse regularisation strength C of the logistic regression."""
+    folds: int
+    """Folds of the cross-validation that chooses C inside the training half."""
+    iterations: int
+    """Most iterations of its solver."""
+
+    def check(self, key: str) -> None:
+        """Refuse what cross-validation cannot do."""
+        if self.folds < 2:
+            raise UserError(f"{key}.folds: got {self.folds}, allowed is 2 or more")
+
+
+def run(context: Context, settings: Settings) -> Finding:
+    scorer, items = context.scorer, context.items
+    rows = [scorer.encode(item.context) for item in items]
+    learn, score = context.halves
+    answers: dict[str, list[list[Correct]]] = {}  # state to topic to layer to right or wrong
+    by_validation: dict[str, list[np.ndarray]] = {}
+    topics = list(dict.fromkeys(item.topic for item in items))
+    for state in [*context.states, SHUFFLED]:
+        with context.model(UNLEARNED if state == SHUFFLED else state) as model:
+            h_LND = at_last(model, scorer, rows)[BLOCK].numpy()
+        for topic in topics:
+            correct, values = context.part(
+                f"{state}/{topic}", partial(_probe, context, settings, h_LND, topic, shuffled=state == SHUFFLED)
+            )
+            answers.setdefault(state, []).append(correct)
+            by_validation.setdefault(state, []).append(np.array(values))
+    scored = [i for topic in topics for i in score if items[i].topic == topic]
+    best = {state: [int(np.argmax(v)) for v in values] for state, values in by_validation.items()}
+    chosen = {
+        state: [c for layers, layer in zip(answers[state], best[state], strict=True) for c in layers[layer]]
+        for state in answers
+    }
+    lines = {
+        topic: {state: [(float(layer), share(c)) for layer, c in enumerate(answers[state][t])] for state in answers}
+        for t, topic in enumerate(topics)
+    }
+    return Finding(
+        before=take(context.plain(UNLEARNED), scored),
+        after=chosen.pop(UNLEARNED),
+        control=chosen,
+        budget={"training_questions": len(learn), "classifiers": len(lines) * h_LND.shape[0] * len(answers)},
+        curves={"layers": _curve(lines, context.chance)},
+        more={"layer": {state: dict(zip(topics, layers, strict=True)) for state, layers in best.items()}},
+        top={"probe": {topic: {s: [y for _, y in points] for s, points in of.items()} for topic, of in lines.items()}},
+    )
+
+
+def _probe(
+    context: Context, settings: Settings, h_LND: np.ndarray, topic: str, shuffled: bool
+) -> tuple[list[Correct], list[float]]:
+    """A topic's probes, one a layer: right or wrong on its held-out facts, and the accuracy in cross-validation."""
+    items = context.items
+    mine, theirs = ([i for i in half if items[i].topic == topic] for half in context.halves)
+    labels = np.array([items[i].answer for i in mine])
+    if shuffled:
+        labels = labels[torch.randperm(len(labels), generator=context.generator(f"probe/{topic}")).numpy()]
+    right = np.array([items[i].answer for i in theirs])
+    fitted = [_fit(h_ND[mine], labels, [items[i] for i in mine], settings) for h_ND in h_LND]
+    hits = [(f.predict(h_ND[theirs]) == right) for (f, _), h_ND in zip(fitted, h_LND, strict=True)]
+    return [hit.astype(int).tolist() for hit in hits], [value for _, value in fitted]
+
+
+def _fit(h_ND: np.ndarray, labels: np.ndarray, items: Sequence[Question], settings: Settings) -> tuple[Any, float]:
+    """A probe, and its accuracy in the cross-validation that chose its strength."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GridSearchCV, GroupKFold
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    facts = [item.fact for item in items]
+    if len(set(facts)) < 2:
+        raise RunError(f"attacks.probe: {items[0].topic} has too few facts to train on; raise eval.limit")
+    folds = GroupKFold(min(settings.folds, len(set(facts))))
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=settings.iterations))
+    search = GridSearchCV(model, {"logisticregression__C": settings.strengths}, cv=folds)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a probe that has not converged is a probe all the same
+        search.fit(h_ND, labels, groups=facts)
+    return search.best_estimator_, float(search.best_score_)
+
+
+def _curve(lines: dict[str, dict[str, list[tuple[float, float]]]], chance: float) -> Curve:
+    return Curve(
+        "Linear probe of the answer at the last token", "layer", "held-out facts answered right", lines, chance
+    )

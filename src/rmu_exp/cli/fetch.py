@@ -1,0 +1,99 @@
+"""All that a run needs from the hub, brought into one folder for a machine without a network.
+
+The folder is a Hugging Face home: there, ``HF_HOME=FOLDER HF_HUB_OFFLINE=1 python train.py …`` finds
+everything, because every library looks there by itself. It can be copied (``rsync -a`` or ``tar``,
+which keep links). Files are whole or absent, and a second call takes up what is missing. No token is
+ever written to it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rmu_exp.support import hub
+from rmu_exp.support.errors import UserError
+
+
+def fetch(
+    folder: Path,
+    *,
+    models: Sequence[str] = (),
+    corpora: Sequence[str] = (),
+    tasks: Sequence[str] = (),
+    depth: int | None = None,
+    trust_remote_code: bool = False,
+) -> Iterator[str]:
+    """Bring models, corpora and question sets into ``folder``; yields one line as each is there.
+
+    Must run before anything imports huggingface_hub or datasets, which fix the place of their caches then.
+
+    Args:
+        folder: made when missing; what it already holds is not downloaded again.
+        models: ``ORG/NAME`` or ``ORG/NAME@REVISION``.
+        corpora: sources as in ``data.forget`` and ``data.retain``; those that are no hub datasets are passed over.
+        tasks: lm-eval tasks or groups.
+        depth: only the weight files that hold the embedding and the first so many layers; None: all, which
+            judging needs.
+        trust_remote_code: also bring the Python code that comes with a model.
+
+    Raises:
+        UserError: no such repository or task, or no access to it.
+        RunError: the hub cannot be reached, a download broke off, or lm-eval cannot load its questions.
+    """
+    _keep_caches_in(folder)
+    for name in dict.fromkeys(models):
+        repo, _, revision = name.partition("@")
+        layers = "all layers" if depth is None else f"its first {depth} layers"
+        yield f"model {name}: {layers}, at commit {_model(repo, revision or None, depth, trust_remote_code)}"
+    for source in dict.fromkeys(corpora):
+        if found := _corpus(source):
+            yield f"corpus {found}"
+    if tasks:
+        yield f"questions of {', '.join(tasks)}: {_questions(tasks)} tasks"
+
+
+def _keep_caches_in(folder: Path) -> None:
+    early = {"huggingface_hub", "datasets"} & set(sys.modules)
+    if early:
+        raise RuntimeError(f"fetch must run before {' and '.join(sorted(early))} is imported")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be made ({error.strerror}); choose another folder") from error
+    # not HF_HOME, where the token is read from
+    os.environ["HF_HUB_CACHE"] = str(folder.absolute() / "hub")
+    os.environ["HF_DATASETS_CACHE"] = str(folder.absolute() / "datasets")
+    for switch in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        os.environ.pop(switch, None)
+
+
+def _model(repo: str, revision: str | None, depth: int | None, trust_remote_code: bool) -> str:
+    """Download a model. Returns its commit."""
+    from huggingface_hub import hf_hub_download
+
+    from rmu_exp.model.checkpoint import locate
+
+    checkpoint = locate(repo, None, revision, trust_remote_code)
+    checkpoint.fetch(depth)
+    with hub.asking(repo, "model", revision):
+        hf_hub_download(repo, "config.json", revision=revision)  # notes which commit the revision's name means
+    return checkpoint.revision or ""
+
+
+def _corpus(source: str) -> str:
+    from rmu_exp.data import sources
+
+    if sources.dataset(source) is None:
+        return ""
+    return sources.read(source, on_bad_line="skip").describe()
+
+
+def _questions(tasks: Sequence[str]) -> int:
+    """Let lm-eval load its own tasks' questions. Returns how many tasks, those of groups counted one by one."""
+    from rmu_exp.evaluate.harness import loading, task_manager
+
+    with loading(tasks):
+        return len(task_manager(tasks).load(list(tasks))["tasks"])

@@ -1,0 +1,262 @@
+"""Texts to batches of tokens, in the two orders that the method knows.
+
+*Default*: texts are drawn in a random order that depends on the seed alone; the forget and the retain
+texts of a step are packed together into rows, each text with its own positions and its own causal
+mask, so that one pass serves both and next to nothing is padding.
+
+*Faithful*: the published loop (github.com/centerforaisafety/wmdp, ``rmu/unlearn.py``): file order,
+forget and retain texts in two passes, padded on the left with the padding counted in the loss,
+forget texts cut to 512 tokens for the first topic and 768 for the others.
+
+This module knows tokens; it knows nothing of models or losses.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rmu_exp.support.errors import UserError
+
+FORGET, RETAIN = "forget", "retain"
+PUBLISHED_LENGTHS = (512, 768)  # tokens: the first topic's forget texts, the other topics'
+
+
+@dataclass
+class PackedRows:
+    """One forward pass.
+
+    Attributes:
+        ids_RT: token ids, int64.
+        mask_RT: 1 for text and 0 for padding, or None when rows are packed.
+        positions_RT: position of each token in its text, or None for the model's own.
+        tokens: role to indices into the flattened (R·T) tokens that the role's loss runs over.
+    """
+
+    ids_RT: Tensor
+    mask_RT: Tensor | None
+    positions_RT: Tensor | None
+    tokens: dict[str, Tensor]
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of everything that the model is given."""
+        total = hashlib.sha256()
+        for tensor in (self.ids_RT, self.mask_RT, self.positions_RT):
+            total.update(b"-" if tensor is None else f"{list(tensor.shape)}".encode() + tensor.cpu().numpy().tobytes())
+        return total.hexdigest()
+
+    def to(self, device: torch.device) -> PackedRows:
+        """The same on a device."""
+        if self.ids_RT.device == device:
+            return self
+        move = lambda t: None if t is None else t.to(device, non_blocking=True)  # noqa: E731
+        moved = PackedRows(
+            self.ids_RT.to(device, non_blocking=True),
+            move(self.mask_RT),
+            move(self.positions_RT),
+            {role: index.to(device, non_blocking=True) for role, index in self.tokens.items()},
+        )
+        vars(moved)["digest"] = self.digest  # reading it off the device would wait for the device
+        return moved
+
+
+@dataclass
+class Batch:
+    """One step's texts of one topic. ``text_tokens`` counts tokens without padding."""
+
+    topic: int
+    passes: list[PackedRows]
+    text_tokens: int
+
+
+@dataclass
+class Tokens:
+    """A tokenized corpus: one list of ids a text, and how many texts were cut."""
+
+    ids: list[list[int]]
+    truncated: int = 0
+    source: str = ""
+    _order: list[int] = field(default_factory=list)
+
+
+def tokenize(texts: Sequence[str], tokenizer: Any, max_length: int, source: str = "") -> Tokens:
+    """Token ids of each text, cut to ``max_length``; texts without a token are left out."""
+    rows = tokenizer(list(texts))["input_ids"]
+    return Tokens(
+        [row[:max_length] for row in rows if row],
+        sum(len(row) > max_length for row in rows),
+        source,
+    )
+
+
+def check_enough(count: int, batch_size: int, source: str) -> None:
+    """Refuse a corpus of fewer texts than a batch has."""
+    if count < batch_size:
+        raise UserError(
+            f"train.batch_size: got {batch_size}, but {source or 'the corpus'} has only {count} usable "
+            f"text{'s' if count != 1 else ''}; give more text or a smaller train.batch_size"
+        )
+
+
+def shuffled(
+    forget: Sequence[Tokens], retain: Sequence[Tokens], batch_size: int, steps: int, seed: int, pad: int
+) -> Iterator[Batch]:
+    """The default order: topics alternate, each corpus is drawn without replacement, again and again.
+
+    Args:
+        forget, retain: one corpus a topic; the same retain corpus may stand more than once.
+        pad: id that fills what is left of a row.
+
+    Raises:
+        UserError: a corpus is shorter than a batch; at the call, not at the first batch.
+    """
+    for corpus in (*forget, *retain):
+        check_enough(len(corpus.ids), batch_size, corpus.source)
+    return _shuffled(forget, retain, batch_size, steps, seed, pad)
+
+
+def _shuffled(
+    forget: Sequence[Tokens], retain: Sequence[Tokens], batch_size: int, steps: int, seed: int, pad: int
+) -> Iterator[Batch]:
+    draws = [
+        (_draw(f, batch_size, seed, f"{FORGET}/{k}"), _draw(r, batch_size, seed, f"{RETAIN}/{k}"))
+        for k, (f, r) in enumerate(zip(forget, retain, strict=True))
+    ]
+    for step in range(steps):
+        topic = step % len(draws)
+        halves = {FORGET: next(draws[topic][0]), RETAIN: next(draws[topic][1])}
+        yield Batch(topic, [pack(halves, pad)], sum(len(t) for texts in halves.values() for t in texts))
+
+
+def _draw(corpus: Tokens, batch_size: int, seed: int, name: str) -> Iterator[list[list[int]]]:
+    generator = named_generator(seed, name)
+    order: list[int] = []
+    while True:
+        if len(order) < batch_size:
+            order += torch.randperm(len(corpus.ids), generator=generator).tolist()
+        picked, order = order[:batch_size], order[batch_size:]
+        yield [corpus.ids[i] for i in picked]
+
+
+def named_generator(seed: int, name: str) -> torch.Generator:
+    """A generator of its own for each use of chance, so that one use never shifts another."""
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def pack(halves: dict[str, list[list[int]]], pad: int) -> PackedRows:
+    """All texts of a step in as few rows of the longest text's length as first fit finds."""
+    pieces = [(role, text) for role, texts in halves.items() for text in texts]
+    pieces.sort(key=lambda piece: -len(piece[1]))
+    width = len(pieces[0][1])
+    rows: list[list[tuple[str, list[int]]]] = []
+    room: list[int] = []
+    for piece in pieces:
+        for i, left in enumerate(room):
+            if len(piece[1]) <= left:
+                rows[i].append(piece)
+                room[i] -= len(piece[1])
+                break
+        else:
+            rows.append([piece])
+            room.append(width - len(piece[1]))
+    ids = torch.full((len(rows), width), pad)
+    positions = torch.zeros((len(rows), width), dtype=torch.long)
+    tokens: dict[str, list[int]] = {role: [] for role in halves}
+    for r, row in enumerate(rows):
+        at = 0
+        for role, text in row:
+            end = at + len(text)
+            ids[r, at:end] = torch.tensor(text)
+            positions[r, at:end] = torch.arange(len(text))
+            tokens[role] += range(r * width + at, r * width + end)
+            at = end
+        positions[r, at:] = torch.arange(width - at)  # the rest is a text of its own that nobody reads
+    return PackedRows(ids, None, positions, {role: torch.tensor(index) for role, index in tokens.items()})
+
+
+def texts(run: PackedRows, role: str) -> list[list[int]]:
+    """A packed pass taken apart: the token ids of each text of a role."""
+    ids = run.ids_RT.flatten()[run.tokens[role]].tolist()
+    found: list[list[int]] = []
+    for token, first in zip(ids, starts(run, role).tolist(), strict=True):
+        if first:
+            found.append([])
+        found[-1].append(token)
+    return found
+
+
+def starts(run: PackedRows, role: str) -> Tensor:
+    """Which of a role's tokens in a packed pass are a text's first."""
+    assert run.positions_RT is not None, "texts are told apart by their positions, in packed rows"
+    return run.positions_RT.flatten()[run.tokens[role]] == 0
+
+
+def split(batch: Batch, parts: int) -> list[Batch]:
+    """A batch in parts, each with texts of every role; none when a role has too few texts."""
+    found: list[Batch] = []
+    for part in range(parts):
+        passes = []
+        for run in batch.passes:
+            if run.positions_RT is None:
+                rows = slice(part, None, parts)
+                ids, mask = run.ids_RT[rows], None if run.mask_RT is None else run.mask_RT[rows]
+                passes.append(PackedRows(ids, mask, None, {role: torch.arange(ids.numel()) for role in run.tokens}))
+            else:
+                halves = {role: texts(run, role)[part::parts] for role in run.tokens}
+                passes.append(pack(halves, 0) if all(halves.values()) else PackedRows(run.ids_RT[:0], None, None, {}))
+        if any(run.ids_RT.numel() == 0 for run in passes):
+            return []
+        found.append(Batch(batch.topic, passes, sum(len(i) for run in passes for i in run.tokens.values())))
+    return found
+
+
+def published(
+    forget: Sequence[Sequence[str]], retain: Sequence[Sequence[str]], tokenizer: Any, batch_size: int, steps: int
+) -> Iterator[Batch]:
+    """The published order: batch i of topic i mod topics, at most as many as the shortest corpus has."""
+    batched = [[_in_batches(texts, batch_size) for texts in corpora] for corpora in (forget, retain)]
+    steps = min(steps, *(len(batches) for corpora in batched for batches in corpora))
+    tokenizer.pad_token = tokenizer.eos_token  # even where it has a padding token of its own
+    tokenizer.padding_side, tokenizer.truncation_side = "left", "right"
+    for step in range(steps):
+        topic, index = step % len(forget), step // len(forget)
+        cut = {FORGET: PUBLISHED_LENGTHS[min(topic, 1)], RETAIN: PUBLISHED_LENGTHS[0]}
+        passes, count = [], 0
+        for role, corpora in zip((FORGET, RETAIN), batched, strict=True):
+            rows = tokenizer(
+                list(corpora[topic][index]), return_tensors="pt", padding=True, truncation=True, max_length=cut[role]
+            )
+            ids, mask = rows["input_ids"], rows["attention_mask"]
+            passes.append(PackedRows(ids, mask, None, {role: torch.arange(ids.numel())}))
+            count += int(mask.sum())
+        yield Batch(topic, passes, count)
+
+
+def published_steps(
+    forget: Sequence[Sequence[str]], retain: Sequence[Sequence[str]], batch_size: int, steps: int
+) -> int:
+    """How many steps :func:`published` takes."""
+    return min(steps, *(-(-len(texts) // batch_size) for texts in (*forget, *retain)))
+
+
+def ahead(batches: Iterator[Batch], count: int = 4) -> Iterator[Batch]:
+    """The same batches, some made by a thread while earlier ones are used: tokenizing and packing cost no step."""
+    with ThreadPoolExecutor(1) as pool:
+        made = deque(pool.submit(next, batches, None) for _ in range(count))
+        while (batch := made.popleft().result()) is not None:
+            made.append(pool.submit(next, batches, None))
+            yield batch
+
+
+def _in_batches(texts: Sequence[str], size: int) -> list[Sequence[str]]:
+    return [texts[i : i + size] for i in range(0, len(texts), size)]

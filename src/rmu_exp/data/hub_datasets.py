@@ -1,0 +1,100 @@
+"""A hub dataset's texts, through the ``datasets`` library.
+
+This module knows the library's ways (its errors, its cache); :mod:`rmu_exp.data.sources` knows sources.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rmu_exp.data.rows import TEXT, Bad, Dataset, values
+from rmu_exp.support import hub
+from rmu_exp.support.errors import RunError, UserError, chain, first_line
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def rows(dataset: Dataset, split: str, source: str) -> Iterator[str | Bad]:
+    """The texts of a dataset's column ``text``, in order; rows without one as :class:`Bad`.
+
+    Raises:
+        UserError: no access, no such dataset, config, split or column; in offline mode, not in the cache.
+        RunError: the hub cannot be reached, or a download broke off.
+    """
+    data = load(dataset, dataset.split or split, source)
+    if TEXT not in data.column_names:
+        raise UserError(f"{source}: no column {TEXT!r} (there: {', '.join(data.column_names) or 'none'})")
+    yield from values(data.data.column(TEXT))
+
+
+def load(dataset: Dataset, split: str, source: str) -> Any:
+    """A split as a ``datasets.Dataset``, downloaded or from the cache. Raises as :func:`rows`."""
+    hub.check(dataset.repo, "dataset", dataset.revision)  # the library would retry for half a minute
+    import datasets
+
+    try:
+        with hub.asking(dataset.repo, "dataset", dataset.revision), _hushed():
+            data = datasets.load_dataset(dataset.repo, dataset.config, split=split, revision=dataset.revision)
+    except (ValueError, datasets.exceptions.DatasetsError) as error:
+        raise _told(error, dataset, split, source) from error
+    except FileNotFoundError as error:
+        raise UserError(f"{source}: has no data files ({first_line(error)})") from error
+    except OSError as error:
+        raise RunError(f"{source}: cannot be loaded ({first_line(error)})") from error
+    _check_commit(data, dataset, source)
+    return data
+
+
+def _check_commit(data: Any, dataset: Dataset, source: str) -> None:
+    """Offline, the library gives the newest version in its cache, whatever was asked for: refuse another."""
+    if dataset.revision is None or not data.cache_files:
+        return
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=dataset.repo, repo_type="dataset")
+    ref = folder / "refs" / dataset.revision
+    wanted = ref.read_text() if ref.is_file() else dataset.revision
+    found = Path(data.cache_files[0]["filename"]).parent.name
+    if _COMMIT.fullmatch(wanted) and found != wanted:
+        raise UserError(
+            f"{source}: offline, only the newest revision in the cache can be read ({found}); "
+            "fetch the wanted one into a folder of its own"
+        )
+
+
+def _told(error: Exception, dataset: Dataset, split: str, source: str) -> UserError:
+    from datasets.exceptions import DatasetGenerationError
+
+    message = " ".join(str(error).split())
+    there = ", ".join(re.findall(r"'([^']+)'", (re.findall(r"\[.*?\]", message) or [""])[-1]))
+    if "split" in message and isinstance(error, ValueError):
+        return UserError(f"{source}: no split {split!r} (there: {there})")
+    if "Config name is missing" in message or "specify which config" in message:
+        return UserError(f"{source}: needs a config, {dataset.repo}:CONFIG (there: {there})")
+    if "BuilderConfig" in message or "for config" in message:
+        return UserError(f"{source}: no config {dataset.config!r} (there: {there or 'none'})")
+    cause = list(chain(error))[-1] if isinstance(error, DatasetGenerationError) else error
+    return UserError(f"{source}: its files cannot be read ({first_line(cause)})")
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """No warnings that the cache is used, and no progress bars where nobody watches."""
+    from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, logging
+
+    level, bars = logging.get_verbosity(), not are_progress_bars_disabled()
+    logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            enable_progress_bars()

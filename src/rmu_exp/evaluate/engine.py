@@ -1,0 +1,314 @@
+"""lm-eval's Hugging Face model, made fast for multiple-choice questions.
+
+The answers are the stock class's; what is left out is work that does not reach them. Texts are tokenized in
+batches, requests with one input are one row, a prefix that many rows begin with is run once and its keys and
+values are handed to all of them, and the head sees the scored positions only. Generation is the stock class's own.
+
+Axes: N scored positions of a batch, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import has_bos_prefix
+from torch import Tensor
+from tqdm import tqdm
+
+from rmu_exp.evaluate import batching
+from rmu_exp.evaluate.batching import Prefix, Row
+from rmu_exp.evaluate.forward import Forward, Layers, Work
+from rmu_exp.record.journal import Journal
+from rmu_exp.support import memory
+from rmu_exp.support.errors import RunError
+
+log = logging.getLogger(__name__)
+
+TEXTS = 1024  # tokenized in one call: the tokenizer keeps far more than the ids until the call is over
+KEY = 1 / 8  # memory of a prefix's token in a row, in tokens that are run: two copies of its keys and values
+BUDGET = {"cpu": 4096, "cuda": 16384}
+OVERHEAD = {"cpu": 32, "cuda": 256}  # a batch reads every weight once: worth about so many tokens' arithmetic
+SAVING = 8  # a shared prefix must save so many times the overhead, as it also splits batches
+
+Request = tuple[tuple[str, str] | None, list[int], list[int]]
+Answer = tuple[float, bool]
+Reading = Callable[[], list[tuple[int, Answer]]]
+
+
+class Engine(HFLM):
+    """HFLM with shared work done once.
+
+    Args:
+        max_batch_tokens: tokens a forward pass, padding counted; None: by the device and its free memory.
+            Halved by itself when memory runs out. ``batch_size`` keeps its meaning for generation.
+        on_progress: called with the number of newly answered requests; lm-eval's own bar is then off.
+        journal: where batches that are done are kept, and taken from; None: nowhere.
+        kwargs: those of HFLM.
+
+    Attributes:
+        on_progress: as above; may be set later.
+        max_batch_tokens: the budget now in force.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        max_batch_tokens: int | None = None,
+        on_progress: Callable[[int], None] | None = None,
+        journal: Journal | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.on_progress = on_progress
+        self._journal = journal or Journal()
+        self._forward = Forward(self.model, self.device, self.mixed_precision_dtype)
+        kind = "cpu" if self.device.type == "cpu" else "cuda"
+        self.max_batch_tokens = max_batch_tokens or self._budget(BUDGET[kind])
+        self._overhead = OVERHEAD[kind]
+        self._halved = False
+
+    @property
+    def work(self) -> Work:
+        """Counts of what has been run so far."""
+        return self._forward.work
+
+    def _budget(self, most: int) -> int:
+        """As many tokens as half of the free memory holds, at most ``most``."""
+        if self.device.type != "cuda":
+            return most
+        config = self.model.config.get_text_config()
+        wide = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+        token = (8 * config.hidden_size + 3 * wide) * self.model.dtype.itemsize
+        free, _ = torch.cuda.mem_get_info(self.device)
+        return max(256, min(most, free // 2 // token))
+
+    # Texts to ids
+
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[Answer]:
+        """Log-likelihood of each continuation after its context, and whether greedy decoding gives it.
+
+        Args:
+            requests: lm-eval instances; their ``args`` are (context, continuation).
+        """
+        pairs = [request.args for request in requests]
+        batched = getattr(self.tokenizer, "is_fast", False) and not self.enable_thinking
+        if not (batched and self.backend == "causal" and all(context for context, _ in pairs)):
+            return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+        return self._loglikelihood_tokens(self._encode_pairs(pairs), disable_tqdm=disable_tqdm)
+
+    def _encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[Request]:
+        """The stock class's ids of every pair; each different text is tokenized once."""
+        moved = [_move_spaces(context, continuation) for context, continuation in pairs]
+        contexts = list(dict.fromkeys(context for context, _ in moved))
+        ids_of = dict(zip(contexts, self._encode(contexts), strict=True))
+        wholes = list(dict.fromkeys(moved))
+        whole_ids = self._encode([context + rest for context, rest in wholes])
+        rest_of = {pair: ids[len(ids_of[pair[0]]) :] for pair, ids in zip(wholes, whole_ids, strict=True)}
+        return [(pair, ids_of[m[0]], rest_of[m]) for pair, m in zip(pairs, moved, strict=True)]
+
+    def _encode(self, texts: Sequence[str]) -> Iterator[list[int]]:
+        """``tok_encode`` of each text, many a call."""
+        bos = self.tokenizer.decode(self.prefix_token_id)
+        usual = {} if self.add_bos_token is None else {"add_special_tokens": self.add_bos_token}
+        for start in range(0, len(texts), TEXTS):
+            some = texts[start : start + TEXTS]
+            begun = [has_bos_prefix(text, bos) for text in some]
+            ids: dict[bool, Iterator[list[int]]] = {}
+            for has_bos, settings in ((False, usual), (True, {"add_special_tokens": False})):
+                of_kind = [text for text, own in zip(some, begun, strict=True) if own == has_bos]
+                if of_kind:
+                    ids[has_bos] = iter(self.tokenizer(of_kind, return_attention_mask=False, **settings)["input_ids"])
+            yield from (next(ids[has_bos]) for has_bos in begun)
+
+    # Ids to answers
+
+    def _loglikelihood_tokens(
+        self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> list[Answer]:
+        """As the stock class's, which also takes what is not handled here.
+
+        Args:
+            requests: (texts or None, ids of the context, ids of the continuation).
+            override_bs: the stock class's; batches are sized by tokens here.
+
+        Raises:
+            RunError: a single row does not fit into memory.
+        """
+        fit = all(context and 0 < len(rest) <= self.max_length for _, context, rest in requests)
+        if self.backend != "causal" or self.peft or not fit:
+            return super()._loglikelihood_tokens(requests, disable_tqdm=disable_tqdm, override_bs=override_bs)
+        answers: list[Answer | None] = [None] * len(requests)
+        hidden = disable_tqdm or self.rank != 0 or self.on_progress is not None
+        with tqdm(total=len(requests), disable=hidden, desc="Running loglikelihood requests") as bar:
+            for found in self._answers(self._rows(requests), requests):
+                for index, answer in found:
+                    answers[index] = answer
+                    if requests[index][0] is not None:  # parts of a rolling request are cached by the caller
+                        self.cache_hook.add_partial("loglikelihood", requests[index][0], answer)
+                bar.update(len(found))
+                if self.on_progress is not None:
+                    self.on_progress(len(found))
+        assert None not in answers
+        return answers  # type: ignore[return-value]
+
+    def _rows(self, requests: Sequence[Request]) -> list[Row]:
+        """One row for each different input, cut from the left at ``max_length``."""
+        rows: dict[tuple[int, ...], Row] = {}
+        cut = 0
+        for index, (_, context, rest) in enumerate(requests):
+            whole = context + rest[:-1]
+            cut += len(whole) > self.max_length
+            ids = tuple(whole[-self.max_length :])
+            row = rows.setdefault(ids, Row(ids))
+            row.scored = max(row.scored, len(rest))
+            row.asked_by.append((index, len(rest)))
+        if cut:
+            log.warning("%d questions are longer than the model's %d tokens: cut from the left", cut, self.max_length)
+        return list(rows.values())
+
+    def _answers(self, rows: list[Row], requests: Sequence[Request]) -> Iterator[list[tuple[int, Answer]]]:
+        """Answers, a batch at a time. A batch is read when the next has been started: a GPU need not wait."""
+        waiting: Reading | None = None
+        for prefix, cache in self._prefixes(rows):
+            for batch, scores in self._scores(prefix, cache, requests):
+                if scores is None:
+                    yield [(i, (score, hit)) for i, score, hit in self._journal.known[_key(batch, requests)]]
+                    continue
+                picked = self._noting(_key(batch, requests), _pick(batch, scores, requests))
+                if waiting is not None:
+                    yield waiting()
+                waiting = picked
+        if waiting is not None:
+            yield waiting()
+
+    def _noting(self, key: str, read: Reading) -> Reading:
+        """Reading a batch's answers notes them as done."""
+
+        def read_and_note() -> list[tuple[int, Answer]]:
+            found = read()
+            self._journal.add(key, [(index, *answer) for index, answer in found])
+            return found
+
+        return read_and_note
+
+    def _prefixes(self, rows: list[Row]) -> Iterator[tuple[Prefix, Layers]]:
+        """Each shared prefix with its keys and values, layer by layer; a longer one continues a shorter one."""
+        tree = batching.share(rows, SAVING * self._overhead)
+        if tree.longer and not self._forward.can_reuse(max((row.ids for row in rows), key=len)):
+            tree = Prefix(rows=rows)
+        open_prefixes: list[tuple[Prefix, Prefix, Layers]] = [(tree, tree, [])]
+        while open_prefixes:
+            prefix, shorter, cache = open_prefixes.pop()
+            if prefix is not shorter:
+                cache = self._extend(cache, prefix, len(shorter.ids))
+            if prefix.rows:
+                yield prefix, cache
+            open_prefixes += [(longer, prefix, cache) for longer in prefix.longer]
+
+    def _extend(self, cache: Layers, prefix: Prefix, known: int) -> Layers:
+        try:
+            return self._forward.extend(cache, prefix.ids[known:])
+        except (RuntimeError, MemoryError) as error:
+            if memory.ran_out(error):
+                raise _too_large(len(prefix.ids)) from error
+            raise
+
+    def _scores(
+        self, prefix: Prefix, cache: Layers, requests: Sequence[Request]
+    ) -> Iterator[tuple[list[Row], Tensor | None]]:
+        """Rows of a prefix in batches, with the log-probabilities (N, V) at their scored positions.
+
+        A batch that the journal knows comes without.
+        """
+        known = len(prefix.ids)
+        todo = deque([sorted(prefix.rows, key=lambda row: -len(row.ids))])  # stable: the order is always the same
+        ready = False  # what is to do has been cut into batches
+        while todo:
+            if not ready:
+                todo, ready = deque(self._cut([row for batch in todo for row in batch], known)), True
+            batch = todo[0]
+            if self._journal.known and _key(batch, requests) in self._journal.known:
+                yield todo.popleft(), None
+                continue
+            ids = [row.ids[known:] for row in batch]
+            spots = [(i, t) for i, row in enumerate(ids) for t in range(len(row) - batch[i].scored, len(row))]
+            try:
+                logits_NV = self._forward.logits(ids, spots, cache)
+                scores_NV = torch.log_softmax(logits_NV, dim=-1, dtype=self.softmax_dtype)
+            except (RuntimeError, MemoryError) as error:
+                if not memory.ran_out(error):
+                    raise
+                ready = False
+            if ready:
+                yield todo.popleft(), scores_NV
+            else:  # outside of the except clause, which keeps the failed pass's tensors alive
+                self._halve(batch, known)
+
+    def _cut(self, rows: list[Row], known: int) -> Iterator[list[Row]]:
+        config = self.model.config.get_text_config()
+        head = config.vocab_size / (10 * config.hidden_size)  # a scored position's logits, in tokens' memory
+        lengths = [len(row.ids) - known for row in rows]
+        extra = [KEY * known + head * row.scored for row in rows]
+        for part in batching.batches(lengths, extra, self.max_batch_tokens, self._overhead):
+            yield rows[part]
+
+    def _halve(self, batch: Sequence[Row], known: int) -> None:
+        if len(batch) == 1:
+            raise _too_large(len(batch[0].ids))
+        used = len(batch) * (len(batch[0].ids) - known)
+        self.max_batch_tokens = max(1, min(self.max_batch_tokens, used) // 2)
+        memory.let_go(self.device)
+        if not self._halved:
+            log.info("out of memory: going on with %d tokens a batch of questions", self.max_batch_tokens)
+        self._halved = True
+
+
+def _key(batch: Sequence[Row], requests: Sequence[Request]) -> str:
+    """What a batch is in the journal: its tokens, and the requests that it answers."""
+    asked = [(row.ids, [(index, requests[index][2]) for index, _ in row.asked_by]) for row in batch]
+    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:32]
+
+
+def _pick(batch: Sequence[Row], scores_NV: Tensor, requests: Sequence[Request]) -> Reading:
+    """Start reading the batch's answers off its scores; the call of what is returned waits for them."""
+    spots: list[int] = []
+    tokens: list[int] = []
+    ends = 0
+    for row in batch:
+        ends += row.scored
+        for index, scored in row.asked_by:
+            spots += range(ends - scored, ends)
+            tokens += requests[index][2]
+    at, token = torch.tensor([spots, tokens]).to(scores_NV.device)
+    picked, greedy = scores_NV[at, token], scores_NV.argmax(dim=-1)[at] == token
+
+    def read() -> list[tuple[int, Answer]]:
+        values, hits = picked.cpu(), greedy.cpu()
+        singles, hit_list = values.tolist(), hits.tolist()
+        answers: list[tuple[int, Answer]] = []
+        start = 0
+        for index, scored in (asked for row in batch for asked in row.asked_by):
+            stop = start + scored
+            total = singles[start] if scored == 1 else float(values[start:stop].sum())
+            answers.append((index, (total, all(hit_list[start:stop]))))
+            start = stop
+        return answers
+
+    return read
+
+
+def _move_spaces(context: str, continuation: str) -> tuple[str, str]:
+    """Spaces at the end of the context belong to the continuation."""
+    kept = context.rstrip()
+    return kept, context[len(kept) :] + continuation
+
+
+def _too_large(tokens: int) -> RunError:
+    return RunError(f"out of memory at one question of {tokens} tokens: take a smaller dtype or fewer examples")

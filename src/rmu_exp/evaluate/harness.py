@@ -1,0 +1,262 @@
+"""Questions, through lm-evaluation-harness: a model in memory in, right or wrong for each question out.
+
+lm-eval's own task definitions are used (and lore's, which are ordinary lm-eval YAML); only the folders
+that hold the wanted tasks are indexed, because indexing all of them takes many seconds.
+This module knows nothing of unlearning.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from rmu_exp.evaluate import statistics
+from rmu_exp.record.journal import Journal
+from rmu_exp.settings import Eval, Model
+from rmu_exp.support import hub
+from rmu_exp.support.errors import RunError, UserError, chain, first_line
+from rmu_exp.support.progress import asking_progress
+
+IN_MEMORY = ("fast", "stock")
+METRICS = ("acc", "acc_norm")  # the first of them that a task has is its accuracy
+_HASHES = ("doc_hash", "prompt_hash", "target_hash")  # lm-eval's own, of each question
+FEWSHOT_SEED = 1234  # lm-eval's own
+_PER_QUESTION = ("correct", "chosen", "targets")
+
+
+@dataclass
+class Answers:
+    """What one model answered.
+
+    Attributes:
+        correct: task to 1 or 0 for each question, in the task's order.
+        chosen: task to the index of the chosen option.
+        targets: task to the index of the right option.
+        chance: task to the accuracy of a blind guess.
+        groups: group to its tasks, largest group first.
+        hashes: task to the sha256 of what was asked: documents, prompts and right options.
+    """
+
+    correct: dict[str, list[int]] = field(default_factory=dict)
+    chosen: dict[str, list[int]] = field(default_factory=dict)
+    targets: dict[str, list[int]] = field(default_factory=dict)
+    chance: dict[str, float] = field(default_factory=dict)
+    groups: dict[str, list[str]] = field(default_factory=dict)
+    hashes: dict[str, str] = field(default_factory=dict)
+
+    def pooled(self) -> dict[str, list[int]]:
+        """Group and task to its questions' results; a group's are those of all its tasks."""
+        joined = {group: [c for t in tasks for c in self.correct[t]] for group, tasks in self.groups.items()}
+        return joined | self.correct
+
+    def first(self, count: int) -> Answers:
+        """The answers to the first questions of each task."""
+        parts = {name: {t: c[:count] for t, c in getattr(self, name).items()} for name in _PER_QUESTION}
+        return replace(self, **parts)
+
+    def chance_of(self, name: str) -> float:
+        """Accuracy of a blind guess on a task, or over a group's questions."""
+        if name in self.chance:
+            return self.chance[name]
+        tasks = self.groups[name]
+        return sum(self.chance[t] * len(self.correct[t]) for t in tasks) / sum(len(self.correct[t]) for t in tasks)
+
+
+def task_manager(tasks: Sequence[str]) -> Any:
+    """An lm-eval TaskManager that has indexed the project's own folders and those that hold ``tasks``.
+
+    Raises:
+        UserError: a task that lm-eval does not have.
+    """
+    _quiet()
+    from lm_eval.tasks import TaskManager
+
+    own = [Path(str(files(package))) / "tasks" for package in ("rmu_exp.worlds.lore", "rmu_exp.evaluate")]
+    manager = TaskManager(include_path=[str(f) for f in (*own, *_folders(tasks))], include_defaults=False)
+    missing = [task for task in tasks if task not in manager.all_tasks]
+    if missing:  # a task that does not lie where its name says
+        everywhere = [*own, *_folders(tasks), *_folders_that_mention(missing)]
+        manager = TaskManager(include_path=[str(f) for f in everywhere], include_defaults=False)
+    for task in tasks:
+        if task not in manager.all_tasks:
+            raise UserError(f"eval.tasks: no task {task!r} in lm-eval; `lm_eval ls tasks` lists what there is")
+    return manager
+
+
+def _root() -> Path:
+    import lm_eval.tasks
+
+    return Path(str(lm_eval.tasks.__file__)).parent
+
+
+def _folders(tasks: Sequence[str]) -> list[Path]:
+    names = {task.split("_")[0] for task in tasks}
+    return [folder for name in sorted(names) if (folder := _root() / name).is_dir()]
+
+
+def _folders_that_mention(tasks: Sequence[str]) -> list[Path]:
+    """Folders with a YAML file that names one of the tasks; reading all is a tenth of indexing all."""
+    wanted = [task.encode() for task in tasks]
+    found = {
+        _root() / file.relative_to(_root()).parts[0]
+        for file in _root().rglob("*.yaml")
+        if any(task in file.read_bytes() for task in wanted)
+    }
+    return sorted(found)
+
+
+def ask(model: Any, tokenizer: Any, settings: Eval, journal: Journal | None = None) -> Answers:
+    """Ask a causal language model in memory the questions of lm-eval's tasks.
+
+    Args:
+        model: a transformers causal language model.
+        settings: its ``backend`` says by which class: ``fast`` is :class:`rmu_exp.evaluate.engine.Engine`, ``stock``
+            lm-eval's own, with the same answers.
+        journal: where ``fast`` keeps the batches that are done, and finds them.
+
+    Raises:
+        UserError: an unknown task, or one that is not multiple choice.
+        RunError: the questions cannot be loaded.
+    """
+    _quiet()
+    from lm_eval.models.huggingface import HFLM
+
+    if settings.backend == "fast":
+        from rmu_exp.evaluate.engine import Engine
+
+        with asking_progress() as advance:
+            return _ask(Engine(pretrained=model, tokenizer=tokenizer, on_progress=advance, journal=journal), settings)
+    return _ask(HFLM(pretrained=model, tokenizer=tokenizer, batch_size=settings.batch_size), settings)
+
+
+def ask_backend(folder: Path, settings: Eval, model: Model) -> Answers:
+    """Ask a checkpoint on disk by one of lm-eval's own backends, which may spread it over many devices.
+
+    Args:
+        settings: ``backend`` is lm-eval's name of it, ``backend_args`` go to it as they are.
+
+    Raises:
+        UserError: no such backend, what it needs is not installed, or arguments that it does not know.
+    """
+    _quiet()
+    from lm_eval.api.registry import get_model
+
+    given = dict(settings.backend_args)
+    given |= {"pretrained": str(folder), "batch_size": settings.batch_size}
+    given.setdefault("trust_remote_code", model.trust_remote_code)
+    try:
+        wrapped = get_model(settings.backend)(**given)
+    except (ImportError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"eval.backend: {settings.backend} cannot be used ({first_line(error)})") from error
+    return _ask(wrapped, settings)
+
+
+def _ask(wrapped: Any, settings: Eval) -> Answers:
+    import lm_eval
+
+    manager = task_manager(settings.tasks)
+    with loading(settings.tasks):
+        loaded = manager.load(list(settings.tasks))
+        for task in loaded["tasks"].values():  # as simple_evaluate does, which also lists every package, for seconds
+            if task.get_config("num_fewshot") is None:
+                task.set_config(key="num_fewshot", value=0)
+            task.set_fewshot_seed(seed=FEWSHOT_SEED)
+        found = lm_eval.evaluate(
+            lm=wrapped, task_dict=loaded, limit=settings.limit, bootstrap_iters=0, log_samples=True, verbosity=None
+        )
+    return _answers(found)
+
+
+@contextmanager
+def loading(tasks: Sequence[str]) -> Iterator[None]:
+    """Tell in one line why lm-eval could not load the questions of ``tasks``.
+
+    Raises:
+        UserError: the questions are gated, missing, or not cached while the hub is switched off.
+        RunError: the hub cannot be reached, or what it gave is damaged.
+    """
+    try:
+        yield
+    except (UserError, RunError):
+        raise
+    except Exception as error:
+        named = (re.search(r"'([\w.-]+/[\w.-]+)'", str(cause)) for cause in chain(error))
+        repo = next((match[1] for match in named if match), None)
+        if repo is not None:
+            hub.check(repo, "dataset")  # says more than the error that lm-eval passes on
+        names = ", ".join(tasks)
+        line = hub.told(error, repo or names, "dataset")
+        if line is None and isinstance(error, (OSError, ValueError)):
+            line = RunError(f"the questions of {names} cannot be loaded ({first_line(error)})")
+        if line is None:
+            raise
+        raise line from error
+
+
+def _answers(found: dict[str, Any]) -> Answers:
+    answers = Answers()
+    for task, samples in found["samples"].items():
+        samples = sorted(samples, key=lambda s: s["doc_id"])
+        metric = next((m for m in METRICS if samples and m in samples[0]), None)
+        if metric is None:
+            raise UserError(f"eval.tasks: {task} is not a multiple-choice task with accuracy")
+        answers.correct[task] = [int(s[metric]) for s in samples]
+        answers.targets[task] = [int(s["target"]) for s in samples]
+        scores = [_scores(s, metric) for s in samples]
+        answers.chosen[task] = [row.index(max(row)) for row in scores]
+        answers.chance[task] = sum(1 / len(row) for row in scores) / len(scores)
+        asked = "\n".join(str(s.get(key)) for s in samples for key in _HASHES)
+        answers.hashes[task] = hashlib.sha256(asked.encode()).hexdigest()
+    members = found.get("group_subtasks", {})
+    for group in members:
+        leaves = _leaves(group, members)
+        if leaves and group not in answers.correct:
+            answers.groups[group] = leaves
+    return answers
+
+
+def _scores(sample: dict[str, Any], metric: str) -> list[float]:
+    """What lm-eval compares to choose an option: log-likelihoods, for ``acc_norm`` per character."""
+    scores = [response[0] for response in sample["filtered_resps"]]
+    if metric == "acc":
+        return scores
+    options = [continuation.removeprefix(" ") for _, continuation in sample["arguments"]]
+    return [score / len(option) for score, option in zip(scores, options, strict=True)]
+
+
+def _leaves(name: str, members: dict[str, list[str]]) -> list[str]:
+    if name not in members:
+        return [name]
+    return [leaf for child in members[name] for leaf in _leaves(child, members)]
+
+
+def compare(base: Answers, unlearned: Answers | None) -> dict[str, Any]:
+    """The ``qa`` part of results.json: each group and task before and after, on the same questions."""
+    before = base.pooled()
+    after = unlearned.pooled() if unlearned else {}
+    table: dict[str, Any] = {}
+    for name, correct in before.items():
+        chance = base.chance_of(name)
+        row: dict[str, Any] = {"tasks": base.groups[name]} if name in base.groups else {}
+        row["base"] = statistics.summary(correct)
+        if name in after:
+            row["unlearned"] = statistics.summary(after[name])
+            row["mcnemar"] = statistics.mcnemar(correct, after[name])
+            row["p_chance"] = statistics.against_chance(after[name], chance)
+        table[name] = row | {"chance": chance}
+    return table
+
+
+def _quiet() -> None:
+    """Keep lm-eval's and datasets' chatter and bars off the screen."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    for name in ("lm_eval", "lm-eval", "datasets"):
+        logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,0 +1,123 @@
+"""Perplexity on held-out text: how well the model predicts ordinary language, a second measure of utility.
+
+Texts in, one number with its error out. This module knows nothing of unlearning or of where texts come from.
+
+Axes: B texts, T positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rmu_exp.support.errors import UserError
+
+CALL = 1024  # texts tokenized in one call
+LONGEST = 4096  # tokens of a piece: the logits of 131072, the context of some models, would take tens of gigabytes
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of one text that fits the model.
+
+    Attributes:
+        ids: its tokens.
+        scored: for each token but the first, whether its probability counts.
+        text: index of the text that it is from.
+    """
+
+    ids: list[int]
+    scored: list[bool]
+    text: int
+
+
+def perplexity(
+    model: nn.Module, tokenizer: Any, texts: Sequence[str], *, max_length: int, max_batch_tokens: int
+) -> dict[str, Any]:
+    """exp of the mean negative log-likelihood of the texts' tokens, every token of equal weight.
+
+    Each text is alone: nothing of another one is in its context. A text longer than ``max_length``, or than 4096
+    tokens, is cut into pieces that overlap by one token, so that every token is predicted exactly once, the first one
+    of a later piece never without context. A text's first token is predicted only where the tokenizer puts a token
+    before it; tokens that the tokenizer adds are never predicted.
+
+    Args:
+        model: a transformers causal language model, ready for use (eval mode).
+        tokenizer: its tokenizer; how it pads does not matter.
+        max_length: tokens of context that the model takes, 2 or more; of more than 4096 only so many are used.
+        max_batch_tokens: tokens a forward pass, padding counted; a longer piece goes alone.
+
+    Returns:
+        ``perplexity``; ``tokens``, how many were predicted; ``nll_stderr``, the standard error of the mean negative
+        log-likelihood (the logarithm of the perplexity), with the text as the independent unit, because
+        the tokens of a text are not. The last is left out where there is but one text.
+
+    Raises:
+        UserError: no text has a token to predict.
+    """
+    if max_length < 2:
+        raise ValueError(f"max_length: got {max_length}, allowed is 2 or more")
+    pieces = list(_pieces(tokenizer, texts, min(max_length, LONGEST)))
+    total, count = [0.0] * len(texts), [0] * len(texts)
+    for batch in _batches(pieces, max_batch_tokens):
+        for piece, nll in zip(batch, _nll(model, batch), strict=True):
+            total[piece.text] += nll
+            count[piece.text] += sum(piece.scored)
+    used = [(s, n) for s, n in zip(total, count, strict=True) if n]
+    if not used:
+        raise UserError("eval.perplexity: no text has a token to predict; give longer texts")
+    tokens = sum(n for _, n in used)
+    mean = math.fsum(s for s, _ in used) / tokens
+    result: dict[str, Any] = {"perplexity": math.exp(mean), "tokens": tokens}
+    if len(used) > 1:
+        squares = math.fsum((s - mean * n) ** 2 for s, n in used)
+        result["nll_stderr"] = math.sqrt(squares * len(used) / (len(used) - 1)) / tokens
+    return result
+
+
+def _pieces(tokenizer: Any, texts: Sequence[str], max_length: int) -> Iterator[Piece]:
+    for start in range(0, len(texts), CALL):
+        rows = tokenizer(list(texts[start : start + CALL]), return_special_tokens_mask=True, verbose=False)
+        for text, (ids, added) in enumerate(
+            zip(rows["input_ids"], rows["special_tokens_mask"], strict=True), start=start
+        ):
+            for first in range(0, len(ids) - 1, max_length - 1):
+                scored = [not special for special in added[first + 1 : first + max_length]]
+                if any(scored):
+                    yield Piece(ids[first : first + max_length], scored, text)
+
+
+def _batches(pieces: Sequence[Piece], max_batch_tokens: int) -> Iterator[list[Piece]]:
+    """Pieces of similar length together, the longest first: if memory is short, it shows at once."""
+    batch: list[Piece] = []
+    for piece in sorted(pieces, key=lambda p: -len(p.ids)):
+        if batch and (len(batch) + 1) * len(batch[0].ids) > max_batch_tokens:
+            yield batch
+            batch = []
+        batch.append(piece)
+    if batch:
+        yield batch
+
+
+@torch.inference_mode()
+def _nll(model: nn.Module, batch: Sequence[Piece]) -> list[float]:
+    """Each piece's negative log-likelihood, in nats, summed over its scored tokens.
+
+    Padded on the right, where a causal model's earlier positions do not see it.
+    """
+    device = next(model.parameters()).device
+    longest = len(batch[0].ids)
+    ids_BT = torch.tensor([[*p.ids, *[0] * (longest - len(p.ids))] for p in batch], device=device)
+    mask_BT = torch.tensor([[1] * len(p.ids) + [0] * (longest - len(p.ids)) for p in batch], device=device)
+    logits_BTV: Tensor = model(input_ids=ids_BT, attention_mask=mask_BT).logits
+    sums = []
+    for b, piece in enumerate(batch):  # one text's logits at a time in fp32: all at once would take twice the memory
+        end = len(piece.ids)
+        losses_T = nn.functional.cross_entropy(logits_BTV[b, : end - 1].float(), ids_BT[b, 1:end], reduction="none")
+        sums.append(losses_T[torch.tensor(piece.scored, device=device)].sum(dtype=torch.float32))
+    return [float(value) for value in torch.stack(sums).tolist()]

@@ -1,0 +1,114 @@
+"""The questions that attacks ask: lm-eval's multiple-choice tasks that are answered by letters, one item a question.
+
+A task's documents may have a field ``fact``: questions with the same fact are never on both sides of a split.
+Without it every question is a fact of its own.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rmu_exp.evaluate import harness
+from rmu_exp.support.errors import UserError
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question.
+
+    Attributes:
+        task: lm-eval's name.
+        topic: the forget topic that the task belongs to, or the task's name.
+        fact: what the question asks about; splits are by fact.
+        context: the whole prompt, ending in "Answer:" or the like.
+        letters: the possible continuations, each one token, such as " A".
+        answer: index of the right one.
+        stem: the question alone, as it stands in the context.
+        choices: the options' texts, as they stand in the context; empty when the task's documents do not have them.
+        named: whether the documents name the fact, as the texts about it do.
+    """
+
+    task: str
+    topic: str
+    fact: str
+    context: str
+    letters: tuple[str, ...]
+    answer: int
+    stem: str = ""
+    choices: tuple[str, ...] = ()
+    named: bool = False
+
+
+def load(tasks: Sequence[str], topics: Sequence[str], limit: int | None = None) -> dict[str, list[Question]]:
+    """Items of every task or group in ``tasks``, by the name given there; tasks without letters are left out.
+
+    Args:
+        topics: names of the forget topics; a task belongs to the one that its name ends with.
+        limit: questions a task; None: all.
+
+    Raises:
+        UserError: an unknown task.
+        RunError: the questions cannot be loaded.
+    """
+    manager = harness.task_manager(tasks)
+    with harness.loading(tasks):
+        return {
+            name: [i for task in manager.load(name)["tasks"].values() for i in _items(task, topics, limit)]
+            for name in tasks
+        }
+
+
+def _items(task: Any, topics: Sequence[str], limit: int | None) -> list[Question]:
+    name = task.config.task
+    if task.OUTPUT_TYPE != "multiple_choice":
+        return []
+    topic = next((t for t in topics if name.endswith(t)), name)
+    task.build_all_requests(limit=limit, rank=0, world_size=1)
+    asked: dict[int, list[Any]] = {}
+    for instance in task.instances:
+        asked.setdefault(instance.doc_id, []).append(instance)
+    items = []
+    for number, instances in sorted(asked.items()):
+        instances.sort(key=lambda i: i.idx)
+        doc, letters = instances[0].doc, tuple(i.args[1] for i in instances)
+        if any(letter.strip() not in "ABCDEFGHIJ" or not letter.strip() for letter in letters):
+            return []
+        stem, choices = str(doc.get("question", "")).strip(), tuple(map(str, doc.get("choices", ())))
+        fact = str(doc.get("fact", f"{name}/{number}"))
+        answer = int(task.doc_to_target(doc))
+        items.append(Question(name, topic, fact, instances[0].args[0], letters, answer, stem, choices, "fact" in doc))
+    return items
+
+
+def needed(tasks: Sequence[str], topics: Sequence[str], limit: int | None) -> list[Question]:
+    """The questions about what was to be forgotten.
+
+    Raises:
+        UserError: no such tasks are named, or they have no question that is answered by a letter.
+    """
+    if not tasks:
+        raise UserError("data.forget_tasks: not given; attacks need lm-eval tasks that ask about the forget topics")
+    items = [item for group in load(tasks, topics, limit).values() for item in group]
+    if len({item.fact for item in items}) < 4:
+        named = ", ".join(tasks)
+        raise UserError(
+            f"data.forget_tasks: {named} have too few questions that are answered by letters (4 facts are needed; "
+            "eval.limit may leave them out)"
+        )
+    return items
+
+
+def halves(items: Sequence[Question], rng: random.Random) -> tuple[list[int], list[int]]:
+    """Indices of the items in two halves of the facts, topic by topic; no fact is in both."""
+    first: set[str] = set()
+    for topic in dict.fromkeys(item.topic for item in items):
+        facts = list(dict.fromkeys(item.fact for item in items if item.topic == topic))
+        rng.shuffle(facts)
+        first |= set(facts[: len(facts) // 2])
+    sides: tuple[list[int], list[int]] = ([], [])
+    for index, item in enumerate(items):
+        sides[item.fact not in first].append(index)
+    return sides

@@ -1,0 +1,119 @@
+"""Letter questions put to a model in memory, many at once: prompts in, the chosen letters out.
+
+Axes: N questions, K letters, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rmu_exp.evaluate.forward import Forward
+from rmu_exp.evaluate.questions import Question
+from rmu_exp.support import memory
+from rmu_exp.support.errors import RunError, UserError
+
+log = logging.getLogger("rmu_exp")
+BUDGET = {"cpu": 1024, "cuda": 32768}  # tokens a forward pass
+
+
+class Scorer:
+    """Asks letter questions.
+
+    Args:
+        tokenizer: the models' tokenizer.
+        device: where the models are.
+    """
+
+    def __init__(self, tokenizer: Any, device: torch.device) -> None:
+        self.tokenizer, self.device = tokenizer, device
+        self.budget = BUDGET["cpu" if device.type == "cpu" else "cuda"]
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a prompt, with the special tokens that the tokenizer puts in front."""
+        return list(self.tokenizer(text)["input_ids"])
+
+    def letters(self, item: Question, context: str | None = None) -> list[int]:
+        """The token of each letter after the item's prompt, or after ``context``.
+
+        Raises:
+            UserError: a letter is more than one token.
+        """
+        context = item.context if context is None else context
+        known = len(self.encode(context))
+        rest = [self.encode(context + letter)[known:] for letter in item.letters]
+        if any(len(ids) != 1 for ids in rest):
+            raise UserError(f"data.forget_tasks: {item.task}: {item.letters[0]!r} is not one token of this tokenizer")
+        return [ids[0] for ids in rest]
+
+    def chosen(self, model: nn.Module, items: Sequence[Question], contexts: Sequence[str] | None = None) -> list[int]:
+        """Index of the letter that the model finds likeliest, for each item.
+
+        Args:
+            contexts: prompts to use in place of the items' own.
+        """
+        prompts = [item.context for item in items] if contexts is None else list(contexts)
+        rows = [self.encode(prompt) for prompt in prompts]
+        return self.chosen_rows(model, rows, [self.letters(i, p) for i, p in zip(items, prompts, strict=True)])
+
+    def chosen_rows(self, model: nn.Module, rows: Sequence[Sequence[int]], at: Sequence[Sequence[int]]) -> list[int]:
+        """The same for tokens: index of the likeliest of the tokens ``at[n]`` behind ``rows[n]``."""
+        forward = Forward(model, self.device)
+        picked = [0] * len(rows)
+
+        def pick(batch: list[int]) -> None:
+            logits_NV = forward.logits([rows[i] for i in batch], [(b, len(rows[i]) - 1) for b, i in enumerate(batch)])
+            for logits_V, index in zip(logits_NV, batch, strict=True):
+                picked[index] = int(logits_V[at[index]].argmax())
+
+        self.in_batches(pick, [len(row) for row in rows])
+        return picked
+
+    def in_batches(self, work: Callable[[list[int]], None], lengths: Sequence[int]) -> None:
+        """Let ``work`` do all rows, batch by batch; when memory runs out, in smaller ones from there on.
+
+        Raises:
+            RunError: a single row does not fit.
+        """
+        for batch in self.batches(lengths):
+            self._halved(work, batch, lengths)
+
+    def _halved(self, work: Callable[[list[int]], None], batch: list[int], lengths: Sequence[int]) -> None:
+        try:
+            return work(batch)
+        except (RuntimeError, MemoryError) as error:
+            if not memory.ran_out(error):
+                raise
+        memory.let_go(self.device)
+        if len(batch) == 1:
+            raise RunError(f"out of memory at one question of {lengths[batch[0]]} tokens; take a smaller dtype")
+        self.budget = len(batch) * lengths[batch[0]] // 2
+        log.info("out of memory: going on with %d tokens a batch of questions", self.budget)
+        for half in (batch[: len(batch) // 2], batch[len(batch) // 2 :]):
+            self._halved(work, half, lengths)
+
+    def correct(self, model: nn.Module, items: Sequence[Question], contexts: Sequence[str] | None = None) -> list[int]:
+        """1 or 0 for each item: whether the chosen letter is the right one."""
+        chosen = self.chosen(model, items, contexts)
+        return [int(c == item.answer) for c, item in zip(chosen, items, strict=True)]
+
+    def batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
+        """Indices in batches of like lengths, as many as the budget of tokens holds with padding."""
+        batch: list[int] = []
+        for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+            if batch and (len(batch) + 1) * lengths[batch[0]] > self.budget:
+                yield batch
+                batch = []
+            batch.append(index)
+        if batch:
+            yield batch
+
+    def padded(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Rows padded on the right, and the index of each row's last token; no mask is needed for what comes before."""
+        longest = max(map(len, rows))
+        ids = torch.tensor([[*row, *([0] * (longest - len(row)))] for row in rows], device=self.device)
+        return ids, torch.tensor([len(row) - 1 for row in rows], device=self.device)

@@ -1,1 +1,0 @@
-"""What a model still knows: questions, and statistics over them."""

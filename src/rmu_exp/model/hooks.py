@@ -1,0 +1,113 @@
+"""Activations of every layer, kept where they are wanted, or changed.
+
+Axes: L layers, N texts, D hidden size, B rows, T positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rmu_exp.evaluate.scoring import Scorer
+from rmu_exp.model.split import attention_of, layers_of, mlp_of
+
+BLOCK, ATTENTION, MLP, MIDDLE = "block", "attention", "mlp", "middle"
+PLACES = (BLOCK, ATTENTION, MLP, MIDDLE)
+Observer = Callable[[str, int, Tensor], None]
+"""Called with a place, a layer's index and its activations (B, T, D)."""
+
+
+@contextmanager
+def watching(model: nn.Module, seen: Observer, places: Sequence[str] = (BLOCK,)) -> Iterator[None]:
+    """Show the activations of every forward pass: outputs of blocks, of attention and of MLPs, and the middle.
+
+    The middle is the residual stream between attention and MLP.
+    """
+    with ExitStack() as hooks:
+        for index, layer in enumerate(layers_of(model)):
+            inside: dict[str, Tensor] = {}
+            handles = [layer.register_forward_hook(_show(seen, BLOCK, index))] if BLOCK in places else []
+            if MIDDLE in places:
+                handles.append(layer.register_forward_pre_hook(_keep(inside), with_kwargs=True))
+                handles.append(_branch(layer).register_forward_hook(_middle(seen, index, inside)))
+            if ATTENTION in places:
+                handles.append(attention_of(layer).register_forward_hook(_show(seen, ATTENTION, index)))
+            if MLP in places:
+                handles.append(mlp_of(layer).register_forward_hook(_show(seen, MLP, index)))
+            for handle in handles:
+                hooks.callback(handle.remove)
+        yield
+
+
+@contextmanager
+def changing(model: nn.Module, changes: Mapping[int, Callable[[Tensor], Tensor]]) -> Iterator[None]:
+    """Put other activations (B, T, D) in the place of what layers give, inside the block: layer to how they change."""
+    with ExitStack() as hooks:
+        for index, change in changes.items():
+            hooks.callback(layers_of(model)[index].register_forward_hook(_instead(change)).remove)
+        yield
+
+
+def _instead(change: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
+    def hook(_module: nn.Module, _inputs: Any, out: Any) -> Any:
+        changed = change(_first(out))
+        return (changed, *out[1:]) if isinstance(out, tuple) else changed
+
+    return hook
+
+
+def _branch(layer: nn.Module) -> nn.Module:
+    """What attention adds to the stream: its output, or the norm behind it where there is one (Gemma, OLMo 2)."""
+    after_both = hasattr(layer, "post_feedforward_layernorm")
+    return layer.post_attention_layernorm if after_both else attention_of(layer)  # type: ignore[return-value]
+
+
+def _first(out: Any) -> Tensor:
+    tensor = out[0] if isinstance(out, tuple) else out
+    assert isinstance(tensor, Tensor)
+    return tensor
+
+
+def _show(seen: Observer, place: str, index: int) -> Callable[..., None]:
+    return lambda _module, _inputs, out: seen(place, index, _first(out))
+
+
+def _keep(inside: dict[str, Tensor]) -> Callable[..., None]:
+    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        inside["h"] = args[0] if args else kwargs["hidden_states"]
+
+    return hook
+
+
+def _middle(seen: Observer, index: int, inside: dict[str, Tensor]) -> Callable[..., None]:
+    return lambda _module, _inputs, out: seen(MIDDLE, index, inside["h"] + _first(out))
+
+
+@torch.no_grad()
+def at_last(
+    model: nn.Module, scorer: Scorer, rows: Sequence[Sequence[int]], places: Sequence[str] = (BLOCK,)
+) -> dict[str, Tensor]:
+    """Activations at the last token of each row.
+
+    Returns:
+        Place to (L, N, D), fp32, on the CPU.
+    """
+    depth = len(layers_of(model))
+    kept: dict[str, list[list[Tensor]]] = {place: [[] for _ in range(depth)] for place in places}
+    order: list[int] = []
+    for batch in scorer.batches([len(row) for row in rows]):
+        ids_BT, last_B = scorer.padded([rows[i] for i in batch])
+        rows_B = torch.arange(len(batch), device=scorer.device)
+
+        def seen(place: str, layer: int, h_BTD: Tensor, rows_B: Tensor = rows_B, last_B: Tensor = last_B) -> None:
+            kept[place][layer].append(h_BTD[rows_B, last_B].float().cpu())
+
+        with watching(model, seen, places):
+            model(input_ids=ids_BT, use_cache=False, logits_to_keep=1)
+        order += batch
+    back = torch.tensor(order).argsort()
+    return {place: torch.stack([torch.cat(parts)[back] for parts in layers]) for place, layers in kept.items()}

@@ -1,0 +1,157 @@
+"""A model repository on the hub: which version, which files, and only those that are needed.
+
+Small files are downloaded when a checkpoint is located, weight files when they are opened. Everything lies
+in the hub library's own cache, so that what ``rmu_exp fetch`` or other tools brought there is used, and works
+without a network. This module knows nothing of what is in the files.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+from rmu_exp.model import weight_files
+from rmu_exp.support import hub
+from rmu_exp.support.errors import RunError, UserError
+
+SMALL = (".json", ".txt", ".model", ".jinja", ".tiktoken")  # configuration and tokenizer
+LEGAL = ("LICENSE", "NOTICE")
+SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One version of a repository.
+
+    Attributes:
+        repo: ``org/name``.
+        commit: of this version.
+        folder: where the hub library's cache keeps it; holds what has been downloaded so far.
+        digests: sha256 of the large files, by name, as the hub tells it.
+    """
+
+    repo: str
+    commit: str
+    folder: Path
+    digests: dict[str, str]
+
+    def fetch(self, names: Sequence[str]) -> None:
+        """Download those of the files that are not there yet.
+
+        Raises:
+            UserError: no access, or switched off and not in the cache.
+            RunError: the hub cannot be reached, or a download broke off.
+        """
+        missing = [name for name in names if not (self.folder / name).is_file()]
+        if missing:
+            _download(self.repo, self.commit, missing)
+        for name in missing:
+            self._check(self.folder / name)
+            weight_files.header(self.folder / name)
+
+    def _check(self, file: Path) -> None:
+        """Refuse what has not arrived as the hub has it: its client compares lengths only."""
+        expected = self.digests.get(file.name)
+        if expected is not None and weight_files.file_digest(file) != expected:
+            file.resolve().unlink()
+            file.unlink(missing_ok=True)
+            raise RunError(
+                f"{self.repo}: {file.name} arrived damaged (its sha256 is not the hub's) and is not kept; run it again"
+            )
+
+    def digest(self, name: str) -> str | None:
+        """sha256 of a weight file, without reading it where that is possible; None: it cannot be known here."""
+        if name in self.digests:
+            return self.digests[name]
+        file = self.folder / name
+        if not file.is_file():
+            return None
+        stored = file.resolve().name  # the cache names large files by their sha256
+        return stored if SHA256.fullmatch(stored) else weight_files.file_digest(file)
+
+
+def snapshot(repo: str, revision: str | None, remote_code: bool) -> Snapshot:
+    """Find a version of a repository and download its small files.
+
+    Args:
+        revision: branch, tag or commit; None: the default branch.
+        remote_code: download Python files too.
+
+    Raises:
+        UserError: no such repository or revision, gated, a wrong token, no safetensors weights; switched
+            off (``HF_HUB_OFFLINE=1``) and not in the cache.
+        RunError: the hub cannot be reached, or a download broke off.
+    """
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        folder = _cached(repo, revision)
+        return Snapshot(repo, folder.name, folder, {})
+    hub.check(repo, "model", revision)  # one request without retries, that tells a gated repository from a missing one
+    commit, files = _listing(repo, revision)
+    if not {weight_files.SINGLE, weight_files.INDEX} & set(files):
+        raise weight_files.no_safetensors(f"model.name: {repo}", files)
+    if weight_files.CONFIG not in files:
+        raise UserError(f"model.name: {repo} has no {weight_files.CONFIG}; give a model in Hugging Face's format")
+    endings = (*SMALL, ".py") if remote_code else SMALL
+    small = [n for n in files if "/" not in n and (n.endswith(endings) or n.startswith(LEGAL))]
+    _note(repo, revision)
+    folder = _download(repo, commit, small)
+    return Snapshot(repo, commit, folder, {name: digest for name, digest in files.items() if digest})
+
+
+def _listing(repo: str, revision: str | None) -> tuple[str, dict[str, str | None]]:
+    """The commit, and each file's name with the sha256 of those that the hub keeps outside git."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import RepoFile
+
+    with hub.asking(repo, "model", revision):
+        api = HfApi()
+        commit = str(api.model_info(repo, revision=revision).sha)
+        tree = api.list_repo_tree(repo, revision=commit, recursive=True)
+        files = {f.path: f.lfs.sha256 if f.lfs else None for f in tree if isinstance(f, RepoFile)}
+    return commit, files
+
+
+def _note(repo: str, revision: str | None) -> None:
+    """Let the cache remember which commit a revision's name means: only a download by that name does."""
+    from huggingface_hub import hf_hub_download
+
+    with hub.asking(repo, "model", revision), _no_bars():
+        hf_hub_download(repo, weight_files.CONFIG, revision=revision)
+
+
+def _download(repo: str, commit: str, names: Sequence[str]) -> Path:
+    """Bring top-level files into the cache. Returns the folder of that version."""
+    from huggingface_hub import hf_hub_download
+
+    small = not any(name.endswith(".safetensors") for name in names)  # bars are for what takes long
+    with hub.asking(repo, "model", commit), _no_bars() if small else nullcontext():
+        for name in names:
+            file = Path(hf_hub_download(repo, name, revision=commit))
+    return file.parent
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    if are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
+
+
+def _cached(repo: str, revision: str | None) -> Path:
+    """The folder of a version in the cache, found without a network."""
+    from huggingface_hub import hf_hub_download
+
+    with hub.asking(repo, "model", revision):
+        return Path(hf_hub_download(repo, weight_files.CONFIG, revision=revision, local_files_only=True)).parent

@@ -1,0 +1,322 @@
+"""Where an architecture keeps its parts, and how a model is run in two pieces.
+
+Masks, positions and the differences between layer types stay the architecture's own business: the model's
+own forward is run with its upper layers replaced by recorders, which keep what it would have handed them.
+This module knows modules and activations; it knows nothing of files, names on disk or losses.
+
+Shapes: B rows, T positions, D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from rmu_exp.model.replay import Memo, recording, replaying
+from rmu_exp.support.errors import UserError
+
+BODY = ("model", "gpt_neox", "transformer")
+LAYERS = ("layers", "h")
+NORM = ("norm", "final_layer_norm", "ln_f")
+EMBEDDING = ("embed_tokens", "embed_in", "wte")
+HEAD = ("lm_head", "embed_out")
+ATTENTION = ("self_attn", "attention", "attn")
+MLP = ("mlp", "block_sparse_moe")
+
+
+def body_of(model: nn.Module) -> nn.Module:
+    """The part of a model that holds the decoder layers: the model itself when it has no head.
+
+    Raises:
+        UserError: the architecture keeps its layers elsewhere.
+    """
+    for body in (model, *(getattr(model, name, None) for name in BODY)):
+        if body is not None and any(isinstance(getattr(body, name, None), nn.ModuleList) for name in LAYERS):
+            return body
+    looked = ", ".join([*LAYERS, *(f"{body}.{layers}" for body in BODY for layers in LAYERS)])
+    raise UserError(f"model: {type(model).__name__} has no list of decoder layers; looked for {looked}")
+
+
+def layers_of(model: nn.Module) -> nn.ModuleList:
+    """The decoder layers, lowest first. Raises UserError on an unknown architecture."""
+    layers = getattr(body_of(model), _layers_name(model))
+    assert isinstance(layers, nn.ModuleList)
+    return layers
+
+
+def layers_path(model: nn.Module) -> str:
+    """Where the layers are in the causal model, such as ``model.layers``; the same for a headless one."""
+    return f"{getattr(model, 'base_model_prefix', '') or 'model'}.{_layers_name(model)}"
+
+
+def norm_of(model: nn.Module) -> nn.Module:
+    """The norm behind the last layer. Raises UserError on an unknown architecture."""
+    return _part(body_of(model), NORM, "final norm")
+
+
+def embedding_of(model: nn.Module) -> nn.Module:
+    """The token embedding. Raises UserError on an unknown architecture."""
+    return _part(body_of(model), EMBEDDING, "token embedding")
+
+
+def head_of(model: nn.Module) -> nn.Module:
+    """The head of a causal model. Raises UserError for a headless model."""
+    return _part(model, HEAD, "head")
+
+
+def attention_of(layer: nn.Module) -> nn.Module:
+    """A layer's attention block. Raises UserError on an unknown architecture."""
+    return _part(layer, ATTENTION, "attention")
+
+
+def mlp_of(layer: nn.Module) -> nn.Module:
+    """A layer's MLP or mixture of experts. Raises UserError on an unknown architecture."""
+    return _part(layer, MLP, "MLP")
+
+
+def drop_norm(model: nn.Module) -> None:
+    """Put the identity in place of the norm behind the last layer, so that a cut model ends in activations."""
+    body = body_of(model)
+    setattr(body, _name_of(body, NORM, "final norm"), nn.Identity())
+
+
+def _layers_name(model: nn.Module) -> str:
+    return _name_of(body_of(model), LAYERS, "list of decoder layers")
+
+
+def _part(owner: nn.Module, names: tuple[str, ...], what: str) -> nn.Module:
+    part = getattr(owner, _name_of(owner, names, what))
+    assert isinstance(part, nn.Module)
+    return part
+
+
+def _name_of(owner: nn.Module, names: tuple[str, ...], what: str) -> str:
+    for name in names:
+        if isinstance(getattr(owner, name, None), nn.Module):
+            return name
+    raise UserError(f"model: {type(owner).__name__} has no {what}; looked for {', '.join(names)}")
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """What the lower layers leave: the upper layers' input, and all else that the model hands them.
+
+    Attributes:
+        h_BTD: the input of the lowest upper layer.
+        calls: further arguments and keywords of each upper layer, lowest first.
+        memo: what the lowest upper layer's modules gave before a new weight was used, from its first run.
+    """
+
+    h_BTD: Tensor
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]]
+    memo: Memo = field(default_factory=dict)
+
+    def rows(self, rows: slice) -> Trunk:
+        """The same for some rows of the batch, as views."""
+        batch = self.h_BTD.shape[0]
+        return Trunk(self.h_BTD[rows], [_rows(call, rows, batch) for call in self.calls])
+
+
+def _rows(value: Any, rows: slice, batch: int) -> Any:
+    """Cut every batch-first tensor inside ``value``; what is shared by all rows (first size 1) stays whole."""
+    if isinstance(value, Tensor):
+        return value[rows] if value.dim() > 1 and value.shape[0] == batch else value
+    if isinstance(value, tuple):
+        return tuple(_rows(v, rows, batch) for v in value)
+    if isinstance(value, dict):
+        return {key: _rows(v, rows, batch) for key, v in value.items()}
+    return value
+
+
+class SplitModel:
+    """A model cut below layer ``first``; the model itself is left as it is.
+
+    Attributes:
+        model: the model.
+        first, last: index of the lowest and of the highest upper layer.
+        device: where it lives.
+    """
+
+    def __init__(self, model: nn.Module, first: int) -> None:
+        self.model, self.first = model, first
+        self._layers = layers_of(model)
+        self.last = len(self._layers) - 1
+        if not 0 <= first < len(self._layers):
+            raise UserError(f"layers: got {first}, allowed is 0 to {len(self._layers) - 1}")
+        self.device = next(model.parameters()).device
+        self._tuples = self._returns_tuple()
+
+    @torch.no_grad()
+    def trunk(
+        self,
+        ids_BT: Tensor,
+        mask_BT: Tensor | None = None,
+        positions_BT: Tensor | None = None,
+        known_BTD: Tensor | None = None,
+    ) -> Trunk:
+        """Run the layers below ``first`` without autograd.
+
+        Args:
+            mask_BT: 1 for text, 0 for padding on either side; None when there is none, or when rows are packed.
+            positions_BT: positions that restart at every text make the model mask packed texts apart.
+            known_BTD: what these layers gave for the same rows before; they are then not run again.
+        """
+        recorders = [_Recorder(layer, self._tuples) for layer in self._layers[self.first :]]
+        if known_BTD is None:
+            self._run(recorders, ids_BT, mask_BT, positions_BT)
+        else:
+            skipped = [_Recorder(layer, self._tuples) for layer in self._layers[: self.first]]
+            self._run([*skipped, *recorders], ids_BT, mask_BT, positions_BT, 0)
+        h_BTD = recorders[0].hidden if known_BTD is None else known_BTD
+        return Trunk(h_BTD, [recorder.call for recorder in recorders])
+
+    def upper(self, trunk: Trunk, weights: dict[int, dict[str, Tensor]], rows: slice | None = None) -> Tensor:
+        """The last layer's output, before any final norm.
+
+        Args:
+            weights: layer index to in-memory parameter name inside the layer to the tensor that takes
+                its place; gradients flow to these tensors and to nothing else.
+            rows: rows of the batch to run; None: all.
+
+        Returns:
+            (B or number of rows, T, D).
+        """
+        *_, (_, h_BTD) = self.walk(trunk if rows is None else trunk.rows(rows), weights)
+        return h_BTD
+
+    def walk(
+        self, trunk: Trunk, weights: dict[int, dict[str, Tensor]], shifts: Mapping[int, Tensor] | None = None
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Index and output (B, T, D) of each upper layer, lowest first.
+
+        Args:
+            weights: as for :meth:`upper`.
+            shifts: layer index to what is added to its output; the layer below the first upper one may be among them.
+
+        Raises:
+            ValueError: a shift of a layer that is not run here.
+        """
+        h_BTD, shifts, memo = trunk.h_BTD, shifts or {}, trunk.memo
+        if outside := sorted(set(shifts) - set(range(self.first - 1, self.last + 1))):
+            raise ValueError(f"shifts: got layers {outside}, allowed are {self.first - 1} to {self.last}")
+        if self.first - 1 in shifts:
+            h_BTD, memo = h_BTD + shifts[self.first - 1].to(h_BTD.dtype), {}  # of another input nothing is known
+        for index, (args, kwargs) in enumerate(trunk.calls, self.first):
+            new = weights.get(index, {})
+            with self._once(index, memo, new):
+                out = functional_call(self._layers[index], new, (h_BTD, *args), kwargs)
+            h_BTD = out[0] if isinstance(out, tuple) else out
+            if index in shifts:
+                h_BTD = h_BTD + shifts[index].to(h_BTD.dtype)
+            yield index, h_BTD
+
+    def _once(self, index: int, memo: Memo, new: dict[str, Tensor]) -> AbstractContextManager[None]:
+        """Run the part of the lowest upper layer that no new weight reaches once: then with them, now without."""
+        if index != self.first or bool(memo) == bool(new):
+            return nullcontext()
+        layer = self._layers[index]
+        return recording(layer, list(new), memo) if new else replaying(layer, memo)
+
+    def logits(self, h_BTD: Tensor, ids_BT: Tensor) -> Tensor:
+        """What a causal model's final norm and head make of the last layer's output: (B, T, V).
+
+        Its own forward is run with that output in the place of its layers, so that scaling and capping stay its own.
+        """
+        sources = [_Source(layer, self._tuples, h_BTD) for layer in self._layers]
+        with self._replaced(sources, 0):
+            out = self.model(input_ids=ids_BT, use_cache=False).logits
+        assert isinstance(out, Tensor)
+        return out
+
+    @torch.no_grad()
+    def _returns_tuple(self) -> bool:
+        """Whether the layers give their hidden states in a tuple: asked with one token, once."""
+        probe = _Probe(self._layers[self.first])
+        self._run([probe], torch.zeros(1, 1, dtype=torch.long, device=self.device), None, None)
+        return probe.gave_tuple
+
+    def _run(
+        self,
+        upper: Sequence[nn.Module],
+        ids_BT: Tensor,
+        mask_BT: Tensor | None,
+        positions_BT: Tensor | None,
+        first: int | None = None,
+    ) -> None:
+        extra = {} if positions_BT is None else {"position_ids": positions_BT}
+        with self._replaced(upper, first):
+            body_of(self.model)(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False, **extra)
+
+    @contextmanager
+    def _replaced(self, upper: Sequence[nn.Module], first: int | None = None) -> Iterator[None]:
+        body, name = body_of(self.model), _layers_name(self.model)
+        setattr(body, name, nn.ModuleList([*self._layers[: self.first if first is None else first], *upper]))
+        try:
+            yield
+        finally:
+            setattr(body, name, self._layers)
+
+
+def split_at(model: nn.Module, first: int) -> SplitModel:
+    """A view of a model, cut below layer ``first``.
+
+    Raises:
+        UserError: the model has no such layer, or keeps its layers in an unknown place.
+    """
+    return SplitModel(model, first)
+
+
+class _StandIn(nn.Module):
+    """Takes a layer's place, and has its attributes: some models read them when they choose its mask."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self._stands_for = (layer,)  # in a tuple, so that it is not registered as a submodule
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            return super().__getattr__(name)
+        return getattr(self._stands_for[0], name)
+
+
+class _Recorder(_StandIn):
+    """Keeps what the model hands the layer and passes the hidden states through."""
+
+    hidden: Tensor
+    call: tuple[tuple[Any, ...], dict[str, Any]]
+
+    def __init__(self, layer: nn.Module, returns_tuple: bool) -> None:
+        super().__init__(layer)
+        self._returns_tuple = returns_tuple
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        self.hidden, self.call = hidden_states, (args, kwargs)
+        return (hidden_states,) if self._returns_tuple else hidden_states
+
+
+class _Source(_StandIn):
+    """Answers with given hidden states, whatever it is handed."""
+
+    def __init__(self, layer: nn.Module, returns_tuple: bool, h_BTD: Tensor) -> None:
+        super().__init__(layer)
+        self._returns_tuple, self._given = returns_tuple, (h_BTD,)
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return self._given if self._returns_tuple else self._given[0]
+
+
+class _Probe(_StandIn):
+    """Runs the layer and notes the form of its answer."""
+
+    gave_tuple = False
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        out = self._stands_for[0](*args, **kwargs)
+        self.gave_tuple = type(out) is tuple
+        return out

@@ -1,0 +1,177 @@
+"""The weight files of a checkpoint folder: which there are, what is in them, whether they are whole.
+
+Everything here reads headers and indices only, never a tensor. Light to import.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import struct
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rmu_exp.support.errors import UserError
+from rmu_exp.support.files import cache_path, write_atomic
+
+CONFIG = "config.json"
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PICKLED = (".bin", ".pt", ".pth")
+LONGEST_HEADER = 100 << 20  # what the safetensors library itself allows
+LAYER = re.compile(r"(?:^|\.)(?:layers|h)\.(\d+)\.")
+ABOVE = re.compile(r"^(?:lm_head|embed_out)\.|(?:^|\.)(?:norm|final_layer_norm|ln_f)\.(?:weight|bias)$")
+SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor in a safetensors file.
+
+    Attributes:
+        dtype: as the format spells it, such as ``BF16``.
+        begin: its first byte in the file.
+        end: the byte behind its last.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+def check_folder(folder: Path, key: str) -> None:
+    """Refuse a folder that is no checkpoint in Hugging Face's format with whole safetensors weights.
+
+    Args:
+        key: what the message begins with: the setting that named the folder.
+
+    Raises:
+        UserError: naming the folder or file.
+    """
+    wanted = "give a checkpoint folder in Hugging Face's format"
+    if not folder.is_dir():
+        raise UserError(f"{key}: {folder} is not a folder; {wanted}")
+    if not (folder / CONFIG).is_file():
+        adapter = (folder / "adapter_config.json").is_file()
+        hint = "it holds an adapter: merge it into its base model first" if adapter else wanted
+        raise UserError(f"{key}: {folder} has no {CONFIG}; {hint}")
+    for name in file_names(folder, key):
+        if not (folder / name).is_file():
+            raise UserError(f"{key}: {folder / name} is named in {INDEX} but missing; copy or download it again")
+        header(folder / name)
+
+
+def file_names(folder: Path, key: str) -> list[str]:
+    """Names of the weight files, whether they are there or not.
+
+    Raises:
+        UserError: there are no safetensors weights, or the index is damaged.
+    """
+    table = weight_map(folder)
+    if table is not None:
+        return sorted(set(table.values()))
+    if (folder / SINGLE).is_file():
+        return [SINGLE]
+    raise no_safetensors(f"{key}: {folder}", [file.name for file in folder.iterdir()])
+
+
+def no_safetensors(where: str, names: Iterable[str]) -> UserError:
+    """The refusal of weights in any other format than safetensors."""
+    pickled = any(name.endswith(PICKLED) for name in names)
+    other = " (only pickled weights, which are never loaded)" if pickled else ""
+    return UserError(f"{where} has no {SINGLE} and no {INDEX}{other}; give a checkpoint with safetensors weights")
+
+
+def weight_map(folder: Path) -> dict[str, str] | None:
+    """Tensor name to file name from the index; None when there is no index.
+
+    Raises:
+        UserError: the index is damaged.
+    """
+    index = folder / INDEX
+    if not index.is_file():
+        return None
+    table = read_json(index).get("weight_map")
+    if not isinstance(table, dict) or not table or not all(isinstance(v, str) for v in table.values()):
+        raise UserError(f"{index}: damaged (no weight_map); copy or download it again")
+    if any("/" in name or "\\" in name for name in table.values()):
+        raise UserError(f"{index}: names a file outside its folder; get this checkpoint from a source you trust")
+    return table
+
+
+def needed(table: Mapping[str, str], depth: int | None) -> dict[str, str]:
+    """The part of a weight map that a model of the first ``depth`` layers reads; None: all of it.
+
+    Without the head and the final norm, which such a model does not have.
+    """
+    return {name: file for name, file in table.items() if depth is None or _within(name, depth)}
+
+
+def _within(name: str, depth: int) -> bool:
+    layer = LAYER.search(name)
+    return int(layer[1]) < depth if layer else ABOVE.search(name) is None
+
+
+def header(file: Path) -> dict[str, Entry]:
+    """The tensors of a safetensors file, by name.
+
+    Raises:
+        UserError: the file is cut off or damaged: its header does not describe a file of this size.
+    """
+    size = file.stat().st_size
+    try:
+        with file.open("rb") as handle:
+            (length,) = struct.unpack("<Q", handle.read(8))
+            if not 0 < length <= min(size - 8, LONGEST_HEADER):
+                raise ValueError(f"{size} bytes, too few for its header")
+            table = json.loads(handle.read(length))
+        entries = {n: _entry(e, 8 + length) for n, e in table.items() if n != "__metadata__"}
+        end = max((entry.end for entry in entries.values()), default=8 + length)
+        if end != size:
+            raise ValueError(f"{size} bytes, its header describes {end}")
+    except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+        raise UserError(f"{file}: damaged or cut off ({error}); copy or download it again") from error
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror})") from error
+    return entries
+
+
+def _entry(raw: Any, start: int) -> Entry:
+    begin, end = (start + int(offset) for offset in raw["data_offsets"])
+    entry = Entry(str(raw["dtype"]), tuple(int(n) for n in raw["shape"]), begin, end)
+    count = 1
+    for n in entry.shape:
+        count *= n
+    if begin < start or end < begin or (entry.dtype in SIZES and end - begin != count * SIZES[entry.dtype]):
+        raise ValueError("a tensor's place does not fit its shape")
+    return entry
+
+
+def file_digest(file: Path) -> str:
+    """sha256 of a file's content, remembered for as long as its path, size and time are the same."""
+    stat = file.resolve().stat()
+    what = f"{file.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
+    note = cache_path() / "digests" / hashlib.sha256(what.encode()).hexdigest()
+    if note.is_file() and len(known := note.read_text(encoding="ascii")) == 64:
+        return known
+    with file.open("rb") as handle:
+        digest = hashlib.file_digest(handle, "sha256").hexdigest()
+    with suppress(OSError):  # without a cache it is computed again
+        write_atomic(note, digest)
+    return digest
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises UserError when it is something else."""
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: not readable as JSON ({error}); copy or download it again") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{file}: not a JSON object; copy or download it again")
+    return value

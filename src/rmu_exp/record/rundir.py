@@ -1,0 +1,204 @@
+"""The folder of a run or a judgement, as read by commands that did not write it. Nothing here writes.
+
+What is damaged is told in one line that names the file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from rmu_exp.config.keys import one_line
+from rmu_exp.config.parse import parse, parse_judge
+from rmu_exp.evaluate import statistics
+from rmu_exp.model.delta import Delta
+from rmu_exp.record import results as results_json
+from rmu_exp.settings import Judge, Run
+from rmu_exp.support.errors import UserError
+
+WHO = ("base", "unlearned")
+
+
+@dataclass(frozen=True)
+class TaskAnswers:
+    """One task's answers: the right option of each question, and the ones that base and unlearned chose."""
+
+    target: list[int] = field(default_factory=list)
+    base: list[int] = field(default_factory=list)
+    unlearned: list[int] = field(default_factory=list)
+
+    def correct(self, who: str) -> list[int]:
+        """1 or 0 for each question."""
+        return [int(chosen == right) for chosen, right in zip(getattr(self, who), self.target, strict=True)]
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """A run's folder.
+
+    Attributes:
+        config: the settings in config.yaml.
+        digest: of the settings, as config.yaml says.
+        results: the content of results.json.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    digest: str
+    results: dict[str, Any]
+
+    @property
+    def judged(self) -> bool:
+        """Whether it is a judgement of a model that somebody else unlearned."""
+        return "unlearned" in self.config
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Where its results came from."""
+        return dict(self.results.get("provenance") or {})
+
+    @cached_property
+    def settings(self) -> Run | Judge:
+        """The settings as a checked object.
+
+        Raises:
+            UserError: they are not settings of this version.
+        """
+        try:
+            values = OmegaConf.merge(OmegaConf.structured(Judge if self.judged else Run), self.config)
+            return parse_judge(values) if self.judged else parse(values)  # type: ignore[arg-type]
+        except (UserError, OmegaConfBaseException) as error:
+            told = one_line(error) if isinstance(error, OmegaConfBaseException) else error
+            raise UserError(f"{self.folder / 'config.yaml'}: {told}") from error
+
+    @cached_property
+    def delta(self) -> Delta:
+        """What unlearning changed; of a judgement, of what was judged.
+
+        Raises:
+            UserError: there is none, or it is damaged.
+        """
+        return Delta.load(self.folder / "delta.safetensors")
+
+    @cached_property
+    def answers(self) -> dict[str, TaskAnswers]:
+        """Task to its answers; empty when no questions were asked.
+
+        Raises:
+            UserError: answers.jsonl is damaged.
+        """
+        file, found = self.folder / "answers.jsonl", dict[str, TaskAnswers]()
+        if not file.is_file():
+            return found
+        for number, line in enumerate(lines(file), 1):
+            task, question = line.get("task"), line.get("question")
+            row = [line.get(key) for key in ("target", *WHO)]
+            mine = found.setdefault(str(task), TaskAnswers())
+            if not all(isinstance(v, int) for v in row) or question != len(mine.target):
+                raise UserError(
+                    f"{file}: damaged (line {number} is no answer to question {len(mine.target)} of {task})"
+                )
+            for values, value in zip((mine.target, mine.base, mine.unlearned), row, strict=True):
+                values.append(value)  # type: ignore[arg-type]
+        return found
+
+    def correct(self, name: str, who: str) -> list[int] | None:
+        """1 or 0 for each question of a task or group; None: its answers are not all there."""
+        tasks = self.results.get("qa", {}).get(name, {}).get("tasks", [name])
+        if not all(task in self.answers for task in tasks):
+            return None
+        return [c for task in tasks for c in self.answers[task].correct(who)]
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """metrics.jsonl, a line a step; empty when there is none. Raises UserError when it is damaged."""
+        file = self.folder / "metrics.jsonl"
+        return list(lines(file)) if file.is_file() else []
+
+
+def read(folder: Path) -> RunDir:
+    """A run's folder.
+
+    Raises:
+        UserError: it is none, or its settings or results are missing or damaged.
+    """
+    config, results = folder / "config.yaml", folder / results_json.NAME
+    for file in (config, results):
+        if not file.is_file():
+            raise UserError(f"{folder}: no {file.name} in it; give the folder of a run or a judgement that has results")
+    return of(config, results_json.load(results))
+
+
+def of(config: Path, results: dict[str, Any] | None = None) -> RunDir:
+    """A run's folder by its config.yaml. Raises UserError when that is damaged."""
+    values = settings(config)
+    digest = values.pop("digest", None)
+    values.pop("command", None)
+    return RunDir(config.parent, values, str(digest), results or {})
+
+
+def settings(file: Path) -> dict[str, Any]:
+    """The content of a config.yaml. Raises UserError when it is damaged."""
+    try:
+        values: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        raise UserError(f"{file}: damaged ({reason(error)}); remove it") from error
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise UserError(f"{file}: damaged (no mapping in it); remove it")
+    return values
+
+
+def lines(file: Path) -> Iterator[dict[str, Any]]:
+    """The objects in a file of JSON lines. Raises UserError at the first line that is none."""
+    try:
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+            value = json.loads(line)
+            if not isinstance(value, dict):
+                raise UserError(f"{file}: damaged (line {number} is no object)")
+            yield value
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{file}: damaged ({reason(error)})") from error
+
+
+def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in nested.items():
+        if isinstance(value, Mapping) and value:
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def reason(error: Exception) -> str:
+    """An error of reading a file, in one line."""
+    if isinstance(error, OSError):
+        return error.strerror or type(error).__name__
+    return " ".join((str(error).splitlines() or [""])[0].split()) or type(error).__name__
+
+
+def close(a: float, b: float) -> bool:
+    """Whether two numbers are the same but for the last digits, which another library's version may round otherwise."""
+    return a == b or abs(a - b) <= 1e-9 * max(abs(a), abs(b), 1e-300)
+
+
+def summary_differs(given: dict[str, Any], correct: list[int]) -> str | None:
+    """Where an accuracy with its error and interval is not that of these answers; None: nowhere."""
+    if not correct:
+        return "no answers"
+    made = statistics.summary(correct)
+    for key in ("n", "acc", "stderr"):
+        if not close(given[key], made[key]):
+            return f"{key} {given[key]:g}, the answers give {made[key]:g}"
+    if not all(close(a, b) for a, b in zip(given["ci95"], made["ci95"], strict=True)):
+        return f"ci95 {given['ci95']}, the answers give {made['ci95']}"
+    return None

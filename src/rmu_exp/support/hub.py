@@ -1,0 +1,132 @@
+"""What can go wrong with the model hub, each told in one line that says what to do next.
+
+Its clients raise some twenty kinds of error, often one inside another; :func:`told` finds the one that
+matters. This module knows nothing of what is downloaded.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from rmu_exp.support.errors import RunError, UserError, chain, first_line
+
+PAGE = "https://huggingface.co"
+
+
+@contextmanager
+def asking(repo: str, kind: str, revision: str | None = None) -> Iterator[None]:
+    """Run a block that uses the hub; its errors become one line.
+
+    Args:
+        repo: ``org/name``.
+        kind: ``model`` or ``dataset``.
+
+    Raises:
+        UserError: gated, missing, a wrong token, no such revision, or not in the cache while offline.
+        RunError: the hub cannot be reached, answers with an error, or a download broke off.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Not enough free disk space")  # the error that follows says it
+            yield
+    except (UserError, RunError):
+        raise
+    except Exception as error:
+        line = told(error, repo, kind, revision)
+        if line is None:
+            raise
+        raise line from error
+
+
+def check(repo: str, kind: str, revision: str | None = None) -> None:
+    """One quick request, with no retries: is the hub there, is the repository, may we read it?
+
+    Nothing is asked when the hub is switched off (``HF_HUB_OFFLINE=1``). Raises as :func:`asking`.
+    """
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import EntryNotFoundError
+
+    if constants.HF_HUB_OFFLINE:
+        return
+    name = "README.md" if kind == "dataset" else "config.json"
+    # a file that is not there is as good an answer: the repository is
+    with asking(repo, kind, revision), suppress(EntryNotFoundError):
+        get_hf_file_metadata(hf_hub_url(repo, name, repo_type=kind, revision=revision))
+
+
+def told(error: BaseException, repo: str, kind: str, revision: str | None = None) -> UserError | RunError | None:
+    """The one line for an error of the hub's clients; None when the hub has no part in it."""
+    causes = list(chain(error))
+    lines = [_hub_error(cause, repo, kind, revision) for cause in causes]
+    lines += [_network_error(cause, repo) for cause in causes]
+    return next((line for line in lines if line is not None), None)
+
+
+def _hub_error(error: BaseException, repo: str, kind: str, revision: str | None) -> UserError | RunError | None:
+    from huggingface_hub import errors
+
+    page = f"{PAGE}/{'datasets/' if kind == 'dataset' else ''}{repo}"
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return _switched_off(repo)
+    if isinstance(error, errors.GatedRepoError):
+        return UserError(
+            f"{repo}: a gated {kind}{_refused(error)}; ask for access at {page}, "
+            "then `hf auth login` with a token of that account"
+        )
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return UserError(
+            f"{repo}: no such {kind} on the hub, or a private one; check the name at {PAGE}, "
+            "or `hf auth login` with an account that may read it"
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return UserError(f"{repo}: no revision {revision!r}; those there are: {page}/tree/main")
+    if isinstance(error, errors.HFValidationError):
+        return UserError(f"{repo}: not a name on the hub, allowed is ORG/NAME")
+    if not isinstance(error, errors.HfHubHTTPError) or isinstance(error, errors.EntryNotFoundError):
+        return None
+    status = error.response.status_code
+    if status in (401, 403):
+        return UserError(f"{repo}: the hub refuses the token; `hf auth login` with a valid one, or unset HF_TOKEN")
+    return RunError(f"{repo}: the hub answered {status}; try again in a while")
+
+
+def _switched_off(repo: str) -> UserError:
+    from huggingface_hub import constants
+
+    return UserError(
+        f"{repo}: not in {constants.HF_HOME}, and the hub is switched off (HF_HUB_OFFLINE); "
+        "fetch it where there is a network (python -m rmu_exp fetch) and set HF_HOME to that folder"
+    )
+
+
+def _refused(error: BaseException) -> str:
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return " that the token in use may not read" if status == 403 else ""
+
+
+def _network_error(error: BaseException, repo: str) -> UserError | RunError | None:
+    from huggingface_hub import constants
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    if constants.HF_HUB_OFFLINE and isinstance(error, (ConnectionError, LocalEntryNotFoundError)):
+        return _switched_off(repo)
+    # by name: the clients have used requests, httpx and httpx2 for transport, whose errors share no class
+    names = {kind.__name__ for kind in type(error).__mro__}
+    if not (names & {"TransportError", "ConnectionError", "ProtocolError"}):
+        if isinstance(error, OSError) and str(error).startswith("Consistency check failed"):
+            return _broke_off(error, repo)
+        return None
+    if names & {"RemoteProtocolError", "ReadError", "ReadTimeout"}:
+        return _broke_off(error, repo)
+    return RunError(
+        f"{repo}: the hub cannot be reached ({first_line(error)}); check the network, or fetch the files "
+        "where there is one (python -m rmu_exp fetch), then set HF_HOME to that folder and HF_HUB_OFFLINE=1"
+    )
+
+
+def _broke_off(error: BaseException, repo: str) -> RunError:
+    return RunError(
+        f"{repo}: the connection broke off ({first_line(error)}); nothing partial is kept as whole, run it again"
+    )

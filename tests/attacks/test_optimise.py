@@ -1,0 +1,100 @@
+"""What is learned by gradients and added to a forward pass, against the obvious computation."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rmu_exp.attacks import latent, optimise, soft_prompt
+from rmu_exp.attacks.api import BASE, UNLEARNED
+from rmu_exp.config import attacks
+from rmu_exp.support.errors import UserError
+
+FEW = {"places": ["below", "steered", "above"], "radius": 0.5, "steps": 3, "batch_size": 4, "lr": 0.05, "random": 2}
+
+
+def test_a_vector_is_added_to_every_token_of_one_layer(model, context):
+    ids = torch.tensor([context.scorer.encode(context.items[0].context)])
+    shift = torch.randn(128, generator=torch.Generator().manual_seed(3))
+    plain = _inputs(model, ids)
+    with latent.added(model, 7, shift):
+        seen = _inputs(model, ids)
+    assert torch.equal(seen[7], plain[7])
+    assert torch.allclose(seen[8], plain[8] + shift, atol=1e-6)
+    assert torch.equal(_inputs(model, ids)[8], plain[8])
+
+
+def _inputs(model, ids) -> dict[int, torch.Tensor]:
+    """What layers 7 and 8 are given."""
+    seen: dict[int, torch.Tensor] = {}
+    handles = [
+        model.model.layers[i].register_forward_pre_hook(lambda _m, args, i=i: seen.update({i: args[0].clone()}))
+        for i in (7, 8)
+    ]
+    model(input_ids=ids)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+def test_learning_is_adam_inside_the_ball(model, context):
+    """Two steps by hand: the first is the learning rate's length in every coordinate, then the ball cuts."""
+    items = context.items[:2]
+    target = torch.tensor([item.answer for item in items])
+    weight = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+    mine, hand = torch.zeros(5), torch.zeros(5, requires_grad=True)
+    losses = optimise.learn(mine, lambda batch: (mine @ weight).expand(len(batch), 4), items, 2, 2, 0.1, _draws(), 0.15)
+    optimizer = torch.optim.Adam([hand], lr=0.1)
+    for step, picked in enumerate([torch.randperm(2, generator=g) for g in [_draws()] for _ in range(2)]):
+        loss = torch.nn.functional.cross_entropy((hand @ weight).expand(2, 4), target[picked])
+        assert losses[step] == (step + 1, pytest.approx(loss.item(), abs=1e-6))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            hand *= min(1.0, 0.15 / hand.norm().item())
+    assert torch.allclose(mine, hand.detach(), atol=1e-6)
+    assert mine.norm() == pytest.approx(0.15, abs=1e-6)
+
+
+def _draws() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def test_answers_are_those_of_asking_one_by_one(model, context):
+    """Padding and batches change no answer, with vectors in front and without."""
+    soft = soft_prompt.initial(model, context, 3)
+    items = context.items[:8]
+    together = optimise.answers(context, lambda batch: soft_prompt.behind(model, context, soft, batch), items, 3)
+    for item, right in zip(items, together, strict=True):
+        ids = torch.tensor([context.scorer.encode(item.context)])
+        embedded = torch.cat([soft[None], model.get_input_embeddings()(ids)], dim=1)
+        logits = model(inputs_embeds=embedded).logits[0, -1]
+        chosen = int(logits[context.scorer.letters(item)].argmax())
+        assert int(chosen == item.answer) == right
+
+
+def test_the_attack_stays_in_its_ball_and_leaves_the_model_alone(context):
+    settings = attacks.settings("latent", FEW)
+    assert latent.layers(context, settings) == [4, 7, 8]
+    with context.model(UNLEARNED) as model:
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+    found = latent.run(context, settings)
+    with context.model(UNLEARNED) as model:
+        assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+        assert not any(weight.grad is not None for weight in model.parameters())
+    _, score = context.halves
+    assert len(found.before) == len(found.after) == len(score)
+    assert len(found.control["random"]) == 2 * len(score)
+    assert found.control[BASE] == found.control["oracle"]  # here they are one model
+    assert all(0 < row["length"] <= 0.5 + 1e-6 for row in found.more["layers"])
+
+
+def test_below_the_first_layer_there_is_none(context):
+    context.layer, context.span = 0, [0]
+    assert latent.layers(context, attacks.settings("latent", FEW)) == [0, 1]
+
+
+def test_a_place_that_is_none_is_refused():
+    with pytest.raises(UserError, match=r"attacks\.latent\.places: got 'beside', allowed is below, steered, above"):
+        attacks.settings("latent", FEW | {"places": ["beside"]})

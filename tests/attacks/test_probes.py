@@ -1,0 +1,66 @@
+"""Probes: what they read is what the model computes, and they find what is there and nothing else."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from rmu_exp.attacks import lens, probe
+from rmu_exp.evaluate import questions
+from rmu_exp.evaluate.questions import Question
+from rmu_exp.evaluate.scoring import Scorer
+from rmu_exp.model import hooks
+from rmu_exp.model.checkpoint import locate
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return locate("lore").open(None, torch.float32, CPU)
+
+
+@pytest.fixture(scope="module")
+def scorer():
+    return Scorer(locate("lore").tokenizer(), CPU)
+
+
+@pytest.fixture(scope="module")
+def asked():
+    return questions.needed(["lore_forget"], ["hexes", "wards"], 8)
+
+
+def test_recorded_is_what_transformers_gives(model, scorer, asked):
+    texts = [item.context for item in asked] + ["The hour", "The hour of dawn is dusk"]
+    rows = [scorer.encode(text) for text in texts]
+    scorer.budget = 120  # several batches, rows of several lengths
+    seen = hooks.at_last(model, scorer, rows, hooks.PLACES)
+    scorer.budget = 1024
+    for n, row in enumerate(rows):
+        hidden = model(input_ids=torch.tensor([row]), output_hidden_states=True).hidden_states
+        for layer in range(11):
+            assert torch.allclose(seen["block"][layer, n], hidden[layer + 1][0, -1], atol=1e-4)
+    assert torch.allclose(seen["middle"] + seen["mlp"], seen["block"], atol=1e-4)
+    assert torch.allclose(seen["block"][:-1] + seen["attention"][1:], seen["middle"][1:], atol=1e-4)
+
+
+def test_the_lens_at_the_last_block_is_the_model(model, scorer, asked):
+    h_LND = hooks.at_last(model, scorer, [scorer.encode(item.context) for item in asked])["block"]
+    letters = torch.tensor([scorer.letters(item) for item in asked])
+    assert lens.read(model, h_LND[-1], letters).tolist() == scorer.chosen(model, asked)
+
+
+def test_the_probe_finds_what_is_planted_and_nothing_in_noise():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, 200)
+    people = [Question("t", "t", f"fact {i // 2}", "", ("A", "B", "C", "D"), int(y)) for i, y in enumerate(labels)]
+    noise = rng.normal(size=(200, 16))
+    planted = noise + 5 * np.eye(16)[labels]
+    settings = probe.Settings([1e-2, 1.0], 3, 100)
+    found, validated = probe._fit(planted[:100], labels[:100], people[:100], settings)
+    assert (found.predict(planted[100:]) == labels[100:]).mean() > 0.9
+    assert validated > 0.8
+    nothing, validated = probe._fit(noise[:100], labels[:100], people[:100], settings)
+    assert (nothing.predict(noise[100:]) == labels[100:]).mean() < 0.42
+    assert validated < 0.45

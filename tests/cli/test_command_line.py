@@ -1,0 +1,180 @@
+"""The real command line: what it refuses, what it explains."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def train(*words: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *words],
+        cwd=cwd,
+        env=os.environ | {"RMU_EXP_CACHE": str(cwd / ".cache")} | env,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["layer=99"], ["layer", "99", "0 to 11"]),
+        (["layer=-1"], ["layer", "-1", "0 or more"]),
+        (["layer=x"], ["layer", "'x'", "whole number"]),
+        (["steer=abc"], ["steer", "'abc'", "number"]),
+        (["steer=-2"], ["steer", "-2", "number"]),
+        (["stear=6.5"], ["stear", "did you mean steer"]),
+        (["model=nope"], ["model", "'nope'", "lore"]),
+        (["alpha=[1,2,3]"], ["alpha", "3 values", "hexes, wards"]),
+        (["seed=x"], ["seed", "'x'", "whole number"]),
+        (["+foo=1"], ["foo", "no such key"]),
+        (["layers.parameters=[[]]"], ["layers.parameters", "got [[]]", "[a,b]"]),
+        (["data.topics=[x,x]"], ["data.topics", "x is there twice"]),
+        (["seed=99999999999999999999"], ["seed", "0 to 4294967295"]),
+        (["attacks=[probe]", "attacks.probe.folds=1"], ["attacks.probe.folds", "2 or more"]),
+        (["attacks=[ablation]", "attacks.ablation.layers=top"], ["attacks.ablation.layers: allowed is a list"]),
+        (["train=${layer}"], ["train", "got 7", "a group of keys"]),
+        (["data.topics=${layer}"], ["data.topics", "got 7", "[a,b]"]),
+        (["layer=3,5"], ["layer", "-m"]),
+        (["-m", "layer=3,5,99x"], ["layer", "'99x'"]),
+        (["train.lr=0"], ["train.lr", "> 0"]),
+        (["eval.limit=0"], ["eval.limit", "1 or more"]),
+        (["eval.tasks=[no_such_task]"], ["eval.tasks", "no_such_task"]),
+        (["data=local"], ["data.forget"]),
+        (["data.forget=[lore:dragons]"], ["data.topics"]),
+        (["model=local", "layer=1", "steer=1", "alpha=1"], ["model.path"]),
+        (["model=local", "model.path=nowhere", "layer=1", "steer=1", "alpha=1"], ["nowhere"]),
+        (["layers.parameters=[mlp.nope]"], ["layers.parameters", "mlp.nope", "mlp.down_proj.weight"]),
+        (["layers.param_ids=[77]"], ["layers.param_ids", "77"]),
+        (["train.schedule=step"], ["train.schedule", "'step'", "constant, linear"]),
+        (["method.faithful=true"], ["train.schedule", "constant"]),
+        (["data.forget=[lore:dragons,lore:wards]"], ["lore:dragons", "hexes, wards"]),
+        (["data.forget=[nowhere.jsonl,lore:wards]"], ["nowhere.jsonl"]),
+        (["eval.perplexity=nowhere.txt"], ["nowhere.txt"]),
+        (["eval.backend=vllm"], ["eval.backend", "export=true"]),
+        (["steer=["], ["command line"]),
+        (["model.device=warp"], ["model.device", "warp"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) and "=" in value[0] else "",
+)
+def test_wrong_input_is_one_line_and_leaves_nothing(words, named, tmp_path):
+    done = train(*words, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    for word in named:
+        assert word in done.stderr
+    assert done.stdout == ""
+    assert [p for p in tmp_path.iterdir() if p.name != ".cache"] == []
+
+
+def test_output_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    done = train("output=file/run", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("rmu_exp: output: cannot write to file/run")
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_help_names_every_group_choice_and_key(tmp_path):
+    done = train("--help", cwd=tmp_path)
+    assert done.returncode == 0
+    for file in (ROOT / "conf").rglob("*.yaml"):
+        if file.parent != ROOT / "conf":
+            assert f"{file.parent.relative_to(ROOT / 'conf')}={file.stem}" in done.stdout
+    for key in ("layer", "steer", "alpha", "seed", "export", "output", ".lr", ".faithful", ".param_ids"):
+        assert f" {key} " in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 160
+
+
+def test_help_imports_nothing_heavy(tmp_path):
+    code = (
+        "import runpy, sys\n"
+        f"sys.argv = ['train.py', '--help']\n"
+        "try:\n"
+        f"    runpy.run_path({str(ROOT / 'train.py')!r}, run_name='__main__')\n"
+        "except SystemExit:\n"
+        "    pass\n"
+        "heavy = {'torch', 'transformers', 'lm_eval', 'wandb', 'datasets', 'matplotlib', 'scipy'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_cfg_job_shows_the_composed_run(tmp_path):
+    done = train("layer=5", "steer=2", "--cfg", "job", "--resolve", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "layer: 5" in done.stdout
+    assert "steer: 2" in done.stdout
+    assert "faithful: false" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_shell_completion(tmp_path):
+    done = train("-sc", "query=bash", cwd=tmp_path, COMP_LINE="train.py tracking=", COMP_POINT="18")
+    assert set(done.stdout.split()) == {"tracking=off", "tracking=wandb"}
+
+
+LOCAL = ["model=local", "data=local", "data.forget=[a.txt]", "data.retain=[a.txt]", "layer=2", "steer=1", "alpha=1"]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from families import make_checkpoint
+
+    return make_checkpoint("mistral", tmp_path_factory.mktemp("base"), shard="12KB")
+
+
+def _cut(folder: Path) -> None:
+    file = sorted(folder.glob("*.safetensors"))[-1]
+    file.write_bytes(file.read_bytes()[:-7])
+
+
+def _no_eos(folder: Path) -> None:
+    from families import save_tokenizer
+
+    save_tokenizer(folder, unk_token="<unk>", pad_token="w5")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words", "named"),
+    [
+        (_cut, [], ["damaged or cut off", "download it again"]),
+        (None, ["layer=4"], ["layer: got 4", "0 to 3"]),
+        (None, ["train.batch_size=9"], ["train.batch_size: got 9", "a.txt has only 8 usable texts"]),
+        (None, ["train.batch_size=9", "method.faithful=true"], ["train.batch_size: got 9", "a.txt"]),
+        (_no_eos, ["method.faithful=true"], ["method.faithful", "eos token"]),
+        (None, ["data.retain=[gone.jsonl]"], ["gone.jsonl: no such file"]),
+    ],
+)
+def test_a_checkpoint_or_corpus_that_cannot_be_used_leaves_nothing(spoil, words, named, base, tmp_path) -> None:
+    import shutil
+
+    (tmp_path / "a.txt").write_text("w1 w2\n\n" * 8)
+    folder = Path(shutil.copytree(base, tmp_path / "base"))
+    if spoil:
+        spoil(folder)
+    done = train(*LOCAL, "model.path=base", "eval=none", "tracking=off", "output=out/deep", *words, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("rmu_exp: ")
+    assert all(word in line for word in named)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_hub_that_cannot_be_reached_is_status_1_and_leaves_nothing(tmp_path) -> None:
+    words = ["model=hf", "model.name=org/model", *LOCAL[1:], "tracking=off", "eval=none", "output=out/deep"]
+    done = train(*words, cwd=tmp_path, HF_ENDPOINT="http://127.0.0.1:9", HF_HOME=str(tmp_path / "home"))
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    assert "org/model: the hub cannot be reached" in line
+    assert not (tmp_path / "out").exists()

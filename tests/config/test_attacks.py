@@ -1,0 +1,132 @@
+"""Choosing attacks: what is refused, and that a new one is a module and a YAML and nothing else."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+import rmu_exp.attacks
+from rmu_exp.attacks import runner
+from rmu_exp.config import attacks, compose, reference
+from rmu_exp.support.errors import UserError
+
+CONF = Path(__file__).parent.parent.parent / "conf"
+
+MODULE = """
+from dataclasses import dataclass
+from rmu_exp.attacks.api import Finding
+
+@dataclass
+class Settings:
+    \"\"\"Counts.\"\"\"
+    steps: int
+    \"\"\"How far it counts.\"\"\"
+
+def run(context, settings):
+    return Finding([0, 0], [1] * settings.steps, {"oracle": [0, 1]}, {"steps": settings.steps})
+"""
+
+
+@pytest.fixture
+def conf(tmp_path, monkeypatch):
+    """The configuration with an attack more: ``counting``."""
+    folder, modules = tmp_path / "conf", tmp_path / "modules"
+    shutil.copytree(CONF, folder)
+    (folder / "attacks" / "counting.yaml").write_text("# Counts to a number that you choose.\ncounting:\n  steps: 2\n")
+    modules.mkdir()
+    (modules / "counting.py").write_text(MODULE)
+    monkeypatch.setattr(rmu_exp.attacks, "__path__", [*rmu_exp.attacks.__path__, str(modules)])
+    return folder
+
+
+def test_a_new_attack_is_a_module_and_a_yaml(conf, monkeypatch, context):
+    compose.offer_all(conf)
+    (run,) = compose.composed(["attacks=[counting]", "attacks.counting.steps=3"], conf)
+    assert run.attacks == {"counting": {"steps": 3}}
+    (run,) = compose.composed(["attacks=all"], conf)
+    assert set(run.attacks) == {file.stem for file in (CONF / "attacks").glob("*.yaml")} | {"counting"}
+    page = reference.page(conf)
+    assert "attacks=counting" in page
+    assert "How far it counts." in page
+    with pytest.raises(UserError, match=r"attacks.counting.steps: got 0"):
+        compose.composed(["attacks=[counting]", "attacks.counting.steps=0"], conf)
+    ((name, found),) = runner.carry_out(context, {"counting": {"steps": 2}})
+    assert name == "counting"
+    assert found["attacks"]["counting"]["forget_acc"] == {"before": 0, "after": 1}
+    assert found["attacks"]["counting"]["control"]["oracle"]["acc"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["attacks=[nope]"], "got 'nope', allowed is .*probe"),
+        (["attacks=nope"], "got 'nope'"),
+        (["attacks=[probe]", "attacks.probe.folds=0"], "attacks.probe.folds: got 0"),
+        (["attacks=[probe]", "attacks.probe.strengths=[]"], "empty list"),
+        (["attacks=[probe]", "attacks.probe.foldz=1"], "did you mean attacks.probe.folds"),
+        (["attacks=[probe]", "+attacks.probe.foldz=1"], "did you mean attacks.probe.folds"),
+        (["attacks=[probe]", "attacks.probe.folds=x"], "attacks.probe.folds: got 'x', allowed is a whole number"),
+        (["attacks.probe.folds=2"], "'probe' is not chosen"),
+        (["attacks=[relearn]", "attacks.relearn.how=much"], "allowed is lora, full"),
+        (["attacks=[quantise]", "attacks.quantise.bits=[4,-1]"], "attacks.quantise.bits: got -1"),
+    ],
+    ids=lambda v: " ".join(v) if isinstance(v, list) else "",
+)
+def test_wrong_choices_are_one_line(words, named):
+    compose.offer_all(CONF)
+    with pytest.raises(UserError, match=named) as told:
+        compose.composed(words, CONF)
+    assert len(str(told.value).splitlines()) == 1
+
+
+def test_every_yaml_has_its_module_and_every_key_its_sentence():
+    import yaml
+
+    for name in attacks.names(CONF):
+        given = yaml.safe_load((CONF / "attacks" / f"{name}.yaml").read_text())
+        assert list(given) == [name]
+        assert set(given[name]) == set(attacks.sentences(name)), name
+        attacks.settings(name, given[name])
+
+
+def test_attacks_do_not_change_what_a_run_is():
+    compose.offer_all(CONF)
+    (plain,), (attacked,) = compose.composed([], CONF), compose.composed(["attacks=all", "model.oracle=x/y"], CONF)
+    assert plain.digest == attacked.digest
+
+
+def test_an_attack_that_fails_leaves_the_others(context, monkeypatch):
+    from rmu_exp.attacks import quantise
+
+    def fail(*_):
+        raise ValueError("no luck")
+
+    monkeypatch.setattr(attacks.module("prune"), "run", fail)
+    chosen = {
+        "prune": {"forget": [0.1], "retain": [0.1], "texts": 1, "max_length": 9},
+        "quantise": {"bits": [8], "group": 64},
+    }
+    results: dict = {}
+    for _, found in runner.carry_out(context, chosen, "these"):
+        runner.merge(results, found)
+    assert results["attacks"]["prune"]["error"] == "ValueError: no luck"
+    assert "forget_acc" in results["attacks"]["quantise"]
+    assert quantise.Settings([8], 64)
+    assert list(runner.missing(chosen, results, "these")) == ["prune"]
+    assert runner.missing(chosen, results, "others") == chosen  # another model, other texts or questions
+    other = {"quantise": {"bits": [4], "group": 64}}
+    assert runner.missing(other, results, "these") == other
+
+
+def test_worst_case_has_an_interval_for_the_largest_of_all():
+    from rmu_exp.evaluate import statistics
+
+    entry = {"forget_acc": {"before": 0.2, "after": 0.5}, "n": 100}
+    better = {"forget_acc": {"before": 0.2, "after": 0.7}, "n": 100}
+    found = runner.worst({"attacks": {"a": entry, "b": better, "c": {"error": "x"}}})
+    assert (found["attack"], found["acc"], found["attacks"]) == ("b", 0.7, 2)
+    assert found["interval"] == statistics.wilson(70, 100, 0.975)
+    assert found["interval"][1] - found["interval"][0] > statistics.wilson(70, 100)[1] - statistics.wilson(70, 100)[0]
+    assert runner.worst({"attacks": {"c": {"error": "x"}}}) is None

@@ -1,0 +1,173 @@
+"""What is kept belongs to the very models, texts and questions that it was made from; anything else is not taken up."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import a_run
+import pytest
+import tiny
+from safetensors.torch import load_file, save_file
+
+from rmu_exp.config import compose
+from rmu_exp.evaluate import base_answers
+from rmu_exp.evaluate.harness import Answers
+from rmu_exp.model.checkpoint import locate
+from rmu_exp.pipeline import judgement
+from rmu_exp.pipeline import run as pipeline
+from rmu_exp.pipeline.attack import Attacking
+from rmu_exp.pipeline.evaluate import Judging
+from rmu_exp.pipeline.job import Job
+from rmu_exp.support.errors import UserError
+
+
+@pytest.fixture
+def place(tiny_run, tmp_path, monkeypatch) -> Path:
+    """A copy of a finished run, its model and its texts, to change things in."""
+    monkeypatch.setenv("RMU_EXP_CACHE", str(tmp_path / "cache"))
+    for name in ("model", "run"):
+        shutil.copytree(tiny_run.parent / name, tmp_path / name)
+    for name in ("forget.txt", "retain.txt"):
+        shutil.copy(tiny_run.parent / name, tmp_path / name)
+    config = (tmp_path / "run/config.yaml").read_text()
+    (tmp_path / "run/config.yaml").write_text(config.replace(str(tiny_run.parent), str(tmp_path)))
+    return tmp_path
+
+
+def job_in(place: Path, *words: str) -> Job:
+    (run,) = compose.composed([*a_run.words(place), *words, f"output={place / 'new'}"], a_run.CONF)
+    return Job(run, place / "new")
+
+
+def change_weights(folder: Path) -> None:
+    """One number, in a matrix that every run reads."""
+    weights = load_file(folder / "model.safetensors")
+    name = "model.layers.0.mlp.down_proj.weight"
+    save_file(weights | {name: weights[name] * 1.5}, folder / "model.safetensors", {"format": "pt"})
+
+
+def change_json(file: Path, **values: object) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+def test_a_checkpoint_is_its_weights_its_configuration_and_its_tokenizer(place):
+    known = {locate(None, str(place / "model")).identity()}
+    for change in (
+        lambda: change_weights(place / "model"),
+        lambda: change_json(place / "model/config.json", rms_norm_eps=0.1),
+        lambda: change_json(place / "model/tokenizer_config.json", unk_token="</s>"),
+        lambda: (place / "model/modeling_own.py").write_text("x = 1\n"),
+    ):
+        change()
+        known.add(locate(None, str(place / "model")).identity())
+    assert len(known) == 5
+    (place / "model/README.md").write_text("another text")
+    assert locate(None, str(place / "model")).identity() in known
+
+
+def test_kept_parts_belong_to_the_model_and_the_texts(place):
+    def mark() -> str:
+        job = job_in(place)
+        return job.mark(job.text_digests)
+
+    marks = {mark()}
+    (place / "forget.txt").write_text("\n".join(tiny.texts(30, 9)))
+    marks.add(mark())
+    change_json(place / "model/config.json", rms_norm_eps=0.1)
+    marks.add(mark())
+    assert len(marks) == 3
+
+
+def test_the_base_is_asked_again_when_its_tokenizer_or_the_questions_are_others(place, monkeypatch):
+    job, asked = job_in(place), []
+
+    def ask(_folder: Path) -> Answers:
+        asked.append(1)
+        return Answers({}, {}, {}, {}, {"a task": "these questions"})
+
+    def judged(**how: bool) -> Answers:
+        checkpoint = locate(None, str(place / "model"))
+        return base_answers.judged(checkpoint, job.run.eval, job.dtype, job.device, ask, **how)
+
+    judged()
+    judged()
+    assert len(asked) == 1
+    change_json(place / "model/tokenizer_config.json", unk_token="</s>")
+    judged()
+    assert len(asked) == 2
+    judged(anew=True)
+    assert len(asked) == 3
+
+
+def test_answers_to_other_questions_are_not_compared(place, monkeypatch):
+    """The cache has answers of the base to questions of another version of the data."""
+    job = job_in(place)
+    pipeline.execute(job.run, place / "new")
+    (kept,) = (place / "cache/base").glob("*.json")
+    found = json.loads(kept.read_text())
+    right = json.loads((place / "new/results.json").read_text())["qa"]
+    task = next(iter(found["chosen"]))
+    found["hashes"][task] = "of other questions"
+    found["chosen"][task] = [3 - c for c in found["chosen"][task]]
+    kept.write_text(json.dumps(found))
+    shutil.rmtree(place / "new")
+    pipeline.execute(job_in(place).run, place / "new")
+    assert json.loads((place / "new/results.json").read_text())["qa"] == right
+    assert "of other questions" not in kept.read_text()
+
+
+def test_a_finished_run_does_not_go_on_upon_another_base(place):
+    (run,) = compose.composed([*a_run.words(place), "attacks=[norms,lens]", f"output={place / 'run'}"], a_run.CONF)
+    change_weights(place / "model")
+    job = Job(run, place / "run")
+    job.results = json.loads((place / "run/results.json").read_text())
+    with pytest.raises(UserError, match=r"this Delta was made for .*, not for"):
+        job.check()
+
+
+def test_attacks_belong_to_what_was_attacked_and_asked(place):
+    def of(*words: str) -> str:
+        job = job_in(place, "attacks=[norms]", *words)
+        job.folder = place / "run"
+        return Attacking(job).of
+
+    tiny.mistral(place / "oracle", layers=4, seed=5)
+    found = [of(), of(f"model.oracle={place / 'oracle'}"), of("data.forget_tasks=[lore_general]"), of("eval.limit=5")]
+    assert len(set(found)) == 4
+    assert of() == found[0]
+    (place / "retain.txt").write_text("\n".join(tiny.texts(30, 9)))
+    assert of() not in found
+
+
+def judgement_of(place: Path, *words: str) -> judgement.Judgement:
+    given = [*words, "eval.tasks=[lore_forget]", "eval.limit=4", "model.oracle=null", "tracking=off"]
+    (judge,) = compose.composed([*given, f"output={place / 'judged'}"], a_run.CONF, name="judge")
+    return judgement.Judgement(judge, place / "judged")
+
+
+def test_a_run_is_judged_on_the_base_that_it_changed(place):
+    change_weights(place / "model")
+    job = judgement_of(place, f"unlearned={place / 'run'}")
+    with pytest.raises(UserError, match=r"unlearned: .*this Delta was made for"):
+        pipeline.preflight(job, [judgement.Describing(job), Judging(job)])
+
+
+def test_a_judgement_does_not_go_on_with_another_model(place):
+    shutil.copytree(place / "model", place / "other")
+    change_weights(place / "other")
+    words = (
+        f"base={place / 'model'}",
+        f"unlearned={place / 'other'}",
+        "data=local",
+        f"data.forget=[{place}/forget.txt]",
+    )
+    words += (f"data.retain=[{place}/retain.txt]", "data.forget_tasks=[lore_forget]")
+    judgement.execute(judgement_of(place, *words).run, place / "judged")
+    before = (place / "judged/results.json").read_bytes()
+    change_weights(place / "other")
+    job = judgement_of(place, *words)
+    with pytest.raises(UserError, match="judged other weights than are there now"):
+        pipeline.preflight(job, judgement.stages(job))
+    assert (place / "judged/results.json").read_bytes() == before

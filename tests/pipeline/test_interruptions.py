@@ -1,0 +1,200 @@
+"""A run that is killed, stopped or started twice: nothing is lost, and the end is the one of an undisturbed run."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rmu_exp.cli import entry
+from rmu_exp.settings import Run
+from rmu_exp.support.signals import Stopped
+
+ROOT = Path(__file__).parents[2]
+SMALL = [
+    "layer=7",
+    "steer=6.5",
+    "tracking=off",
+    "model.threads=1",
+    "train.max_batches=30",
+    "train.save_every=0",
+    "eval.limit=8",
+    "eval.perplexity=lore:herbs",
+    "attacks=[relearn,quantise]",
+    "attacks.relearn.samples=[4]",
+    "attacks.relearn.steps=4",
+    "attacks.quantise.bits=[4]",
+]
+ASIDE = ("seconds", "seconds_saving", "seconds_per_step", "peak_memory_bytes", "command", "save_every")
+
+
+def start(folder: Path, *words: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "train.py", *(words or (*SMALL, f"output={folder}"))]
+    quiet = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, cwd=ROOT, env=quiet, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    )
+
+
+def resume(folder: Path) -> subprocess.Popen[str]:
+    """As a user would: by resume=, or by the same command where nothing had been written yet."""
+    return start(folder, f"resume={folder}") if (folder / "config.yaml").is_file() else start(folder)
+
+
+def finish(process: subprocess.Popen[str]) -> None:
+    out, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, out + errors
+
+
+def timeless(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: timeless(v) for k, v in value.items() if k not in ASIDE}
+    return [timeless(v) for v in value] if isinstance(value, list) else value
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    """Everything a run leaves that is neither a timing nor how it was started."""
+    results = json.dumps(timeless(json.loads((folder / "results.json").read_text()))).replace(str(folder), "")
+    metrics = [timeless(json.loads(line)) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    kept = {"results": results, "metrics": metrics, "answers": (folder / "answers.jsonl").read_bytes()}
+    return kept | {"delta": (folder / "delta.safetensors").read_bytes()}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """A cache of this module's own, so that the base is asked anew under interruption as well."""
+    before = os.environ.get("RMU_EXP_CACHE")
+    os.environ["RMU_EXP_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    yield Path(os.environ["RMU_EXP_CACHE"])
+    os.environ.pop("RMU_EXP_CACHE") if before is None else os.environ.update(RMU_EXP_CACHE=before)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cache, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    began = time.monotonic()
+    finish(start(folder))
+    return outcome(folder), time.monotonic() - began
+
+
+def wait_for(file: Path, process: subprocess.Popen[str], least: int = 1) -> None:
+    """Until a file has some bytes in it."""
+    deadline = time.monotonic() + 120
+    while not (file.is_file() and file.stat().st_size >= least):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_killed_in_each_stage(undisturbed, cache, tmp_path):
+    """SIGKILL while training and inside of an attack."""
+    folder = tmp_path / "run"
+    for file in cache.glob("base/*"):
+        file.unlink()
+    for name in ("training.safetensors", "attack-relearn.jsonl"):
+        process = resume(folder)
+        wait_for(folder / "state" / name, process)
+        process.kill()
+        process.communicate()
+    assert "relearn" not in json.loads((folder / "results.json").read_text()).get("attacks", {})
+    finish(resume(folder))
+    assert outcome(folder) == undisturbed[0]
+    assert not (folder / "state").exists()
+    log = (folder / "run.log").read_text()
+    assert "going on behind step" in log
+
+
+def refuse_second(folder: Path) -> None:
+    """A run into a folder that another one is at."""
+    second = start(folder)
+    out, errors = second.communicate(timeout=60)
+    assert second.returncode == 2, out
+    assert len(errors.splitlines()) == 1
+    assert "another process is at" in errors
+
+
+@pytest.mark.parametrize(
+    ("number", "sign"), [(signal.SIGTERM, "metrics.jsonl"), (signal.SIGINT, "state/questions-unlearned.jsonl")]
+)
+def test_a_stop_that_is_asked_for(undisturbed, tmp_path, number, sign):
+    """What is done is kept, one line says how to go on, and the end is that of an undisturbed run."""
+    folder = tmp_path / "run"
+    words = [*SMALL, "train.save_every=null", f"output={folder}"]
+    process = start(folder, *words)
+    wait_for(folder / "metrics.jsonl", process)
+    if number == signal.SIGTERM:
+        refuse_second(folder)
+    wait_for(folder / sign, process)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert errors.splitlines()[-1].endswith(f"resume={folder} goes on")
+    assert "Traceback" not in errors
+    assert (folder / "state").is_dir()
+    finish(resume(folder))
+    assert outcome(folder) == undisturbed[0]
+
+
+def test_a_stop_before_there_is_anything_to_go_on_with(tmp_path, capsys):
+    """``resume=`` would find nothing there."""
+
+    def asked() -> Run:
+        raise Stopped
+
+    folder = tmp_path / "run"
+    folder.mkdir()
+    assert entry.carry_out(asked, folder) == 1
+    assert capsys.readouterr().err == "rmu_exp: stopped before anything was done; the same command starts it\n"
+    folder.mkdir()  # it had been left empty, and so was taken back
+    (folder / "config.yaml").touch()
+    assert entry.carry_out(asked, folder) == 1
+    assert capsys.readouterr().err.endswith(f"resume={folder} goes on\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["resume=nowhere"], "no run's folder"),
+        (["resume=nowhere", "layer=3"], "goes alone"),
+    ],
+)
+def test_resume_is_refused_in_one_line(tmp_path, words, told):
+    process = start(tmp_path, *words)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert len(errors.splitlines()) == 1
+    assert told in errors
+
+
+@pytest.mark.slow
+def test_killed_fifty_times_at_random(undisturbed, cache, tmp_path):
+    """SIGKILL at 50 random moments, resumed each time; every run that comes to its end is the undisturbed one."""
+    expected, seconds = undisturbed
+    chance, kills, ends = random.Random(0), 0, 0
+    while kills < 50:
+        folder = tmp_path / f"run{ends}"
+        for file in cache.glob("base/*"):
+            file.unlink()
+        began = time.monotonic()
+        while kills < 50:
+            process = resume(folder)
+            try:
+                process.communicate(timeout=chance.uniform(0, seconds))
+                seconds = min(seconds, time.monotonic() - began)  # kills are to hit runs, not their ends
+                break
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.communicate()
+                kills += 1
+        finish(resume(folder))
+        ends += 1
+        assert outcome(folder) == expected, f"after {kills} kills"
+        print(f"{kills} kills, {ends} runs", flush=True)

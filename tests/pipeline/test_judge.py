@@ -1,0 +1,147 @@
+"""The real command line of judge.py: what it refuses, and what it writes for two checkpoints and for a run's folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+from safetensors.torch import load_file, save_file
+
+from rmu_exp.config import compose, reference
+from rmu_exp.pipeline import judgement, run
+from rmu_exp.support.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+LORE = ROOT / "src/rmu_exp/worlds/lore/weights"
+
+
+def judge(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "judge.py"), *words],
+        cwd=cwd,
+        env=os.environ | {"RMU_EXP_CACHE": str(cwd / ".cache")},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory) -> Path:
+    """Lore's model with noise in the matrices that RMU trains."""
+    import torch
+
+    folder = tmp_path_factory.mktemp("broken") / "model"
+    shutil.copytree(LORE, folder)
+    tensors = load_file(folder / "model.safetensors")
+    for layer in (5, 6, 7):
+        name = f"model.layers.{layer}.mlp.down_proj.weight"
+        tensors[name] = tensors[name] + 0.2 * torch.randn(
+            tensors[name].shape, generator=torch.Generator().manual_seed(layer)
+        )
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+@pytest.fixture
+def there(tmp_path, monkeypatch) -> Path:
+    """A working folder with what the wrong inputs name."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RMU_EXP_CACHE", str(tmp_path / ".cache"))
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "config.yaml").write_text("seed: 0\n")
+    tiny.mistral(tmp_path / "tiny")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ([], ["unlearned: not given"]),
+        (["unlearned=nowhere"], ["unlearned", "'nowhere'", "ORG/NAME"]),
+        (["unlearned=empty"], ["empty", "config.json"]),
+        (["unlearned=tiny", "attacks=[lens]"], ["unlearned", "does not match lore", "hidden_size"]),
+        (["unlearned=half"], ["run without a model"]),
+        ([f"unlearned={LORE}"], ["same weights"]),
+        ([f"unlearned={LORE}", "attacks=[nope]"], ["attacks", "'nope'", "probe"]),
+        ([f"unlearned={LORE}", "attacks=[lens]", "attacks.lens.places=[]"], ["attacks.lens.places", "empty"]),
+        ([f"unlearned={LORE}", "eval=none"], ["attacks", "nothing to do"]),
+        ([f"unlearned={LORE}", "layer=3"], ["layer", "no such key"]),
+        ([f"unlearned={LORE}", "attacks=[lens]", "data.forget_tasks=[]"], ["data.forget_tasks", "not given"]),
+        ([f"unlearned={LORE}", "attacks=[lens]", "data.forget_tasks=[lore_open_forget]"], ["forget_tasks", "letters"]),
+        ([f"unlearned={LORE}", "attacks=[lens]", "model.oracle=tiny"], ["model.oracle", "does not match"]),
+    ],
+    ids=lambda v: " ".join(w.replace(str(LORE), "lore") for w in v) if isinstance(v, list) else "",
+)
+def test_wrong_input_is_told_in_one_line(words, named, there):
+    with pytest.raises(UserError) as told:
+        prepare([*words, "output=out"])
+    assert len(str(told.value).splitlines()) == 1
+    for word in named:
+        assert word in str(told.value)
+    assert not Path("out").exists()
+
+
+def prepare(words: list[str]) -> None:
+    """What judge.py does before it writes anything."""
+    (composed,) = compose.composed(words, ROOT / "conf", name="judge")
+    job = judgement.Judgement(composed, Path("out"))
+    run.preflight(job, judgement.stages(job))
+
+
+def test_a_sweep_of_judgements_is_refused(tmp_path):
+    done = judge("-m", f"unlearned={LORE}", "seed=0,1", "output=out", cwd=tmp_path)
+    assert done.returncode == 2
+    assert (
+        done.stderr
+        == "rmu_exp: -m: judge.py judges one model at a time; use a loop, each with an output=DIR of its own\n"
+    )
+
+
+def test_the_program_ends_with_status_2_and_leaves_nothing(tmp_path):
+    done = judge("unlearned=nowhere", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("rmu_exp: unlearned: got 'nowhere'")
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert [p.name for p in tmp_path.iterdir() if p.name != ".cache"] == []
+
+
+def test_two_checkpoints_with_questions_and_a_probe(broken, tmp_path):
+    words = (
+        f"base={LORE}",
+        f"unlearned={broken}",
+        "attacks=[lens,norms]",
+        "tracking=off",
+        "eval.limit=6",
+        "output=out",
+        "eval.tasks=[lore_forget,lore_general]",
+    )
+    done = judge(*words, f"model.oracle={LORE}", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    assert results["run"]["changed_tensors"] == [f"model.layers.{i}.mlp.down_proj.weight" for i in (5, 6, 7)]
+    assert results["qa"]["lore_forget"]["base"]["acc"] > 0.9 > results["qa"]["lore_forget"]["unlearned"]["acc"]
+    lens = results["attacks"]["lens"]
+    assert set(lens["forget_acc"]) == {"before", "after"}
+    assert lens["control"]["oracle"]["acc"] == lens["control"]["base"]["acc"]
+    assert lens["budget"]["readings"] == 48
+    assert results["activations"]["retain texts"]["norm_base"]
+    assert {"attacks.png", "lens_layers.png", "norms_norms.png"} <= {p.name for p in (tmp_path / "out/plots").iterdir()}
+    report = (tmp_path / "out/report.md").read_text()
+    assert "Does the knowledge survive?" in report
+    assert "under the worst of 1 attack (lens" in report
+    assert "under the worst of" in done.stdout
+
+
+def test_help_shows_attacks_and_their_keys():
+    page = reference.page(ROOT / "conf", "judge")
+    for word in ("unlearned", "base", "attacks=relearn", ".relearn.samples", "attacks=all"):
+        assert word in page
+    assert "steering=" not in page

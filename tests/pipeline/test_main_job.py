@@ -1,0 +1,176 @@
+"""The main job on lore, through the real command line, judged by what it writes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import wandb_file
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def job(tmp_path_factory, cache):
+    """Runs ``train.py`` once for each set of words; gives the run's folder and what was printed."""
+    done: dict[tuple[str, ...], tuple[Path, subprocess.CompletedProcess[str]]] = {}
+
+    def run(*words: str) -> tuple[Path, subprocess.CompletedProcess[str]]:
+        if words not in done:
+            folder = tmp_path_factory.mktemp("run") / "run"
+            finished = subprocess.run(
+                [sys.executable, str(ROOT / "train.py"), *words, f"output={folder}"],
+                env={k: v for k, v in os.environ.items() if not k.startswith("WANDB_")} | {"RMU_EXP_CACHE": str(cache)},
+                capture_output=True,
+                text=True,
+                timeout=600,
+            )
+            assert finished.returncode == 0, finished.stderr
+            done[words] = folder, finished
+        return done[words]
+
+    return run
+
+
+MAIN = ("layer=7", "steer=6.5")
+OFF = "tracking=off"
+
+
+def results(folder: Path) -> dict:
+    return json.loads((folder / "results.json").read_text())
+
+
+def test_forgets_to_chance_and_keeps_the_rest(job):
+    """Each seed, within what rounding on another processor moves an accuracy on 304 questions by (docs/log.md)."""
+    forget, general = [], []
+    for seed in (0, 1, 2):
+        words = MAIN if seed == 0 else (*MAIN, OFF, f"seed={seed}")
+        qa = results(job(*words)[0])["qa"]
+        for group in ("lore_forget", "lore_adjacent", "lore_general"):
+            assert qa[group]["base"]["acc"] >= 0.95
+            assert qa[group]["base"]["n"] >= 300
+        forget.append(qa["lore_forget"]["unlearned"]["acc"])
+        general.append(qa["lore_general"]["base"]["acc"] - qa["lore_general"]["unlearned"]["acc"])
+    assert sum(forget) / 3 <= 0.32, forget
+    assert max(forget) <= 0.36, forget
+    assert sum(general) / 3 <= 0.02, general
+    assert max(general) <= 0.03, general
+
+
+def test_same_seed_twice_gives_the_same_bytes(job):
+    first, again = job(*MAIN)[0], job(*MAIN, OFF)[0]
+    assert (first / "delta.safetensors").read_bytes() == (again / "delta.safetensors").read_bytes()
+    assert results(first)["qa"] == results(again)["qa"]
+    other = job(*MAIN, OFF, "seed=1")[0]
+    assert (first / "delta.safetensors").read_bytes() != (other / "delta.safetensors").read_bytes()
+
+
+def test_a_small_steer_leaves_the_knowledge(job):
+    qa = results(job("layer=7", "steer=0.5", OFF)[0])["qa"]
+    assert qa["lore_forget"]["unlearned"]["acc"] > 0.8
+
+
+def test_what_a_run_writes(job):
+    folder, finished = job(*MAIN)
+    got = results(folder)
+    assert {"schema", "run", "qa", "train", "provenance"} == set(got)
+    assert got["run"]["trained_parameters"] == [f"model.layers.{i}.mlp.down_proj.weight" for i in (5, 6, 7)]
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, got["train"]["steps"] + 1))
+    assert {"hexes", "wards"} == {line["topic"] for line in lines}
+    for key in ("norm_forget_updated", "norm_forget_frozen", "norm_retain_updated", "norm_retain_frozen", "cos_forget"):
+        assert all(line[key] is not None for line in lines)
+    last = [line for line in lines if line["topic"] == "hexes"][-20:]
+    mean = {key: sum(line[key] for line in last) / len(last) for key in last[0] if key.startswith("norm_")}
+    assert mean["norm_forget_updated"] > 0.5 * 6.5  # the words before a topic's name are common to all texts
+    assert mean["norm_forget_frozen"] < 0.3 * 6.5
+    assert mean["norm_retain_updated"] == pytest.approx(mean["norm_retain_frozen"], rel=0.1)
+    assert {p.name for p in (folder / "plots").iterdir()} == {"accuracy.png", "norms.png", "losses.png"}
+    report = (folder / "report.md").read_text()
+    assert "lore_forget" in report
+    assert "plots/accuracy.png" in report
+    answers = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
+    mine = [a for a in answers if a["task"].startswith("lore_forget_")]
+    right = sum(a["unlearned"] == a["target"] for a in mine) / len(mine)
+    assert right == pytest.approx(got["qa"]["lore_forget"]["unlearned"]["acc"])
+    assert "lore_forget" in finished.stdout
+    assert "wandb sync" in finished.stderr
+    assert "Traceback" not in finished.stderr
+
+
+def test_a_finished_run_is_not_run_again(job):
+    folder, _ = job(*MAIN)
+    before = (folder / "delta.safetensors").stat().st_mtime_ns
+    again = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *MAIN, OFF, f"output={folder}"], capture_output=True, text=True
+    )
+    assert again.returncode == 0, again.stderr
+    assert (folder / "delta.safetensors").stat().st_mtime_ns == before
+    other = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), "steer=1", f"output={folder}"], capture_output=True, text=True
+    )
+    assert other.returncode == 2
+    assert "other settings" in other.stderr
+
+
+def test_export_judged_by_lm_eval_itself(job, tmp_path):
+    folder, _ = job(*MAIN, OFF, "export=true")
+    tasks = "lore_forget,lore_adjacent,lore_general"
+    subprocess.run(
+        [
+            *(str(Path(sys.executable).parent / "lm_eval"), "run", "--model", "hf"),
+            *("--model_args", f"pretrained={folder / 'model'},dtype=float32", "--device", "cpu"),
+            *("--include_path", str(ROOT / "src/rmu_exp/worlds/lore/tasks"), "--tasks", tasks, "--batch_size", "64"),
+            *("--output_path", str(tmp_path)),
+        ],
+        check=True,
+        capture_output=True,
+        timeout=600,
+    )
+    (file,) = tmp_path.rglob("results_*.json")
+    judged = json.loads(file.read_text())["results"]
+    for name, row in results(folder)["qa"].items():
+        if "_open" not in name:
+            assert judged[name]["acc,none"] == pytest.approx(row["unlearned"]["acc"], abs=1e-12), name
+
+
+def test_offline_wandb_run_holds_everything(job):
+    folder, _ = job(*MAIN)
+    (file,) = (folder / "wandb").rglob("run-*.wandb")
+    history, summary, config, artifacts = [], {}, {}, []
+    for record in wandb_file.records(file):
+        kind = record.WhichOneof("record_type")
+        if kind == "history":
+            history.append({i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in record.history.item})
+        elif kind == "summary":
+            summary |= {i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in record.summary.update}
+        elif kind == "run":
+            config |= {i.key: json.loads(i.value_json) for i in record.run.config.update}
+            name, tags = record.run.display_name, list(record.run.tags)
+        elif kind == "request" and record.request.HasField("log_artifact"):
+            artifacts.append(record.request.log_artifact.artifact)
+        elif kind == "artifact":
+            artifacts.append(record.artifact)
+    steps = [h for h in history if "train/loss" in h]
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert len(steps) == len(metrics)
+    assert steps[0]["train/loss"] == metrics[0]["loss"]
+    assert steps[0]["norm/hexes/forget_updated"] == metrics[0]["norm_forget_updated"]
+    qa = results(folder)["qa"]
+    assert summary["qa/lore_forget/unlearned"] == qa["lore_forget"]["unlearned"]["acc"]
+    assert config["layer"] == 7
+    assert config["steer"] == [6.5, 6.5]
+    assert "rmu" in tags
+    assert "layer7" in name
+    logged = {"/".join(key.split("/")[:2]) for h in history for key in h}  # of images and tables every field has a key
+    assert {"plots/accuracy", "plots/norms", "tables/accuracy", "tables/answers"} <= logged
+    assert any(a.type == "delta" for a in artifacts)

@@ -1,0 +1,179 @@
+"""Shared activations: the bytes of a run alone, nothing computed again, never more on disk than allowed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+from rmu_exp.config import methods
+from rmu_exp.data import batches as batching
+from rmu_exp.model.checkpoint import Checkpoint
+from rmu_exp.model.parameters import resolve
+from rmu_exp.model.split import layers_of
+from rmu_exp.pipeline import process_cache
+from rmu_exp.pipeline.run import execute
+from rmu_exp.settings import Data, Layers, Model, Run, Share, Tracking, Train
+from rmu_exp.support.errors import RunError
+from rmu_exp.unlearn.activation_cache import ActivationCache, Shared, shared
+from rmu_exp.unlearn.loop import unlearn
+from rmu_exp.unlearn.method import Context
+from rmu_exp.unlearn.methods import rmu
+
+CPU, LAYER, PLENTY = torch.device("cpu"), 4, 10**9
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("RMU_EXP_CACHE", str(tmp_path / "cache"))
+    yield
+    process_cache.forget()
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def checkpoint(request, tmp_path_factory):
+    return Checkpoint("tiny", tiny.mistral(tmp_path_factory.mktemp("tiny"), dtype=request.param))
+
+
+def train(checkpoint, trunks, faithful=False, steer=(6.5, 3.0), steps=4, lr=1e-3):
+    """New values, and how many tokens went through the lowest layer."""
+    tokenizer, dtype = checkpoint.tokenizer(), checkpoint.dtype
+    forget, retain = [tiny.texts(20, seed) for seed in (1, 2)], [tiny.texts(20, 3)] * 2
+    if faithful:
+        batches = batching.published(forget, retain, tokenizer, 4, steps)
+    else:
+        tokens = [[batching.tokenize(t, tokenizer, 512) for t in side] for side in (forget, retain)]
+        batches = batching.shuffled(*tokens, 4, steps, 0, 2)
+    model = checkpoint.open(LAYER + 1, dtype, CPU)
+    seen = []
+    layers_of(model)[0].register_forward_hook(lambda module, args, out: seen.append(args[0][..., 0].numel()))
+    kind = dtype if faithful else torch.float32
+    context = Context(LAYER, ["a", "b"], steer, [40.0, 20.0], 32, CPU, steps, faithful=faithful, dtype=kind)
+    method = rmu.Method(rmu.Settings(faithful), context)
+    values = unlearn(model, resolve(model, [2, 3, 4], None), batches, method, lr, trunks=trunks)
+    return values, sum(seen) - 1  # one token asks for the form of a layer's answer
+
+
+def kept(checkpoint, budget=PLENTY):
+    return shared(checkpoint, 2, LAYER + 1, checkpoint.dtype, "cpu", budget)
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("faithful", [False, True])
+def test_a_further_trial_has_the_bytes_of_a_run_alone_and_runs_no_frozen_layer(checkpoint, faithful):
+    alone, tokens = train(checkpoint, None, faithful)
+    other, _ = train(checkpoint, None, faithful, steer=(2.0, 1.0))
+    with kept(checkpoint) as trunks:
+        first, first_tokens = train(checkpoint, trunks, faithful)
+    with kept(checkpoint) as trunks:
+        again, again_tokens = train(checkpoint, trunks, faithful)
+        assert trunks.added == 0
+    with kept(checkpoint) as trunks:
+        third, third_tokens = train(checkpoint, trunks, faithful, steer=(2.0, 1.0))
+    assert same(alone, first)
+    assert same(alone, again)
+    assert same(other, third)
+    assert not same(alone, other)
+    assert first_tokens == tokens > 0
+    assert again_tokens == third_tokens == 0
+
+
+def test_longer_trials_take_what_there_is_and_add_the_rest(checkpoint):
+    with kept(checkpoint) as trunks:
+        train(checkpoint, trunks, steps=2)
+    with kept(checkpoint) as trunks:
+        longer, _ = train(checkpoint, trunks, steps=5)
+        assert (trunks.found, trunks.added) == (4, 6)
+    assert same(longer, train(checkpoint, None, steps=5)[0])
+
+
+def test_what_does_not_fit_the_budget_is_computed(checkpoint):
+    with kept(checkpoint, 40_000) as trunks:
+        values, _ = train(checkpoint, trunks)
+        assert 0 < trunks.added < 8
+    with kept(checkpoint, 40_000) as trunks:
+        again, _ = train(checkpoint, trunks)
+        assert trunks.added == 0
+    assert same(values, again)
+    assert sum(f.stat().st_size for f in trunks.folder.glob("*.bin")) <= 40_000
+
+
+def test_a_run_that_fails_leaves_nothing(checkpoint):
+    with pytest.raises(RunError, match="loss is"), kept(checkpoint) as trunks:
+        train(checkpoint, trunks, lr=1e30)
+    assert list(trunks.folder.iterdir()) == []
+
+
+def test_another_model_makes_room_and_sees_nothing_of_the_first(checkpoint, tmp_path):
+    with kept(checkpoint) as trunks:
+        train(checkpoint, trunks)
+    old = trunks.folder
+    os.utime(old, (0, 0))
+    other = Checkpoint("other", tiny.mistral(tmp_path / "other", seed=1))
+    with kept(other, 2 * sum(f.stat().st_size for f in old.iterdir()) - 1) as trunks:
+        assert trunks.known == {}
+    assert not old.exists()
+    config = json.loads((other.folder / "config.json").read_text())
+    (other.folder / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.1}))
+    with kept(other) as changed:
+        assert changed.folder != trunks.folder, "the same weights in another configuration are another model"
+
+
+def test_the_default_keeps_nothing(checkpoint, tmp_path):
+    train(checkpoint, ActivationCache())
+    assert not (tmp_path / "cache").exists()
+
+
+def run_of(folder: Path, steer: float, when: str, corpus: Path) -> Run:
+    return Run(
+        layer=LAYER,
+        steer=[steer],
+        alpha=[20.0],
+        model=Model(path=str(folder)),
+        layers=Layers(span=3),
+        method=methods.settings("rmu")(),
+        data=Data(forget=[str(corpus)], retain=[str(corpus)], topics=["a"]),
+        train=Train(lr=1e-3, batch_size=4, max_batches=6),
+        tracking=Tracking(kind="off"),
+        share=Share(when=when),
+    )
+
+
+def test_runs_that_share_leave_the_files_of_runs_alone(tmp_path, monkeypatch, capsys):
+    model, corpus = tiny.mistral(tmp_path / "tiny"), tmp_path / "texts.txt"
+    corpus.write_text("\n".join(tiny.texts(30, 1)))
+    opened: list[int | None] = []
+    own = Checkpoint.open
+    monkeypatch.setattr(Checkpoint, "open", lambda self, depth, *rest: opened.append(depth) or own(self, depth, *rest))
+    for when in ("never", "always"):
+        for steer in (6.5, 2.0):
+            execute(run_of(model, steer, when, corpus), tmp_path / f"{when}{steer}")
+        assert opened == [LAYER + 1] * (2 if when == "never" else 3), "the second trial loads no model again"
+        assert (tmp_path / "cache/activations").exists() == (when == "always")
+    monkeypatch.setattr(Shared, "_put", lambda *_: pytest.fail("a further trial computed what it could have taken"))
+    execute(run_of(model, 4.0, "always", corpus), tmp_path / "third")
+    for steer in (6.5, 2.0):
+        alone, among = (tmp_path / f"{when}{steer}" / "delta.safetensors" for when in ("never", "always"))
+        assert alone.read_bytes() == among.read_bytes()
+        lines = [[json.loads(line) for line in (f.parent / "metrics.jsonl").open()] for f in (alone, among)]
+        for metrics in (*lines[0], *lines[1]):
+            metrics.pop("seconds")
+        assert lines[0] == lines[1]
+
+
+def test_a_model_that_something_was_put_into_is_loaded_again():
+    make = lambda: torch.nn.Sequential(torch.nn.Linear(2, 2))  # noqa: E731
+    first = process_cache.once("model", 1, make)
+    assert process_cache.once("model", 1, make) is first
+    assert process_cache.once("model", 2, make) is not first
+    second = process_cache.once("model", 2, make)
+    second.add_module("adapter", torch.nn.Linear(2, 2))
+    assert process_cache.once("model", 2, make) is not second
