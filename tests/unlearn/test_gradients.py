@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from worked import CPU, LAYER, Worked, batch
 
+from rmu_exp.config import methods as catalog
 from rmu_exp.data import batches as batching
 from rmu_exp.model.checkpoint import Checkpoint
 from rmu_exp.model.parameters import assemble

@@ -20,7 +20,7 @@ from rmu_exp.data.batches import named_generator
 from rmu_exp.evaluate.questions import Question, halves
 from rmu_exp.evaluate.scoring import Scorer
 from rmu_exp.model.delta import Delta
-from rmu_exp.record.journal import Journal
+from rmu_exp.record.store import Store
 from rmu_exp.support.errors import RunError
 
 BASE, UNLEARNED, ORACLE = "base", "unlearned", "oracle"
@@ -97,7 +97,7 @@ class Context:
     delta: Delta
     load: Callable[[], nn.Module]
     load_oracle: Callable[[], nn.Module] | None = None
-    journal: Journal = field(default_factory=Journal)
+    journal: Store = field(default_factory=Store)
     _plain: dict[str, Correct] = field(default_factory=dict)
 
     @cached_property

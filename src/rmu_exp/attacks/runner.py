@@ -11,7 +11,7 @@ from typing import Any
 from rmu_exp.attacks.api import Context, Finding
 from rmu_exp.config import attacks
 from rmu_exp.evaluate import statistics
-from rmu_exp.record.journal import Journal
+from rmu_exp.record.store import Store
 from rmu_exp.support import disk
 from rmu_exp.support.errors import RunError, UserError
 from rmu_exp.support.redaction import redact
@@ -37,7 +37,7 @@ def carry_out(
     context: Context,
     chosen: dict[str, dict[str, Any]],
     of: str = "",
-    journal: Callable[..., Journal] = lambda *of: Journal(),
+    journal: Callable[..., Store] = lambda *of: Store(),
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Run the attacks.
 

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from rmu_exp.evaluate import batching
 from rmu_exp.evaluate.batching import Prefix, Row
 from rmu_exp.evaluate.forward import Forward, Layers, Work
-from rmu_exp.record.journal import Journal
+from rmu_exp.record.store import Store
 from rmu_exp.support import memory
 from rmu_exp.support.errors import RunError
 
@@ -62,12 +62,12 @@ class Engine(HFLM):
         *args: Any,
         max_batch_tokens: int | None = None,
         on_progress: Callable[[int], None] | None = None,
-        journal: Journal | None = None,
+        journal: Store | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.on_progress = on_progress
-        self._journal = journal or Journal()
+        self._journal = journal or Store()
         self._forward = Forward(self.model, self.device, self.mixed_precision_dtype)
         kind = "cpu" if self.device.type == "cpu" else "cuda"
         self.max_batch_tokens = max_batch_tokens or self._budget(BUDGET[kind])

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from rmu_exp.evaluate import statistics
-from rmu_exp.record.journal import Journal
+from rmu_exp.record.store import Store
 from rmu_exp.settings import Eval, Model
 from rmu_exp.support import hub
 from rmu_exp.support.errors import RunError, UserError, chain, first_line
@@ -113,7 +113,7 @@ def _folders_that_mention(tasks: Sequence[str]) -> list[Path]:
     return sorted(found)
 
 
-def ask(model: Any, tokenizer: Any, settings: Eval, journal: Journal | None = None) -> Answers:
+def ask(model: Any, tokenizer: Any, settings: Eval, journal: Store | None = None) -> Answers:
     """Ask a causal language model in memory the questions of lm-eval's tasks.
 
     Args:

@@ -18,7 +18,7 @@ from rmu_exp.model.delta import Delta
 from rmu_exp.pipeline import process_cache
 from rmu_exp.record import provenance, rundir
 from rmu_exp.record import results as results_json
-from rmu_exp.record.journal import Journal
+from rmu_exp.record.store import Store
 from rmu_exp.settings import Run
 from rmu_exp.support.errors import UserError
 from rmu_exp.support.files import write_atomic
@@ -88,9 +88,9 @@ class Job:
         what = [self.run.digest, self.checkpoint.identity(), provenance.versions(), torch.get_num_threads(), *about]
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
-    def journal(self, stage: str, *about: object) -> Journal:
+    def journal(self, stage: str, *about: object) -> Store:
         """What a stage has done so far of its parts, which belong to ``about``."""
-        return Journal(self.state / f"{stage}.jsonl", self.mark(*about))
+        return Store(self.state / f"{stage}.jsonl", self.mark(*about))
 
     @cached_property
     def changes(self) -> Delta:

@@ -1,11 +1,13 @@
-"""What a long stage has done so far: one line a part, appended as soon as the part is done.
+"""Unfinished and cached work, and the fingerprint of what it was made from.
 
-A stage that is cut off anywhere finds the parts that it had done when it is started again. Values pass through JSON,
-whether they were just made or read, so that both are the same. This module knows nothing of what the parts are.
+A store holds the parts of a long stage: one line per part, appended as soon as the part is done. A stage that is
+interrupted anywhere finds its finished parts when it is started again. Values pass through JSON, whether they were just
+made or read, so that both are the same. This module knows nothing of what the parts are.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -16,16 +18,21 @@ from typing import Any
 FSYNC = 2.0  # seconds between two flushes to the disk: what a power cut may cost
 
 
-class Journal:
+def fingerprint(*parts: object) -> str:
+    """sha256 over what something was made from: anything that JSON can hold, in which order of keys does not matter."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+class Store:
     """The parts of one stage.
 
     Args:
         file: where they are kept; None: nowhere.
-        of: what they belong to: parts of anything else that lie in the file are thrown away.
+        fingerprint: of what they were made from: parts with another one that lie in the file are thrown away.
     """
 
-    def __init__(self, file: Path | None = None, of: str = "") -> None:
-        self.file, self.of = file, of
+    def __init__(self, file: Path | None = None, fingerprint: str = "") -> None:
+        self.file, self.fingerprint = file, fingerprint
         self.known: dict[str, Any] = {}
         self._flushed = time.perf_counter()
         if file is not None and file.is_file():
@@ -45,7 +52,7 @@ class Journal:
             return
         if not self.file.exists():
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            line = f"{json.dumps(self.of)}\n{line}"
+            line = f"{json.dumps(self.fingerprint)}\n{line}"
         with self.file.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
             file.flush()
@@ -59,7 +66,7 @@ class Journal:
         lines = whole[: whole.rfind(b"\n") + 1].splitlines(keepends=True)
         good = 0
         try:
-            if json.loads(lines[0]) != self.of:
+            if json.loads(lines[0]) != self.fingerprint:
                 raise ValueError("parts of something else")
             good = len(lines[0])
             for line in lines[1:]:

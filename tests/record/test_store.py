@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rmu_exp.record.journal import Journal
+from rmu_exp.record.store import Store
 
 
 def made(counted: list[str], name: str):
@@ -17,9 +17,9 @@ def made(counted: list[str], name: str):
 
 def test_parts_are_done_once_and_come_back_equal(tmp_path):
     counted: list[str] = []
-    journal = Journal(tmp_path / "state" / "a.jsonl", "settings")
+    journal = Store(tmp_path / "state" / "a.jsonl", "settings")
     first = [journal.get(name, made(counted, name)) for name in ("x", "y", "x")]
-    again = Journal(tmp_path / "state" / "a.jsonl", "settings")
+    again = Store(tmp_path / "state" / "a.jsonl", "settings")
     assert [again.get(name, made(counted, name)) for name in ("x", "y", "x")] == first
     assert first[0] == ["x", 0.1 + 0.2]
     assert counted == ["x", "y"]
@@ -27,36 +27,36 @@ def test_parts_are_done_once_and_come_back_equal(tmp_path):
 
 def test_without_a_file_nothing_is_kept():
     counted: list[str] = []
-    journal = Journal()
+    journal = Store()
     assert journal.get("x", made(counted, "x")) == journal.get("x", made(counted, "x"))
-    Journal().get("x", made(counted, "x"))
+    Store().get("x", made(counted, "x"))
     assert counted == ["x", "x"]
 
 
 def test_parts_of_something_else_are_thrown_away(tmp_path):
-    Journal(tmp_path / "a.jsonl", "steer=6.5").add("x", 1)
-    other = Journal(tmp_path / "a.jsonl", "steer=7")
+    Store(tmp_path / "a.jsonl", "steer=6.5").add("x", 1)
+    other = Store(tmp_path / "a.jsonl", "steer=7")
     assert other.known == {}
     other.add("x", 2)
-    assert Journal(tmp_path / "a.jsonl", "steer=7").known == {"x": 2}
+    assert Store(tmp_path / "a.jsonl", "steer=7").known == {"x": 2}
 
 
 @pytest.mark.parametrize("cut", range(1, 40))
 def test_a_file_cut_off_anywhere(tmp_path, cut):
     """What was whole is taken up, and what is added behind it can be read again."""
     file = tmp_path / "a.jsonl"
-    journal = Journal(file, "s")
+    journal = Store(file, "s")
     journal.add("x", [1, 2])
     journal.add("y", [3, 4])
     file.write_bytes(file.read_bytes()[:-cut] if cut < file.stat().st_size else b"")
-    again = Journal(file, "s")
+    again = Store(file, "s")
     assert again.known in ({}, {"x": [1, 2]}, {"x": [1, 2], "y": [3, 4]})
     again.add("z", 5)
-    assert Journal(file, "s").known == again.known
+    assert Store(file, "s").known == again.known
 
 
 def test_a_damaged_line(tmp_path):
     file = tmp_path / "a.jsonl"
     file.write_bytes(b'"s"\n["x", 1]\n\xff\xfe garbage\n["y", 2]\n')
-    assert Journal(file, "s").known == {"x": 1}
+    assert Store(file, "s").known == {"x": 1}
     assert file.read_bytes() == b'"s"\n["x", 1]\n'
