@@ -29,8 +29,8 @@ test-slow: $(READY)  ## the tests that take minutes
 fuzz: $(READY)  ## try to break it with fifty times as many made-up inputs as `make test`, others each time
 	$(BIN)/python -m pytest tests/test_fuzz.py --hypothesis-profile=long
 
-lint: $(READY)  ## ruff and mypy
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+lint: $(READY)  ## ruff, mypy and the import contract
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 
 format: $(READY)  ## let ruff put the code in shape
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
