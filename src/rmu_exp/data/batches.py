@@ -218,7 +218,11 @@ def split(batch: Batch, parts: int) -> list[Batch]:
 
 
 def published(
-    forget: Sequence[Sequence[str]], retain: Sequence[Sequence[str]], tokenizer: PreTrainedTokenizerBase, batch_size: int, steps: int
+    forget: Sequence[Sequence[str]],
+    retain: Sequence[Sequence[str]],
+    tokenizer: PreTrainedTokenizerBase,
+    batch_size: int,
+    steps: int,
 ) -> Iterator[Batch]:
     """The published order: batch i of topic i mod topics, at most as many as the shortest corpus has."""
     batched = [[_in_batches(texts, batch_size) for texts in corpora] for corpora in (forget, retain)]
