@@ -42,4 +42,4 @@ def judged(
         checkpoint.fetch()
         return dataclasses.asdict(ask(checkpoint.folder))
 
-    return Answers(**cached("base", made_from, make, anew))
+    return Answers(**cached("base_answers", made_from, make, anew))

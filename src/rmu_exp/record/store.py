@@ -40,7 +40,7 @@ def cached(kind: str, fingerprint: str, make: Callable[[], T], anew: bool = Fals
     of making it again, nothing else.
 
     Args:
-        kind: the name of the folder of such values.
+        kind: what such values are, in the plural: the name of their folder.
         anew: make it again although it is there.
     """
     file = cache_path() / kind / f"{fingerprint}.json"
@@ -55,7 +55,7 @@ def cached(kind: str, fingerprint: str, make: Callable[[], T], anew: bool = Fals
         try:
             write_atomic(file, content)
         except OSError as error:
-            log.warning("%s: not kept in the cache: %s", kind, first_line(error))
+            log.warning("%s are not kept in the cache: %s", kind.replace("_", " "), first_line(error))
         return cast(T, json.loads(content))
 
 
