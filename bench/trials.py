@@ -28,10 +28,10 @@ from rmu_exp.unlearn.loop import unlearn
 from rmu_exp.unlearn.methods import rmu
 
 
-def trial(ours: step.Ours, batches: list[Batch], number: int, trunks: ActivationCache) -> list[torch.Tensor]:
+def trial(ours: step.Ours, batches: list[Batch], number: int, cache: ActivationCache) -> list[torch.Tensor]:
     """A trial with a steer and an alpha of its own."""
     context = dataclasses.replace(ours.method.context, steer=[float(number)], alpha=[100.0 * number])
-    return unlearn(ours.model, ours.trained, batches, rmu.Method(rmu.Settings(), context), step.LR, trunks=trunks)
+    return unlearn(ours.model, ours.trained, batches, rmu.Method(rmu.Settings(), context), step.LR, trunks=cache)
 
 
 def main() -> None:
@@ -44,7 +44,6 @@ def main() -> None:
     try:
         writing = Shared(folder, 10**12)
         first = step.seconds(partial(trial, ours, batches, 1, writing), args.device)
-        writing.publish()
         size = sum(file.stat().st_size for file in folder.iterdir())
         alone: list[step.Took] = []
         further: list[step.Took] = []
@@ -52,13 +51,12 @@ def main() -> None:
             found: list[list[torch.Tensor]] = []
             for times, share in ((alone, False), (further, True)):
                 start, cpu = time.perf_counter(), time.process_time()
-                trunks = Shared(folder, 0) if share else ActivationCache()  # opening it is part of a trial
-                found.append(trial(ours, batches, number, trunks))
+                cache = Shared(folder, 0) if share else ActivationCache()  # opening it is part of a trial
+                found.append(trial(ours, batches, number, cache))
                 step.synchronise(args.device)
                 times.append(step.Took(time.perf_counter() - start, time.process_time() - cpu))
-            assert isinstance(trunks, Shared)
-            assert trunks.added == 0, "something was computed again"
-            trunks.discard()
+            assert isinstance(cache, Shared)
+            assert cache.added == 0, "something was computed again"
             assert all(torch.equal(a, b) for a, b in zip(*found, strict=True)), "sharing changed a result"
     finally:
         shutil.rmtree(folder)

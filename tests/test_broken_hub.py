@@ -20,7 +20,7 @@ RUN = ["model=hf", "data=local", "data.forget=[a.txt]", "data.retain=[a.txt]", "
 RUN += ["train.max_batches=2", "train.batch_size=2", "eval=none", "tracking=off", "output=run"]
 ASK = """
 import json, sys, time
-from rmu_exp.data import texts
+from rmu_exp.data import sources
 from rmu_exp.support.errors import RunError, UserError
 from rmu_exp.evaluate.harness import loading, task_manager
 from rmu_exp.model.checkpoint import locate
@@ -31,7 +31,7 @@ def model(name):
     return checkpoint.digest()
 
 def corpus(name):
-    return len(texts.read(name).texts)
+    return len(sources.read(name).texts)
 
 def questions(name):
     with loading([name]):

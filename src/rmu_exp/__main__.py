@@ -12,11 +12,11 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NoReturn
 
 from rmu_exp.cli import checkpoints, compare_command, dashboard, fetch_command, sweep, table, verify_command
-from rmu_exp.support.errors import RunError, UserError
+from rmu_exp.support import boundary
+from rmu_exp.support.errors import UserError
 from rmu_exp.support.redaction import redact
 
 
@@ -28,14 +28,11 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         args = _parser().parse_args(words)
         return int(args.run(args) or 0)
-    except (UserError, RunError, OSError) as error:
-        from rmu_exp.support import disk
-
-        if line := disk.told(error, Path()):
-            return _tell(line, 1)
-        if isinstance(error, OSError):
+    except Exception as error:
+        line = boundary.line_for(error)
+        if line is None:
             raise
-        return _tell(error, 2 if isinstance(error, UserError) else 1)
+        return _tell(line, 2 if isinstance(line, UserError) else 1)
     except KeyboardInterrupt:
         return _tell("interrupted; nothing partial is kept as whole, run it again", 1)
 

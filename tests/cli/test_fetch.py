@@ -30,7 +30,7 @@ USE = """
 import json
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from rmu_exp.data import texts
+from rmu_exp.data import sources
 from rmu_exp.evaluate.harness import task_manager
 from rmu_exp.model.checkpoint import locate
 trunk = locate("org/model").open(2, torch.float32, torch.device("cpu"))
@@ -43,7 +43,7 @@ doc = next(iter(virology.test_docs()))
 print(json.dumps({
     "layers": [len(trunk.layers), len(model.model.layers)],
     "ids": tokenizer("the river")["input_ids"],
-    "bio": texts.read("BIO").texts,
+    "bio": sources.read("BIO").texts,
     "questions": {name: len(task.test_docs()) for name, task in loaded.items()},
     "asked": virology.doc_to_text(doc),
     "target": virology.doc_to_target(doc),

@@ -15,13 +15,13 @@ from hub import Hub
 
 READ = """
 import json, os, sys
-from rmu_exp.data import texts
+from rmu_exp.data import sources
 from rmu_exp.support.errors import RunError, UserError
 for case in json.loads(sys.argv[1]):
     os.environ.pop("HF_TOKEN", None)
     os.environ |= case.pop("env", {})
     try:
-        corpus = texts.read(**case)
+        corpus = sources.read(**case)
         answer = {"texts": corpus.texts, "bad": corpus.bad_lines, "dropped": corpus.dropped}
     except (UserError, RunError) as error:
         answer = {type(error).__name__: str(error)}

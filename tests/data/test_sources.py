@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from rmu_exp.data import held_out, sources
+from rmu_exp.data import held_out, one, sources
 from rmu_exp.data.rows import Dataset
 from rmu_exp.settings import Data, Eval
 from rmu_exp.support.errors import UserError
@@ -200,6 +200,15 @@ def test_perplexity_on_the_retain_corpus_is_warned_about(make: Make, caplog: pyt
     data = Data(forget=[other], retain=[retain])
     assert held_out(data, Eval(perplexity=other)).texts == ["a"]
     assert caplog.messages == []
-    assert held_out(data, Eval(perplexity=copy, limit=1)).texts == ["a"]
+    assert held_out(data, Eval(perplexity=copy, limit=1)).texts == ["a", "b"], "the limit is one of questions"
     (line,) = caplog.messages
     assert line == f"eval.perplexity: {copy} is also the retain corpus; its perplexity says little"
+
+
+def test_texts_of_the_world_that_lie_in_a_file_too_are_the_same(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    texts = one("lore:hexes", Data()).texts
+    copy = make("copy.jsonl", b"".join(json.dumps(text).encode() + b"\n" for text in texts))
+    data = Data(forget=["lore:wards"], retain=["lore:hexes"])
+    assert one(copy, data).digest == one("lore:hexes", data).digest
+    held_out(data, Eval(perplexity=copy))
+    assert "is also the retain corpus" in caplog.text

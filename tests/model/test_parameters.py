@@ -130,39 +130,20 @@ def test_unknown_experts_are_refused(mixtral):
         resolve(model, [0], None)
 
 
-def test_place_is_differentiable_and_leaves_the_rest(mixtral):
-    model = mixtral.open(1, torch.float32, CPU)
-    layer = layers_of(model)[0]
-    w1, w3 = resolve(model, [0], [f"block_sparse_moe.experts.1.w{k}.weight" for k in (1, 3)])
-    full = layer.get_parameter(w1.parameter).detach()
-    values = [torch.randn(24, 16, requires_grad=True) for _ in range(2)]
-    once = w1.place(full, values[0])
-    both = w3.place(once, values[1])
-    assert torch.equal(both[1], torch.cat(values))
-    assert torch.equal(both[[0, 2]], full[[0, 2]])
-    assert not torch.equal(full[1], both[1])
-    upstream = torch.randn_like(both)
-    both.backward(upstream)
-    assert torch.equal(values[0].grad, upstream[1, :24])
-    assert torch.equal(values[1].grad, upstream[1, 24:])
-
-    whole = resolve(model, [0], ["self_attn.q_proj.weight"])[0]
-    assert whole.place(full, values[0]) is values[0]
-
-
-def test_assemble_equals_placing_one_by_one_and_casts(mixtral):
+def test_assemble_leaves_the_rest_of_a_fused_tensor_and_gives_each_slice_its_gradient(mixtral):
     model = mixtral.open(2, torch.bfloat16, CPU)
     layers = layers_of(model)
-    trained = resolve(model, [0, 1], ["block_sparse_moe.experts.*", "self_attn.o_proj.weight"])
+    trained = resolve(model, [0, 1], ["block_sparse_moe.experts.1.*", "self_attn.o_proj.weight"])
     values = [torch.randn(t.read(layers[t.layer]).shape, requires_grad=True) for t in trained]
     table = assemble(model, trained, values)
     assert {t.dtype for mine in table.values() for t in mine.values()} == {torch.bfloat16}
-    one_by_one = {0: {}, 1: {}}
-    for t, value in zip(trained, values, strict=True):
-        mine = one_by_one[t.layer]
-        mine[t.parameter] = t.place(mine.get(t.parameter, layers[t.layer].get_parameter(t.parameter)), value.bfloat16())
-    for layer, mine in one_by_one.items():
-        assert table[layer].keys() == mine.keys()
-        assert all(torch.equal(table[layer][name], tensor) for name, tensor in mine.items())
+    for layer, mine in table.items():
+        expected = {name: layers[layer].get_parameter(name).detach().clone() for name in mine}
+        for t, value in zip(trained, values, strict=True):
+            if t.layer == layer:
+                whole = expected[t.parameter]
+                (whole if t.index is None else whole[t.index]).copy_(value.detach())
+        assert all(torch.equal(mine[name], tensor) for name, tensor in expected.items())
+        assert not any(torch.equal(layers[layer].get_parameter(name), tensor) for name, tensor in mine.items())
     sum(t.float().sum() for mine in table.values() for t in mine.values()).backward()
     assert all(torch.equal(v.grad, torch.ones_like(v)) and v.grad.dtype == torch.float32 for v in values)

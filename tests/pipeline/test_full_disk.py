@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from small_disk import mounted, remount
 
-from rmu_exp.support.disk import told
+from rmu_exp.support.boundary import line_for
 from rmu_exp.support.files import write_atomic
 
 HERE = Path(__file__).parents[1]
@@ -49,7 +49,7 @@ def check_resumable(line: dict[str, Any], folder: Path, words: str) -> None:
     (message,) = line["told"]
     assert message.startswith("rmu_exp: ")
     assert words in message
-    assert f"the same command with output={folder / 'run'} goes on" in message
+    assert f"the same command with output={folder / 'run'} resumes it" in message
     assert line["half"] == []
     assert (line["again"], line["told_again"], line["same"]) == (0, [], True)
 
@@ -186,9 +186,9 @@ def test_what_libraries_make_of_a_full_disk_is_known(tmp_path: Path) -> None:
         errors.append(error)
     assert len(errors) == 4
     for error in errors:
-        assert str(told(error, tmp_path)).startswith("no space left on "), error
-    assert told(ValueError("something else"), tmp_path) is None
-    assert told(FileNotFoundError(2, "No such file"), tmp_path) is None
+        assert str(line_for(error, tmp_path)).startswith("no space left on "), error
+    assert line_for(ValueError("something else"), tmp_path) is None
+    assert line_for(FileNotFoundError(2, "No such file"), tmp_path) is None
 
 
 def test_a_write_that_fails_keeps_what_was_there(tmp_path: Path) -> None:

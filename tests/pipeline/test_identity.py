@@ -105,7 +105,7 @@ def test_answers_to_other_questions_are_not_compared(place, monkeypatch):
     """The cache has answers of the base to questions of another version of the data."""
     job = job_in(place)
     pipeline.execute(job.run, place / "new")
-    (kept,) = (place / "cache/base").glob("*.json")
+    (kept,) = (place / "cache/base_answers").glob("*.json")
     found = json.loads(kept.read_text())
     right = json.loads((place / "new/results.json").read_text())["qa"]
     task = next(iter(found["chosen"]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rmu_exp.record.store import Store
+from rmu_exp.record.store import Store, cached, fingerprint
 
 
 def made(counted: list[str], name: str):
@@ -60,3 +60,23 @@ def test_a_damaged_line(tmp_path):
     file.write_bytes(b'"s"\n["x", 1]\n\xff\xfe garbage\n["y", 2]\n')
     assert Store(file, "s").known == {"x": 1}
     assert file.read_bytes() == b'"s"\n["x", 1]\n'
+
+
+def test_a_cached_value_is_made_once_and_again_when_damaged(tmp_path, monkeypatch):
+    monkeypatch.setenv("RMU_EXP_CACHE", str(tmp_path))
+    counted: list[str] = []
+    key = fingerprint("model", {"b": 1, "a": 2})
+    assert key == fingerprint("model", {"a": 2, "b": 1})
+    for _ in range(2):
+        assert cached("kind", key, made(counted, "x")) == ["x", 0.1 + 0.2]
+    cached("kind", key, made(counted, "again"), anew=True)
+    (tmp_path / "kind" / f"{key}.json").write_text("[1")
+    cached("kind", key, made(counted, "damaged"))
+    assert counted == ["x", "again", "damaged"]
+
+
+def test_a_cache_that_cannot_be_written_costs_the_time_only(tmp_path, monkeypatch, caplog):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("RMU_EXP_CACHE", str(tmp_path / "file"))
+    assert cached("kinds_of_things", "key", made([], "x")) == ["x", 0.1 + 0.2]
+    assert "kinds of things are not kept in the cache" in caplog.text

@@ -66,7 +66,7 @@ import rmu_exp.pipeline.evaluate as judging
 def fail(*_, **__):
     raise ValueError("cannot reach https://someone:{PASSWORD}@host with {KEY}, token={HUB}")
 
-judging.qa.ask = fail
+judging.harness.ask = fail
 
 """
 

@@ -51,7 +51,7 @@ def test_a_failing_trial_ends_nothing_and_is_told(swept):
 
 
 def test_the_base_model_is_judged_once(swept, command):
-    cached = list((Path(command[1]["RMU_EXP_CACHE"]) / "base").glob("*.json"))
+    cached = list((Path(command[1]["RMU_EXP_CACHE"]) / "base_answers").glob("*.json"))
     assert len(cached) == 1
 
 
@@ -85,7 +85,7 @@ def test_joblib(swept, train, tmp_path):
     words = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
     engine(train, tmp_path / "s", *words, RMU_EXP_CACHE=str(cache))
     same(swept[0] / GOOD, tmp_path / "s" / "steer=2")
-    assert len(list((cache / "base").glob("*.json"))) == 1
+    assert len(list((cache / "base_answers").glob("*.json"))) == 1
 
 
 @pytest.mark.skipif(not find_spec("ray"), reason="ray is not installed")

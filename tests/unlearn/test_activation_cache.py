@@ -20,7 +20,7 @@ from rmu_exp.pipeline import process_cache
 from rmu_exp.pipeline.run import execute
 from rmu_exp.settings import Data, Layers, Model, Run, Share, Tracking, Train
 from rmu_exp.support.errors import RunError
-from rmu_exp.unlearn.activation_cache import ActivationCache, Shared, shared
+from rmu_exp.unlearn.activation_cache import ActivationCache, shared
 from rmu_exp.unlearn.loop import unlearn
 from rmu_exp.unlearn.method import Context
 from rmu_exp.unlearn.methods import rmu
@@ -40,7 +40,7 @@ def checkpoint(request, tmp_path_factory):
     return Checkpoint("tiny", tiny.mistral(tmp_path_factory.mktemp("tiny"), dtype=request.param))
 
 
-def train(checkpoint, trunks, faithful=False, steer=(6.5, 3.0), steps=4, lr=1e-3):
+def train(checkpoint, cache, faithful=False, steer=(6.5, 3.0), steps=4, lr=1e-3):
     """New values, and how many tokens went through the lowest layer."""
     tokenizer, dtype = checkpoint.tokenizer(), checkpoint.dtype
     forget, retain = [tiny.texts(20, seed) for seed in (1, 2)], [tiny.texts(20, 3)] * 2
@@ -55,7 +55,7 @@ def train(checkpoint, trunks, faithful=False, steer=(6.5, 3.0), steps=4, lr=1e-3
     kind = dtype if faithful else torch.float32
     context = Context(LAYER, ["a", "b"], steer, [40.0, 20.0], 32, CPU, steps, faithful=faithful, dtype=kind)
     method = rmu.Method(rmu.Settings(faithful), context)
-    values = unlearn(model, resolve(model, [2, 3, 4], None), batches, method, lr, trunks=trunks)
+    values = unlearn(model, resolve(model, [2, 3, 4], None), batches, method, lr, trunks=cache)
     return values, sum(seen) - 1  # one token asks for the form of a layer's answer
 
 
@@ -67,64 +67,76 @@ def same(a, b):
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
+def size(folder):
+    return sum(f.stat().st_size for f in folder.rglob("*.safetensors"))
+
+
 @pytest.mark.parametrize("faithful", [False, True])
 def test_a_further_trial_has_the_bytes_of_a_run_alone_and_runs_no_frozen_layer(checkpoint, faithful):
     alone, tokens = train(checkpoint, None, faithful)
     other, _ = train(checkpoint, None, faithful, steer=(2.0, 1.0))
-    with kept(checkpoint) as trunks:
-        first, first_tokens = train(checkpoint, trunks, faithful)
-    with kept(checkpoint) as trunks:
-        again, again_tokens = train(checkpoint, trunks, faithful)
-        assert trunks.added == 0
-    with kept(checkpoint) as trunks:
-        third, third_tokens = train(checkpoint, trunks, faithful, steer=(2.0, 1.0))
+    first, first_tokens = train(checkpoint, kept(checkpoint), faithful)
+    cache = kept(checkpoint)
+    again, again_tokens = train(checkpoint, cache, faithful)
+    third, third_tokens = train(checkpoint, kept(checkpoint), faithful, steer=(2.0, 1.0))
     assert same(alone, first)
     assert same(alone, again)
     assert same(other, third)
     assert not same(alone, other)
-    assert first_tokens == tokens > 0
-    assert again_tokens == third_tokens == 0
+    assert 0 < first_tokens <= tokens, "rows that come twice are computed once"
+    assert again_tokens == third_tokens == cache.added == 0
 
 
 def test_longer_trials_take_what_there_is_and_add_the_rest(checkpoint):
-    with kept(checkpoint) as trunks:
-        train(checkpoint, trunks, steps=2)
-    with kept(checkpoint) as trunks:
-        longer, _ = train(checkpoint, trunks, steps=5)
-        assert (trunks.found, trunks.added) == (4, 6)
+    train(checkpoint, kept(checkpoint), steps=2)
+    cache = kept(checkpoint)
+    longer, _ = train(checkpoint, cache, steps=5)
+    assert (cache.found, cache.added) == (4, 6)
     assert same(longer, train(checkpoint, None, steps=5)[0])
 
 
 def test_what_does_not_fit_the_budget_is_computed(checkpoint):
-    with kept(checkpoint, 40_000) as trunks:
-        values, _ = train(checkpoint, trunks)
-        assert 0 < trunks.added < 8
-    with kept(checkpoint, 40_000) as trunks:
-        again, _ = train(checkpoint, trunks)
-        assert trunks.added == 0
+    cache = kept(checkpoint, 40_000)
+    values, _ = train(checkpoint, cache)
+    assert 0 < cache.added < 8
+    assert size(cache.folder) <= 40_000
+    further = kept(checkpoint, 40_000)
+    again, _ = train(checkpoint, further)
+    assert further.added == 0
     assert same(values, again)
-    assert sum(f.stat().st_size for f in trunks.folder.glob("*.bin")) <= 40_000
 
 
-def test_a_run_that_fails_leaves_nothing(checkpoint):
-    with pytest.raises(RunError, match="loss is"), kept(checkpoint) as trunks:
-        train(checkpoint, trunks, lr=1e30)
-    assert list(trunks.folder.iterdir()) == []
+def test_what_a_run_that_failed_has_left_is_right(checkpoint):
+    """Nothing of the frozen model depends on what is learned."""
+    with pytest.raises(RunError, match="loss is"):
+        train(checkpoint, kept(checkpoint), lr=1e30)
+    cache = kept(checkpoint)
+    values, _ = train(checkpoint, cache)
+    assert cache.found > 0
+    assert same(values, train(checkpoint, None)[0])
+
+
+def test_a_damaged_entry_is_computed_again(checkpoint):
+    cache = kept(checkpoint)
+    train(checkpoint, cache)
+    for file in cache.folder.iterdir():
+        file.write_bytes(file.read_bytes()[:-1])
+    assert same(train(checkpoint, kept(checkpoint))[0], train(checkpoint, None)[0])
 
 
 def test_another_model_makes_room_and_sees_nothing_of_the_first(checkpoint, tmp_path):
-    with kept(checkpoint) as trunks:
-        train(checkpoint, trunks)
-    old = trunks.folder
+    cache = kept(checkpoint)
+    train(checkpoint, cache)
+    old = cache.folder
     os.utime(old, (0, 0))
     other = Checkpoint("other", tiny.mistral(tmp_path / "other", seed=1))
-    with kept(other, 2 * sum(f.stat().st_size for f in old.iterdir()) - 1) as trunks:
-        assert trunks.known == {}
+    cache = kept(other, 2 * size(old) - 1)
     assert not old.exists()
+    train(other, cache)
+    assert cache.found == 0
     config = json.loads((other.folder / "config.json").read_text())
     (other.folder / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.1}))
-    with kept(other) as changed:
-        assert changed.folder != trunks.folder, "the same weights in another configuration are another model"
+    assert kept(other).folder != cache.folder, "the same weights in another configuration are another model"
 
 
 def test_the_default_keeps_nothing(checkpoint, tmp_path):
@@ -158,8 +170,9 @@ def test_runs_that_share_leave_the_files_of_runs_alone(tmp_path, monkeypatch, ca
             execute(run_of(model, steer, when, corpus), tmp_path / f"{when}{steer}")
         assert opened == [LAYER + 1] * (2 if when == "never" else 3), "the second trial loads no model again"
         assert (tmp_path / "cache/activations").exists() == (when == "always")
-    monkeypatch.setattr(Shared, "_put", lambda *_: pytest.fail("a further trial computed what it could have taken"))
+    entries = sorted((tmp_path / "cache/activations").rglob("*"))
     execute(run_of(model, 4.0, "always", corpus), tmp_path / "third")
+    assert sorted((tmp_path / "cache/activations").rglob("*")) == entries, "a further trial computed again"
     for steer in (6.5, 2.0):
         alone, among = (tmp_path / f"{when}{steer}" / "delta.safetensors" for when in ("never", "always"))
         assert alone.read_bytes() == among.read_bytes()

@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from rmu_exp.data.batches import named_generator
 from rmu_exp.evaluate.questions import Question, halves
 from rmu_exp.evaluate.scoring import Scorer
 from rmu_exp.model.delta import Delta
 from rmu_exp.record.store import Store
 from rmu_exp.support.errors import RunError
+from rmu_exp.support.randomness import named_generator
 
 BASE, UNLEARNED, ORACLE = "base", "unlearned", "oracle"
 

@@ -102,7 +102,7 @@ class Search:
         whole = [*self.targets[0].head, *tokens, *self.targets[0].tail]
         decode = self.scorer.tokenizer.decode
         text = decode(whole, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return self.scorer.encode(text) == whole
+        return self.scorer.encode(str(text)) == whole
 
     def step(self, tokens_S: Tensor, generator: torch.Generator) -> tuple[Tensor, float]:
         """The best of ``width`` candidates that differ in one token, and its loss; the tokens themselves count too."""
@@ -163,28 +163,26 @@ class Search:
         self, rows: list[list[int]], target: Target, front: list[int], cache: Layers
     ) -> Iterator[tuple[Tensor, dict[int, Tensor]]]:
         """Logits (c, V) at the last token and kept activations, for as many candidates at once as memory holds."""
-        done = 0
-        length = len(front) + len(rows[0]) + len(target.tail)
-        while done < len(rows):
-            some = rows[done : done + max(1, self.room // (length + len(target.head) // 8))]
+        length, left = len(front) + len(rows[0]) + len(target.tail), rows
+
+        def some() -> list[list[int]]:
+            return left[: max(1, self.room // (length + len(target.head) // 8))]
+
+        def run() -> tuple[Tensor, dict[int, Tensor]]:
             kept: dict[int, Tensor] = {}
-            try:
-                with watching(self.model, _keep_last(kept, target)):
-                    ids = [front + row + target.tail for row in some]
-                    logits_NV = self.forward.logits(ids, [(i, length - 1) for i in range(len(ids))], cache or None)
-                fits = True
-            except (RuntimeError, MemoryError) as error:
-                if not memory.ran_out(error):
-                    raise
-                fits = False
-            if fits:
-                yield logits_NV, kept
-                done += len(some)
-            elif len(some) == 1:
+            with watching(self.model, _keep_last(kept, target)):
+                ids = [front + row + target.tail for row in some()]
+                return self.forward.logits(ids, [(i, length - 1) for i in range(len(ids))], cache or None), kept
+
+        def smaller() -> None:
+            if len(some()) == 1:
                 raise RunError("attacks.gcg: out of memory at one candidate; take a smaller dtype")
-            else:
-                memory.let_go(self.scorer.device)
-                self.room = length * len(some) // 2
+            self.room = length * len(some()) // 2
+
+        while left:
+            logits_NV, kept = memory.until_it_fits(run, smaller, self.scorer.device)
+            yield logits_NV, kept
+            left = left[len(logits_NV) :]
 
     def _loss(self, logits_NV: Tensor, kept: dict[int, Tensor], target: Target) -> Tensor:
         """Loss of each row, (N), fp32."""

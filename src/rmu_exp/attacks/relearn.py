@@ -286,21 +286,23 @@ def _gradients(
     Returns:
         In how many parts it went through, and the loss: the mean over the batch's labels.
     """
-    while True:
-        try:
-            count = sum(sum(wanted[1:]) for _, wanted in batch)
-            cuts = [len(batch) * k // parts for k in range(parts + 1)]
-            return parts, sum(_part(model, batch[a:b], count, device) for a, b in pairwise(cuts))
-        except (RuntimeError, MemoryError) as error:
-            if not memory.ran_out(error):
-                raise
+    count = sum(sum(wanted[1:]) for _, wanted in batch)
+
+    def in_parts() -> float:
         for w in weights:
             w.grad = None
-        memory.let_go(device)
+        cuts = [len(batch) * k // parts for k in range(parts + 1)]
+        return sum(_part(model, batch[a:b], count, device) for a, b in pairwise(cuts))
+
+    def more_parts() -> None:
+        nonlocal parts
         if parts >= len(batch):
             raise RunError("attacks.relearn: out of memory at one text; try a smaller attacks.relearn.max_length")
         parts = min(2 * parts, len(batch))
         log.info("out of memory: a batch of %d texts now goes through in %d parts", len(batch), parts)
+
+    loss = memory.until_it_fits(in_parts, more_parts, device)
+    return parts, loss
 
 
 def _part(model: nn.Module, rows: Sequence[Row], count: int, device: torch.device) -> float:

@@ -13,8 +13,8 @@ from rmu_exp.config import attacks
 from rmu_exp.evaluate import statistics
 from rmu_exp.record.store import Store
 from rmu_exp.support import disk
-from rmu_exp.support.errors import RunError, UserError
-from rmu_exp.support.redaction import redact
+from rmu_exp.support.boundary import line_for
+from rmu_exp.support.errors import RunError, explain, first_line
 
 log = logging.getLogger("rmu_exp")
 
@@ -56,11 +56,10 @@ def carry_out(
             found = attacks.module(name).run(context, attacks.settings(name, values))
             result = found.top | {"attacks": {name: {"settings": values, "of": of} | entry(found, context.chance)}}
         except Exception as error:
-            if disk.is_cause(error):
+            if explain(error, [disk.explain]):
                 raise  # the next attack would find the disk no better
             log.exception("attack %s failed", name)
-            told = str(error) if isinstance(error, (UserError, RunError)) else f"{type(error).__name__}: {error}"
-            line = redact((told.splitlines() or [""])[0])
+            line = str(line_for(error) or RunError(f"{type(error).__name__}: {first_line(error)}"))
             result = {"attacks": {name: {"settings": values, "of": of, "error": line}}}
             log.warning("attack %s failed: %s", name, line)
         result["attacks"][name].setdefault("budget", {})["seconds"] = round(time.perf_counter() - began, 2)

@@ -26,6 +26,7 @@ from rmu_exp.config.compose import composed, offer_all
 from rmu_exp.config.parse import parse, parse_judge
 from rmu_exp.settings import Judge, Run
 from rmu_exp.support import disk
+from rmu_exp.support.boundary import line_for
 from rmu_exp.support.errors import RunError, UserError
 from rmu_exp.support.files import LOCK
 from rmu_exp.support.redaction import redact
@@ -70,11 +71,11 @@ def guard(main: Callable[[], Any], conf: Path, name: str = "config") -> None:
         main()
     except KeyboardInterrupt:
         sys.exit(_stopped(folder))
-    except OSError as error:
-        line = disk.told(error, folder, f"the same command with output={folder} goes on")
+    except Exception as error:
+        line = line_for(error, folder, f"the same command with output={folder} resumes it")
         if line is None:
             raise
-        sys.exit(_tell(line, 1))
+        sys.exit(_tell(line, 2 if isinstance(line, UserError) else 1))
 
 
 def run(config: DictConfig) -> None:
@@ -189,7 +190,7 @@ def check_writable(folder: Path) -> Path:
             pass
     except OSError as error:
         if error.errno in disk.FULL:
-            raise RunError(disk.told(error, folder, f"the same command with output={folder} goes on")) from error
+            raise RunError(disk.explain(error, folder, f"the same command with output={folder} resumes it")) from error
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise UserError(f"output: cannot write to {folder} ({reason.lower()}); choose another folder") from error
     return existing

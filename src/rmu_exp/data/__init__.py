@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
 import logging
 
 from rmu_exp.data.sources import Corpus, read
 from rmu_exp.settings import Data, Eval
 from rmu_exp.support.errors import UserError
+from rmu_exp.worlds.lore import corpora
 
 LORE = "lore:"
 log = logging.getLogger("rmu_exp")
 
 
 def load(data: Data) -> tuple[list[Corpus], list[Corpus]]:
-    """The forget corpora and the retain corpora, one a topic (the same one for all when one is given).
+    """The forget corpora and the retain corpora, one per topic (the same one for all when one is given).
 
     Raises:
         UserError: a source that is missing, damaged or empty.
@@ -30,25 +28,22 @@ def load(data: Data) -> tuple[list[Corpus], list[Corpus]]:
 
 
 def held_out(data: Data, settings: Eval) -> Corpus:
-    """The texts that perplexity is measured on, the first ``limit`` of them.
+    """The texts that perplexity is measured on, all of them: ``eval.limit`` counts questions.
 
-    Warns when the model was trained to keep them.
+    Warns when they are those that the model was trained to keep, under whatever name.
     """
     assert settings.perplexity is not None
     corpus = one(settings.perplexity, data)
     if corpus.digest in {one(source, data).digest for source in data.retain}:
         log.warning("eval.perplexity: %s is also the retain corpus; its perplexity says little", corpus.source)
-    return dataclasses.replace(corpus, texts=corpus.texts[: settings.limit])
+    return corpus
 
 
 def one(source: str, data: Data) -> Corpus:
     """One corpus by its source, as the data's settings read it. Raises as :func:`load`."""
     if not source.startswith(LORE):
         return read(source, min_len=data.min_len, on_bad_line=data.on_bad_line)
-    from rmu_exp.worlds.lore import corpora
-
     try:
-        texts = corpora.texts(source.removeprefix(LORE))
+        return Corpus(corpora.texts(source.removeprefix(LORE)), source)
     except KeyError as error:
         raise UserError(f"data: {source}: {error.args[0]}, and retain") from error
-    return Corpus(texts, source, hashlib.sha256(json.dumps(texts).encode()).hexdigest())

@@ -2,11 +2,11 @@
 
 *Default*: texts are drawn in a random order that depends on the seed alone; the forget and the retain
 texts of a step are packed together into rows, each text with its own positions and its own causal
-mask, so that one pass serves both and next to nothing is padding.
+mask, so that one forward pass serves both and next to nothing is padding.
 
 *Faithful*: the published loop (github.com/centerforaisafety/wmdp, ``rmu/unlearn.py``): file order,
-forget and retain texts in two passes, padded on the left with the padding counted in the loss,
-forget texts cut to 512 tokens for the first topic and 768 for the others.
+forget and retain texts in two forward passes, padded on the left with the padding counted in the loss,
+forget texts truncated to 512 tokens for the first topic and 768 for the others.
 
 This module knows tokens; it knows nothing of models or losses.
 """
@@ -17,14 +17,18 @@ import hashlib
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from rmu_exp.support.errors import UserError
+from rmu_exp.support.randomness import named_generator
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 FORGET, RETAIN = "forget", "retain"
 PUBLISHED_LENGTHS = (512, 768)  # tokens: the first topic's forget texts, the other topics'
@@ -58,13 +62,13 @@ class PackedRows:
         """The same on a device."""
         if self.ids_RT.device == device:
             return self
-        move = lambda t: None if t is None else t.to(device, non_blocking=True)  # noqa: E731
-        moved = PackedRows(
-            self.ids_RT.to(device, non_blocking=True),
-            move(self.mask_RT),
-            move(self.positions_RT),
-            {role: index.to(device, non_blocking=True) for role, index in self.tokens.items()},
+        ids, mask, positions = (
+            None if t is None else t.to(device, non_blocking=True)
+            for t in (self.ids_RT, self.mask_RT, self.positions_RT)
         )
+        assert ids is not None
+        tokens = {role: index.to(device, non_blocking=True) for role, index in self.tokens.items()}
+        moved = PackedRows(ids, mask, positions, tokens)
         vars(moved)["digest"] = self.digest  # reading it off the device would wait for the device
         return moved
 
@@ -80,16 +84,15 @@ class Batch:
 
 @dataclass
 class Tokens:
-    """A tokenized corpus: one list of ids a text, and how many texts were cut."""
+    """A tokenized corpus: one list of ids per text, and how many texts were truncated."""
 
     ids: list[list[int]]
     truncated: int = 0
     source: str = ""
-    _order: list[int] = field(default_factory=list)
 
 
-def tokenize(texts: Sequence[str], tokenizer: Any, max_length: int, source: str = "") -> Tokens:
-    """Token ids of each text, cut to ``max_length``; texts without a token are left out."""
+def tokenize(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int, source: str = "") -> Tokens:
+    """Token ids of each text, truncated to ``max_length``; texts without a token are left out."""
     rows = tokenizer(list(texts))["input_ids"]
     return Tokens(
         [row[:max_length] for row in rows if row],
@@ -113,7 +116,7 @@ def shuffled(
     """The default order: topics alternate, each corpus is drawn without replacement, again and again.
 
     Args:
-        forget, retain: one corpus a topic; the same retain corpus may stand more than once.
+        forget, retain: one corpus per topic; the same retain corpus may stand more than once.
         pad: id that fills what is left of a row.
 
     Raises:
@@ -147,12 +150,6 @@ def _draw(corpus: Tokens, batch_size: int, seed: int, name: str) -> Iterator[lis
         yield [corpus.ids[i] for i in picked]
 
 
-def named_generator(seed: int, name: str) -> torch.Generator:
-    """A generator of its own for each use of chance, so that one use never shifts another."""
-    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-
-
 def pack(halves: dict[str, list[list[int]]], pad: int) -> PackedRows:
     """All texts of a step in as few rows of the longest text's length as first fit finds."""
     pieces = [(role, text) for role, texts in halves.items() for text in texts]
@@ -184,21 +181,21 @@ def pack(halves: dict[str, list[list[int]]], pad: int) -> PackedRows:
     return PackedRows(ids, None, positions, {role: torch.tensor(index) for role, index in tokens.items()})
 
 
-def texts(run: PackedRows, role: str) -> list[list[int]]:
-    """A packed pass taken apart: the token ids of each text of a role."""
-    ids = run.ids_RT.flatten()[run.tokens[role]].tolist()
+def texts(packed: PackedRows, role: str) -> list[list[int]]:
+    """Packed rows taken apart: the token ids of each text of a role."""
+    ids = packed.ids_RT.flatten()[packed.tokens[role]].tolist()
     found: list[list[int]] = []
-    for token, first in zip(ids, starts(run, role).tolist(), strict=True):
+    for token, first in zip(ids, starts(packed, role).tolist(), strict=True):
         if first:
             found.append([])
         found[-1].append(token)
     return found
 
 
-def starts(run: PackedRows, role: str) -> Tensor:
-    """Which of a role's tokens in a packed pass are a text's first."""
-    assert run.positions_RT is not None, "texts are told apart by their positions, in packed rows"
-    return run.positions_RT.flatten()[run.tokens[role]] == 0
+def starts(packed: PackedRows, role: str) -> Tensor:
+    """Which of a role's tokens in packed rows are a text's first."""
+    assert packed.positions_RT is not None, "only packed rows have positions, by which texts are told apart"
+    return packed.positions_RT.flatten()[packed.tokens[role]] == 0
 
 
 def split(batch: Batch, parts: int) -> list[Batch]:
@@ -206,22 +203,26 @@ def split(batch: Batch, parts: int) -> list[Batch]:
     found: list[Batch] = []
     for part in range(parts):
         passes = []
-        for run in batch.passes:
-            if run.positions_RT is None:
+        for p in batch.passes:
+            if p.positions_RT is None:
                 rows = slice(part, None, parts)
-                ids, mask = run.ids_RT[rows], None if run.mask_RT is None else run.mask_RT[rows]
-                passes.append(PackedRows(ids, mask, None, {role: torch.arange(ids.numel()) for role in run.tokens}))
+                ids, mask = p.ids_RT[rows], None if p.mask_RT is None else p.mask_RT[rows]
+                passes.append(PackedRows(ids, mask, None, {role: torch.arange(ids.numel()) for role in p.tokens}))
             else:
-                halves = {role: texts(run, role)[part::parts] for role in run.tokens}
-                passes.append(pack(halves, 0) if all(halves.values()) else PackedRows(run.ids_RT[:0], None, None, {}))
-        if any(run.ids_RT.numel() == 0 for run in passes):
+                halves = {role: texts(p, role)[part::parts] for role in p.tokens}
+                passes.append(pack(halves, 0) if all(halves.values()) else PackedRows(p.ids_RT[:0], None, None, {}))
+        if any(p.ids_RT.numel() == 0 for p in passes):
             return []
-        found.append(Batch(batch.topic, passes, sum(len(i) for run in passes for i in run.tokens.values())))
+        found.append(Batch(batch.topic, passes, sum(len(i) for p in passes for i in p.tokens.values())))
     return found
 
 
 def published(
-    forget: Sequence[Sequence[str]], retain: Sequence[Sequence[str]], tokenizer: Any, batch_size: int, steps: int
+    forget: Sequence[Sequence[str]],
+    retain: Sequence[Sequence[str]],
+    tokenizer: PreTrainedTokenizerBase,
+    batch_size: int,
+    steps: int,
 ) -> Iterator[Batch]:
     """The published order: batch i of topic i mod topics, at most as many as the shortest corpus has."""
     batched = [[_in_batches(texts, batch_size) for texts in corpora] for corpora in (forget, retain)]

@@ -10,11 +10,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rmu_exp.data.rows import TEXT, Bad, Dataset, values
 from rmu_exp.support import hub
 from rmu_exp.support.errors import RunError, UserError, chain, first_line
+
+if TYPE_CHECKING:
+    import datasets
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -32,16 +35,16 @@ def rows(dataset: Dataset, split: str, source: str) -> Iterator[str | Bad]:
     yield from values(data.data.column(TEXT))
 
 
-def load(dataset: Dataset, split: str, source: str) -> Any:
+def load(dataset: Dataset, split: str, source: str) -> datasets.Dataset:
     """A split as a ``datasets.Dataset``, downloaded or from the cache. Raises as :func:`rows`."""
     hub.check(dataset.repo, "dataset", dataset.revision)  # the library would retry for half a minute
     import datasets
 
     try:
-        with hub.asking(dataset.repo, "dataset", dataset.revision), _hushed():
+        with hub.asking(dataset.repo, "dataset", dataset.revision), _quiet():
             data = datasets.load_dataset(dataset.repo, dataset.config, split=split, revision=dataset.revision)
     except (ValueError, datasets.exceptions.DatasetsError) as error:
-        raise _told(error, dataset, split, source) from error
+        raise _line_for(error, dataset, split, source) from error
     except FileNotFoundError as error:
         raise UserError(f"{source}: has no data files ({first_line(error)})") from error
     except OSError as error:
@@ -50,7 +53,7 @@ def load(dataset: Dataset, split: str, source: str) -> Any:
     return data
 
 
-def _check_commit(data: Any, dataset: Dataset, source: str) -> None:
+def _check_commit(data: datasets.Dataset, dataset: Dataset, source: str) -> None:
     """Offline, the library gives the newest version in its cache, whatever was asked for: refuse another."""
     if dataset.revision is None or not data.cache_files:
         return
@@ -68,7 +71,7 @@ def _check_commit(data: Any, dataset: Dataset, source: str) -> None:
         )
 
 
-def _told(error: Exception, dataset: Dataset, split: str, source: str) -> UserError:
+def _line_for(error: Exception, dataset: Dataset, split: str, source: str) -> UserError:
     from datasets.exceptions import DatasetGenerationError
 
     message = " ".join(str(error).split())
@@ -84,8 +87,8 @@ def _told(error: Exception, dataset: Dataset, split: str, source: str) -> UserEr
 
 
 @contextmanager
-def _hushed() -> Iterator[None]:
-    """No warnings that the cache is used, and no progress bars where nobody watches."""
+def _quiet() -> Iterator[None]:
+    """No warnings that the cache is used, and no progress bars where nobody looks."""
     from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, logging
 
     level, bars = logging.get_verbosity(), not are_progress_bars_disabled()

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
 TEXT = "text"  # the field of an object and the column of a table
+
+
+class Scalar(Protocol):
+    """An Arrow value."""
+
+    def as_py(self) -> object:
+        """The Python value. Raises UnicodeDecodeError."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +34,7 @@ class Bad:
     reason: str
 
 
-def checked(value: Any) -> str:
+def checked(value: object) -> str:
     """A value as a text. Raises ValueError with what is wrong."""
     if not isinstance(value, str):
         raise ValueError(f"the text is of type {type(value).__name__}, allowed is a string")
@@ -38,7 +45,7 @@ def checked(value: Any) -> str:
     return value
 
 
-def values(scalars: Iterable[Any]) -> Iterator[str | Bad]:
+def values(scalars: Iterable[Scalar]) -> Iterator[str | Bad]:
     """The texts of a column's Arrow scalars; a null, a number or broken UTF-8 is a :class:`Bad` row."""
     for number, scalar in enumerate(scalars, 1):
         try:

@@ -3,7 +3,7 @@
 What a source can be (:func:`read` decides in this order):
 
 * a file that exists: ``.jsonl`` (objects with ``text``, or bare JSON strings), ``.txt`` (one text per
-  non-empty line), ``.parquet`` (column ``text``), and the same with ``.gz`` behind it;
+  non-empty line), ``.parquet`` (column ``text``), and the same with ``.gz`` after it;
 * ``org/name``, ``org/name:config``, ``org/name:config:split``, ``org/name@revision:…``: a dataset on the
   hub (``org/name::split`` when it has one config only). A ``hub://`` in front settles a doubt.
 
@@ -19,14 +19,15 @@ import hashlib
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import IO, cast
 
 from rmu_exp.data import hub_datasets
 from rmu_exp.data.rows import TEXT, Bad, Dataset, checked, values
-from rmu_exp.support.errors import UserError
+from rmu_exp.support.errors import UserError, first_line
 
 KINDS = (".jsonl", ".txt", ".parquet")
 _HUB = "hub://"
@@ -41,16 +42,26 @@ class Corpus:
     Attributes:
         texts: what is trained on, each longer than ``min_len`` characters.
         source: as given to :func:`read`.
-        digest: sha256 over the texts, hex; the same texts in the same order give the same digest.
         bad_lines: malformed lines (or rows) that were skipped.
         dropped: texts of ``min_len`` characters or fewer that were left out.
     """
 
     texts: list[str]
     source: str
-    digest: str
     bad_lines: int = 0
     dropped: int = 0
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 over the texts alone, hex: the same texts in the same order have the same digest, whatever the source.
+
+        Each counts with its length, so that moving a border between two of them changes the sum.
+        """
+        total = hashlib.sha256()
+        for text in self.texts:
+            data = text.encode()
+            total.update(len(data).to_bytes(8, "big") + data)
+        return total.hexdigest()
 
     def describe(self) -> str:
         """One line: how many texts, how long they are in characters, what was left out."""
@@ -104,16 +115,7 @@ def read(
             dropped += 1
     if not texts:
         raise UserError(_nothing(source, bad, dropped, min_len))
-    return Corpus(texts, source, digest(texts), bad, dropped)
-
-
-def digest(texts: Iterable[str]) -> str:
-    """sha256 over the texts, each behind its length so that moving a border changes the sum."""
-    total = hashlib.sha256()
-    for text in texts:
-        data = text.encode()
-        total.update(len(data).to_bytes(8, "big") + data)
-    return total.hexdigest()
+    return Corpus(texts, source, bad, dropped)
 
 
 def dataset(source: str) -> Dataset | None:
@@ -152,7 +154,7 @@ def _kinds() -> str:
 
 def _nothing(source: str, bad: int, dropped: int, min_len: int) -> str:
     if not (bad or dropped):
-        return f"{source}: is empty, no text in it; give a corpus with one text a line"
+        return f"{source}: is empty, no text in it; give a corpus with one text per line"
     counts = [f"{dropped:,} are of {min_len} characters or fewer"] * bool(dropped)
     counts += [f"{bad:,} are malformed"] * bool(bad)
     return f"{source}: no text is left ({' and '.join(counts)}); lower data.min_len or give another corpus"
@@ -222,4 +224,4 @@ def _parquet(file: IO[bytes], source: str) -> Iterator[str | Bad]:
         batches = (batch.column(0) for batch in table.iter_batches(columns=[TEXT]))
         yield from values(value for column in batches for value in column)
     except pa.ArrowException as error:
-        raise UserError(f"{source}: a broken .parquet file ({str(error).splitlines()[0]}); copy it again") from error
+        raise UserError(f"{source}: a broken .parquet file ({first_line(error)}); copy it again") from error

@@ -9,12 +9,9 @@ Axes: N scored positions of a batch, V vocabulary.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from lm_eval.models.huggingface import HFLM
@@ -25,7 +22,7 @@ from tqdm import tqdm
 from rmu_exp.evaluate import batching
 from rmu_exp.evaluate.batching import Prefix, Row
 from rmu_exp.evaluate.forward import Forward, Layers, Work
-from rmu_exp.record.store import Store
+from rmu_exp.record.store import Store, fingerprint
 from rmu_exp.support import memory
 from rmu_exp.support.errors import RunError
 
@@ -39,17 +36,18 @@ SAVING = 8  # a shared prefix must save so many times the overhead, as it also s
 
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
 Answer = tuple[float, bool]
-Reading = Callable[[], list[tuple[int, Answer]]]
+Found = list[tuple[int, float, bool]]
+"""Index of a request, and its answer."""
 
 
 class Engine(HFLM):
     """HFLM with shared work done once.
 
     Args:
-        max_batch_tokens: tokens a forward pass, padding counted; None: by the device and its free memory.
+        max_batch_tokens: tokens per forward pass, padding counted; None: by the device and its free memory.
             Halved by itself when memory runs out. ``batch_size`` keeps its meaning for generation.
         on_progress: called with the number of newly answered requests; lm-eval's own bar is then off.
-        journal: where batches that are done are kept, and taken from; None: nowhere.
+        journal: where the answers of batches that are done are kept, and found again; None: nowhere.
         kwargs: those of HFLM.
 
     Attributes:
@@ -72,7 +70,6 @@ class Engine(HFLM):
         kind = "cpu" if self.device.type == "cpu" else "cuda"
         self.max_batch_tokens = max_batch_tokens or self._budget(BUDGET[kind])
         self._overhead = OVERHEAD[kind]
-        self._halved = False
 
     @property
     def work(self) -> Work:
@@ -114,7 +111,7 @@ class Engine(HFLM):
         return [(pair, ids_of[m[0]], rest_of[m]) for pair, m in zip(pairs, moved, strict=True)]
 
     def _encode(self, texts: Sequence[str]) -> Iterator[list[int]]:
-        """``tok_encode`` of each text, many a call."""
+        """``tok_encode`` of each text, many per call."""
         bos = self.tokenizer.decode(self.prefix_token_id)
         usual = {} if self.add_bos_token is None else {"add_special_tokens": self.add_bos_token}
         for start in range(0, len(texts), TEXTS):
@@ -148,8 +145,8 @@ class Engine(HFLM):
         hidden = disable_tqdm or self.rank != 0 or self.on_progress is not None
         with tqdm(total=len(requests), disable=hidden, desc="Running loglikelihood requests") as bar:
             for found in self._answers(self._rows(requests), requests):
-                for index, answer in found:
-                    answers[index] = answer
+                for index, score, greedy in found:
+                    answers[index] = answer = (score, greedy)
                     if requests[index][0] is not None:  # parts of a rolling request are cached by the caller
                         self.cache_hook.add_partial("loglikelihood", requests[index][0], answer)
                 bar.update(len(found))
@@ -173,30 +170,34 @@ class Engine(HFLM):
             log.warning("%d questions are longer than the model's %d tokens: cut from the left", cut, self.max_length)
         return list(rows.values())
 
-    def _answers(self, rows: list[Row], requests: Sequence[Request]) -> Iterator[list[tuple[int, Answer]]]:
-        """Answers, a batch at a time. A batch is read when the next has been started: a GPU need not wait."""
-        waiting: Reading | None = None
+    def _answers(self, rows: list[Row], requests: Sequence[Request]) -> Iterator[Found]:
+        """Answers, a batch at a time."""
         for prefix, cache in self._prefixes(rows):
-            for batch, scores in self._scores(prefix, cache, requests):
-                if scores is None:
-                    yield [(i, (score, hit)) for i, score, hit in self._journal.known[_key(batch, requests)]]
-                    continue
-                picked = self._noting(_key(batch, requests), _pick(batch, scores, requests))
-                if waiting is not None:
-                    yield waiting()
-                waiting = picked
-        if waiting is not None:
-            yield waiting()
+            yield from self._of_prefix(prefix, cache, requests)
 
-    def _noting(self, key: str, read: Reading) -> Reading:
-        """Reading a batch's answers notes them as done."""
+    def _of_prefix(self, prefix: Prefix, cache: Layers, requests: Sequence[Request]) -> Iterator[Found]:
+        known = len(prefix.ids)
+        todo = self._batches(sorted(prefix.rows, key=lambda row: -len(row.ids)), known)  # the same order always
 
-        def read_and_note() -> list[tuple[int, Answer]]:
-            found = read()
-            self._journal.add(key, [(index, *answer) for index, answer in found])
-            return found
+        def first() -> Found:
+            key = _key(prefix, todo[0], requests)
+            return self._journal.get(key, lambda: self._ask(todo[0], known, cache, requests))
 
-        return read_and_note
+        def smaller() -> None:
+            nonlocal todo
+            self._halve(todo[0], known)
+            todo = self._batches([row for batch in todo for row in batch], known)
+
+        while todo:
+            yield memory.until_it_fits(first, smaller, self.device)
+            todo.pop(0)
+
+    def _ask(self, batch: Sequence[Row], known: int, cache: Layers, requests: Sequence[Request]) -> Found:
+        """Run a batch, of whose rows the first ``known`` tokens are in the cache, and read its answers."""
+        ids = [row.ids[known:] for row in batch]
+        spots = [(i, t) for i, row in enumerate(ids) for t in range(len(row) - batch[i].scored, len(row))]
+        logits_NV = self._forward.logits(ids, spots, cache)
+        return _read(batch, torch.log_softmax(logits_NV, dim=-1, dtype=self.softmax_dtype), requests)
 
     def _prefixes(self, rows: list[Row]) -> Iterator[tuple[Prefix, Layers]]:
         """Each shared prefix with its keys and values, layer by layer; a longer one continues a shorter one."""
@@ -213,71 +214,36 @@ class Engine(HFLM):
             open_prefixes += [(longer, prefix, cache) for longer in prefix.longer]
 
     def _extend(self, cache: Layers, prefix: Prefix, known: int) -> Layers:
-        try:
-            return self._forward.extend(cache, prefix.ids[known:])
-        except (RuntimeError, MemoryError) as error:
-            if memory.ran_out(error):
-                raise _too_large(len(prefix.ids)) from error
-            raise
+        def smaller() -> NoReturn:
+            raise _too_large(len(prefix.ids))
 
-    def _scores(
-        self, prefix: Prefix, cache: Layers, requests: Sequence[Request]
-    ) -> Iterator[tuple[list[Row], Tensor | None]]:
-        """Rows of a prefix in batches, with the log-probabilities (N, V) at their scored positions.
+        return memory.until_it_fits(lambda: self._forward.extend(cache, prefix.ids[known:]), smaller, self.device)
 
-        A batch that the journal knows comes without.
-        """
-        known = len(prefix.ids)
-        todo = deque([sorted(prefix.rows, key=lambda row: -len(row.ids))])  # stable: the order is always the same
-        ready = False  # what is to do has been cut into batches
-        while todo:
-            if not ready:
-                todo, ready = deque(self._cut([row for batch in todo for row in batch], known)), True
-            batch = todo[0]
-            if self._journal.known and _key(batch, requests) in self._journal.known:
-                yield todo.popleft(), None
-                continue
-            ids = [row.ids[known:] for row in batch]
-            spots = [(i, t) for i, row in enumerate(ids) for t in range(len(row) - batch[i].scored, len(row))]
-            try:
-                logits_NV = self._forward.logits(ids, spots, cache)
-                scores_NV = torch.log_softmax(logits_NV, dim=-1, dtype=self.softmax_dtype)
-            except (RuntimeError, MemoryError) as error:
-                if not memory.ran_out(error):
-                    raise
-                ready = False
-            if ready:
-                yield todo.popleft(), scores_NV
-            else:  # outside of the except clause, which keeps the failed pass's tensors alive
-                self._halve(batch, known)
-
-    def _cut(self, rows: list[Row], known: int) -> Iterator[list[Row]]:
+    def _batches(self, rows: list[Row], known: int) -> list[list[Row]]:
+        """Rows, longest first, in batches within the budget."""
         config = self.model.config.get_text_config()
         head = config.vocab_size / (10 * config.hidden_size)  # a scored position's logits, in tokens' memory
         lengths = [len(row.ids) - known for row in rows]
         extra = [KEY * known + head * row.scored for row in rows]
-        for part in batching.batches(lengths, extra, self.max_batch_tokens, self._overhead):
-            yield rows[part]
+        return [rows[part] for part in batching.batches(lengths, extra, self.max_batch_tokens, self._overhead)]
 
     def _halve(self, batch: Sequence[Row], known: int) -> None:
         if len(batch) == 1:
             raise _too_large(len(batch[0].ids))
         used = len(batch) * (len(batch[0].ids) - known)
         self.max_batch_tokens = max(1, min(self.max_batch_tokens, used) // 2)
-        memory.let_go(self.device)
-        if not self._halved:
-            log.info("out of memory: going on with %d tokens a batch of questions", self.max_batch_tokens)
-        self._halved = True
+        log.info("out of memory: batches of questions now have %d tokens", self.max_batch_tokens)
 
 
-def _key(batch: Sequence[Row], requests: Sequence[Request]) -> str:
+def _key(prefix: Prefix, batch: Sequence[Row], requests: Sequence[Request]) -> str:
     """What a batch is in the journal: its tokens, and the requests that it answers."""
-    asked = [(row.ids, [(index, requests[index][2]) for index, _ in row.asked_by]) for row in batch]
-    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:32]
+    known = len(prefix.ids)
+    asked = [(row.ids[known:], [(index, requests[index][2]) for index, _ in row.asked_by]) for row in batch]
+    return fingerprint(prefix.ids, asked)[:32]
 
 
-def _pick(batch: Sequence[Row], scores_NV: Tensor, requests: Sequence[Request]) -> Reading:
-    """Start reading the batch's answers off its scores; the call of what is returned waits for them."""
+def _read(batch: Sequence[Row], scores_NV: Tensor, requests: Sequence[Request]) -> Found:
+    """A batch's answers from the log-probabilities at its scored positions."""
     spots: list[int] = []
     tokens: list[int] = []
     ends = 0
@@ -287,21 +253,16 @@ def _pick(batch: Sequence[Row], scores_NV: Tensor, requests: Sequence[Request]) 
             spots += range(ends - scored, ends)
             tokens += requests[index][2]
     at, token = torch.tensor([spots, tokens]).to(scores_NV.device)
-    picked, greedy = scores_NV[at, token], scores_NV.argmax(dim=-1)[at] == token
-
-    def read() -> list[tuple[int, Answer]]:
-        values, hits = picked.cpu(), greedy.cpu()
-        singles, hit_list = values.tolist(), hits.tolist()
-        answers: list[tuple[int, Answer]] = []
-        start = 0
-        for index, scored in (asked for row in batch for asked in row.asked_by):
-            stop = start + scored
-            total = singles[start] if scored == 1 else float(values[start:stop].sum())
-            answers.append((index, (total, all(hit_list[start:stop]))))
-            start = stop
-        return answers
-
-    return read
+    values, hits = scores_NV[at, token].cpu(), (scores_NV.argmax(dim=-1)[at] == token).tolist()
+    singles = values.tolist()
+    found: Found = []
+    start = 0
+    for index, scored in (asked for row in batch for asked in row.asked_by):
+        stop = start + scored
+        total = singles[start] if scored == 1 else float(values[start:stop].sum())
+        found.append((index, total, all(hits[start:stop])))
+        start = stop
+    return found
 
 
 def _move_spaces(context: str, continuation: str) -> tuple[str, str]:

@@ -193,7 +193,7 @@ def loading(tasks: Sequence[str]) -> Iterator[None]:
         if repo is not None:
             hub.check(repo, "dataset")  # says more than the error that lm-eval passes on
         names = ", ".join(tasks)
-        line = hub.told(error, repo or names, "dataset")
+        line = hub.explained(error, repo or names, "dataset")
         if line is None and isinstance(error, (OSError, ValueError)):
             line = RunError(f"the questions of {names} cannot be loaded ({first_line(error)})")
         if line is None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,11 @@ from rmu_exp.evaluate.questions import Question
 from rmu_exp.support import memory
 from rmu_exp.support.errors import RunError, UserError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 log = logging.getLogger("rmu_exp")
-BUDGET = {"cpu": 1024, "cuda": 32768}  # tokens a forward pass
+BUDGET = {"cpu": 1024, "cuda": 32768}  # tokens per forward pass
 
 
 class Scorer:
@@ -29,7 +32,7 @@ class Scorer:
         device: where the models are.
     """
 
-    def __init__(self, tokenizer: Any, device: torch.device) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> None:
         self.tokenizer, self.device = tokenizer, device
         self.budget = BUDGET["cpu" if device.type == "cpu" else "cuda"]
 
@@ -61,7 +64,7 @@ class Scorer:
         return self.chosen_rows(model, rows, [self.letters(i, p) for i, p in zip(items, prompts, strict=True)])
 
     def chosen_rows(self, model: nn.Module, rows: Sequence[Sequence[int]], at: Sequence[Sequence[int]]) -> list[int]:
-        """The same for tokens: index of the likeliest of the tokens ``at[n]`` behind ``rows[n]``."""
+        """The same for tokens: index of the likeliest of the tokens ``at[n]`` after ``rows[n]``."""
         forward = Forward(model, self.device)
         picked = [0] * len(rows)
 
@@ -79,22 +82,22 @@ class Scorer:
         Raises:
             RunError: a single row does not fit.
         """
-        for batch in self.batches(lengths):
-            self._halved(work, batch, lengths)
+        left = _longest_first(lengths)
 
-    def _halved(self, work: Callable[[list[int]], None], batch: list[int], lengths: Sequence[int]) -> None:
-        try:
-            return work(batch)
-        except (RuntimeError, MemoryError) as error:
-            if not memory.ran_out(error):
-                raise
-        memory.let_go(self.device)
-        if len(batch) == 1:
-            raise RunError(f"out of memory at one question of {lengths[batch[0]]} tokens; take a smaller dtype")
-        self.budget = len(batch) * lengths[batch[0]] // 2
-        log.info("out of memory: going on with %d tokens a batch of questions", self.budget)
-        for half in (batch[: len(batch) // 2], batch[len(batch) // 2 :]):
-            self._halved(work, half, lengths)
+        def smaller() -> None:
+            batch = self._first(left, lengths)
+            if len(batch) == 1:
+                raise RunError(f"out of memory at one question of {lengths[batch[0]]} tokens; take a smaller dtype")
+            self.budget = len(batch) * lengths[batch[0]] // 2
+            log.info("out of memory: batches of questions now have %d tokens", self.budget)
+
+        def first() -> int:
+            batch = self._first(left, lengths)
+            work(batch)
+            return len(batch)
+
+        while left:
+            left = left[memory.until_it_fits(first, smaller, self.device) :]
 
     def correct(self, model: nn.Module, items: Sequence[Question], contexts: Sequence[str] | None = None) -> list[int]:
         """1 or 0 for each item: whether the chosen letter is the right one."""
@@ -103,17 +106,22 @@ class Scorer:
 
     def batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
         """Indices in batches of like lengths, as many as the budget of tokens holds with padding."""
-        batch: list[int] = []
-        for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-            if batch and (len(batch) + 1) * lengths[batch[0]] > self.budget:
-                yield batch
-                batch = []
-            batch.append(index)
-        if batch:
+        left = _longest_first(lengths)
+        while left:
+            batch = self._first(left, lengths)
             yield batch
+            left = left[len(batch) :]
+
+    def _first(self, rows: list[int], lengths: Sequence[int]) -> list[int]:
+        """The first of some rows, longest first: as many as the budget holds, one at least."""
+        return rows[: max(1, self.budget // max(1, lengths[rows[0]]))]
 
     def padded(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Rows padded on the right, and the index of each row's last token; no mask is needed for what comes before."""
         longest = max(map(len, rows))
         ids = torch.tensor([[*row, *([0] * (longest - len(row)))] for row in rows], device=self.device)
         return ids, torch.tensor([len(row) - 1 for row in rows], device=self.device)
+
+
+def _longest_first(lengths: Sequence[int]) -> list[int]:
+    return sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Protocol, TypedDict, cast
 
 import torch
 from torch import nn
@@ -25,7 +25,11 @@ from torch import nn
 from rmu_exp.model import weight_files as weights
 from rmu_exp.model.hub_snapshot import Snapshot, snapshot
 from rmu_exp.model.split import drop_norm, norm_of
-from rmu_exp.support.errors import RunError, UserError
+from rmu_exp.support import memory
+from rmu_exp.support.errors import RunError, UserError, first_line
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 TOKENIZER = ("tokenizer", "vocab", "spiece.model", "sentencepiece")
 TOKEN_FILES = (*TOKENIZER, "merges", "special_tokens", "added_tokens")
@@ -62,7 +66,13 @@ def locate(
     return _checked(Checkpoint(name, found.folder, found.commit, trust_remote_code, found), "model.name")
 
 
-def named(given: str, key: str, model: Any) -> Checkpoint:
+class Trusted(Protocol):
+    """Settings that say whether code that comes with a checkpoint may run."""
+
+    trust_remote_code: bool
+
+
+def named(given: str, key: str, model: Trusted) -> Checkpoint:
     """A checkpoint by one word: a folder that exists, a shipped model, or a hub id.
 
     Args:
@@ -74,6 +84,13 @@ def named(given: str, key: str, model: Any) -> Checkpoint:
     if given not in SHIPPED and not re.fullmatch(r"[\w.-]+/[\w.-]+", given):
         raise UserError(f"{key}: got {given!r}, allowed is a folder that exists, or a hub id ORG/NAME")
     return locate(given, None, None, model.trust_remote_code)
+
+
+class LoadingInfo(TypedDict):
+    """What transformers says about the weights that it has loaded."""
+
+    missing_keys: set[str]
+    mismatched_keys: set[tuple[str, torch.Size, torch.Size]]
 
 
 @dataclass(frozen=True)
@@ -95,11 +112,11 @@ class Checkpoint:
     hub: Snapshot | None = None
 
     @cached_property
-    def config(self) -> Any:
+    def config(self) -> PreTrainedConfig:
         """transformers' configuration. Raises UserError when transformers does not know the architecture."""
         from transformers import AutoConfig
 
-        with _hushed(), self._told("its configuration"):
+        with self._loading("its configuration"):
             return AutoConfig.from_pretrained(self.folder, trust_remote_code=self.trust_remote_code)
 
     @property
@@ -143,7 +160,7 @@ class Checkpoint:
         present = [file for file in self.weight_files() if file.is_file()]
         return {name: (file, entry) for file in present for name, entry in weights.header(file).items()}
 
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> PreTrainedTokenizerBase:
         """transformers' tokenizer; padding is the end-of-text token where it has none that the model knows.
 
         Raises:
@@ -153,11 +170,11 @@ class Checkpoint:
 
         if not any(file.name.startswith(TOKENIZER) for file in self.folder.iterdir()):
             raise UserError(f"{self.name}: has no tokenizer; copy {TOKENIZER[0]}.json and the like from its base model")
-        where: dict[str, Any] = {"pretrained_model_name_or_path": self.folder}
+        where: tuple[object, dict[str, object]] = (self.folder, {})
         if self.hub is not None:  # by name: transformers corrects the tokenizers of some repositories it knows
-            where = {"pretrained_model_name_or_path": self.name, "revision": self.revision, "local_files_only": True}
-        with _hushed(), self._told("its tokenizer"):
-            tokenizer = AutoTokenizer.from_pretrained(**where, trust_remote_code=self.trust_remote_code)
+            where = (self.name, {"revision": self.revision, "local_files_only": True})
+        with self._loading("its tokenizer"):
+            tokenizer = AutoTokenizer.from_pretrained(where[0], **where[1], trust_remote_code=self.trust_remote_code)
             tokenizer("a")  # some damage shows only when it is used
         own = tokenizer.pad_token_id
         if own is None or own >= self._size("vocab_size"):  # fine-tuned models with a [PAD] beyond the embedding
@@ -184,7 +201,7 @@ class Checkpoint:
     def digest(self) -> str:
         """``sha256:…`` over the weight files' names and contents.
 
-        Nothing large is read where the hub or the cache has told the files' own digests. Only when a part of
+        Nothing large is read where the hub or the cache knows the files' own digests. Only when a part of
         a hub model was never downloaded and there is no network it is ``commit:…`` instead.
         """
         total = hashlib.sha256()
@@ -227,32 +244,30 @@ class Checkpoint:
             "trust_remote_code": self.trust_remote_code,
             "use_safetensors": True,
             "output_loading_info": True,
-            "ignore_mismatched_sizes": True,  # told below, in one line
+            "ignore_mismatched_sizes": True,  # reported below, in one line
             **place,
         }
-        with _hushed(), self._told("its weights"), self._view(depth) as folder:
-            loaded: Any
+        with self._loading("its weights"), self._view(depth) as folder:
             if depth is None:
                 loaded = AutoModelForCausalLM.from_pretrained(folder, **shared)
             else:
                 loaded = AutoModel.from_pretrained(folder, config=self._cut(depth), **shared)
-        model, info = loaded
+        model, info = cast(tuple[nn.Module, LoadingInfo], loaded)
         self._check_loaded(model, info, depth)
         if depth is not None:
             drop_norm(model)
-        assert isinstance(model, nn.Module)
         return model.eval().requires_grad_(False)
 
     def skeleton(self, depth: int) -> nn.Module:
         """The first ``depth`` layers without weights: names and shapes, for questions about them."""
         from transformers import AutoModel
 
-        with _hushed(), self._told("its configuration"), torch.device("meta"):
+        with self._loading("its configuration"), torch.device("meta"):
             model = AutoModel.from_config(self._cut(depth), trust_remote_code=self.trust_remote_code)
         assert isinstance(model, nn.Module)
         return model
 
-    def _cut(self, depth: int) -> Any:
+    def _cut(self, depth: int) -> PreTrainedConfig:
         config = copy.deepcopy(self.config)
         for name in PER_LAYER:
             if isinstance(listed := getattr(config, name, None), (list, tuple)):
@@ -277,7 +292,7 @@ class Checkpoint:
             (view / weights.INDEX).write_text(json.dumps({"metadata": {}, "weight_map": mine}))
             yield view
 
-    def _check_loaded(self, model: Any, info: dict[str, Any], depth: int | None) -> None:
+    def _check_loaded(self, model: nn.Module, info: LoadingInfo, depth: int | None) -> None:
         """Refuse a model of which some tensors did not come from the files: they would be random."""
         norm = {id(p) for p in norm_of(model).parameters()} if depth is not None else set()
         unused = {name for name, p in model.named_parameters() if id(p) in norm}
@@ -298,18 +313,18 @@ class Checkpoint:
         return int(getattr(self.config, keys[0]))
 
     @contextmanager
-    def _told(self, what: str) -> Iterator[None]:
-        """Errors of transformers' loaders, in one line."""
+    def _loading(self, what: str) -> Iterator[None]:
+        """What transformers' loaders raise, in one line, and none of their chatter."""
         try:
-            yield
+            with _quiet():
+                yield
         except (UserError, RunError):
             raise
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            raise RunError(
-                f"{self.name}: does not fit the memory; try a smaller model.dtype, or a larger device"
-            ) from error
         except Exception as error:
-            line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            if memory.ran_out(error):
+                line = f"{self.name}: does not fit the memory; try a smaller model.dtype, or a larger device"
+                raise RunError(line) from error
+            line = first_line(error)
             if "trust_remote_code" in str(error):
                 line = "it brings Python code of its own, which runs only with model.trust_remote_code=true"
             raise UserError(f"{self.name}: transformers cannot load {what}: {line}") from error
@@ -333,7 +348,7 @@ def _few(names: list[str]) -> str:
 
 
 @contextmanager
-def _hushed() -> Iterator[None]:
+def _quiet() -> Iterator[None]:
     """Keep transformers' load reports, warnings and progress bars off the screen."""
     from transformers.utils import logging
 

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -119,7 +118,7 @@ class Delta:
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[nn.Module]:
-        """The model with the Delta in it, inside the block; exactly the base again behind it."""
+        """The model with the Delta in it, inside the block; exactly the base again after it."""
         before = self.apply(model)
         try:
             yield model
@@ -168,14 +167,14 @@ class Originals:
             view.copy_(self.values[name])
 
 
-def _check(path: Path, about: Any, tensors: dict[str, Tensor], control: Tensor | None) -> None:
+def _check(path: Path, about: object, tensors: dict[str, Tensor], control: Tensor | None) -> None:
     """Refuse a file whose description is not one of ours, or does not fit its tensors."""
-    given = about.get("format") if isinstance(about, dict) else None
-    if given != FORMAT:
+    about = about if isinstance(about, dict) else {}
+    if (given := about.get("format")) != FORMAT:
         raise UserError(f"{path}: format {given!r}, allowed is {FORMAT!r}; give a delta.safetensors of a run")
     topics, base = about.get("topics"), about.get("base")
     fits = isinstance(topics, list) and isinstance(base, dict) and bool(tensors)
     if fits and control is not None:
-        fits = control.dim() == 2 and len(control) == len(topics)
+        fits = control.dim() == 2 and len(control) == len(topics or ())
     if not fits:
         raise UserError(f"{path}: its description does not fit its tensors; give a delta.safetensors of a run")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
 
 import torch
 from safetensors import safe_open
@@ -63,10 +63,10 @@ def changes(base: Checkpoint, other: Checkpoint) -> Delta:
 TIED = {"lm_head.weight"}  # saved or left out where it is the embedding
 
 
-def _files(checkpoint: Checkpoint) -> dict[str, Any]:
+def _files(checkpoint: Checkpoint) -> dict[str, Path]:
     return {name: file for file in checkpoint.weight_files() for name in weight_files.header(file)}
 
 
-def _read(file: Any, name: str) -> torch.Tensor:
+def _read(file: Path, name: str) -> torch.Tensor:
     with safe_open(str(file), "pt") as opened:
         return opened.get_tensor(name)

@@ -7,18 +7,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from rmu_exp.evaluate.scoring import Scorer
 from rmu_exp.model.split import attention_of, layers_of, mlp_of
 
 BLOCK, ATTENTION, MLP, MIDDLE = "block", "attention", "mlp", "middle"
 PLACES = (BLOCK, ATTENTION, MLP, MIDDLE)
 Observer = Callable[[str, int, Tensor], None]
 """Called with a place, a layer's index and its activations (B, T, D)."""
+
+
+Hook = Callable[..., object]
+
+
+class Batcher(Protocol):
+    """Makes batches of rows of tokens."""
+
+    device: torch.device
+
+    def batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
+        """Indices of the rows of each batch."""
+
+    def padded(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Rows padded on the right (B, T), and the index of each row's last token (B)."""
 
 
 @contextmanager
@@ -52,8 +66,8 @@ def changing(model: nn.Module, changes: Mapping[int, Callable[[Tensor], Tensor]]
         yield
 
 
-def _instead(change: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
-    def hook(_module: nn.Module, _inputs: Any, out: Any) -> Any:
+def _instead(change: Callable[[Tensor], Tensor]) -> Hook:
+    def hook(_module: nn.Module, _inputs: object, out: object) -> object:
         changed = change(_first(out))
         return (changed, *out[1:]) if isinstance(out, tuple) else changed
 
@@ -61,35 +75,35 @@ def _instead(change: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
 
 
 def _branch(layer: nn.Module) -> nn.Module:
-    """What attention adds to the stream: its output, or the norm behind it where there is one (Gemma, OLMo 2)."""
+    """What attention adds to the stream: its output, or the norm after it where there is one (Gemma, OLMo 2)."""
     after_both = hasattr(layer, "post_feedforward_layernorm")
     return layer.post_attention_layernorm if after_both else attention_of(layer)  # type: ignore[return-value]
 
 
-def _first(out: Any) -> Tensor:
+def _first(out: object) -> Tensor:
     tensor = out[0] if isinstance(out, tuple) else out
     assert isinstance(tensor, Tensor)
     return tensor
 
 
-def _show(seen: Observer, place: str, index: int) -> Callable[..., None]:
+def _show(seen: Observer, place: str, index: int) -> Hook:
     return lambda _module, _inputs, out: seen(place, index, _first(out))
 
 
-def _keep(inside: dict[str, Tensor]) -> Callable[..., None]:
-    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _keep(inside: dict[str, Tensor]) -> Hook:
+    def hook(_module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
         inside["h"] = args[0] if args else kwargs["hidden_states"]
 
     return hook
 
 
-def _middle(seen: Observer, index: int, inside: dict[str, Tensor]) -> Callable[..., None]:
+def _middle(seen: Observer, index: int, inside: dict[str, Tensor]) -> Hook:
     return lambda _module, _inputs, out: seen(MIDDLE, index, inside["h"] + _first(out))
 
 
 @torch.no_grad()
 def at_last(
-    model: nn.Module, scorer: Scorer, rows: Sequence[Sequence[int]], places: Sequence[str] = (BLOCK,)
+    model: nn.Module, scorer: Batcher, rows: Sequence[Sequence[int]], places: Sequence[str] = (BLOCK,)
 ) -> dict[str, Tensor]:
     """Activations at the last token of each row.
 

@@ -1,6 +1,6 @@
 """Trained tensors by name: what the user asks for, as the checkpoint on disk spells it.
 
-transformers 5 fuses the experts of a mixture into one tensor a layer; on disk each expert has tensors of its
+transformers 5 fuses the experts of a mixture into one tensor per layer; on disk each expert has tensors of its
 own. So a name on disk is a whole in-memory parameter, or a slice of one. This module knows names and
 slices; it knows nothing of training or of files.
 """
@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -73,18 +73,6 @@ class TrainedTensor:
         whole = layer.get_parameter(self.parameter).detach()
         return whole if self.index is None else whole[self.index]
 
-    def place(self, full: Tensor, value: Tensor) -> Tensor:
-        """The in-memory parameter with ``value`` in its place, differentiable with respect to ``value``.
-
-        Args:
-            full: the in-memory parameter, or what an earlier ``place`` for another slice of it gave.
-            value: of the shape of :meth:`read`.
-
-        Returns:
-            ``value`` itself when the tensor is a whole parameter, otherwise a copy of ``full`` with the slice replaced.
-        """
-        return value if self.index is None else _Place.apply(full, [self.index], value)
-
 
 def assemble(
     model: nn.Module, trained: Sequence[TrainedTensor], values: Sequence[Tensor]
@@ -112,30 +100,32 @@ def assemble(
     return table
 
 
+class _Kept(Protocol):
+    """What :class:`_Place` keeps for the way back."""
+
+    indices: list[Index]
+    dtypes: list[torch.dtype]
+
+
 class _Place(torch.autograd.Function):
     """Copy a tensor and overwrite slices of the copy; the gradient of each value is its slice.
 
-    In-place writes under autograd would copy the whole gradient once a slice.
+    In-place writes under autograd would copy the whole gradient once per slice.
     """
 
     @staticmethod
-    def forward(ctx: Any, full: Tensor, indices: list[Index], *values: Tensor) -> Tensor:
-        ctx.indices, ctx.dtypes, ctx.full = indices, [v.dtype for v in values], ctx.needs_input_grad[0]
+    def forward(ctx: _Kept, full: Tensor, indices: list[Index], *values: Tensor) -> Tensor:
+        ctx.indices, ctx.dtypes = indices, [v.dtype for v in values]
         out = full.clone()
         for index, value in zip(indices, values, strict=True):
             out[index] = value.to(out.dtype)
         return out
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _Kept, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grads
-        full = None
-        if ctx.full:  # `full` is itself the result of an earlier placing
-            full = grad.clone()
-            for index in ctx.indices:
-                full[index] = 0
         own = [grad[index].to(dtype) for index, dtype in zip(ctx.indices, ctx.dtypes, strict=True)]
-        return (full, None, *own)
+        return (None, None, *own)
 
 
 def resolve(model: nn.Module, layers: Sequence[int], names: Sequence[str] | None) -> list[TrainedTensor]:

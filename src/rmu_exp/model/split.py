@@ -10,17 +10,17 @@ Shapes: B rows, T positions, D hidden size.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
-from typing import Any
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from rmu_exp.model.replay import Memo, recording, replaying
 from rmu_exp.support.errors import UserError
 
+T = TypeVar("T")
 BODY = ("model", "gpt_neox", "transformer")
 LAYERS = ("layers", "h")
 NORM = ("norm", "final_layer_norm", "ln_f")
@@ -56,7 +56,7 @@ def layers_path(model: nn.Module) -> str:
 
 
 def norm_of(model: nn.Module) -> nn.Module:
-    """The norm behind the last layer. Raises UserError on an unknown architecture."""
+    """The norm after the last layer. Raises UserError on an unknown architecture."""
     return _part(body_of(model), NORM, "final norm")
 
 
@@ -81,7 +81,7 @@ def mlp_of(layer: nn.Module) -> nn.Module:
 
 
 def drop_norm(model: nn.Module) -> None:
-    """Put the identity in place of the norm behind the last layer, so that a cut model ends in activations."""
+    """Put the identity in place of the norm after the last layer, so that a cut model ends in activations."""
     body = body_of(model)
     setattr(body, _name_of(body, NORM, "final norm"), nn.Identity())
 
@@ -103,6 +103,10 @@ def _name_of(owner: nn.Module, names: tuple[str, ...], what: str) -> str:
     raise UserError(f"model: {type(owner).__name__} has no {what}; looked for {', '.join(names)}")
 
 
+Call = tuple[tuple[object, ...], dict[str, object]]
+"""Arguments and keywords of a layer, its input aside."""
+
+
 @dataclass(frozen=True)
 class Trunk:
     """What the lower layers leave: the upper layers' input, and all else that the model hands them.
@@ -110,28 +114,28 @@ class Trunk:
     Attributes:
         h_BTD: the input of the lowest upper layer.
         calls: further arguments and keywords of each upper layer, lowest first.
-        memo: what the lowest upper layer's modules gave before a new weight was used, from its first run.
     """
 
     h_BTD: Tensor
-    calls: list[tuple[tuple[Any, ...], dict[str, Any]]]
-    memo: Memo = field(default_factory=dict)
+    calls: list[Call]
 
-    def rows(self, rows: slice) -> Trunk:
-        """The same for some rows of the batch, as views."""
+    def rows(self, rows: Tensor) -> Trunk:
+        """The same for some rows of the batch, by their indices."""
         batch = self.h_BTD.shape[0]
-        return Trunk(self.h_BTD[rows], [_rows(call, rows, batch) for call in self.calls])
+        calls = [(_rows(args, rows, batch), _rows(kwargs, rows, batch)) for args, kwargs in self.calls]
+        return Trunk(self.h_BTD[rows], calls)
 
 
-def _rows(value: Any, rows: slice, batch: int) -> Any:
-    """Cut every batch-first tensor inside ``value``; what is shared by all rows (first size 1) stays whole."""
+def _rows(value: T, rows: Tensor, batch: int) -> T:
+    """Take rows of every batch-first tensor inside ``value``; what all rows share (first size 1) stays whole."""
+    found: object = value
     if isinstance(value, Tensor):
-        return value[rows] if value.dim() > 1 and value.shape[0] == batch else value
-    if isinstance(value, tuple):
-        return tuple(_rows(v, rows, batch) for v in value)
-    if isinstance(value, dict):
-        return {key: _rows(v, rows, batch) for key, v in value.items()}
-    return value
+        found = value[rows] if value.dim() > 1 and value.shape[0] == batch else value
+    elif isinstance(value, tuple):
+        found = tuple(_rows(v, rows, batch) for v in value)
+    elif isinstance(value, dict):
+        found = {key: _rows(v, rows, batch) for key, v in value.items()}
+    return cast(T, found)
 
 
 class SplitModel:
@@ -176,18 +180,17 @@ class SplitModel:
         h_BTD = recorders[0].hidden if known_BTD is None else known_BTD
         return Trunk(h_BTD, [recorder.call for recorder in recorders])
 
-    def upper(self, trunk: Trunk, weights: dict[int, dict[str, Tensor]], rows: slice | None = None) -> Tensor:
+    def upper(self, trunk: Trunk, weights: dict[int, dict[str, Tensor]]) -> Tensor:
         """The last layer's output, before any final norm.
 
         Args:
             weights: layer index to in-memory parameter name inside the layer to the tensor that takes
                 its place; gradients flow to these tensors and to nothing else.
-            rows: rows of the batch to run; None: all.
 
         Returns:
-            (B or number of rows, T, D).
+            (B, T, D).
         """
-        *_, (_, h_BTD) = self.walk(trunk if rows is None else trunk.rows(rows), weights)
+        *_, (_, h_BTD) = self.walk(trunk, weights)
         return h_BTD
 
     def walk(
@@ -202,26 +205,17 @@ class SplitModel:
         Raises:
             ValueError: a shift of a layer that is not run here.
         """
-        h_BTD, shifts, memo = trunk.h_BTD, shifts or {}, trunk.memo
+        h_BTD, shifts = trunk.h_BTD, shifts or {}
         if outside := sorted(set(shifts) - set(range(self.first - 1, self.last + 1))):
             raise ValueError(f"shifts: got layers {outside}, allowed are {self.first - 1} to {self.last}")
         if self.first - 1 in shifts:
-            h_BTD, memo = h_BTD + shifts[self.first - 1].to(h_BTD.dtype), {}  # of another input nothing is known
+            h_BTD = h_BTD + shifts[self.first - 1].to(h_BTD.dtype)
         for index, (args, kwargs) in enumerate(trunk.calls, self.first):
-            new = weights.get(index, {})
-            with self._once(index, memo, new):
-                out = functional_call(self._layers[index], new, (h_BTD, *args), kwargs)
+            out = functional_call(self._layers[index], weights.get(index, {}), (h_BTD, *args), kwargs)
             h_BTD = out[0] if isinstance(out, tuple) else out
             if index in shifts:
                 h_BTD = h_BTD + shifts[index].to(h_BTD.dtype)
             yield index, h_BTD
-
-    def _once(self, index: int, memo: Memo, new: dict[str, Tensor]) -> AbstractContextManager[None]:
-        """Run the part of the lowest upper layer that no new weight reaches once: then with them, now without."""
-        if index != self.first or bool(memo) == bool(new):
-            return nullcontext()
-        layer = self._layers[index]
-        return recording(layer, list(new), memo) if new else replaying(layer, memo)
 
     def logits(self, h_BTD: Tensor, ids_BT: Tensor) -> Tensor:
         """What a causal model's final norm and head make of the last layer's output: (B, T, V).
@@ -279,7 +273,7 @@ class _StandIn(nn.Module):
         super().__init__()
         self._stands_for = (layer,)  # in a tuple, so that it is not registered as a submodule
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> Tensor | nn.Module:
         if name.startswith("_"):
             return super().__getattr__(name)
         return getattr(self._stands_for[0], name)
@@ -289,13 +283,13 @@ class _Recorder(_StandIn):
     """Keeps what the model hands the layer and passes the hidden states through."""
 
     hidden: Tensor
-    call: tuple[tuple[Any, ...], dict[str, Any]]
+    call: Call
 
     def __init__(self, layer: nn.Module, returns_tuple: bool) -> None:
         super().__init__(layer)
         self._returns_tuple = returns_tuple
 
-    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, hidden_states: Tensor, *args: object, **kwargs: object) -> object:
         self.hidden, self.call = hidden_states, (args, kwargs)
         return (hidden_states,) if self._returns_tuple else hidden_states
 
@@ -307,7 +301,7 @@ class _Source(_StandIn):
         super().__init__(layer)
         self._returns_tuple, self._given = returns_tuple, (h_BTD,)
 
-    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, hidden_states: Tensor, *args: object, **kwargs: object) -> object:
         return self._given if self._returns_tuple else self._given[0]
 
 
@@ -316,7 +310,7 @@ class _Probe(_StandIn):
 
     gave_tuple = False
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: object, **kwargs: object) -> object:
         out = self._stands_for[0](*args, **kwargs)
         self.gave_tuple = type(out) is tuple
         return out

@@ -27,7 +27,7 @@ from rmu_exp.pipeline.report import Reporting
 from rmu_exp.pipeline.train import Training
 from rmu_exp.record import provenance
 from rmu_exp.settings import Run
-from rmu_exp.support import disk, memory, signals
+from rmu_exp.support import boundary, memory, signals
 from rmu_exp.support.errors import BusyError, RunError, UserError, first_line
 from rmu_exp.support.files import LOCK, write_atomic
 from rmu_exp.support.redaction import Formatter
@@ -56,7 +56,7 @@ def carry_out(job: Job, stages: Sequence[Stage]) -> None:
     """Check all stages, then carry them out one after the other. Raises as :func:`execute`."""
     torch.set_num_threads(job.run.model.threads or THREADS)
     bits = deterministic(job.run.model.deterministic)
-    with signals.listening(), warned(), disk.watched(job.folder), claimed(job.folder), bits:
+    with signals.listening(), warned(), boundary.one_line(job.folder), claimed(job.folder), bits:
         preflight(job, stages)
         with logged(job), tracked(job) as tracker, memory.limited(job.run.model.memory):
             for stage in stages:

@@ -9,7 +9,7 @@ import logging
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -141,11 +141,11 @@ class Training:
         """Questions that are asked while training."""
         return Checking(self.job)
 
-    def _trunks(self, first: int, depth: int) -> AbstractContextManager[ActivationCache]:
+    def _trunks(self, first: int, depth: int) -> ActivationCache:
         """Activations that do not depend on what is learnt; adapters make another model of the frozen one."""
         run, budget = self.job.run, int(self.job.run.share.gigabytes * 1e9)
         if not budget or run.layers.lora or not process_cache.wanted(run.share):
-            return nullcontext(ActivationCache())
+            return ActivationCache()
         return shared(self.job.checkpoint, first, depth, self.job.dtype, self.job.device, budget)
 
     def carry_out(self, tracker: Tracker) -> None:
@@ -189,7 +189,8 @@ class Training:
                 tell(metrics)
 
             learnt, texts = adapters.trained if adapters else trained, batching.ahead(batches)
-            with signals.deferred(), self._trunks(min(t.layer for t in trained), len(layers_of(model))) as trunks:
+            trunks = self._trunks(min(t.layer for t in trained), len(layers_of(model)))
+            with signals.deferred():
                 values = unlearn(
                     model, learnt, texts, method, run.train.lr or 0.0, decay, on_metrics, trunks, snapshots, guard
                 )

@@ -1,6 +1,6 @@
-"""A disk that is full or cannot be written to: known wherever it was noticed, told in one line.
+"""A disk that is full or cannot be written to: known wherever it was noticed, reported in one line.
 
-Libraries wrap what the system told them, or keep only its words; :func:`told` looks through both.
+Libraries wrap what the system said, or keep only its words; both are recognised.
 """
 
 from __future__ import annotations
@@ -10,11 +10,9 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from rmu_exp.support.errors import RunError, chain
+from rmu_exp.support.errors import RunError
 from rmu_exp.support.files import cache_path
 
 FULL = {errno.ENOSPC: "no space left on", errno.EDQUOT: "no quota left on", errno.EFBIG: "a file grew too large on"}
@@ -22,40 +20,22 @@ BROKEN = {errno.EROFS: "has become read-only", errno.EIO: "cannot be read or wri
 _RUST = re.compile(r"\(os error (\d+)\)")
 
 
-@contextmanager
-def watched(folder: Path) -> Iterator[None]:
-    """Run a block that fills a run's folder; a full or broken disk becomes one line.
-
-    Raises:
-        RunError: in place of whatever the disk's error had become.
-    """
-    try:
-        yield
-    except Exception as error:
-        log = folder / "run.log"
-        line = told(error, folder, f"the same command with output={folder} goes on")
-        if line is None:
-            raise
-        raise RunError(line + (f" (log: {log})" if log.is_file() else "")) from error
-
-
-def told(error: BaseException, folder: Path, then: str = "run it again") -> str | None:
-    """The one line for an error that a disk caused; None when it did not.
+def explain(error: BaseException, folder: Path = Path(), then: str = "run it again") -> RunError | None:
+    """The line for an error of a full or broken disk.
 
     Args:
-        folder: where the program writes; named when the error does not tell where.
+        folder: where the program writes; named when the error does not say where.
         then: what to do once there is space.
     """
-    for cause in chain(error):
-        number = number_of(cause)
-        if number not in FULL and number not in BROKEN:
-            continue
-        named = getattr(cause, "filename2", None) or getattr(cause, "filename", None)
-        place = Path(named).parent if isinstance(named, str) else _fullest(folder)
-        if number in FULL:
-            return f"{FULL[number]} {place}; free some, then {then}"
-        return f"{place} {BROKEN[number]}; once it is well, {then}"
-    return None
+    number = number_of(error)
+    if number not in FULL and number not in BROKEN:
+        return None
+    named = getattr(error, "filename2", None) or getattr(error, "filename", None)
+    place = Path(named).parent if isinstance(named, str) else _fullest(folder)
+    log = f" (log: {folder / 'run.log'})" if (folder / "run.log").is_file() else ""
+    if number in FULL:
+        return RunError(f"{FULL[number]} {place}; free some, then {then}{log}")
+    return RunError(f"{place} {BROKEN[number]}; once it is well, {then}{log}")
 
 
 def number_of(error: BaseException) -> int:
@@ -64,11 +44,6 @@ def number_of(error: BaseException) -> int:
         return error.errno or 0
     found = _RUST.search(str(error))
     return int(found[1]) if found else 0
-
-
-def is_cause(error: BaseException) -> bool:
-    """Whether a full or broken disk is behind an error."""
-    return any(number_of(cause) in FULL or number_of(cause) in BROKEN for cause in chain(error))
 
 
 def _fullest(folder: Path) -> Path:

@@ -1,14 +1,14 @@
-"""The two ways a run can end badly, each reported in one line."""
+"""The two ways a run can end badly, each reported in one line, and how any other error becomes one of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from rmu_exp.support.redaction import redact
 
 
-class TellingError(Exception):
-    """An error told in one line, in which no secret stands and nothing that a terminal would obey."""
+class OneLineError(Exception):
+    """An error that one line reports, in which no secret stands and nothing that a terminal would obey."""
 
     def __init__(self, message: object) -> None:
         super().__init__(redact(plain(str(message))))
@@ -19,7 +19,7 @@ def plain(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(text.splitlines()))
 
 
-class UserError(TellingError):
+class UserError(OneLineError):
     """What the user gave is wrong: exit status 2.
 
     The message is one line that names the key or file, what was given, and what is allowed.
@@ -27,14 +27,25 @@ class UserError(TellingError):
 
 
 class BusyError(UserError):
-    """Another process is at what was asked for."""
+    """Another process works on what was asked for."""
 
 
-class RunError(TellingError):
+class RunError(OneLineError):
     """The run failed although its input was right: exit status 1.
 
     The message is one line that says what happened and what to do next.
     """
+
+
+Explainer = Callable[[BaseException], UserError | RunError | None]
+"""Gives the line for one kind of error; None for all others."""
+
+
+def explain(error: BaseException, explainers: Iterable[Explainer]) -> UserError | RunError | None:
+    """The line of the first explainer that knows the error or one of those that it came from; None: none does."""
+    causes = list(chain(error))
+    lines = (explainer(cause) for explainer in explainers for cause in causes)
+    return next((line for line in lines if line is not None), None)
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:

@@ -1,16 +1,18 @@
-"""What can go wrong with the model hub, each told in one line that says what to do next.
+"""What can go wrong with the model hub, each in one line that says what to do next.
 
-Its clients raise some twenty kinds of error, often one inside another; :func:`told` finds the one that
-matters. This module knows nothing of what is downloaded.
+Its clients raise some twenty kinds of error, often one inside another. This module knows nothing of what is downloaded.
 """
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 
-from rmu_exp.support.errors import RunError, UserError, chain, first_line
+from rmu_exp.support.errors import RunError, UserError, first_line
+from rmu_exp.support.errors import explain as first_known
 
 PAGE = "https://huggingface.co"
 
@@ -34,7 +36,7 @@ def asking(repo: str, kind: str, revision: str | None = None) -> Iterator[None]:
     except (UserError, RunError):
         raise
     except Exception as error:
-        line = told(error, repo, kind, revision)
+        line = explained(error, repo, kind, revision)
         if line is None:
             raise
         raise line from error
@@ -56,12 +58,20 @@ def check(repo: str, kind: str, revision: str | None = None) -> None:
         get_hf_file_metadata(hf_hub_url(repo, name, repo_type=kind, revision=revision))
 
 
-def told(error: BaseException, repo: str, kind: str, revision: str | None = None) -> UserError | RunError | None:
-    """The one line for an error of the hub's clients; None when the hub has no part in it."""
-    causes = list(chain(error))
-    lines = [_hub_error(cause, repo, kind, revision) for cause in causes]
-    lines += [_network_error(cause, repo) for cause in causes]
-    return next((line for line in lines if line is not None), None)
+def explained(error: BaseException, repo: str, kind: str, revision: str | None = None) -> UserError | RunError | None:
+    """The one line for an error of the hub's clients about a repository; None when the hub has no part in it."""
+    about = partial(_hub_error, repo=repo, kind=kind, revision=revision)
+    return first_known(error, (about, partial(_network_error, repo=repo)))
+
+
+def explain(error: BaseException) -> RunError | None:
+    """The line for an error of the hub's client that nobody knew the repository of."""
+    if "huggingface_hub" not in sys.modules:
+        return None
+    from huggingface_hub import errors
+
+    ours = (errors.HfHubHTTPError, errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError)
+    return RunError(f"the hub: {first_line(error)}") if isinstance(error, ours) else None
 
 
 def _hub_error(error: BaseException, repo: str, kind: str, revision: str | None) -> UserError | RunError | None:

@@ -1,13 +1,21 @@
-"""Running out of memory: how it is told from other errors, and a limit to run into before the machine does."""
+"""Running out of memory: recognised, tried again with less, and a limit to run into before the machine does.
+
+Light to import: a command line that only reports such an error needs no torch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
-import torch
+from rmu_exp.support.errors import RunError, first_line
 
+if TYPE_CHECKING:
+    import torch
+
+T = TypeVar("T")
 STATUS = Path("/proc/self/status")
 
 
@@ -15,16 +23,38 @@ def ran_out(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on a GPU or a CPU."""
     text = str(error).lower()
     return (
-        isinstance(error, (torch.OutOfMemoryError, MemoryError))
-        or "out of memory" in text
-        or "can't allocate memory" in text
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"  # torch's
+        or (isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text))
     )
 
 
-def let_go(device: torch.device) -> None:
-    """Give back what the failed attempt held; call outside of the except clause, which keeps its tensors alive."""
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+def explain(error: BaseException) -> RunError | None:
+    """The line for an error of memory that nobody could make do with."""
+    if not ran_out(error):
+        return None
+    return RunError(f"out of memory ({first_line(error)}); try a smaller batch or model.dtype, or a larger device")
+
+
+def until_it_fits(work: Callable[[], T], smaller: Callable[[], object], device: torch.device) -> T:
+    """What ``work`` gives; when memory runs out it is made smaller and tried again.
+
+    Args:
+        work: one batch's work. What it holds must be its own: a failed attempt's tensors are then gone before the next.
+        smaller: halves what ``work`` does next time. Raises RunError when there is nothing to halve.
+    """
+    while True:
+        try:
+            return work()
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out(error):
+                raise
+        # outside of the except clause, which keeps the failed attempt's tensors alive
+        if device.type == "cuda":
+            import torch
+
+            torch.cuda.empty_cache()
+        smaller()
 
 
 @contextmanager

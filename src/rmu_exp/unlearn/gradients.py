@@ -50,14 +50,7 @@ class Gradients:
         Raises:
             RunError: not even one text of each kind fits into memory.
         """
-        while True:
-            try:
-                return self._in_parts(batch, number)
-            except (RuntimeError, MemoryError) as error:
-                if not memory.ran_out(error):
-                    raise
-            memory.let_go(self.device)
-            self._more_parts(batch)
+        return memory.until_it_fits(lambda: self._in_parts(batch, number), lambda: self._more_parts(batch), self.device)
 
     def _in_parts(self, batch: Batch, number: int) -> Numbers:
         for w in self.masters:

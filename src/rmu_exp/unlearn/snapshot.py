@@ -1,4 +1,4 @@
-"""What training needs to go on after any interruption: one safetensors file, replaced as a whole.
+"""What training needs to resume after any interruption: one safetensors file, replaced as a whole.
 
 The trained tensors, the optimizer's state and the method's own are all there is to keep: the order of the texts and
 every other use of chance follow from the seed and the step's number.
@@ -28,11 +28,11 @@ class Snapshots:
 
     Args:
         file: where it is; None: nothing is kept.
-        of: what it belongs to; a snapshot of anything else is not taken up.
+        of: what it belongs to; a snapshot of anything else is not used.
         every: seconds between two snapshots; None: few enough that they cost next to nothing.
 
     Attributes:
-        steps: how many were done at the snapshot that was taken up.
+        steps: how many were done at the snapshot that was found.
         seconds: how long they had taken.
         spent: seconds that this process has taken to save.
     """
@@ -67,7 +67,7 @@ class Snapshots:
         self.spent += self._cost
 
     def restore(self, masters: Sequence[Tensor], optimizer: torch.optim.Optimizer, method: Method) -> None:
-        """Put the state that was taken up, if any was, in place."""
+        """Put the state that was found, if any was, in place."""
         if not self.kept:
             return
         state: dict[int, dict[str, Tensor]] = {}

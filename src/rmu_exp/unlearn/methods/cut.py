@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from rmu_exp.data.batches import Batch, named_generator, pack
+from rmu_exp.data.batches import Batch, pack
 from rmu_exp.model.split import SplitModel
+from rmu_exp.support.randomness import named_generator
 from rmu_exp.unlearn.methods import rmu
 from rmu_exp.unlearn.step import Step
 

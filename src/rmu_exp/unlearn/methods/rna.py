@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rmu_exp.config.methods import at_least
-from rmu_exp.data.batches import named_generator
+from rmu_exp.support.randomness import named_generator
 from rmu_exp.unlearn.methods import rmu
 from rmu_exp.unlearn.step import Step
 
