@@ -49,7 +49,7 @@ def check_resumable(line: dict[str, Any], folder: Path, words: str) -> None:
     (message,) = line["told"]
     assert message.startswith("rmu_exp: ")
     assert words in message
-    assert f"the same command with output={folder / 'run'} goes on" in message
+    assert f"the same command with output={folder / 'run'} resumes" in message
     assert line["half"] == []
     assert (line["again"], line["told_again"], line["same"]) == (0, [], True)
 

@@ -13,7 +13,8 @@ import pytest
 import tiny
 from safetensors.torch import load_file, save_file
 
-from rmu_exp.config import compose, reference
+from rmu_exp.cli import compose
+from rmu_exp.config import reference
 from rmu_exp.pipeline import judgement, run
 from rmu_exp.support.errors import UserError
 

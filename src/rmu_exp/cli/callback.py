@@ -16,9 +16,9 @@ from hydra.experimental.callback import Callback
 from hydra.utils import get_method
 from omegaconf import DictConfig, open_dict, read_write
 
+from rmu_exp.cli.compose import checked
 from rmu_exp.cli.endings import ended
 from rmu_exp.cli.folders import existing_part
-from rmu_exp.cli.words import checked
 from rmu_exp.settings import Judge, Run
 from rmu_exp.support.errors import UserError, first_line
 from rmu_exp.sweep import names
@@ -98,5 +98,5 @@ def _or_exit(check: Callable[[DictConfig], None], config: DictConfig) -> None:
         try:
             status = ended(error, words)
         except (ArithmeticError, LookupError, TypeError, ValueError, RecursionError):  # of Hydra, at odd input
-            status = ended(UserError(f"command line: {type(error).__name__}: {first_line(error)}"))
+            status = ended(UserError(f"command line: {first_line(error)}"))
         sys.exit(status)

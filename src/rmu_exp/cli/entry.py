@@ -10,15 +10,17 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import cast
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import get_method
+from omegaconf import DictConfig, OmegaConf
 
 from rmu_exp.cli.callback import finish_sweep
+from rmu_exp.cli.compose import offer_all, prepared
 from rmu_exp.cli.endings import ended, say
 from rmu_exp.cli.folders import remove_if_empty
-from rmu_exp.cli.words import offer_all, prepared
 from rmu_exp.config.reference import page
 from rmu_exp.support.errors import UserError, first_line
 
@@ -57,8 +59,9 @@ def start(main: Callable[[], object], conf: Path) -> None:
 def _end(error: BaseException, words: Sequence[str]) -> int:
     """Bring a program that did not end by itself to its end. Returns the exit status."""
     begun = HydraConfig.initialized()  # by the callback, once the settings were checked
-    folder = Path(HydraConfig.get().runtime.output_dir) if begun else None
-    sweeping = begun and HydraConfig.get().mode == RunMode.MULTIRUN
+    hydra = cast(DictConfig, HydraConfig.get()) if begun else OmegaConf.create()
+    folder = Path(hydra.runtime.output_dir) if begun else None
+    sweeping = begun and hydra.mode == RunMode.MULTIRUN
     if isinstance(error, SystemExit):
         status = error.code if isinstance(error.code, int) else int(error.code is not None)
     elif sweeping and isinstance(error, KeyboardInterrupt):
@@ -71,7 +74,7 @@ def _end(error: BaseException, words: Sequence[str]) -> int:
         except Exception as fault:
             if begun:
                 raise
-            status = say(UserError(f"command line: {type(fault).__name__}: {first_line(fault)}"), 2)
-    if begun and status:
-        remove_if_empty(Path(HydraConfig.get().runtime.output_dir), Path(HydraConfig.get().runtime.existing))
+            status = say(UserError(f"command line: {first_line(fault)}"), 2)
+    if folder and status:
+        remove_if_empty(folder, Path(hydra.runtime.existing))
     return status

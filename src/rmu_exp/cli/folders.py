@@ -24,10 +24,9 @@ def existing_part(folder: Path) -> Path:
         with tempfile.TemporaryDirectory(dir=existing, prefix=".rmu_exp-"):
             pass
     except (OSError, ValueError) as error:
-        if line := disk.told(error, folder, f"the same command with output={folder} resumes"):
-            if getattr(error, "errno", None) in disk.FULL:
-                raise RunError(line) from error
         number = getattr(error, "errno", None)
+        if number in disk.FULL:
+            raise RunError(disk.told(error, folder, f"the same command with output={folder} resumes")) from error
         reason = os.strerror(number).lower() if number else str(error)
         raise UserError(f"output: cannot write to {folder} ({reason}); choose another folder") from error
     return existing

@@ -9,15 +9,16 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import cast
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from rmu_exp.cli.compose import checked
 from rmu_exp.cli.endings import ended
 from rmu_exp.cli.entry import NOTHING_DONE, RESUME
 from rmu_exp.cli.folders import existing_part, remove_if_empty
-from rmu_exp.cli.words import checked
 from rmu_exp.record import rundir
 from rmu_exp.settings import Judge, Run
 from rmu_exp.support.errors import UserError
@@ -29,7 +30,7 @@ DEFAULT = re.compile(r"outputs/[\d-]+/[\d-]+")  # a run's folder when the user n
 
 def run(config: DictConfig) -> float:
     """Run what was composed. Returns the metric of :func:`rmu_exp.sweep.trial.metric`."""
-    hydra = HydraConfig.get()
+    hydra = cast(DictConfig, HydraConfig.get())
     folder, given = Path(hydra.runtime.output_dir), list(hydra.overrides.task)
     if hydra.mode == RunMode.MULTIRUN:
         return trial.run(lambda: checked(config, given), folder, hydra)

@@ -33,7 +33,7 @@ def watched(folder: Path) -> Iterator[None]:
         yield
     except Exception as error:
         log = folder / "run.log"
-        line = told(error, folder, f"the same command with output={folder} goes on")
+        line = told(error, folder, f"the same command with output={folder} resumes")
         if line is None:
             raise
         raise RunError(line + (f" (log: {log})" if log.is_file() else "")) from error

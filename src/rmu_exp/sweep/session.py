@@ -11,6 +11,7 @@ import itertools
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 from hydra.core.override_parser.types import Override
@@ -49,14 +50,14 @@ def begin(
     found = [values(o) for o in swept]
     combinations = list(itertools.product(*found)) if config.hydra.sweeper._target_.endswith(".BasicSweeper") else []
     one = [mine[0] for mine in found]  # the settings that are not swept are compared by those of one trial
-    notes: dict[str, object] = {"swept": sorted(o.key_or_group for o in swept), "one": one}
+    keys = sorted(o.key_or_group for o in swept)
     if (folder / "config.yaml").is_file():
         raise UserError(f"output: {folder} holds a single run; choose another folder")
     if (folder / NOTES).is_file():
         before = rundir.settings(folder / NOTES)
-        notes["one"] = before.get("one", one)
-        _same(folder, before, notes, settings([*plain, *notes["one"]]))
-    notes["settings"] = dataclasses.asdict(settings([*plain, *notes["one"]]))
+        one = list(before.get("one") or one)
+        _same(folder, before, keys, settings([*plain, *one]))
+    notes: dict[str, object] = {"swept": keys, "one": one, "settings": dataclasses.asdict(settings([*plain, *one]))}
     own = {key: list(config.hydra.sweeper.get(key) or value) for key, value in compared.items()}
     notes["report"] = own | {"tracking": OmegaConf.to_container(config.tracking, resolve=True)}
     notes["trials"] = [names.name(words) for words in combinations]
@@ -71,17 +72,17 @@ def begin(
         print(f"{len(combinations)} trials{there}: {folder}", file=sys.stderr)
 
 
-def _same(folder: Path, before: Mapping[str, object], notes: Mapping[str, object], now: Run | Judge) -> None:
+def _same(folder: Path, before: Mapping[str, Any], swept: list[str], now: Run | Judge) -> None:
     """Refuse a folder whose trials have other settings, beside the swept ones, than those to come."""
     other = f"output: {folder} holds another sweep"
-    if before.get("swept") != notes["swept"]:
-        had, has = (", ".join(map(str, n["swept"])) for n in (before, notes))  # type: ignore[attr-defined]
+    if before.get("swept") != swept:
+        had, has = ", ".join(map(str, before.get("swept") or ())), ", ".join(swept)
         raise UserError(f"{other} (of {had or 'nothing'}; now: of {has or 'nothing'}); choose another folder")
-    had_all, has_all = dict(before["settings"]), dataclasses.asdict(now)  # type: ignore[call-overload]
-    if digest_of(had_all) == digest_of(has_all):
+    settings = before.get("settings") or {}
+    if digest_of(settings) == now.digest:
         return
     flat_had, flat_has = (
-        rundir.flat({k: v for k, v in s.items() if k not in NOT_IN_DIGEST}) for s in (had_all, has_all)
+        rundir.flat({k: v for k, v in s.items() if k not in NOT_IN_DIGEST}) for s in (settings, dataclasses.asdict(now))
     )
     key = next((k for k in flat_has if flat_has[k] != flat_had.get(k)), "settings")
     raise UserError(f"{other} ({key}: {flat_had.get(key)}; now: {flat_has.get(key)}); choose another folder")

@@ -37,7 +37,8 @@ def prepared(words: Sequence[str]) -> list[str]:
     A key inside a swept group (``method=npo,simnpo method.beta=0.1``) is set in every trial, though the group's
     default may not know it.
     """
-    ready = [_quoted(word) for word in words]
+    flags = [word for word in words if word in ("-m", "--multirun")]  # which Hydra does not take between overrides
+    ready = [*flags, *(_quoted(word) for word in words if word not in flags)]
     swept = [f"{key}." for key, _, value in (word.partition("=") for word in ready) if _is_sweep(f"{key}={value}")]
     return [f"++{word}" if word.startswith(tuple(swept)) else word for word in ready] if swept else ready
 
@@ -122,4 +123,3 @@ def composed(words: Sequence[str], conf: Path, name: str = "train", multirun: bo
         raise
     except Exception as error:  # whatever Hydra raises at odd input is its refusal
         raise refused(error, words) or UserError(f"command line: {type(error).__name__}: {error}") from error
-
