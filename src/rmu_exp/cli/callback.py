@@ -78,8 +78,11 @@ def finish_sweep(why: str = "") -> int:
     Args:
         why: what ended it early.
     """
-    finish = get_method("rmu_exp.sweep.session.finish")
-    return int(finish(Path(HydraConfig.get().runtime.output_dir), why))
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    try:
+        return int(get_method("rmu_exp.sweep.session.finish")(folder, why))
+    except Exception as error:  # Hydra would swallow it
+        return ended(error, folder=folder)
 
 
 def _start(config: DictConfig, folder: Path) -> None:
@@ -97,6 +100,6 @@ def _or_exit(check: Callable[[DictConfig], None], config: DictConfig) -> None:
     except Exception as error:
         try:
             status = ended(error, words)
-        except (ArithmeticError, LookupError, TypeError, ValueError, RecursionError):  # of Hydra, at odd input
+        except Exception:  # of Hydra, at odd input
             status = ended(UserError(f"command line: {first_line(error)}"))
         sys.exit(status)

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from rmu_exp.cli.callback import finish_sweep
 from rmu_exp.cli.compose import offer_all, prepared
-from rmu_exp.cli.endings import ended, say
+from rmu_exp.cli.endings import ended, refused, say
 from rmu_exp.cli.folders import remove_if_empty
 from rmu_exp.config.reference import page
 from rmu_exp.support.errors import UserError, first_line
@@ -67,7 +67,9 @@ def _end(error: BaseException, words: Sequence[str]) -> int:
     elif sweeping and isinstance(error, KeyboardInterrupt):
         return finish_sweep("interrupted")
     elif sweeping and not isinstance(error, UserError):
-        return finish_sweep(f"the launcher gave up ({type(error).__name__}: {first_line(error)})")
+        return finish_sweep(
+            f"the launcher gave up ({refused(error, words) or f'{type(error).__name__}: {first_line(error)}'})"
+        )
     else:
         try:
             status = ended(error, words, folder, NOTHING_DONE)

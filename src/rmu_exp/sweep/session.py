@@ -22,6 +22,7 @@ from rmu_exp.settings import NOT_IN_DIGEST, Judge, Run, digest_of
 from rmu_exp.support.errors import UserError
 from rmu_exp.support.files import write_atomic
 from rmu_exp.sweep import check, names, report, trials
+from rmu_exp.sweep.axes import NAMES
 from rmu_exp.sweep.overrides import values
 
 NOTES = "sweep.yaml"
@@ -45,6 +46,9 @@ def begin(
         UserError: in one line.
     """
     check.check(config.hydra, overrides)
+    for name in compared["objectives"]:
+        if name not in NAMES:
+            raise UserError(f"hydra.callbacks.sweep.objectives: got {name!r}, allowed is {', '.join(NAMES)}")
     folder, swept = Path(config.hydra.sweep.dir), [o for o in overrides if o.is_sweep_override()]
     plain = [str(o.input_line) for o in overrides if not o.is_sweep_override()]
     found = [values(o) for o in swept]
