@@ -11,9 +11,12 @@ from rmu_exp.cli import entry
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="judge")
-def main(config: DictConfig) -> None:
-    entry.run(config)
+def main(config: DictConfig) -> float:
+    """One judgement. Returns what a sweeper may maximise: forget accuracy lost less general accuracy lost."""
+    from rmu_exp.cli import job  # imports torch, which a mistyped key need not wait for
+
+    return job.run(config)
 
 
 if __name__ == "__main__":
-    entry.guard(main, Path(__file__).parent / "conf", "judge")
+    entry.start(main, Path(__file__).parent / "conf")

@@ -1,4 +1,4 @@
-"""Unlearn and judge: ``python train.py layer=7 steer=6.5``; ``python train.py --help`` explains the keys."""
+"""Unlearn and evaluate: ``python train.py layer=7 steer=6.5``; ``python train.py --help`` explains the keys."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ from omegaconf import DictConfig
 from rmu_exp.cli import entry
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="config")
-def main(config: DictConfig) -> None:
-    entry.run(config)
+@hydra.main(version_base="1.3", config_path="conf", config_name="train")
+def main(config: DictConfig) -> float:
+    """One run. Returns what a sweeper may maximise: forget accuracy lost less general accuracy lost."""
+    from rmu_exp.cli import job  # imports torch, which a mistyped key need not wait for
+
+    return job.run(config)
 
 
 if __name__ == "__main__":
-    entry.guard(main, Path(__file__).parent / "conf")
+    entry.start(main, Path(__file__).parent / "conf")

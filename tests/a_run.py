@@ -7,7 +7,7 @@ from pathlib import Path
 
 import tiny
 
-from rmu_exp.config import compose
+from rmu_exp.cli import compose
 from rmu_exp.pipeline import run as pipeline
 from rmu_exp.settings import Run
 

@@ -19,8 +19,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rmu_exp.cli import entry
-from rmu_exp.config import compose
+from rmu_exp.cli import compose, job
 from rmu_exp.settings import Run
 
 ROOT = Path(__file__).parent.parent
@@ -44,7 +43,7 @@ def start(run: Run, folder: Path, place: Path, full_at: int = 0, error: str = "E
         shim.full_disk(str(place).encode(), full_at, getattr(errno, error))
         status = 99
         try:
-            status = entry.carry_out(lambda: run, folder)
+            status = job.execute(lambda: run, folder)
         finally:
             counted.write_text(str(shim.full_disk_requests()))
             sys.stderr.flush()

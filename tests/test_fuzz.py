@@ -24,7 +24,8 @@ from hypothesis import strategies as st
 
 from rmu_exp import data as corpora
 from rmu_exp.__main__ import main
-from rmu_exp.config import attacks, compose, methods
+from rmu_exp.cli import compose
+from rmu_exp.config import attacks, methods
 from rmu_exp.config.keys import keys_of
 from rmu_exp.model.checkpoint import locate
 from rmu_exp.model.delta import Delta

@@ -20,6 +20,8 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
+PASSED_ON = ("RMU_EXP_", "PYTHONPATH", "HF_", "WANDB_", "TQDM_", "HYDRA_")  # environment variables
+
 
 class RayLauncher(Launcher):
     """One task a trial, with its resources; Ray starts as many at a time as fit."""
@@ -38,7 +40,7 @@ class RayLauncher(Launcher):
 
         if not ray.is_initialized():
             ray.init(address=self.address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
-        environment = {k: v for k, v in os.environ.items() if k.startswith(("RMU_EXP_", "PYTHONPATH", "HF_", "WANDB_"))}
+        environment = {k: v for k, v in os.environ.items() if k.startswith(PASSED_ON)}
         task = ray.remote(max_retries=0, runtime_env={"env_vars": environment}, **self.resources)(_job)
         shared = ray.put((self.hydra_context, self.config, self.task_function, Singleton.get_state(), Path.cwd()))
         waiting = [task.remote(initial_job_idx + i, list(o), shared) for i, o in enumerate(job_overrides)]

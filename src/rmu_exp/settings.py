@@ -225,7 +225,7 @@ class Train:
 class Tracking:
     """Weights & Biases."""
 
-    kind: str = "wandb"
+    kind: str = "off"
     """wandb or off."""
     project: str = "rmu_exp"
     """W&B project."""

@@ -9,7 +9,8 @@ import pytest
 
 import rmu_exp.attacks
 from rmu_exp.attacks import runner
-from rmu_exp.config import attacks, compose, reference
+from rmu_exp.cli import compose
+from rmu_exp.config import attacks, reference
 from rmu_exp.support.errors import UserError
 
 CONF = Path(__file__).parent.parent.parent / "conf"

@@ -75,6 +75,61 @@ def test_wrong_input_is_one_line_and_leaves_nothing(words, named, tmp_path):
     assert [p for p in tmp_path.iterdir() if p.name != ".cache"] == []
 
 
+QUICK = ["eval=none", "train.max_batches=2"]
+
+
+def test_no_tracking_and_a_folder_given_to_hydra_that_is_resumed(tmp_path):
+    words = [*QUICK, "~tracking", "hydra.run.dir=there/a=b"]
+    for _ in range(2):
+        done = train(*words, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert "step" not in done.stderr, "trained again"
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".cache", "there"]
+    assert not (tmp_path / "there/a=b/wandb").exists()
+
+
+def test_an_experiment_of_ones_own_that_implies_a_sweep(tmp_path):
+    """With keys of a group that is swept; later with an attack, which is all that is done then."""
+    (tmp_path / "mine/experiment").mkdir(parents=True)
+    mine = "# @package _global_\nseed: 5\nhydra: {mode: MULTIRUN}\n"
+    (tmp_path / "mine/experiment/own.yaml").write_text(mine)
+    words = ["--config-dir", "mine", "experiment=own", *QUICK, "tracking=off", "method=npo,simnpo", "method.beta=0.2"]
+    done = train(*words, "output=s", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    written = [(tmp_path / f"s/method={m}/delta.safetensors").stat().st_mtime_ns for m in ("npo", "simnpo")]
+    done = train(*words, "output=s", "attacks=[norms]", "share.when=never", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for method, before in zip(("npo", "simnpo"), written, strict=True):
+        folder = tmp_path / f"s/method={method}"
+        assert '"norms"' in (folder / "results.json").read_text()
+        assert (folder / "delta.safetensors").stat().st_mtime_ns == before
+    assert "seed: 5" in (folder / "config.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["hydra.run.dir=file/x"], "output: cannot write to file/x"),
+        (["--config-path", "nowhere"], "nowhere"),
+        (["--config-dir", "nowhere"], "nowhere"),
+        (["--run", "-m"], "Only one of"),
+        (["seed=a=[b"], "seed"),
+    ],
+)
+def test_what_hydra_refuses_is_one_line(words, named, tmp_path):
+    (tmp_path / "file").write_text("")
+    done = train(*words, cwd=tmp_path)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
+    assert named in done.stderr
+    assert [p.name for p in tmp_path.iterdir() if p.name != ".cache"] == ["file"]
+
+
+def test_cfg_job_of_an_incomplete_run(tmp_path):
+    done = train("model=hf", "--cfg", "job", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "name: ???" in done.stdout
+
+
 def test_output_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     done = train("output=file/run", cwd=tmp_path)

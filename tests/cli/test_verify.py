@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from rmu_exp.__main__ import main
-from rmu_exp.config import compose
+from rmu_exp.cli import compose
 from rmu_exp.model.delta import Delta
 from rmu_exp.pipeline import judgement
 

@@ -9,8 +9,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from rmu_exp.cli.compose import composed as of_words
 from rmu_exp.config import methods
-from rmu_exp.config.compose import composed as of_words
 from rmu_exp.config.parse import parse
 from rmu_exp.settings import PRESET
 from rmu_exp.support.errors import UserError
@@ -97,7 +97,7 @@ def test_unknown_or_impossible_settings_are_one_line(words, said):
 
 def test_a_wrong_preset_is_named():
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("config", overrides=["method=npo", "++method.presets.any.betta=1"])
+        config = compose("train", overrides=["method=npo", "++method.presets.any.betta=1"])
     with pytest.raises(UserError, match=r"method.presets: npo has 'betta' for any, allowed is source, layer"):
         parse(config)
     assert "lr" in PRESET

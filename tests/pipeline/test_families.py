@@ -10,7 +10,7 @@ import torch
 from families import FAMILIES, make_checkpoint
 from safetensors.torch import load_file
 
-from rmu_exp.config import compose
+from rmu_exp.cli import compose
 from rmu_exp.model.delta import Delta
 from rmu_exp.pipeline import run as pipeline
 

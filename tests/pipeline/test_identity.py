@@ -11,7 +11,7 @@ import pytest
 import tiny
 from safetensors.torch import load_file, save_file
 
-from rmu_exp.config import compose
+from rmu_exp.cli import compose
 from rmu_exp.evaluate import base_answers
 from rmu_exp.evaluate.harness import Answers
 from rmu_exp.model.checkpoint import locate

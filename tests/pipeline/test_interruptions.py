@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from rmu_exp.cli import entry
+from rmu_exp.cli import job
 from rmu_exp.settings import Run
 from rmu_exp.support.signals import Stopped
 
@@ -136,7 +136,7 @@ def test_a_stop_that_is_asked_for(undisturbed, tmp_path, number, sign):
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert errors.splitlines()[-1].endswith(f"resume={folder} goes on")
+    assert errors.splitlines()[-1].endswith(f"resume={folder} resumes")
     assert "Traceback" not in errors
     assert (folder / "state").is_dir()
     finish(resume(folder))
@@ -151,12 +151,12 @@ def test_a_stop_before_there_is_anything_to_go_on_with(tmp_path, capsys):
 
     folder = tmp_path / "run"
     folder.mkdir()
-    assert entry.carry_out(asked, folder) == 1
+    assert job.execute(asked, folder) == 1
     assert capsys.readouterr().err == "rmu_exp: stopped before anything was done; the same command starts it\n"
     folder.mkdir()  # it had been left empty, and so was taken back
     (folder / "config.yaml").touch()
-    assert entry.carry_out(asked, folder) == 1
-    assert capsys.readouterr().err.endswith(f"resume={folder} goes on\n")
+    assert job.execute(asked, folder) == 1
+    assert capsys.readouterr().err.endswith(f"resume={folder} resumes\n")
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ import pytest
 import tiny
 from safetensors.torch import load_file, save_file
 
-from rmu_exp.config import compose, reference
+from rmu_exp.cli import compose
+from rmu_exp.config import reference
 from rmu_exp.pipeline import judgement, run
 from rmu_exp.support.errors import UserError
 
@@ -96,13 +97,18 @@ def prepare(words: list[str]) -> None:
     run.preflight(job, judgement.stages(job))
 
 
-def test_a_sweep_of_judgements_is_refused(tmp_path):
-    done = judge("-m", f"unlearned={LORE}", "seed=0,1", "output=out", cwd=tmp_path)
-    assert done.returncode == 2
-    assert (
-        done.stderr
-        == "rmu_exp: -m: judge.py judges one model at a time; use a loop, each with an output=DIR of its own\n"
-    )
+def test_several_checkpoints_are_judged_into_a_folder_each(broken, tmp_path):
+    """Also from folders whose names mean something to Hydra."""
+    (tmp_path / "layer=3,steer=2").symlink_to(broken)
+    words = ["unlearned=layer=3,steer=2,nowhere", "attacks=[norms]", "eval=none", "tracking=off", "output=a=b"]
+    (tmp_path / "nowhere").mkdir()
+    done = judge("-m", *words, cwd=tmp_path)
+    assert done.returncode == 1, done.stderr
+    good, bad = sorted(p for p in (tmp_path / "a=b").iterdir() if p.name.startswith("unlearned="))
+    good, bad = (good, bad) if (good / "results.json").is_file() else (bad, good)
+    assert "norms" in json.loads((good / "results.json").read_text())["attacks"]
+    assert "config.json" in (bad / "error.txt").read_text()
+    assert "1 of 2 trials did not finish; the same command with output=" in done.stderr
 
 
 def test_the_program_ends_with_status_2_and_leaves_nothing(tmp_path):

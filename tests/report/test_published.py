@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rmu_exp.config.compose import composed
+from rmu_exp.cli.compose import composed
 from rmu_exp.evaluate.statistics import summary
 from rmu_exp.report.published import FORGET, SUBJECTS, changed, section
 

@@ -11,7 +11,7 @@ import a_run
 import pytest
 import wandb_file
 
-from rmu_exp.config import compose
+from rmu_exp.cli import compose
 from rmu_exp.support import redaction
 from rmu_exp.support.errors import RunError, UserError
 

@@ -66,7 +66,7 @@ def test_the_folder_of_another_sweep(swept, train):
     before = sorted(p for p in folder.rglob("*"))
     done = train("layer=1,9", "steer=2,6", "seed=3", f"output={folder}")
     assert done.returncode == 2
-    assert done.stderr.startswith(f"rmu_exp: output: {folder} holds another sweep (fixed: ")
+    assert done.stderr.startswith(f"rmu_exp: output: {folder} holds another sweep (seed: 0; now: 3)")
     assert len(done.stderr.strip().splitlines()) == 1
     assert sorted(p for p in folder.rglob("*")) == before
 

@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -16,6 +15,7 @@ optuna = pytest.importorskip("optuna")
 from hydra.core.override_parser.overrides_parser import OverridesParser  # noqa: E402
 from sweep_rows import HEAD, row  # noqa: E402
 
+from rmu_exp.sweep import names  # noqa: E402
 from rmu_exp.sweep.search import AGAIN, WORKER, Search, rounded  # noqa: E402
 
 ROOT = Path(__file__).parent.parent.parent
@@ -23,40 +23,33 @@ RANGES = ["layer=range(1,4)", "steer=tag(log,interval(0.5,30))", "alpha=choice(5
 
 
 class Pretended:
-    """A session whose trials take no time: accuracies are a formula of the settings."""
+    """Trials that take no time: accuracies are a formula of the settings."""
 
-    def __init__(self, folder: Path, words: list[str], broken: bool = False) -> None:
-        self.folder, self.broken, self.launched = folder, "", []
+    def __init__(self, folder: Path, words: list[str], breaks: bool = False) -> None:
+        self.folder, self.breaks, self.launched = folder, breaks, []
         self.swept = OverridesParser.create().parse_overrides(words)
-        self._breaks = broken
 
-    def planned(self, words):
-        return SimpleNamespace(name=",".join(words), words=words)
-
-    def waiting(self, planned):
-        return [p for p in planned if not (self.folder / p.name / "report.md").is_file()]
-
-    def launch(self, planned):
-        if self._breaks:
-            self.broken = "the scheduler went away"
-            return
-        for trial in planned:
-            self.launched.append(trial.name)
-            settings = dict(word.split("=") for word in trial.words)
-            folder = self.folder / trial.name
+    def launch(self, jobs: list[list[str]], number: int) -> None:
+        if self.breaks:
+            raise ConnectionError("the scheduler went away")
+        for words in jobs:
+            name = names.name(words)
+            self.launched.append(name)
+            settings = names.settings(words)
+            folder = self.folder / name
             folder.mkdir()
             steer = float(settings["steer"])
             qa = {"lore_forget": row(round(25 + 70 / (1 + steer)), 100), "lore_general": row(round(99 - steer), 100)}
             qa = {name: {"tasks": []} | measured for name, measured in qa.items()}
-            (folder / "trial.json").write_text(json.dumps({"number": 0, "settings": settings}))
+            (folder / "trial.json").write_text(json.dumps({"number": number, "settings": settings}))
             (folder / "results.json").write_text(json.dumps(HEAD | {"qa": qa}))
             (folder / "report.md").write_text("")
 
 
-def search(session, **more) -> Search:
+def search(trials: Pretended, **more) -> Search:
     given = {"n_trials": 8, "n_jobs": 2, "sampler": "tpe", "seed": 0, "study": "s", "storage": None}
     given |= {"objectives": ["forget", "general"], "forget": [], "general": []}
-    return Search(session, **(given | more))
+    return Search(trials.folder, trials.swept, trials.launch, given | more)
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
@@ -97,8 +90,9 @@ def test_goes_on_where_it_stopped_and_draws_other_numbers(tmp_path):
 
 def test_what_was_cut_off_is_asked_again_with_the_same_values(tmp_path):
     words = ["steer=interval(1,40)"]
-    cut = search(Pretended(tmp_path, words, broken=True), n_trials=3)
-    cut.run()
+    cut = search(Pretended(tmp_path, words, breaks=True), n_trials=3)
+    with pytest.raises(ConnectionError):
+        cut.run()
     lost = [t.params for t in cut.study.trials]
     assert len(lost) == 2
     gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
@@ -123,7 +117,7 @@ def test_two_processes_share_a_search_and_give_up_what_is_beaten(command, make_t
     """Real trials beside one made up that beats them all; the two together run what was asked for, each trial once."""
     make_trial({"layer": 0, "steer": 0}, forget=0, general=100)
     words, env = command
-    more = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "hydra.sweeper.prune_on=3", "layer=range(1,4)"]
+    more = ["hydra/sweeper=rmu_optuna", "hydra.sweeper.n_trials=3", "hydra.sweeper.prune_on=3", "layer=range(1,4)"]
     line = [sys.executable, str(ROOT / "train.py"), "-m", *words, *more, "steer=interval(1,20)", f"output={tmp_path}"]
     started = [subprocess.Popen(line, env=env, stderr=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(2)]
     told = [process.communicate(timeout=300)[1] for process in started]

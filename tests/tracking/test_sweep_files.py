@@ -13,7 +13,7 @@ import pytest
 import yaml
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
-from rmu_exp.config import compose
+from rmu_exp.cli import compose
 
 ROOT = Path(__file__).parent.parent.parent
 FILES = sorted((ROOT / "sweeps").glob("*.yaml"))

@@ -9,7 +9,7 @@ import pytest
 import tiny
 from families import make_checkpoint
 
-from rmu_exp.config import compose
+from rmu_exp.cli import compose
 from rmu_exp.model.checkpoint import Checkpoint
 from rmu_exp.pipeline import run as pipeline
 from rmu_exp.pipeline.job import Job

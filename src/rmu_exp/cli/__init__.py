@@ -1,4 +1,5 @@
-"""The commands of ``python -m rmu_exp``, a module each.
+"""The command lines: train.py and judge.py around Hydra, and the commands of ``python -m rmu_exp``, a module each.
 
-``add`` gives a command its arguments; what is heavy is imported when it is carried out.
+A command's module has ``add``, which gives a parser its arguments, and ``run``; the first line of its docstring is its
+help.
 """

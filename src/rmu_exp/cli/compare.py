@@ -1,4 +1,4 @@
-"""Two runs side by side: what was set, where they were made, what came out, how far apart their weights are.
+"""Compare two runs: what was set, where they were made, what came out, how far apart their weights are.
 
 ``python -m rmu_exp compare DIR1 DIR2``. Questions that both answered are compared one by one (McNemar's exact test);
 nothing is computed anew but that.
@@ -6,6 +6,8 @@ nothing is computed anew but that.
 
 from __future__ import annotations
 
+import argparse
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -206,3 +208,24 @@ def _worst(pair: list[dict[str, Any] | None]) -> Any:
             name, *((row["attack"], percent(row["acc"]), str(row["n"]), str(row["attacks"])) if row else ["none"])
         )
     return table
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.description = (
+        "What differs between two runs or judgements: settings, versions, hardware, answers (McNemar's test on the "
+        "questions that both were asked), tensors, worst attack."
+    )
+    parser.add_argument("first", type=Path, metavar="DIR1", help="the folder of a run or a judgement")
+    parser.add_argument("second", type=Path, metavar="DIR2", help="another")
+    parser.add_argument("--json", action="store_true", help="as JSON, in place of tables")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compare two runs."""
+    found = compare(args.first, args.second)
+    if args.json:
+        print(json.dumps(found, indent=2))
+    else:
+        show(found)
+    return 0

@@ -1,37 +1,32 @@
-"""``dashboard``: a W&B workspace and report."""
+"""Create or update a W&B workspace and report for a project."""
 
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 from rmu_exp.support.errors import UserError
+from rmu_exp.tracking.dashboards import DashboardSpec, publish
 
 
-def add(commands: Any) -> None:
-    """Add to the parser of ``python -m rmu_exp``."""
-    one = commands.add_parser(
-        "dashboard",
-        help="create or update a W&B workspace and report for a project",
-        description="Save a W&B workspace and a report with the panels of this work: forget against general, accuracy "
-        "over layer and steer, activation norms, losses, attacks, tables. The next call updates both.",
+def add(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.description = (
+        "Save a W&B workspace and a report with the panels of this work: forget against general, accuracy over layer "
+        "and steer, activation norms, losses, attacks, tables. The next call updates both."
     )
-    one.add_argument("project", metavar="ENTITY/PROJECT", help="a W&B project that runs were tracked in")
-    one.add_argument("--forget", default="lore_forget", metavar="TASK", help="the questions to be forgotten")
-    one.add_argument("--general", default="lore_general", metavar="TASK", help="the questions to be kept")
-    one.add_argument("--topics", nargs="+", default=["hexes", "wards"], metavar="TOPIC", help="the forget topics")
-    one.add_argument("--attacks", nargs="+", default=[], metavar="ATTACK", help="the attacks to show")
-    one.set_defaults(run=dashboard)
+    parser.add_argument("project", metavar="ENTITY/PROJECT", help="a W&B project that runs were tracked in")
+    parser.add_argument("--forget", default="lore_forget", metavar="TASK", help="the questions to be forgotten")
+    parser.add_argument("--general", default="lore_general", metavar="TASK", help="the questions to be kept")
+    parser.add_argument("--topics", nargs="+", default=["hexes", "wards"], metavar="TOPIC", help="the forget topics")
+    parser.add_argument("--attacks", nargs="+", default=[], metavar="ATTACK", help="the attacks to show")
 
 
-def dashboard(args: argparse.Namespace) -> None:
-    """A W&B workspace and report."""
-    from rmu_exp.tracking.dashboards import DashboardSpec, publish
-
+def run(args: argparse.Namespace) -> int:
+    """Create or update the workspace and the report."""
     entity, _, project = args.project.rpartition("/")
     if not entity or not project or "/" in entity:
         raise UserError(f"dashboard: got {args.project!r}, allowed is ENTITY/PROJECT")
-    for kind, url in publish(
-        DashboardSpec(entity, project, args.forget, args.general, args.topics, args.attacks)
-    ).items():
+    shown = DashboardSpec(entity, project, args.forget, args.general, args.topics, args.attacks)
+    for kind, url in publish(shown).items():
         print(f"{kind}: {url}")
+    return 0

@@ -1,213 +1,82 @@
-"""The command line of train.py and judge.py: what is wrong is refused before anything starts.
+"""The command line of train.py and judge.py, around ``hydra.main``.
 
-:func:`guard` composes the configuration once, ahead of Hydra's own run, and turns every mistake into
-one line on standard error and exit status 2, with nothing written. :func:`run` is one job.
+Hydra composes; what is wrong is refused by :mod:`rmu_exp.cli.callback` before anything is written, and every error
+ends here as one line. Imports nothing heavy.
 """
 
 from __future__ import annotations
 
-import itertools
 import os
-import re
-import shlex
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import cast
 
-from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from hydra.utils import get_method
+from omegaconf import DictConfig, OmegaConf
 
-from rmu_exp.config.compose import composed, offer_all
-from rmu_exp.config.parse import parse, parse_judge
-from rmu_exp.settings import Judge, Run
-from rmu_exp.support import disk
-from rmu_exp.support.boundary import line_for
-from rmu_exp.support.errors import RunError, UserError
-from rmu_exp.support.files import LOCK
-from rmu_exp.support.redaction import redact
+from rmu_exp.cli.callback import finish_sweep
+from rmu_exp.cli.compose import offer_all, prepared
+from rmu_exp.cli.endings import ended, refused, say
+from rmu_exp.cli.folders import remove_if_empty
+from rmu_exp.config.reference import page
+from rmu_exp.support.errors import UserError, first_line
 
 RESUME = "resume="
-DEFAULT = re.compile(r"outputs/[\d-]+/[\d-]+")  # the output folder of conf/config.yaml
-_was_there: Path | None = None  # what there was of the output folder's path before this program
+NOTHING_DONE = "stopped before anything was done; the same command starts it"
+ENVIRONMENT = {
+    "HYDRA_FULL_ERROR": "1",  # let errors through, of which Hydra would print the traceback
+    "TQDM_DISABLE": "1",  # other libraries' progress bars; read when they are imported, as is the next
+    "HF_HUB_VERBOSITY": "error",  # the hub client reports every retry
+}
 
 
-def guard(main: Callable[[], Any], conf: Path, name: str = "config") -> None:
-    """Check the command line, then hand over to Hydra.
+def start(main: Callable[[], object], conf: Path) -> None:
+    """Run a program, and leave it with its exit status.
 
     Args:
         main: the program's function, decorated by ``hydra.main``.
         conf: the folder of configurations.
-        name: of the one that the program composes.
     """
-    os.environ.setdefault("TQDM_DISABLE", "1")  # other libraries' bars; read when they are imported
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # the hub client tells of every retry; read on import, too
-    args = get_args_parser().parse_args()
-    offer_all(conf)
-    if any(word.startswith(RESUME) for word in args.overrides):
-        sys.exit(resume(args.overrides, judging=name == "judge"))
-    if args.help:
-        from rmu_exp.config.reference import page
-
-        sys.stdout.write(page(conf, name))
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    words, judging = sys.argv[1:], Path(sys.argv[0]).stem == "judge"
+    if {"-h", "--help"} & set(words):
+        sys.stdout.write(page(conf, "judge" if judging else "train"))
         sys.exit(0)
-    if args.info or args.shell_completion or args.hydra_help:
-        main()
-        return
-    global _was_there
-    try:
-        if args.multirun and name == "judge":
-            raise UserError("-m: judge.py judges one model at a time; use a loop, each with an output=DIR of its own")
-        folder = Path(composed(args.overrides, conf, multirun=args.multirun, name=name)[0].output)
-        _was_there = check_writable(folder)
-    except (UserError, RunError) as error:
-        sys.exit(_tell(error, 2 if isinstance(error, UserError) else 1))
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let errors through, of which Hydra would print the traceback
+    if any(word.startswith(RESUME) for word in words):
+        sys.exit(get_method("rmu_exp.cli.job.resume")(words, judging))
+    offer_all(conf)
+    sys.argv[1:] = prepared(words)
     try:
         main()
-    except KeyboardInterrupt:
-        sys.exit(_stopped(folder))
-    except Exception as error:
-        line = line_for(error, folder, f"the same command with output={folder} resumes it")
-        if line is None:
-            raise
-        sys.exit(_tell(line, 2 if isinstance(line, UserError) else 1))
+    except BaseException as error:
+        sys.exit(_end(error, sys.argv[1:]))
 
 
-def run(config: DictConfig) -> None:
-    """One job: parse and carry out."""
-    hydra = HydraConfig.get()
-    folder = Path(hydra.runtime.output_dir)
-    judging = "unlearned" in config
-    if hydra.mode == RunMode.MULTIRUN and not judging:
-        from rmu_exp.sweep import trial
-
-        os.environ.setdefault("TQDM_DISABLE", "1")  # a trial may have a process of its own
-        os.environ.setdefault("HF_HUB_VERBOSITY", "error")
-        return trial.carry_out(config, folder, hydra.sweeper)
-    given = [word.split("=")[0].lstrip("+~") for word in hydra.overrides.task]
-    if "output" not in given and DEFAULT.fullmatch(str(config.output)):
-        folder = _own(folder)
-    status = 0
-    if judging:
-        from rmu_exp.pipeline import judgement
-
-        status = carry_out(lambda: parse_judge(judgement.taken_up(config, given)), folder)
+def _end(error: BaseException, words: Sequence[str]) -> int:
+    """Bring a program that did not end by itself to its end. Returns the exit status."""
+    begun = HydraConfig.initialized()  # by the callback, once the settings were checked
+    hydra = cast(DictConfig, HydraConfig.get()) if begun else OmegaConf.create()
+    folder = Path(hydra.runtime.output_dir) if begun else None
+    sweeping = begun and hydra.mode == RunMode.MULTIRUN
+    if isinstance(error, SystemExit):
+        status = error.code if isinstance(error.code, int) else int(error.code is not None)
+    elif sweeping and isinstance(error, KeyboardInterrupt):
+        return finish_sweep("interrupted")
+    elif sweeping and not isinstance(error, UserError):
+        return finish_sweep(
+            f"the launcher gave up ({refused(error, words) or f'{type(error).__name__}: {first_line(error)}'})"
+        )
     else:
-        status = carry_out(lambda: parse(config), folder)
-    if status:
-        sys.exit(status)
-
-
-def _own(folder: Path) -> Path:
-    """The default folder; one beside it when another run has begun in the same second, by whatever clock."""
-    for number in itertools.count(1):
-        place = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
-        place.mkdir(parents=True, exist_ok=True)
-        with suppress(FileExistsError):
-            (place / LOCK).touch(exist_ok=False)
-            break
-    return place
-
-
-def carry_out(asked: Callable[[], Run | Judge], folder: Path) -> int:
-    """A run or a judgement in its folder; what goes wrong is told in one line. Returns the exit status."""
-    try:
-        wanted = asked()
-        if isinstance(wanted, Judge):
-            from rmu_exp.pipeline import judgement
-
-            judgement.execute(wanted, folder)
-        else:
-            from rmu_exp.pipeline import run as pipeline  # heavy
-
-            pipeline.execute(wanted, folder)
-    except (UserError, RunError) as error:
-        _remove_if_empty(folder)
-        return _tell(error, 2 if isinstance(error, UserError) else 1)
-    except KeyboardInterrupt:
-        return _stopped(folder)
-    return 0
-
-
-def _stopped(folder: Path) -> int:
-    """Tell how a run that was asked to stop goes on. Returns the exit status."""
-    if (folder / "config.yaml").is_file():
-        return _tell(f"stopped; python {Path(sys.argv[0]).name} {RESUME}{shlex.quote(str(folder))} goes on", 1)
-    _remove_if_empty(folder)
-    return _tell("stopped before anything was done; the same command starts it", 1)
-
-
-def resume(words: Sequence[str], judging: bool) -> int:
-    """``resume=DIR``: go on with the run in a folder, whose settings it holds. Returns the exit status."""
-    global _was_there
-    try:
-        if len(words) > 1:
-            raise UserError("resume: goes alone; the folder holds the run's settings")
-        folder = Path(words[0].removeprefix(RESUME)).expanduser()
-        wanted = stored(folder, judging)
-        _was_there = check_writable(folder)
-    except (UserError, RunError) as error:
-        return _tell(error, 2 if isinstance(error, UserError) else 1)
-    return carry_out(lambda: wanted, folder)
-
-
-def stored(folder: Path, judging: bool = False) -> Run | Judge:
-    """The run or the judgement whose folder this is.
-
-    Raises:
-        UserError: it is no such folder, or its settings are damaged.
-    """
-    file = folder / "config.yaml"
-    if not file.is_file():
-        sweep = f"; a sweep goes on by its own command with output={folder}"
-        also = sweep if (folder / "sweep.yaml").is_file() else ""
-        raise UserError(f"resume: {folder} is no run's folder (no config.yaml){also}")
-    from rmu_exp.record import rundir  # heavy
-
-    found = rundir.of(file)
-    if found.judged != judging:
-        whose, other = ("judge.py", "train.py") if judging else ("train.py", "judge.py")
-        raise UserError(f"resume: {folder} is not of {whose}; python {other} {RESUME}{folder}")
-    wanted = found.settings
-    wanted.output = str(folder)
-    if found.digest != wanted.digest:
-        raise UserError(f"{file}: its digest is not that of its settings; it was changed, or made by another version")
-    return wanted
-
-
-def check_writable(folder: Path) -> Path:
-    """The deepest folder of a path that exists. Refuses what cannot be written to; leaves nothing behind."""
-    existing = folder.absolute()
-    while not existing.exists():
-        existing = existing.parent
-    try:
-        with tempfile.TemporaryDirectory(dir=existing, prefix=".rmu_exp-"):
-            pass
-    except OSError as error:
-        if error.errno in disk.FULL:
-            raise RunError(disk.explain(error, folder, f"the same command with output={folder} resumes it")) from error
-        reason = os.strerror(error.errno) if error.errno else str(error)
-        raise UserError(f"output: cannot write to {folder} ({reason.lower()}); choose another folder") from error
-    return existing
-
-
-def _tell(message: object, status: int) -> int:
-    print(redact(f"rmu_exp: {message}"), file=sys.stderr)
-    return status
-
-
-def _remove_if_empty(folder: Path) -> None:
-    """Take back the folders that Hydra made for a job that was then refused."""
-    folder = folder.absolute()
-    for candidate in (folder, *folder.parents):
-        if candidate == _was_there or (candidate != folder and _was_there not in candidate.parents):
-            return
         try:
-            candidate.rmdir()
-        except OSError:
-            return
+            status = ended(error, words, folder, NOTHING_DONE)
+        except Exception as fault:
+            if begun:
+                raise
+            status = say(UserError(f"command line: {first_line(fault)}"), 2)
+    if folder and status:
+        remove_if_empty(folder, Path(hydra.runtime.existing))
+    return status

@@ -1,4 +1,4 @@
-"""All that a run needs from the hub, brought into one folder for a machine without a network.
+"""Fetch all that a run needs from the hub into one folder, for a machine without a network.
 
 The folder is a Hugging Face home: there, ``HF_HOME=FOLDER HF_HUB_OFFLINE=1 python train.py …`` finds
 everything, because every library looks there by itself. It can be copied (``rsync -a`` or ``tar``,
@@ -8,13 +8,19 @@ ever written to it.
 
 from __future__ import annotations
 
+import argparse
 import os
+import shlex
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+from rmu_exp.cli.compose import composed
+from rmu_exp.settings import Run
 from rmu_exp.support import hub
-from rmu_exp.support.errors import UserError
+from rmu_exp.support.errors import RunError, UserError
 
 
 def fetch(
@@ -97,3 +103,84 @@ def _questions(tasks: Sequence[str]) -> int:
 
     with loading(tasks):
         return len(task_manager(tasks).load(list(tasks))["tasks"])
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.description = (
+        "Bring all that a run needs from the hub (model, tokenizer, corpora, questions) into a folder that a machine "
+        "without a network runs from. Name the run as for train.py, or what is wanted one by one."
+    )
+    parser.add_argument(
+        "folder", type=Path, metavar="DIR", help="made when missing; what it holds is not fetched again"
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="as for train.py: model=zephyr_7b data=wmdp …"
+    )
+    parser.add_argument(
+        "--model", action="append", default=[], metavar="ORG/NAME[@REVISION]", help="a model; repeatable"
+    )
+    parser.add_argument("--corpus", action="append", default=[], metavar="SOURCE", help="ORG/NAME[:CONFIG[:SPLIT]]")
+    parser.add_argument("--task", action="append", default=[], metavar="TASK", help="an lm-eval task or group")
+    parser.add_argument("--layers", type=int, metavar="N", help="only the weight files that hold the first N layers")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Fetch what a run needs into a folder, and print how to use it."""
+    given = args.model or args.corpus or args.task
+    if given and args.overrides:
+        raise UserError("fetch: give KEY=VALUE as for train.py, or --model, --corpus and --task, not both")
+    if given:
+        if args.layers is not None and args.layers < 1:
+            raise UserError(f"--layers: got {args.layers}, allowed is 1 or more")
+        named = {"models": args.model, "corpora": args.corpus, "tasks": args.task, "depth": args.layers}
+        command = "python train.py …"
+    else:
+        if args.layers is not None:
+            raise UserError("--layers: belongs to --model; a run says itself how many layers it needs")
+        named, command = _needs(args.overrides)
+    was_there = args.folder.exists()
+    try:
+        for line in fetch(args.folder, **named):
+            print(line, flush=True)
+    except (UserError, RunError):
+        if not was_there:
+            _remove_if_empty(args.folder)
+        raise
+    folder = shlex.quote(str(args.folder.absolute()))
+    print(f"\nOn a machine without a network:\n  HF_HOME={folder} HF_HUB_OFFLINE=1 {command}")
+    return 0
+
+
+def _needs(overrides: Sequence[str]) -> tuple[dict[str, Any], str]:
+    """What the run (or the sweep) of these overrides takes from the hub, and the command that starts it."""
+    conf = Path(__file__).parents[3] / "conf"
+    if not conf.is_dir():
+        raise UserError("conf: not beside the package; install from a checkout, or use --model, --corpus and --task")
+    from rmu_exp.data import sources as texts
+
+    runs = [run for run in composed(overrides, conf, multirun=True) if isinstance(run, Run)]
+    models, sources, tasks = [], [], []
+    for run in runs:
+        if run.model.path is None and run.model.name not in (None, "lore"):
+            models.append(run.model.name + (f"@{run.model.revision}" if run.model.revision else ""))
+        sources += [*run.data.forget, *run.data.retain]
+        tasks += [task for task in run.eval.tasks if not task.startswith("lore_")]
+    corpora = [source for source in dict.fromkeys(sources) if texts.dataset(source) is not None]
+    if not (models or corpora or tasks):
+        raise UserError("fetch: this run needs nothing from the hub; name one that does, such as model=zephyr_7b")
+    whole = any(run.eval.tasks or run.export for run in runs)
+    needs: dict[str, Any] = {
+        "models": models,
+        "corpora": corpora,
+        "tasks": list(dict.fromkeys(tasks)),
+        "depth": None if whole else max(run.layer for run in runs) + 1,
+        "trust_remote_code": any(run.model.trust_remote_code for run in runs),
+    }
+    return needs, shlex.join(["python", "train.py", *["-m"] * (len(runs) > 1), *overrides])
+
+
+def _remove_if_empty(folder: Path) -> None:
+    """Leave no new folder behind in which there is no file."""
+    if folder.is_dir() and not any(path.is_file() for path in folder.rglob("*")):
+        shutil.rmtree(folder)

@@ -1,28 +1,25 @@
-"""``table``: methods compared over a folder of runs."""
+"""Write the paper's table: methods compared over the runs in a folder."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+
+from rmu_exp.report import methods
 
 
-def add(commands: Any) -> None:
-    """Add to the parser of ``python -m rmu_exp``."""
-    one = commands.add_parser(
-        "table",
-        help="the paper's table: methods compared over the runs in a folder",
-        description="Write methods.md (a table, seeds together) and methods.png (forget against general) from the runs "
-        "below a folder, such as that of train.py -m experiment=paper_table.",
+def add(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.description = (
+        "Write methods.md (a table, seeds together) and methods.png (forget against general) from the runs below a "
+        "folder, such as that of train.py experiment=paper_table."
     )
-    one.add_argument("folder", type=Path, metavar="DIR", help="a folder of runs")
-    one.set_defaults(run=table)
+    parser.add_argument("folder", type=Path, metavar="DIR", help="a folder of runs")
 
 
-def table(args: argparse.Namespace) -> None:
-    """The paper's table over a folder of runs."""
-    from rmu_exp.report import methods
-
+def run(args: argparse.Namespace) -> int:
+    """Write the table, and print it."""
     page, picture = methods.write(args.folder)
     print(page.read_text(encoding="utf-8"), end="")
     print(f"{page}, {picture}")
+    return 0

@@ -1,4 +1,4 @@
-"""Whether a run's folder still says what was measured: everything that can be recomputed is, and compared.
+"""Verify a run: recompute everything in its folder that can be recomputed, and compare.
 
 ``python -m rmu_exp verify DIR`` reads the folder, the model and the texts, and changes none of them; ``--answers``
 puts the questions again, ``--training`` trains again in a temporary folder.
@@ -6,6 +6,7 @@ puts the questions again, ``--training`` trains again in a temporary folder.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import hashlib
 import math
@@ -22,6 +23,7 @@ from rmu_exp.record import provenance
 from rmu_exp.record.rundir import WHO, RunDir, close, read, summary_differs
 from rmu_exp.settings import Run, digest_of
 from rmu_exp.support.errors import RunError, UserError
+from rmu_exp.support.redaction import redact
 
 if TYPE_CHECKING:
     from rmu_exp.evaluate.harness import Answers
@@ -338,3 +340,24 @@ def _because(run: RunDir) -> str:
 def _sha256(file: Path) -> str:
     with file.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.description = (
+        "Recompute what can be of a run's or a judgement's folder (settings, hashes of data and weights, numbers from "
+        "answers), and report line by line what agrees, differs, or cannot be checked here. Changes nothing."
+    )
+    parser.add_argument("folder", type=Path, metavar="DIR", help="the folder of a run or a judgement")
+    parser.add_argument("--answers", action="store_true", help="ask the questions again, of base and base with Delta")
+    parser.add_argument("--training", action="store_true", help="train again, and compare the Delta byte for byte")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Verify a run. Returns 1 when something differs."""
+    states = []
+    for check in verify(args.folder, args.answers, args.training):
+        states.append(check.state)
+        print(redact(f"{check.state:<9}  {check.what}: {check.detail}"), flush=True)
+    print("; ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)))
+    return int(DIFFERS in states)

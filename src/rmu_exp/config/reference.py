@@ -60,7 +60,7 @@ Judge a model that exists: questions, probes and attacks, beside the model that 
   python judge.py model=zephyr_7b unlearned=cais/Zephyr_RMU data=wmdp attacks=all
 """
 PROGRAMS: dict[str, tuple[str, str, Any]] = {
-    "config": ("train.py", HEAD, settings.Run),
+    "train": ("train.py", HEAD, settings.Run),
     "judge": ("judge.py", JUDGE_HEAD, settings.Judge),
 }
 
@@ -74,7 +74,7 @@ def schemas(schema: Any = settings.Run) -> dict[str, type]:
     return found
 
 
-def page(conf: Path, name: str = "config") -> str:
+def page(conf: Path, name: str = "train") -> str:
     """What ``--help`` prints, for the program that composes the configuration ``name``."""
     program, head, schema = PROGRAMS[name]
     lines = [*head.splitlines(), "", "Keys"]

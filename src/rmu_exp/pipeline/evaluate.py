@@ -7,17 +7,30 @@ import json
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rmu_exp import data
 from rmu_exp.evaluate import base_answers, harness
 from rmu_exp.evaluate.perplexity import perplexity
 from rmu_exp.pipeline.job import Job
 from rmu_exp.support.files import write_atomic
-from rmu_exp.sweep.prune import EarlyStopRule
 from rmu_exp.tracking import Tracker
 
 PERPLEXITY_TOKENS = 4096  # a forward pass; its logits are what takes memory
+
+
+class EarlyStop(Protocol):
+    """A rule by which a search gives a run up on a part of the questions.
+
+    Attributes:
+        questions: how many questions per task it is asked on.
+    """
+
+    @property
+    def questions(self) -> int: ...
+
+    def __call__(self, partly: dict[str, Any], /) -> str | None:
+        """Why the run is given up, or None; ``partly`` in the form of results.json."""
 
 
 class Judging:
@@ -27,7 +40,7 @@ class Judging:
         early_stop: the rule by which a search gives the run up on a part of the questions.
     """
 
-    def __init__(self, job: Job, early_stop: EarlyStopRule | None = None) -> None:
+    def __init__(self, job: Job, early_stop: EarlyStop | None = None) -> None:
         self.job, self.early_stop = job, early_stop
 
     @cached_property
@@ -96,7 +109,7 @@ class Judging:
 
         self._answered(self._base(outside), outside(job.folder / "model"), outside)
 
-    def _given_up(self, early_stop: EarlyStopRule, before: harness.Answers, model: Any, tokenizer: Any) -> bool:
+    def _given_up(self, early_stop: EarlyStop, before: harness.Answers, model: Any, tokenizer: Any) -> bool:
         """Whether the first questions of each task already show that the run is beaten."""
         settings = self.job.run.eval
         count = min(early_stop.questions, settings.limit or early_stop.questions)

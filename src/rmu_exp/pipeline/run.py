@@ -20,7 +20,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from rmu_exp.pipeline.attack import Attacking
-from rmu_exp.pipeline.evaluate import Judging
+from rmu_exp.pipeline.evaluate import EarlyStop, Judging
 from rmu_exp.pipeline.export import Exporting
 from rmu_exp.pipeline.job import Job, Stage
 from rmu_exp.pipeline.report import Reporting
@@ -31,14 +31,13 @@ from rmu_exp.support import boundary, memory, signals
 from rmu_exp.support.errors import BusyError, RunError, UserError, first_line
 from rmu_exp.support.files import LOCK, write_atomic
 from rmu_exp.support.redaction import Formatter
-from rmu_exp.sweep.prune import EarlyStopRule
 from rmu_exp.tracking import Tracker, open_tracker
 
 log = logging.getLogger("rmu_exp")
 THREADS = torch.get_num_threads()  # what this process may use
 
 
-def execute(run: Run, folder: Path, early_stop: EarlyStopRule | None = None) -> None:
+def execute(run: Run, folder: Path, early_stop: EarlyStop | None = None) -> None:
     """Carry out a run in its folder.
 
     Args:

@@ -1,4 +1,4 @@
-"""What is refused of a sweep before anything starts: its ranges, its launcher, its sweeper."""
+"""What is refused of a sweep before anything starts: its launcher, its sweeper."""
 
 from __future__ import annotations
 
@@ -6,11 +6,8 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import cast
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override
-from hydra.errors import HydraException
+from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
 from rmu_exp.support.errors import UserError
@@ -22,42 +19,37 @@ NEEDS = {
     "SlurmLauncher": ("slurm", ("hydra_plugins.hydra_submitit_launcher", "submitit")),
     "LocalLauncher": ("slurm", ("hydra_plugins.hydra_submitit_launcher", "submitit")),
     "RayLauncher": ("ray", ("ray",)),
-    "Optuna": ("search", ("optuna", "sqlalchemy")),
+    "RmuOptunaSweeper": ("search", ("optuna", "sqlalchemy")),
 }
-# Launchers that their packages add to the choices: without the package Hydra knows no such choice.
-ADDED = {"joblib": "JoblibLauncher", "submitit_slurm": "SlurmLauncher", "submitit_local": "LocalLauncher"}
 
 
-def check_choices(given: Sequence[Override]) -> None:
-    """Refuse a launcher whose package is not there, before Hydra says that there is no such choice.
+def check(hydra: DictConfig, overrides: Sequence[Override]) -> None:
+    """Refuse a sweep that cannot work here.
 
-    Raises:
-        UserError: in one line.
-    """
-    for override in given:
-        if override.key_or_group == "hydra/launcher" and str(override.value()) in ADDED:
-            _installed("launcher", ADDED[str(override.value())])
-
-
-def check(hydra: DictConfig, given: Sequence[Override], swept: Sequence[Override]) -> list[Override]:
-    """The swept overrides, those of the sweeper's own ``params`` with them.
+    Args:
+        hydra: Hydra's own settings.
+        overrides: all of the sweep's.
 
     Raises:
-        UserError: an empty range, an interval without a search, a launcher or sweeper that cannot work here.
+        UserError: a launcher or sweeper that cannot work here, an interval without a search.
     """
-    named = {o.key_or_group for o in given}
-    own = [f"{key}={value}" for key, value in (hydra.sweeper.get("params") or {}).items() if key not in named]
-    swept = [*(o for o in OverridesParser.create().parse_overrides(own) if o.is_sweep_override()), *swept]
-    searching = hydra.sweeper._target_.endswith(".Optuna")
     for group in ("launcher", "sweeper"):
         _installed(group, hydra[group]._target_)
     if hydra.launcher._target_.endswith("SlurmLauncher"):
         _slurm_answers()
-    for override in swept:
-        _not_empty(override, searching)
-    if searching:
+    swept = [o for o in overrides if o.is_sweep_override()]
+    if hydra.sweeper._target_.endswith(".BasicSweeper"):
+        size = hydra.sweeper.max_batch_size
+        if size is not None and size < 1:
+            raise UserError(f"hydra.sweeper.max_batch_size: got {size}, allowed is 1 or more, or null for all")
+        for o in swept:
+            if not o.is_discrete_sweep():
+                given = str(o.input_line).partition("=")[2]
+                raise UserError(
+                    f"{o.key_or_group}: {given} needs a search; add hydra/sweeper=rmu_optuna, or list values"
+                )
+    elif hydra.sweeper._target_.endswith(".RmuOptunaSweeper"):
         _search(hydra.sweeper, swept)
-    return swept
 
 
 def _installed(group: str, target: str) -> None:
@@ -79,27 +71,6 @@ def _slurm_answers() -> None:
     if done.returncode:
         line = (done.stderr.strip().splitlines() or ["no answer"])[-1]
         raise UserError(f"hydra/launcher: Slurm does not answer ({line}); is slurmctld up, and munge?")
-
-
-def _not_empty(override: Override, searching: bool) -> None:
-    key = override.key_or_group
-    given = str(override.input_line).split("=", 1)[-1]
-    if override.is_discrete_sweep():
-        try:
-            first = next(iter(override.sweep_string_iterator()), None)
-        except HydraException as error:
-            raise UserError(f"{key}: {given} cannot be taken apart ({' '.join(str(error).split())})") from error
-        if first is None:
-            raise UserError(f"{key}: {given} is empty; give a start below its end")
-        return
-    interval = cast(IntervalSweep, override.value())
-    if not searching:
-        raise UserError(f"{key}: {given} needs a search; add hydra/sweeper=optuna, or list values")
-    start, end = cast(float, interval.start), cast(float, interval.end)
-    if not start < end:
-        raise UserError(f"{key}: {given} is empty; give a start below its end")
-    if "log" in interval.tags and start <= 0:
-        raise UserError(f"{key}: {given} starts at {start}; a logarithmic range starts above 0")
 
 
 def _search(sweeper: DictConfig, swept: Sequence[Override]) -> None:

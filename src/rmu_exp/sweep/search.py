@@ -1,7 +1,7 @@
 """A search by Optuna over the ranges of the command line, with several objectives.
 
 Hydra's published plugin for Optuna wants optuna < 3; this one asks a current Optuna for one trial after another and
-tells it what became of each, so that everything else (launchers, folders, report) is that of any sweep. The study
+reports each result to it, so that everything else (launchers, folders, report) is that of any sweep. The study
 lies in a data base: further processes with the same command share it, and a search that was cut off goes on.
 """
 
@@ -10,15 +10,19 @@ from __future__ import annotations
 import os
 import socket
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from filelock import FileLock
 from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.plugins.launcher import Launcher
+from omegaconf import DictConfig
 
 from rmu_exp.support.errors import UserError, first_line
-from rmu_exp.sweep import axes, trials
-from rmu_exp.sweep.engine import Planned, Session
+from rmu_exp.sweep import axes, names, trials
+from rmu_exp.sweep.overrides import sweep_of
 from rmu_exp.sweep.trials import Trial
 
 if TYPE_CHECKING:
@@ -28,36 +32,70 @@ DIGITS = 4  # of a number drawn from an interval, so that names stay short and a
 WORKER, AGAIN = "worker", "again"  # attributes of Optuna's trials
 
 
+def run(launcher: Launcher, config: DictConfig, arguments: list[str]) -> None:
+    """A search as Hydra starts it.
+
+    Args:
+        launcher: what runs the trials.
+        config: the composed configuration, Hydra's part included.
+        arguments: the command line's overrides.
+
+    Raises:
+        UserError: the data base cannot be used.
+    """
+    overrides = sweep_of(arguments, config.hydra)
+    fixed = [str(o.input_line) for o in overrides if not o.is_sweep_override()]
+
+    def launch(jobs: Sequence[Sequence[str]], number: int) -> None:
+        launcher.launch([[*fixed, *words] for words in jobs], initial_job_idx=number)
+
+    swept = [o for o in overrides if o.is_sweep_override()]
+    Search(Path(config.hydra.sweep.dir), swept, launch, config.hydra.sweeper).run()
+
+
 class Search:
     """One process of a search.
+
+    Args:
+        folder: the sweep's.
+        swept: the overrides with ranges.
+        launch: runs trials, each given by its swept overrides, and waits for them; the number is the first one's.
+        settings: those of conf/hydra/sweeper/rmu_optuna.yaml.
 
     Attributes:
         study: Optuna's study, shared by all processes and starts.
     """
 
-    def __init__(self, session: Session, **settings: Any) -> None:
-        self.session, self.settings = session, settings
+    def __init__(
+        self,
+        folder: Path,
+        swept: Sequence[Override],
+        launch: Callable[[Sequence[Sequence[str]], int], None],
+        settings: Mapping[str, Any],
+    ) -> None:
+        self.folder, self.swept, self.launch, self.settings = folder, swept, launch, settings
         self.objectives = list(settings["objectives"])
-        self.asked = {key: list(settings.get(key) or []) for key in ("forget", "general")}
+        self.asked = {key: list(settings[key]) for key in ("forget", "general")}
 
     def run(self) -> None:
-        """Ask, launch and tell until the study has its trials."""
+        """Ask for trials, launch them and report their results until the study has all.
+
+        What is cut off, by a launcher that breaks, is asked for again at the next start.
+        """
         self.study = self._open()
-        self._take_back()
+        self._ask_again()
         total = self.settings["n_trials"]
-        print(f"search: {self._count()} of {total} trials done before: {self.session.folder}", file=sys.stderr)
+        print(f"search: {self._count()} of {total} trials done before: {self.folder}", file=sys.stderr)
         while batch := self._ask(total):
-            self.session.launch(self.session.waiting([planned for _, planned in batch]))
-            if self.session.broken:
-                return  # what was cut off is taken back at the next start
-            for number, planned in batch:
-                self._tell(number, planned.name)
+            self.launch([words for _, words in batch], batch[0][0])
+            for number, words in batch:
+                self._report(number, names.name(words))
 
     def _open(self) -> optuna.Study:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        address = self.settings["storage"] or f"sqlite:///{self.session.folder / 'study.db'}"
+        address = self.settings["storage"] or f"sqlite:///{self.folder / 'study.db'}"
         ways = optuna.study.StudyDirection
         directions = [ways.MAXIMIZE if name == "general" else ways.MINIMIZE for name in self.objectives]
         try:
@@ -70,14 +108,14 @@ class Search:
 
     @property
     def _lock(self) -> FileLock:
-        return FileLock(self.session.folder / ".study.lock")
+        return FileLock(self.folder / ".study.lock")
 
     def _count(self) -> int:
         """Trials that were asked for; one that was cut off and asked again counts once."""
         listed = self.study.get_trials(deepcopy=False)
         return sum(t.state.name != "WAITING" and AGAIN not in t.user_attrs for t in listed)
 
-    def _ask(self, total: int) -> list[tuple[int, Planned]]:
+    def _ask(self, total: int) -> list[tuple[int, list[str]]]:
         """The next trials, no more than are missing; under a lock, since other processes ask too."""
         from optuna.trial import TrialState
 
@@ -87,11 +125,10 @@ class Search:
             for _ in range(min(self.settings["n_jobs"], total - self._count() + again)):
                 self.study.sampler = self._sampler()
                 trial = self.study.ask()
-                words = [self._suggest(trial, override) for override in self.session.swept]
-                planned = self.session.planned(words)
+                words = [self._suggest(trial, override) for override in self.swept]
                 trial.set_user_attr(WORKER, f"{socket.gethostname()}:{os.getpid()}")
-                trial.set_user_attr("trial", planned.name)
-                batch.append((trial.number, planned))
+                trial.set_user_attr("trial", names.name(words))
+                batch.append((trial.number, words))
         return batch
 
     def _sampler(self) -> optuna.samplers.BaseSampler:
@@ -121,11 +158,11 @@ class Search:
         low, high = float(cast(float, start)), float(cast(float, end))
         return f"{key}={rounded(trial.suggest_float(key, low, high, log=log), low, high)!r}"
 
-    def _tell(self, number: int, name: str) -> None:
+    def _report(self, number: int, name: str) -> None:
         """What became of a trial: its objectives, or that it failed."""
         from optuna.trial import TrialState
 
-        values = self._values(trials.read_one(self.session.folder / name, {}))
+        values = self._values(trials.read_one(self.folder / name, {}))
         if values is None:
             self.study.tell(number, state=TrialState.FAIL)
         else:
@@ -142,7 +179,7 @@ class Search:
         values = [m.value for m in measures if m is not None]
         return values if len(values) == len(measures) else None
 
-    def _take_back(self) -> None:
+    def _ask_again(self) -> None:
         """Trials of processes of this machine that are gone: told, if their run went through; else asked again."""
         from optuna.trial import TrialState
 
@@ -151,7 +188,7 @@ class Search:
                 host, _, pid = old.user_attrs.get(WORKER, ":0").rpartition(":")
                 if host not in ("", socket.gethostname()) or _alive(int(pid)):
                     continue
-                self._tell(old.number, old.user_attrs.get("trial", ""))
+                self._report(old.number, old.user_attrs.get("trial", ""))
                 if self.study.get_trials(deepcopy=False)[old.number].state == TrialState.FAIL:
                     self.study.enqueue_trial(old.params, user_attrs={AGAIN: True})
 

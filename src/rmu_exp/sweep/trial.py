@@ -2,34 +2,81 @@
 
 from __future__ import annotations
 
+import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig
 
-from rmu_exp.config.parse import parse
-from rmu_exp.support.errors import BusyError, RunError, UserError
-from rmu_exp.sweep import trials
+from rmu_exp.pipeline import judgement
+from rmu_exp.pipeline import run as pipeline
+from rmu_exp.record import results as results_json
+from rmu_exp.record import rundir
+from rmu_exp.settings import Judge, Run
+from rmu_exp.support.errors import BusyError, RunError, UserError, first_line
+from rmu_exp.sweep import names, trials
 from rmu_exp.sweep.prune import EarlyStopRule
+from rmu_exp.tracking.weights_and_biases import score
 
 
-def carry_out(config: DictConfig, folder: Path, sweeper: Any) -> None:
+def run(asked: Callable[[], Run | Judge], folder: Path, hydra: DictConfig) -> float:
     """Run a trial in its folder; what goes wrong is noted there and ends nothing else.
 
     A trial that another process is at, or has finished, is left to it.
-    """
-    from rmu_exp.pipeline import run as pipeline  # heavy
 
-    print(f"trial {folder.name}", file=sys.stderr, flush=True)
+    Args:
+        asked: gives the trial's settings.
+        hydra: Hydra's part of the trial's configuration.
+
+    Returns:
+        The trial's :func:`metric`.
+    """
+    if not trials.is_planned(folder):
+        trials.plan(folder, hydra.job.num, names.settings(names.swept(hydra)))
     try:
-        run = parse(config)
-        run.tracking.group = run.tracking.group or folder.parent.name
-        early_stop = EarlyStopRule.of(folder.parent, sweeper)
-        if not (trials.is_done(folder) and trials.digest_in(folder) == run.digest):
-            pipeline.execute(run, folder, early_stop)
+        wanted = asked()
+        wanted.tracking.group = wanted.tracking.group or folder.parent.name
+        if not is_finished(folder, wanted):
+            print(f"trial {folder.name}", file=sys.stderr, flush=True)
+            launch(wanted, folder, EarlyStopRule.of(folder.parent, hydra.sweeper))
     except BusyError:
         print(f"rmu_exp: {folder.name}: another process is at it", file=sys.stderr)
-    except (UserError, RunError) as error:
-        trials.failed(folder, str(error))
+        return math.nan
+    except Exception as error:
+        known = isinstance(error, (UserError, RunError))
+        trials.failed(folder, str(error) if known else f"{type(error).__name__}: {first_line(error)}")
         print(f"rmu_exp: {folder.name}: {error}", file=sys.stderr)
+        return math.nan
+    return metric(folder)
+
+
+def launch(wanted: Run | Judge, folder: Path, early_stop: EarlyStopRule | None = None) -> None:
+    """A run or a judgement in its folder. Raises as :func:`rmu_exp.pipeline.run.execute`."""
+    if isinstance(wanted, Judge):
+        judgement.execute(wanted, folder)
+    else:
+        pipeline.execute(wanted, folder, early_stop)
+
+
+def is_finished(folder: Path, wanted: Run | Judge) -> bool:
+    """Whether all that is asked for is in a folder, by its files alone: nothing is loaded."""
+    if not trials.is_done(folder) or trials.digest_in(folder) != wanted.digest:
+        return False
+    results = results_json.load(folder / results_json.NAME)
+    if "pruned" in results:
+        return True
+    if isinstance(wanted, Run) and wanted.export and not (folder / "model").is_dir():
+        return False
+    stored, made = rundir.settings(folder / "config.yaml"), results.get("attacks", {})
+    asks = [stored.get("model", {}).get("oracle"), stored.get("data", {}).get("forget_tasks")]
+    same = asks == [wanted.model.oracle, wanted.data.forget_tasks]
+    there = all(made.get(n, {}).get("settings") == s and "error" not in made[n] for n, s in wanted.attacks.items())
+    return not wanted.attacks or (same and there)
+
+
+def metric(folder: Path) -> float:
+    """What a sweeper may maximise: forget accuracy lost less general accuracy lost; nan: not measured."""
+    file = folder / results_json.NAME
+    reached = score(results_json.load(file)) if file.is_file() else None
+    return math.nan if reached is None else reached

@@ -111,9 +111,9 @@ def digest_in(folder: Path) -> str | None:
     return rundir.settings(file).get("digest")
 
 
-def numbers(folder: Path) -> dict[str, int]:
-    """Name to place of the trials that were planned so far."""
-    return {file.parent.name: _plan(file.parent)["number"] for file in folder.glob(f"*/{TRIAL}")}
+def is_planned(folder: Path) -> bool:
+    """Whether a trial was noted before it started."""
+    return (folder / TRIAL).is_file()
 
 
 def plan(folder: Path, number: int, settings: Mapping[str, Any]) -> None:

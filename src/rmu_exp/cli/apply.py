@@ -1,0 +1,63 @@
+"""Write a full checkpoint from a base and a Delta."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+from typing import Any
+
+from rmu_exp.model.checkpoint import Checkpoint, locate
+from rmu_exp.model.delta import Delta
+from rmu_exp.model.export import export
+from rmu_exp.record import results as results_json
+from rmu_exp.report.card import card
+
+_REPO = re.compile(r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(?:@(?P<revision>[^@]+))?")
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.description = "Write a full Hugging Face checkpoint: the base with the Delta's tensors in it."
+    parser.add_argument("base", metavar="BASE", help="the base checkpoint: a folder, ORG/NAME[@REVISION], or lore")
+    parser.add_argument("delta", type=Path, metavar="DELTA", help="a run's delta.safetensors, or the run's folder")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write; must not exist")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write a full checkpoint from a base and a Delta."""
+    file = args.delta / "delta.safetensors" if args.delta.is_dir() else args.delta
+    delta = Delta.load(file)
+    write(base_of(args.base, delta), delta, file.parent, args.out)
+    return 0
+
+
+def base_of(given: str, delta: Delta) -> Checkpoint:
+    """The base checkpoint; from the hub at the commit that the Delta was made for, if no revision is given."""
+    repo = _REPO.fullmatch(given)
+    if given == "lore":
+        return locate(given)
+    if repo is None or Path(given).exists() or given.startswith("."):
+        return locate(None, given)
+    own = delta.base.get("revision") if delta.base.get("name") == repo["name"] else None
+    return locate(repo["name"], None, repo["revision"] or own or None)
+
+
+def write(checkpoint: Checkpoint, delta: Delta, run_folder: Path, out: Path) -> None:
+    """Write the full checkpoint, with a model card over what the run measured."""
+    export(checkpoint, delta, out, card(_results(run_folder / results_json.NAME, delta)))
+    print(f"{out}: the full checkpoint, for AutoModelForCausalLM.from_pretrained, lm_eval and vLLM")
+
+
+def _results(file: Path, delta: Delta) -> dict[str, Any]:
+    """What the run measured, when its results.json lies there; otherwise what the Delta itself says."""
+    if file.is_file():
+        results = results_json.load(file)
+        if set(results["run"].get("trained_parameters", [])) == set(delta.tensors):
+            return results
+    names = list(delta.tensors)
+    about = {"model_revision": delta.base.get("revision"), "model_digest": delta.base.get("digest", "")}
+    return {
+        "run": {"model": delta.base.get("name", ""), "topics": delta.topics, "trained_parameters": names},
+        "provenance": about,
+    }

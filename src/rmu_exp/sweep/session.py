@@ -1,0 +1,111 @@
+"""A sweep from the checked command line to its report. What happens in between is Hydra's: any sweeper, any launcher.
+
+Trials leave files in their folders that say how they went, so that it does not matter where they ran or whether
+whoever started them is still there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf
+
+from rmu_exp.record import rundir
+from rmu_exp.settings import NOT_IN_DIGEST, Judge, Run, digest_of
+from rmu_exp.support.errors import UserError
+from rmu_exp.support.files import write_atomic
+from rmu_exp.sweep import check, names, report, trials
+from rmu_exp.sweep.axes import NAMES
+from rmu_exp.sweep.overrides import values
+
+NOTES = "sweep.yaml"
+
+
+def begin(
+    config: DictConfig,
+    overrides: Sequence[Override],
+    settings: Callable[[list[str]], Run | Judge],
+    compared: Mapping[str, Sequence[str]],
+) -> None:
+    """Refuse a sweep that cannot work, or a folder that holds something else; then note it and plan its trials.
+
+    Args:
+        config: the composed configuration, Hydra's part included.
+        overrides: the command line's, and the sweeper's own.
+        settings: gives the settings of a command line without a sweep.
+        compared: what the report compares: ``objectives``, and the tasks of ``forget`` and ``general``.
+
+    Raises:
+        UserError: in one line.
+    """
+    check.check(config.hydra, overrides)
+    for name in compared["objectives"]:
+        if name not in NAMES:
+            raise UserError(f"hydra.callbacks.sweep.objectives: got {name!r}, allowed is {', '.join(NAMES)}")
+    folder, swept = Path(config.hydra.sweep.dir), [o for o in overrides if o.is_sweep_override()]
+    plain = [str(o.input_line) for o in overrides if not o.is_sweep_override()]
+    found = [values(o) for o in swept]
+    combinations = list(itertools.product(*found)) if config.hydra.sweeper._target_.endswith(".BasicSweeper") else []
+    one = [mine[0] for mine in found]  # the settings that are not swept are compared by those of one trial
+    keys = sorted(o.key_or_group for o in swept)
+    if (folder / "config.yaml").is_file():
+        raise UserError(f"output: {folder} holds a single run; choose another folder")
+    if (folder / NOTES).is_file():
+        before = rundir.settings(folder / NOTES)
+        one = list(before.get("one") or one)
+        _same(folder, before, keys, settings([*plain, *one]))
+    notes: dict[str, object] = {"swept": keys, "one": one, "settings": dataclasses.asdict(settings([*plain, *one]))}
+    own = {key: list(config.hydra.sweeper.get(key) or value) for key, value in compared.items()}
+    notes["report"] = own | {"tracking": OmegaConf.to_container(config.tracking, resolve=True)}
+    notes["trials"] = [names.name(words) for words in combinations]
+    write_atomic(folder / NOTES, yaml.safe_dump(notes, sort_keys=False))
+    done = 0
+    for number, words in enumerate(combinations):
+        place = folder / names.name(words)
+        done += trials.is_done(place)
+        trials.plan(place, number, names.settings(words))
+    there = f" ({done} done before)" if done else ""
+    if combinations:
+        print(f"{len(combinations)} trials{there}: {folder}", file=sys.stderr)
+
+
+def _same(folder: Path, before: Mapping[str, Any], swept: list[str], now: Run | Judge) -> None:
+    """Refuse a folder whose trials have other settings, beside the swept ones, than those to come."""
+    other = f"output: {folder} holds another sweep"
+    if before.get("swept") != swept:
+        had, has = ", ".join(map(str, before.get("swept") or ())), ", ".join(swept)
+        raise UserError(f"{other} (of {had or 'nothing'}; now: of {has or 'nothing'}); choose another folder")
+    settings = before.get("settings") or {}
+    if digest_of(settings) == now.digest:
+        return
+    flat_had, flat_has = (
+        rundir.flat({k: v for k, v in s.items() if k not in NOT_IN_DIGEST}) for s in (settings, dataclasses.asdict(now))
+    )
+    key = next((k for k in flat_has if flat_has[k] != flat_had.get(k)), "settings")
+    raise UserError(f"{other} ({key}: {flat_had.get(key)}; now: {flat_has.get(key)}); choose another folder")
+
+
+def finish(folder: Path, why: str = "") -> int:
+    """Write the report of a sweep, whatever became of its trials. Returns the exit status.
+
+    Args:
+        why: what ended it early.
+    """
+    notes = rundir.settings(folder / NOTES)
+    asked, mine = notes["report"], set(notes["trials"])
+    listed = report.write(folder, asked["objectives"], asked, asked["tracking"])
+    bad = [t for t in listed if (not mine or t.name in mine) and t.state in ("failed", "unfinished")]
+    for trial in bad:
+        print(f"rmu_exp: {trial.name}: {trial.state}{': ' * bool(trial.reason)}{trial.reason}", file=sys.stderr)
+    if not (bad or why):
+        return 0
+    what = why or f"{len(bad)} of {len(listed)} trials did not finish"
+    print(f"rmu_exp: {what}; the same command with output={folder} runs what is not done", file=sys.stderr)
+    return 1
