@@ -117,13 +117,14 @@ class Trunk:
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]]
     memo: Memo = field(default_factory=dict)
 
-    def rows(self, rows: slice) -> Trunk:
-        """The same for some rows of the batch, as views."""
+    def rows(self, rows: slice | Tensor) -> Trunk:
+        """The same for some rows of the batch: a slice, or their indices."""
         batch = self.h_BTD.shape[0]
-        return Trunk(self.h_BTD[rows], [_rows(call, rows, batch) for call in self.calls])
+        memo = {name: [_rows(out, rows, batch) for out in outputs] for name, outputs in self.memo.items()}
+        return Trunk(self.h_BTD[rows], [_rows(call, rows, batch) for call in self.calls], memo)
 
 
-def _rows(value: Any, rows: slice, batch: int) -> Any:
+def _rows(value: Any, rows: slice | Tensor, batch: int) -> Any:
     """Cut every batch-first tensor inside ``value``; what is shared by all rows (first size 1) stays whole."""
     if isinstance(value, Tensor):
         return value[rows] if value.dim() > 1 and value.shape[0] == batch else value
