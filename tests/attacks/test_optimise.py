@@ -43,7 +43,8 @@ def test_learning_is_adam_inside_the_ball(model, context):
     target = torch.tensor([item.answer for item in items])
     weight = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
     mine, hand = torch.zeros(5), torch.zeros(5, requires_grad=True)
-    losses = optimise.learn(mine, lambda batch: (mine @ weight).expand(len(batch), 4), items, 2, 2, 0.1, _draws(), 0.15)
+    how = {"steps": 2, "batch_size": 2, "lr": 0.1, "generator": _draws(), "radius": 0.15}
+    losses = optimise.learn(mine, lambda batch: (mine @ weight).expand(len(batch), 4), items, **how)
     optimizer = torch.optim.Adam([hand], lr=0.1)
     for step, picked in enumerate([torch.randperm(2, generator=g) for g in [_draws()] for _ in range(2)]):
         loss = torch.nn.functional.cross_entropy((hand @ weight).expand(2, 4), target[picked])

@@ -48,7 +48,7 @@ def test_recorded_is_what_transformers_gives(model, scorer, asked):
 def test_the_lens_at_the_last_block_is_the_model(model, scorer, asked):
     h_LND = hooks.at_last(model, scorer, [scorer.encode(item.context) for item in asked])["block"]
     letters = torch.tensor([scorer.letters(item) for item in asked])
-    assert lens.read(model, h_LND[-1], letters).tolist() == scorer.chosen(model, asked)
+    assert lens.read(model, h_LND[-1], letters) == scorer.chosen(model, asked)
 
 
 def test_the_probe_finds_what_is_planted_and_nothing_in_noise():

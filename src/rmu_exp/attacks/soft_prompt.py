@@ -71,8 +71,15 @@ def _learn(context: Context, settings: Settings, state: str) -> dict[str, Any]:
             return behind(model, context, start_PD + scale * shift_PD, items)
 
         random = optimise.answers(context, letters, score, settings.vectors)
-        how = (settings.steps, settings.batch_size, settings.lr, context.generator("soft_prompt/order"))
-        losses = optimise.learn(shift_PD, letters, learn, *how)
+        losses = optimise.learn(
+            shift_PD,
+            letters,
+            learn,
+            steps=settings.steps,
+            batch_size=settings.batch_size,
+            lr=settings.lr,
+            generator=context.generator("soft_prompt/order"),
+        )
         return {
             "random": random,
             "after": optimise.answers(context, letters, score, settings.vectors),
