@@ -58,9 +58,9 @@ def test_the_probe_finds_what_is_planted_and_nothing_in_noise():
     noise = rng.normal(size=(200, 16))
     planted = noise + 5 * np.eye(16)[labels]
     settings = probe.Settings([1e-2, 1.0], 3, 100)
-    found, validated = probe._fit(planted[:100], labels[:100], people[:100], settings)
+    found, validated = probe.fit(planted[:100], labels[:100], people[:100], settings)
     assert (found.predict(planted[100:]) == labels[100:]).mean() > 0.9
     assert validated > 0.8
-    nothing, validated = probe._fit(noise[:100], labels[:100], people[:100], settings)
+    nothing, validated = probe.fit(noise[:100], labels[:100], people[:100], settings)
     assert (nothing.predict(noise[100:]) == labels[100:]).mean() < 0.42
     assert validated < 0.45

@@ -65,7 +65,7 @@ def test_set_difference_by_hand(model, context):
     retain[first][0, 1] = 5.0
     part = 2 / forget[first].numel()
     with torch.no_grad():
-        count = prune._top(forget[first], part) & ~prune._top(retain[first], part / 2)
+        count = prune.top(forget[first], part) & ~prune.top(retain[first], part / 2)
     assert count[0, :3].tolist() == [True, False, False]
     before = dict(prune.matrices(copy.deepcopy(model)))
     prune.prune(pruned, forget, retain, part, part / 2)
@@ -210,7 +210,7 @@ def test_the_control_of_pruning_zeroes_as_many_weights(model):
     spared = {name: 0.5 * matter[name] + 0.5 * spared[name] for name in spared}  # what matters to both overlaps
     pruned, control = copy.deepcopy(model), copy.deepcopy(model)
     prune.prune(pruned, matter, spared, 0.05, 0.02)
-    prune._prune_random(control, matter, spared, 0.05, 0.02, torch.Generator().manual_seed(0))
+    prune.prune_random(control, matter, spared, 0.05, 0.02, torch.Generator().manual_seed(0))
     for (name, a), (_, b) in zip(prune.matrices(pruned), prune.matrices(control), strict=True):
         assert int((a == 0).sum()) == int((b == 0).sum()) > 0, name
 
@@ -263,7 +263,7 @@ def test_pruning_ends_on_the_unlearned_weights_and_keeps_importances_off_the_dev
     before = {name: w.clone() for name, w in prune.matrices(model)}
     scores = {name: torch.rand(w.shape) for name, w in prune.matrices(model)}
     prune.prune(model, scores, scores, 0.05, 0.02)
-    prune._restore(model, context)
+    prune.restore(model, context)
     assert all(torch.equal(w, before[name]) for name, w in prune.matrices(model))
     found = prune.importance(model, context, "forget", prune.Settings([0.1], [0.1], 1, 16))
     assert all(score.device.type == "cpu" and score.dtype == torch.float32 for score in found.values())

@@ -92,9 +92,8 @@ def test_what_a_run_writes(job):
         assert all(line[key] is not None for line in lines)
     for topic in ("hexes", "wards"):
         mine = [line for line in lines if line["topic"] == topic]
-        assert all(
-            ("norm_forget_frozen" in line) == ("cos_forget" in line) == (i % 10 == 0) for i, line in enumerate(mine)
-        )
+        for key in ("norm_forget_frozen", "cos_forget"):
+            assert [key in line for line in mine] == [i % 10 == 0 for i in range(len(mine))]
     last = [line for line in lines if line["topic"] == "hexes"][-20:]
     norms = {key for line in last for key in line if key.startswith("norm_")}
     mean = {key: statistics.mean(line[key] for line in last if key in line) for key in norms}

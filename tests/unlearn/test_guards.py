@@ -49,9 +49,7 @@ def test_accuracy_that_collapses():
     guard = Guard(lambda values: next(given), every=10, collapse=0.3)
     guard.check(9, [])
     guard.check(10, [])
-    with pytest.raises(
-        RunError, match="50 % of the questions that should stay are answered correctly at step 20, 90 % before"
-    ):
+    with pytest.raises(RunError, match=r"50 % of the .* answered correctly at step 20, 90 % before"):
         guard.check(20, [])
 
 

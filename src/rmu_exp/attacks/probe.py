@@ -90,12 +90,12 @@ def _probe(
     if shuffled:
         labels = labels[torch.randperm(len(labels), generator=context.generator(f"probe/{topic}")).numpy()]
     right = np.array([items[i].answer for i in theirs])
-    fitted = [_fit(h_ND[mine], labels, [items[i] for i in mine], settings) for h_ND in h_LND]
+    fitted = [fit(h_ND[mine], labels, [items[i] for i in mine], settings) for h_ND in h_LND]
     hits = [(f.predict(h_ND[theirs]) == right) for (f, _), h_ND in zip(fitted, h_LND, strict=True)]
     return [hit.astype(int).tolist() for hit in hits], [value for _, value in fitted]
 
 
-def _fit(h_ND: np.ndarray, labels: np.ndarray, items: Sequence[Question], settings: Settings) -> tuple[Any, float]:
+def fit(h_ND: np.ndarray, labels: np.ndarray, items: Sequence[Question], settings: Settings) -> tuple[Any, float]:
     """A probe, and its accuracy in the cross-validation that chose its strength."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GridSearchCV, GroupKFold

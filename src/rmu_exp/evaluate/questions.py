@@ -62,7 +62,7 @@ def load(tasks: Sequence[str], topics: Sequence[str], limit: int | None = None) 
 
 
 def topic_of(task: str, topics: Sequence[str]) -> str:
-    """The longest forget topic that is a whole part of a task's name (``bio`` of ``wmdp_bio``); else the task's name."""
+    """The longest topic that is a whole part of a task's name (``bio`` of ``wmdp_bio``); else the task's name."""
     parts = [topic for topic in topics if f"_{topic}_" in f"_{task}_"]
     return max(parts, key=len, default=task)
 

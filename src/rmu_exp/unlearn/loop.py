@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -65,23 +66,17 @@ def unlearn(
     masters = originals(model, trained, None if context.faithful else torch.float32)
     optimizer = method.optimizer(masters, lr)
     layers = {context.layer, *method.targets(method.settings, context.layer)}
-    guard, keep, cache = guard or Guard(), snapshots or Snapshots(), cache or ActivationCache()
+    guard, keep = guard or Guard(), snapshots or Snapshots()
     meter = Meter(context, on_metrics, guard)
     method.begin(split)
     keep.restore(masters, optimizer, method)
 
+    same = partial(Step, split, marker=context.marker, faithful=context.faithful, cache=cache or ActivationCache())
+
     def step_of(batch: Batch, number: int) -> Step:
-        return Step(
-            split,
-            batch,
-            assemble(model, trained, masters),
-            sorted(layers),
-            number=number,
-            measured=(number - 1) // len(context.topics) % MEASURE == 0,
-            marker=context.marker,
-            faithful=context.faithful,
-            cache=cache,
-        )
+        measured = (number - 1) // len(context.topics) % MEASURE == 0
+        weights = assemble(model, trained, masters)
+        return same(batch=batch, weights=weights, layers=sorted(layers), number=number, measured=measured)
 
     gradients = Gradients(method, masters, step_of, context.device)
     for number, batch in enumerate(batches, 1):
