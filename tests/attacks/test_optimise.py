@@ -66,7 +66,7 @@ def test_answers_are_those_of_asking_one_by_one(model, context):
     """Padding and batches change no answer, with vectors in front and without."""
     soft = soft_prompt.initial(model, context, 3)
     items = context.items[:8]
-    together = optimise.answers(context, lambda batch: soft_prompt.behind(model, context, soft, batch), items, 3)
+    together = optimise.answers(context, lambda batch: soft_prompt.letters_after(model, context, soft, batch), items, 3)
     for item, right in zip(items, together, strict=True):
         ids = torch.tensor([context.scorer.encode(item.context)])
         embedded = torch.cat([soft[None], model.get_input_embeddings()(ids)], dim=1)

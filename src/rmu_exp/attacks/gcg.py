@@ -5,8 +5,7 @@
   and the unlearned model, plain and with the base model's activations matched. The same with a wrong answer wanted
   says how much of a success is forced.
 * *Universal*: the same tokens for several questions of one half of the facts, with matching; scored on the other
-  half. Controls: the tokens as they were at the start, and the same search on the base model and on one that never
-  knew.
+  half. Controls: the tokens as they were at the start, and the same search on the base model and on the oracle.
 """
 
 from __future__ import annotations
@@ -131,7 +130,7 @@ def _matched(context: Context, items: Sequence[Question]) -> Tensor:
 
 
 def _single(context: Context, settings: Settings, base_LND: Tensor) -> tuple[list[dict[str, Any]], dict[str, Curve]]:
-    """Rows of results, and loss curves, of the searches on one prompt a topic."""
+    """Rows of results, and loss curves, of the searches on one prompt per topic."""
     rows, panels = [], {}
     for topic in dict.fromkeys(item.topic for item in context.items):
         index, start = hard(context, settings, topic)

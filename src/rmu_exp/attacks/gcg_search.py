@@ -226,10 +226,10 @@ class Search:
         hot_SV.requires_grad_(True)
         total = torch.zeros((), device=weight_VD.device)
         for target, (front, cache) in zip(self.targets, self.heads, strict=True):
-            before, behind = (
+            before, after = (
                 embedding(torch.tensor(ids, dtype=torch.long, device=weight_VD.device)) for ids in (front, target.tail)
             )
-            given_1TD = torch.cat([before, hot_SV @ weight_VD, behind])[None]
+            given_1TD = torch.cat([before, hot_SV @ weight_VD, after])[None]
             kept: dict[int, Tensor] = {}
             with watching(self.model, _keep_last(kept, target)):
                 out = self.model(inputs_embeds=given_1TD, past_key_values=shared(cache) if cache else None,

@@ -4,7 +4,7 @@ The vector is learned on the questions of one half of the facts (T), inside a ba
 (arXiv 2502.05209 perturbs latents for each prompt by itself; one vector for all cannot carry the answers). The layer is
 chosen by T, too: below what unlearning changed, where it steers, above.
 
-Controls: the same on the base model and on a model that never knew; random vectors of the same length.
+Controls: the same on the base model and on the oracle; random vectors of the same length.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 At the last token of each question the output of every block, of its attention, of its MLP, and the stream between
 the two go through the final norm and the head; the likeliest letter is the answer. Place and layer are chosen by
-one half of the facts and scored on the other. Controls: the base model, and a model that never knew.
+one half of the facts and scored on the other. Controls: the base model, and the oracle.
 """
 
 from __future__ import annotations

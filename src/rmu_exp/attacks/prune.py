@@ -3,7 +3,7 @@
 A weight's importance is |w · dL/dw| (SNIP), L the next-token loss on some texts. The share p of weights that matter
 most on forget texts, without the share q that matter most on retain texts, is set to zero, in every matrix inside
 the decoder layers. p and q are chosen by one half of the facts and scored on the other. Controls: the base model and
-a model that never knew, pruned by their own importances; and in each matrix as many weights, drawn at random.
+the oracle, pruned by their own importances; and in each matrix as many weights, drawn at random.
 
 Beside the base model and the copy that is pruned, a device holds one set of gradients; importances stay on the CPU.
 """

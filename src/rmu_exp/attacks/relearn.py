@@ -8,8 +8,8 @@ Sources of text, all with the same number of steps:
   the finetuning never shows. What comes back on V was uncovered, not relearned (arXiv 2410.08827).
 
 The best run is chosen by the quarter that is neither told nor scored, and its accuracy is V's. Where the items name
-their facts, texts of ``forget`` that tell of a fact of these three quarters are left out too. Controls: a model that
-never knew, finetuned on the most texts of each kind, on V nothing can come back in it; and the base model, finetuned
+their facts, texts of ``forget`` that tell of a fact of these three quarters are left out too. Controls: the oracle,
+finetuned on the most texts of each kind, on V nothing can come back in it; and the base model, finetuned
 as the best run was.
 """
 
