@@ -6,7 +6,11 @@ import pytest
 import torch
 
 from rmu_exp.attacks import gcg
-from rmu_exp.attacks.gcg_search import Search, Target, cut
+from rmu_exp.attacks.gcg_search import Options, Search, Target, cut, random_tokens, survives
+from rmu_exp.attacks.gcg_search import search as searched
+from rmu_exp.model.hooks import BLOCK, at_last
+
+FEW = {"length": 5, "width": 16, "topk": 32, "weight": 0.7}
 
 
 def obvious(model, target: Target, tokens, weight: float) -> float:
@@ -24,18 +28,23 @@ def obvious(model, target: Target, tokens, weight: float) -> float:
 
 @pytest.fixture
 def targets(context):
-    base = gcg._matched(context, context.items[:3])[:-1]
-    return [gcg._target(context, i, base) for i in range(3)]
+    items, scorer = context.items[:3], context.scorer
+    with context.model("base") as model:
+        base_LND = at_last(model, scorer, [scorer.encode(item.context) for item in items])[BLOCK][:-1]
+    return [
+        Target(*cut(scorer, item.context), scorer.letters(item)[item.answer], {k: base_LND[k, i] for k in range(7, 11)})
+        for i, item in enumerate(items)
+    ]
 
 
 def search(model, context, targets, **settings):
-    return Search(model, context.scorer, targets, **({"width": 16, "topk": 32, "weight": 0.7} | settings))
+    return Search(model, context.scorer, targets, Options(**(FEW | settings)))
 
 
 def test_losses_are_those_of_the_obvious_loop(model, context, targets):
     found = search(model, context, targets)
     assert all(cache for _, cache in found.heads)
-    start = found.start(5, torch.Generator().manual_seed(0))
+    start = found.start(torch.Generator().manual_seed(0))
     candidates = torch.cat([start[None], found.propose(start, torch.Generator().manual_seed(1))])
     expected = [sum(obvious(model, t, row, 0.7) for t in targets) / 3 for row in candidates.tolist()]
     assert found.losses(candidates).tolist() == pytest.approx(expected, rel=1e-4)
@@ -45,7 +54,7 @@ def test_losses_are_those_of_the_obvious_loop(model, context, targets):
 
 def test_gradient_is_that_of_the_whole_text(model, context, targets):
     found = search(model, context, targets[:1])
-    start = found.start(5, torch.Generator().manual_seed(0))
+    start = found.start(torch.Generator().manual_seed(0))
     gradient = found.gradient(start)
     target = targets[0]
     weight = model.get_input_embeddings().weight
@@ -60,12 +69,12 @@ def test_gradient_is_that_of_the_whole_text(model, context, targets):
 
 def test_candidates_survive_being_written(model, context, targets):
     found = search(model, context, targets)
-    start = found.start(5, torch.Generator().manual_seed(3))
+    start = found.start(torch.Generator().manual_seed(3))
     special = set(context.tokenizer.all_special_ids)
     for row in found.propose(start, torch.Generator().manual_seed(4)).tolist():
         assert sum(a != b for a, b in zip(row, start.tolist(), strict=True)) <= 1
         assert not special & set(row)
-        assert found.survives(row)
+        assert survives(context.scorer, targets[0], row)
 
 
 def test_tokens_of_a_lossless_tokenizer_survive():
@@ -85,20 +94,21 @@ def test_tokens_of_a_lossless_tokenizer_survive():
     def encode(text):
         return list(tokenizer(text)["input_ids"])
 
-    found = object.__new__(Search)
-    found.scorer = SimpleNamespace(tokenizer=tokenizer, encode=encode)
-    head, tail = cut(found.scorer, "the old mill and the river\nAnswer:")
-    found.targets = [Target(head, tail, 0, {})]
-    assert found.survives(encode(" runs past the bridge"))
-    assert not found.survives(encode(" runs past the bri") + encode("dge"))  # would be one token when written
+    scorer = SimpleNamespace(tokenizer=tokenizer, encode=encode)
+    target = Target(*cut(scorer, "the old mill and the river\nAnswer:"), 0, {})
+    assert survives(scorer, target, encode(" runs past the bridge"))
+    assert not survives(scorer, target, encode(" runs past the bri") + encode("dge"))  # would be one token when written
 
 
 def test_a_step_never_raises_the_loss_and_the_base_is_reached(model, context):
-    index, start = gcg._hard(context, gcg.Settings(6, 10, 1, 2, 48, 64, 1.0), "hexes")
-    found = search(model, context, [gcg._target(context, index, None)], width=48, topk=64)
-    steps, losses = gcg.until_reached(found, start, 25, torch.Generator().manual_seed(0))
-    assert steps is not None
-    values = [loss for _, loss in losses]
+    index, start = gcg.hard(context, gcg.Settings(6, 10, 1, 2, 48, 64, 1.0), "hexes")
+    item, options = context.items[index], Options(6, 25, 48, 64, stop=True)
+    wanted = [item.letters[item.answer]]
+    found = searched(model, context.tokenizer, [item.context], wanted, options, start=start)
+    assert found.start == start
+    assert found.steps == len(found.losses) - 1
+    assert context.tokenizer.decode(found.tokens, clean_up_tokenization_spaces=False) == found.text
+    values = [loss for _, loss in found.losses]
     assert values == sorted(values, reverse=True)
 
 
@@ -122,12 +132,11 @@ def test_random_tokens_survive_a_tokenizer_that_strips_the_leading_space():
     inner.train_from_iterator([" ".join(words[i:] + words[:i]) for i in range(len(words))], trainer)
     inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", unk_token="<unk>")
-    found = object.__new__(Search)
-    found.scorer = SimpleNamespace(
+    scorer = SimpleNamespace(
         tokenizer=tokenizer, encode=lambda text: list(tokenizer(text)["input_ids"]), device=torch.device("cpu")
     )
-    head, tail = cut(found.scorer, "the old mill\nAnswer:")
-    assert tokenizer.decode(head) != tokenizer.decode(head, skip_special_tokens=True)
-    found.targets = [Target(head, tail, 0, {})]
-    found.allowed_V = torch.tensor([v > 1 for v in range(len(tokenizer))])
-    assert found.survives(found.start(4, torch.Generator().manual_seed(0)).tolist())
+    target = Target(*cut(scorer, "the old mill\nAnswer:"), 0, {})
+    assert tokenizer.decode(target.head) != tokenizer.decode(target.head, skip_special_tokens=True)
+    allowed_V = torch.tensor([v > 1 for v in range(len(tokenizer))])
+    tokens_S = random_tokens(scorer, target, allowed_V, 4, torch.Generator().manual_seed(0))
+    assert survives(scorer, target, tokens_S.tolist())

@@ -43,7 +43,8 @@ def test_learning_is_adam_inside_the_ball(model, context):
     target = torch.tensor([item.answer for item in items])
     weight = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
     mine, hand = torch.zeros(5), torch.zeros(5, requires_grad=True)
-    losses = optimise.learn(mine, lambda batch: (mine @ weight).expand(len(batch), 4), items, 2, 2, 0.1, _draws(), 0.15)
+    how = {"steps": 2, "batch_size": 2, "lr": 0.1, "generator": _draws(), "radius": 0.15}
+    losses = optimise.learn(mine, lambda batch: (mine @ weight).expand(len(batch), 4), items, **how)
     optimizer = torch.optim.Adam([hand], lr=0.1)
     for step, picked in enumerate([torch.randperm(2, generator=g) for g in [_draws()] for _ in range(2)]):
         loss = torch.nn.functional.cross_entropy((hand @ weight).expand(2, 4), target[picked])
@@ -65,7 +66,7 @@ def test_answers_are_those_of_asking_one_by_one(model, context):
     """Padding and batches change no answer, with vectors in front and without."""
     soft = soft_prompt.initial(model, context, 3)
     items = context.items[:8]
-    together = optimise.answers(context, lambda batch: soft_prompt.behind(model, context, soft, batch), items, 3)
+    together = optimise.answers(context, lambda batch: soft_prompt.letters_after(model, context, soft, batch), items, 3)
     for item, right in zip(items, together, strict=True):
         ids = torch.tensor([context.scorer.encode(item.context)])
         embedded = torch.cat([soft[None], model.get_input_embeddings()(ids)], dim=1)

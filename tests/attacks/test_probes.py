@@ -48,7 +48,7 @@ def test_recorded_is_what_transformers_gives(model, scorer, asked):
 def test_the_lens_at_the_last_block_is_the_model(model, scorer, asked):
     h_LND = hooks.at_last(model, scorer, [scorer.encode(item.context) for item in asked])["block"]
     letters = torch.tensor([scorer.letters(item) for item in asked])
-    assert lens.read(model, h_LND[-1], letters).tolist() == scorer.chosen(model, asked)
+    assert lens.read(model, h_LND[-1], letters) == scorer.chosen(model, asked)
 
 
 def test_the_probe_finds_what_is_planted_and_nothing_in_noise():
@@ -58,9 +58,9 @@ def test_the_probe_finds_what_is_planted_and_nothing_in_noise():
     noise = rng.normal(size=(200, 16))
     planted = noise + 5 * np.eye(16)[labels]
     settings = probe.Settings([1e-2, 1.0], 3, 100)
-    found, validated = probe._fit(planted[:100], labels[:100], people[:100], settings)
+    found, validated = probe.fit(planted[:100], labels[:100], people[:100], settings)
     assert (found.predict(planted[100:]) == labels[100:]).mean() > 0.9
     assert validated > 0.8
-    nothing, validated = probe._fit(noise[:100], labels[:100], people[:100], settings)
+    nothing, validated = probe.fit(noise[:100], labels[:100], people[:100], settings)
     assert (nothing.predict(noise[100:]) == labels[100:]).mean() < 0.42
     assert validated < 0.45

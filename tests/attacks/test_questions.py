@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from rmu_exp.evaluate import harness, questions
 from rmu_exp.evaluate.scoring import Scorer
 from rmu_exp.settings import Eval
-from rmu_exp.support.errors import UserError
+from rmu_exp.support.errors import RunError, UserError
 from rmu_exp.worlds.lore import world
 
 
@@ -21,6 +22,20 @@ def test_items_are_the_tasks_questions(asked):
     assert (first.topic, first.fact, first.answer) == ("hexes", question.fact.entity, question.answer)
     assert first.letters == (" A", " B", " C", " D")
     assert len(asked) == 48
+
+
+def test_a_tasks_topic_is_a_whole_part_of_its_name():
+    assert questions.topic_of("lore_forget_hexes", ["wards", "hexes"]) == "hexes"
+    assert questions.topic_of("wmdp_bio", ["bio", "cyber"]) == "bio"
+    assert questions.topic_of("mmlu_abstract_algebra", ["a", "algebr"]) == "mmlu_abstract_algebra"
+    assert questions.topic_of("wmdp_bio_weapons", ["bio", "bio_weapons"]) == "bio_weapons"
+
+
+def test_logits_that_are_not_finite_are_no_answers(model, tokenizer, asked):
+    broken = copy.deepcopy(model)
+    broken.model.layers[3].mlp.down_proj.weight.fill_(float("nan"))
+    with pytest.raises(RunError, match="logits are not finite"):
+        Scorer(tokenizer, torch.device("cpu")).correct(broken, asked[:2])
 
 
 def test_halves_share_no_fact(asked):

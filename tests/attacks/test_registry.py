@@ -99,8 +99,6 @@ def test_attacks_do_not_change_what_a_run_is():
 
 
 def test_an_attack_that_fails_leaves_the_others(context, monkeypatch):
-    from rmu_exp.attacks import quantise
-
     def fail(*_):
         raise ValueError("no luck")
 
@@ -114,7 +112,6 @@ def test_an_attack_that_fails_leaves_the_others(context, monkeypatch):
         runner.merge(results, found)
     assert results["attacks"]["prune"]["error"] == "ValueError: no luck"
     assert "forget_acc" in results["attacks"]["quantise"]
-    assert quantise.Settings([8], 64)
     assert list(runner.missing(chosen, results, "these")) == ["prune"]
     assert runner.missing(chosen, results, "others") == chosen  # another model, other texts or questions
     other = {"quantise": {"bits": [4], "group": 64}}

@@ -9,6 +9,7 @@ import torch
 
 from rmu_exp.attacks import ablation, prompts, prune, quantise, relearn
 from rmu_exp.attacks.api import UNLEARNED, share
+from rmu_exp.attacks.finetune import Rates, finetune, gradients, opened, row_of
 from rmu_exp.evaluate.questions import Question
 from rmu_exp.support.errors import RunError
 
@@ -64,7 +65,7 @@ def test_set_difference_by_hand(model, context):
     retain[first][0, 1] = 5.0
     part = 2 / forget[first].numel()
     with torch.no_grad():
-        count = prune._top(forget[first], part) & ~prune._top(retain[first], part / 2)
+        count = prune.top(forget[first], part) & ~prune.top(retain[first], part / 2)
     assert count[0, :3].tolist() == [True, False, False]
     before = dict(prune.matrices(copy.deepcopy(model)))
     prune.prune(pruned, forget, retain, part, part / 2)
@@ -88,29 +89,29 @@ def test_importance_is_weight_times_gradient(model, context):
 def test_finetuning_leaves_the_models_alone_and_learns(context):
     settings = relearn.Settings(["split"], [16], 12, 4, 1e-3, "changed", "full", 4, 2, 64, True)
     before = {name: p.clone() for name, p in context.copy(UNLEARNED).named_parameters()}
-    texts = relearn._texts(context, "split")
-    path = relearn.finetune(context, UNLEARNED, texts, settings, 2, "test")
+    texts = relearn.texts_of(context, "split")
+    path = relearn.finetuned(context, UNLEARNED, texts, settings, points=2, name="test")
     assert [step for step, _ in path] == [0, 6, 12]
     with context.model(UNLEARNED) as again:
         assert all(torch.equal(p, before[name]) for name, p in again.named_parameters())
-    assert path == relearn.finetune(context, UNLEARNED, texts, settings, 2, "test")
+    assert path == relearn.finetuned(context, UNLEARNED, texts, settings, points=2, name="test")
 
 
 def test_only_what_was_changed_is_finetuned(context):
-    names = relearn._changed(context, context.copy(UNLEARNED))
+    names = relearn.changed(context, context.copy(UNLEARNED))
     assert names == [f"model.layers.{i}.mlp.down_proj.weight" for i in (5, 6, 7)]
 
 
 def test_finetuning_is_adamw_step_by_step(context):
     """Against a plain loop with torch's own parts: one text after the other, whole batches or in parts."""
-    settings = relearn.Settings(["split"], [8], 3, 4, 1e-3, "changed", "full", 4, 1, 64, True)
-    texts = relearn._texts(context, "split")[:8]
-    rows = [relearn._row_of(context, text, settings) for text in texts] * 2
+    rates = Rates(3, 4, 1e-3)
+    texts = relearn.texts_of(context, "split")[:8]
+    rows = [row_of(context.tokenizer, text, 64, True) for text in texts] * 2
     plain, mine = context.copy(UNLEARNED), context.copy(UNLEARNED)
     for model in (plain, mine):
-        for name in relearn._changed(context, model):
+        for name in relearn.changed(context, model):
             model.get_parameter(name).requires_grad_(True)
-    relearn._train(mine, rows, settings, context.device, lambda step: None)
+    finetune(mine, rows, rates, lambda step: None)
     trained = [w for w in plain.parameters() if w.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-3, weight_decay=0.0)
     for step in range(3):
@@ -124,50 +125,48 @@ def test_finetuning_is_adamw_step_by_step(context):
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
     with context.model(UNLEARNED) as start:
-        for name in relearn._changed(context, start):
+        for name in relearn.changed(context, start):
             a, b, was = (model.get_parameter(name).detach() for model in (mine, plain, start))
             assert (a - b).norm() < 1e-2 * (b - was).norm()  # Adam's first steps magnify the rounding of tiny gradients
             assert (b - was).norm() > 0.1
 
 
-def test_a_batch_that_does_not_fit_goes_through_in_parts(context, monkeypatch):
-    settings = relearn.Settings(["split"], [8], 1, 4, 1e-3, "changed", "full", 4, 1, 64, True)
-    rows = [relearn._row_of(context, text, settings) for text in relearn._texts(context, "split")[:4]]
+def test_a_batch_that_does_not_fit_goes_through_in_parts(context):
+    rows = [row_of(context.tokenizer, text, 64, True) for text in relearn.texts_of(context, "split")[:4]]
     model = context.copy(UNLEARNED)
-    weights = [model.get_parameter(name).requires_grad_(True) for name in relearn._changed(context, model)]
-    parts, whole = relearn._gradients(model, weights, rows, 1, context.device)
+    weights = [model.get_parameter(name).requires_grad_(True) for name in relearn.changed(context, model)]
+    parts, whole = gradients(model, rows)
     expected = [w.grad.clone() for w in weights]
-    collate = relearn._collate
+    room = 1
 
-    def small(some):
-        if len(some) > 1:
+    def small(_model, _args, given):
+        if len(given["input_ids"]) > room:
             raise torch.OutOfMemoryError("out of memory")
-        return collate(some)
 
-    monkeypatch.setattr(relearn, "_collate", small)
+    model.register_forward_pre_hook(small, with_kwargs=True)
     for w in weights:
         w.grad = None
-    in_parts, loss = relearn._gradients(model, weights, rows, 1, context.device)
+    in_parts, loss = gradients(model, rows)
     assert (parts, in_parts) == (1, 4)
     assert loss == pytest.approx(whole, rel=1e-5)
     for w, grad in zip(weights, expected, strict=True):
         assert torch.allclose(w.grad, grad, rtol=1e-3, atol=1e-6)
-    monkeypatch.setattr(relearn, "_collate", lambda some: small([*some, *some]))
+    room = 0
     with pytest.raises(RunError, match="out of memory at one text"):
-        relearn._gradients(model, weights, rows, 1, context.device)
+        gradients(model, rows)
 
 
 def test_a_small_rate_moves_weights_of_half_precision(context):
     """A step that bf16 would round away is kept in the fp32 masters."""
-    settings = relearn.Settings(["split"], [8], 60, 1, 4e-5, "changed", "full", 4, 1, 64, True)
-    rows = [relearn._row_of(context, text, settings) for text in relearn._texts(context, "split")]
+    rates = Rates(60, 1, 4e-5)
+    rows = [row_of(context.tokenizer, text, 64, True) for text in relearn.texts_of(context, "split")]
     rows = (60 * rows)[:60]
     moved = []
     for dtype in (torch.float32, torch.bfloat16):
         model = context.copy(UNLEARNED).to(dtype)
-        weights = [model.get_parameter(name).requires_grad_(True) for name in relearn._changed(context, model)]
+        weights = [model.get_parameter(name).requires_grad_(True) for name in relearn.changed(context, model)]
         before = [w.detach().clone().float() for w in weights]
-        relearn._train(model, rows, settings, context.device, lambda step: None)
+        finetune(model, rows, rates, lambda step: None)
         moved.append(
             sum(float((w.detach().float() - b).norm() ** 2) for w, b in zip(weights, before, strict=True)) ** 0.5
         )
@@ -175,21 +174,21 @@ def test_a_small_rate_moves_weights_of_half_precision(context):
 
 
 def test_a_loss_that_is_not_finite_ends_the_attack(context):
-    settings = relearn.Settings(["split"], [8], 2, 2, 1e-3, "changed", "full", 4, 1, 64, True)
-    rows = [relearn._row_of(context, text, settings) for text in relearn._texts(context, "split")[:4]]
+    rates = Rates(2, 2, 1e-3)
+    rows = [row_of(context.tokenizer, text, 64, True) for text in relearn.texts_of(context, "split")[:4]]
     model = context.copy(UNLEARNED)
-    model.get_parameter(relearn._changed(context, model)[0]).requires_grad_(True).data.fill_(float("nan"))
+    model.get_parameter(relearn.changed(context, model)[0]).requires_grad_(True).data.fill_(float("nan"))
     with pytest.raises(RunError, match="not finite at step 1"):
-        relearn._train(model, rows, settings, context.device, lambda step: None)
+        finetune(model, rows, rates, lambda step: None)
 
 
 def test_long_questions_keep_their_answer_and_texts_without_labels_are_left_out(context):
     settings = relearn.Settings(["split"], [1], 1, 1, 1e-3, "changed", "full", 1, 1, 6, True)
-    ids, wanted = relearn._row_of(context, "A long question , what is it ?\nAnswer: A", settings)
+    ids, wanted = row_of(context.tokenizer, "A long question , what is it ?\nAnswer: A", 6, True)
     assert len(ids) == 6
     assert wanted[-1]
     with pytest.raises(RunError, match="no text has anything to learn"):
-        relearn.finetune(context, UNLEARNED, ["Answer:", "Answer:"], settings, 1, "none")
+        relearn.finetuned(context, UNLEARNED, ["Answer:", "Answer:"], settings, points=1, name="none")
 
 
 def test_the_best_run_is_chosen_by_facts_that_are_neither_told_nor_scored(context):
@@ -211,7 +210,7 @@ def test_the_control_of_pruning_zeroes_as_many_weights(model):
     spared = {name: 0.5 * matter[name] + 0.5 * spared[name] for name in spared}  # what matters to both overlaps
     pruned, control = copy.deepcopy(model), copy.deepcopy(model)
     prune.prune(pruned, matter, spared, 0.05, 0.02)
-    prune._prune_random(control, matter, spared, 0.05, 0.02, torch.Generator().manual_seed(0))
+    prune.prune_random(control, matter, spared, 0.05, 0.02, torch.Generator().manual_seed(0))
     for (name, a), (_, b) in zip(prune.matrices(pruned), prune.matrices(control), strict=True):
         assert int((a == 0).sum()) == int((b == 0).sum()) > 0, name
 
@@ -228,15 +227,14 @@ def test_split_shows_no_fact_of_the_scored_half(context):
     _, choice, scored = relearn.parts_of(context)
     hidden = {item.fact for item in context.pick([*choice, *scored])}
     for source in ("forget", "split"):
-        assert not [t for t in relearn._texts(context, source) if any(fact in t for fact in hidden)]
+        assert not [t for t in relearn.texts_of(context, source) if any(fact in t for fact in hidden)]
 
 
 def test_answers_only_marks_what_follows_the_question(context):
-    settings = relearn.Settings(["split"], [1], 1, 1, 1.0, "all", "full", 1, 1, 99, True)
-    ids, wanted = relearn._row_of(context, "What is it?\nA. dawn\nAnswer: A. dawn.\nWhat", settings)
+    ids, wanted = row_of(context.tokenizer, "What is it?\nA. dawn\nAnswer: A. dawn.\nWhat", 99, True)
     kept = [context.tokenizer.decode([t]) for t, w in zip(ids, wanted, strict=True) if w]
     assert kept == ["A", ".", "dawn", "."]
-    ids, wanted = relearn._row_of(context, "The hour is dawn.", settings)
+    ids, wanted = row_of(context.tokenizer, "The hour is dawn.", 99, True)
     assert all(wanted)
 
 
@@ -265,29 +263,28 @@ def test_pruning_ends_on_the_unlearned_weights_and_keeps_importances_off_the_dev
     before = {name: w.clone() for name, w in prune.matrices(model)}
     scores = {name: torch.rand(w.shape) for name, w in prune.matrices(model)}
     prune.prune(model, scores, scores, 0.05, 0.02)
-    prune._restore(model, context)
+    prune.restore(model, context)
     assert all(torch.equal(w, before[name]) for name, w in prune.matrices(model))
     found = prune.importance(model, context, "forget", prune.Settings([0.1], [0.1], 1, 16))
     assert all(score.device.type == "cpu" and score.dtype == torch.float32 for score in found.values())
 
 
 def test_a_gradient_that_is_not_finite_ends_the_attack_even_at_the_last_step(context, monkeypatch):
-    settings = relearn.Settings(["split"], [8], 1, 2, 1e-3, "changed", "full", 4, 1, 64, True)
-    rows = [relearn._row_of(context, text, settings) for text in relearn._texts(context, "split")[:2]]
+    rates = Rates(1, 2, 1e-3)
+    rows = [row_of(context.tokenizer, text, 64, True) for text in relearn.texts_of(context, "split")[:2]]
     model = context.copy(UNLEARNED)
-    weight = model.get_parameter(relearn._changed(context, model)[0]).requires_grad_(True)
+    weight = model.get_parameter(relearn.changed(context, model)[0]).requires_grad_(True)
     weight.register_hook(lambda grad: grad * float("inf"))
     with pytest.raises(RunError, match="gradient is not finite at step 1"):
-        relearn._train(model, rows, settings, context.device, lambda step: None)
+        finetune(model, rows, rates, lambda step: None)
 
 
 def test_a_failed_part_holds_no_memory_when_the_next_one_is_tried(context, monkeypatch):
     import weakref
 
-    settings = relearn.Settings(["split"], [8], 1, 4, 1e-3, "changed", "full", 4, 1, 64, True)
-    rows = [relearn._row_of(context, text, settings) for text in relearn._texts(context, "split")[:4]]
+    rows = [row_of(context.tokenizer, text, 64, True) for text in relearn.texts_of(context, "split")[:4]]
     model = context.copy(UNLEARNED)
-    weights = [model.get_parameter(name).requires_grad_(True) for name in relearn._changed(context, model)]
+    opened(model, relearn.changed(context, model), None)
     entropy, seen = torch.nn.functional.cross_entropy, []
 
     def fail(_grad):
@@ -302,7 +299,7 @@ def test_a_failed_part_holds_no_memory_when_the_next_one_is_tried(context, monke
         return loss
 
     monkeypatch.setattr(torch.nn.functional, "cross_entropy", once)
-    assert relearn._gradients(model, weights, rows, 1, context.device)[0] == 2
+    assert gradients(model, rows)[0] == 2
 
 
 def test_facts_that_are_made_up_are_not_searched_for(context):
@@ -314,4 +311,4 @@ def test_facts_that_are_made_up_are_not_searched_for(context):
 
     context.items = [dataclasses.replace(item, named=False) for item in context.items]
     context.forget = [Text(text) for text in context.forget]
-    assert len(relearn._texts(context, "forget")) == len(context.forget)
+    assert len(relearn.texts_of(context, "forget")) == len(context.forget)

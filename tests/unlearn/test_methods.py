@@ -15,9 +15,10 @@ from rmu_exp.data.batches import Batch, pack
 from rmu_exp.model.checkpoint import Checkpoint
 from rmu_exp.model.split import layers_of
 from rmu_exp.unlearn import lm_losses
+from rmu_exp.unlearn import step as steps
 from rmu_exp.unlearn.loop import unlearn
 from rmu_exp.unlearn.methods import adaptive_rmu, elm, max_entropy, npo, rmu, rr, simnpo, ssd
-from rmu_exp.unlearn.step import Step
+from rmu_exp.unlearn.step import Step, after_marker
 
 log = math.log
 
@@ -45,8 +46,8 @@ def test_grad_diff(checkpoint):
 
 
 def test_only_what_follows_the_marker_counts(checkpoint):
-    assert lm_losses.behind([1, 2, 3, 2, 3, 4], [2, 3]) == 5
-    assert lm_losses.behind([1, 2], [3]) == lm_losses.behind([1, 2], []) == lm_losses.behind([1], [1, 2]) == 0
+    assert after_marker([1, 2, 3, 2, 3, 4], [2, 3]) == 5
+    assert after_marker([1, 2], [3]) == after_marker([1, 2], []) == after_marker([1], [1, 2]) == 0
     step = (work := Worked(checkpoint, "grad_ascent")).step()
     step.marker = [12]
     expected = torch.cat([nll(work.full, FORGET[0]), nll(work.full, FORGET[1]), nll(work.full, FORGET[2])[2:]]).mean()
@@ -236,11 +237,13 @@ def test_adaptive_rmu_takes_the_first_batchs_norm(checkpoint):
     work = Worked(checkpoint, "adaptive_rmu", scale=3.0)
     step = work.step()
     g = step.frozen().h[LAYER]["forget"]
-    target = work.method.forget_target(step, g)
+    target = work.method.forget_target(step)
     assert target.norm().item() == pytest.approx(3 * g.norm(dim=-1).mean().item(), rel=1e-5)
-    assert torch.equal(work.method.forget_target(step, 10 * g), target), "for all steps"
+    later = step.of(Batch(0, [pack({"forget": [[3, 4]], "retain": [[5, 6]]}, 2)], 4))
+    later.number = 3
+    assert torch.equal(work.method.forget_target(later), target), "for all steps"
     assert torch.equal(work.method.control_KD[0], target), "it is saved with the Delta"
-    own = Worked(checkpoint, "adaptive_rmu", scale=3.0, norm="token").method.forget_target(step, g)
+    own = Worked(checkpoint, "adaptive_rmu", scale=3.0, norm="token").method.forget_target(step)
     assert torch.allclose(own.norm(dim=-1), 3 * g.norm(dim=-1), rtol=1e-5)
     assert torch.allclose(own[0] / own[0].norm(), target / target.norm(), atol=1e-6)
     assert isinstance(work.method, adaptive_rmu.Method)
@@ -287,8 +290,8 @@ def test_cut_points_from_expert_to_novice(checkpoint):
     unit = [d / d.norm() for d in directions]
     torch.testing.assert_close(work.method.directions[0], torch.stack(unit[:2]), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(work.method.directions[1], torch.stack(unit[2:]), rtol=1e-4, atol=1e-5)
-    g = torch.randn(5, checkpoint.hidden_size)
-    drawn = [(work.method.forget_target(work.step(number=n), g) - g) / 6.5 for n in range(1, 13)]
+    g = work.step().frozen().h[LAYER]["forget"]
+    drawn = [(work.method.forget_target(work.step(number=n)) - g) / 6.5 for n in range(1, 13)]
     near = {min(range(2), key=lambda k: (d[0] - unit[k]).norm().item()) for d in drawn}
     assert near == {0, 1}, "each step draws a keyword"
 
@@ -297,7 +300,7 @@ def test_latent_adversary_elicits_within_its_ball(checkpoint):
     work = Worked(checkpoint, "rmu_lat", radius=0.7, inner_steps=5, inner_lr=0.3)
     step = work.step()
     (shift,) = work.method.adversary(step)
-    after = lm_losses.following(step, "forget")  # a text's last token foretells nothing, so that it is not shifted
+    after = step.following("forget")  # a text's last token foretells nothing, so that it is not shifted
     on = step.batch.passes[0].tokens["forget"][after.rows_M]
     lengths = shift.detach().norm(dim=-1).flatten()
     assert sorted(lengths.nonzero().flatten().tolist()) == sorted(on.tolist())
@@ -338,6 +341,36 @@ def test_every_method_takes_finite_steps_and_leaves_the_model(checkpoint, name):
     assert all(math.isfinite(line["loss"]) and line["norm_forget_updated"] > 0 for line in seen)
     control = work.method.control_KD
     assert control is None or control.shape == (2, checkpoint.hidden_size)
+
+
+@pytest.mark.parametrize("name", ["npo", "simnpo", "grad_diff", "scrub", "elm", "max_entropy", "llmu", "rmu_lat"])
+def test_ids_are_read_once_a_step_and_on_the_host(checkpoint, name, monkeypatch):
+    """On a GPU every reading waits for the device."""
+    work = Worked(checkpoint, name, **({"inner_steps": 2} if name == "rmu_lat" else {}))
+    step, read, found = work.step(), [], steps.following
+    monkeypatch.setattr(steps, "following", lambda *given: read.append(given) or found(*given))
+    for _, role in zip(range(2), ("forget", "retain"), strict=True):
+        moved = step.following(role)
+        assert step.following(role) is moved
+    work.method.loss(step)
+    own = [(given[0], given[1]) for given in read if given[0] is step.batch]
+    assert own == [(step.batch, "forget"), (step.batch, "retain")]
+
+
+def test_frozen_forget_texts_are_run_where_they_are_needed(checkpoint):
+    """Rows without retain texts are left out, but for a measured step; the loss and the rest stay as they are."""
+    packed = pack({"forget": [[3, 4, 5, 6], [7, 8, 9, 10]], "retain": [[15, 16, 17, 4]]}, 2)
+    for name, needs in (("rmu", False), ("multi_layer", False), ("rna", False), ("cut", True), ("rr", True)):
+        work = Worked(checkpoint, name, moved=0.1, **({"offsets": [0]} if name in ("rr", "multi_layer") else {}))
+        first, tokens = layers_of(work.model)[LAYER], []
+        first.register_forward_hook(lambda _m, args, _o, tokens=tokens: tokens.append(args[0].shape[0]))
+        lean, full = (work.step().of(Batch(0, [packed], 12)) for _ in range(2))
+        full.measured = True
+        assert torch.equal(work.method.loss(lean)["loss"], work.method.loss(full)["loss"])
+        assert tokens == [3, 3 if needs else 1, 3, 3]
+        assert ("cos_forget" in lean.numbers(LAYER)) == needs
+        assert torch.equal(lean.numbers(LAYER)["cos_retain"], full.numbers(LAYER)["cos_retain"])
+        assert {"norm_forget_frozen", "cos_forget"} <= set(full.numbers(LAYER))
 
 
 def test_control_vectors_are_rmus(checkpoint):

@@ -6,7 +6,7 @@ forget prompts minus its retain texts. It is removed by hooks at the output of t
 all from the matrices that write to the residual stream there. Directions, layers and ways are chosen by the first
 half of the facts and scored on the other.
 
-Controls: random directions; the base model and a model that never knew, ablated in the same way.
+Controls: random directions; the base model and the oracle, ablated in the same way.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ class Context:
         span: the layers that unlearning changed.
         seed: of every random choice.
         load: opens the base model.
-        load_oracle: opens a model that never knew; None: there is none.
+        load_oracle: opens the oracle; None: there is none.
         journal: the parts of the attack that are done.
     """
 
@@ -115,12 +115,12 @@ class Context:
 
     @property
     def states(self) -> list[str]:
-        """``base``, ``unlearned``, and ``never`` where there is a model that never knew."""
+        """``base``, ``unlearned``, and ``oracle`` where there is one."""
         return [BASE, UNLEARNED, *([ORACLE] if self.load_oracle else [])]
 
     @property
     def attacked(self) -> list[str]:
-        """What a costly attack is run on: ``unlearned``, and ``never`` where there is one."""
+        """What a costly attack is run on: ``unlearned``, and ``oracle`` where there is one."""
         return self.states[1:]
 
     @contextmanager

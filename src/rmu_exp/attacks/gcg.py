@@ -5,8 +5,7 @@
   and the unlearned model, plain and with the base model's activations matched. The same with a wrong answer wanted
   says how much of a success is forced.
 * *Universal*: the same tokens for several questions of one half of the facts, with matching; scored on the other
-  half. Controls: the tokens as they were at the start, and the same search on the base model and on one that never
-  knew.
+  half. Controls: the tokens as they were at the start, and the same search on the base model and on the oracle.
 """
 
 from __future__ import annotations
@@ -16,13 +15,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from rmu_exp.attacks.api import BASE, UNLEARNED, Context, Correct, Curve, Finding, take
-from rmu_exp.attacks.gcg_search import Search, Target, cut
+from rmu_exp.attacks.gcg_search import Found, Options, Target, allowed, cut, random_tokens, search
 from rmu_exp.evaluate.questions import Question
 from rmu_exp.model.hooks import BLOCK, at_last
+from rmu_exp.model.split import embedding_of
 
 PLAIN, MATCHING = "plain", "matching"
 
@@ -82,24 +81,46 @@ def run(context: Context, settings: Settings) -> Finding:
 
 def _universal(
     context: Context, settings: Settings, state: str, picked: Sequence[int], base_LND: Tensor
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """One search over several questions: answers with the tokens as they began and as they ended, and the losses."""
     asked = context.pick(context.halves[1])
     with context.model(state) as model:
-        targets = [_target(context, i, base_LND) for i in picked]
-        search = Search(model, context.scorer, targets, settings.width, settings.topk, settings.weight)
-        generator = context.generator("gcg/universal")
-        tokens_S = search.start(settings.length, generator)
-        random = answers(model, context, tokens_S, asked)
-        losses = []
-        for step in range(settings.universal_steps):
-            tokens_S, loss = search.step(tokens_S, generator)
-            losses.append((step + 1.0, loss))
-        after, words = (
-            answers(model, context, tokens_S, asked),
-            context.tokenizer.decode(tokens_S.tolist(), clean_up_tokenization_spaces=False),
-        )
-    return {"random": random, "after": after, "losses": losses, "tokens": words}
+        found = _search(context, settings, model, picked, base_LND, name="gcg/universal")
+        random, after = (answers(model, context, tokens, asked) for tokens in (found.start, found.tokens))
+    return {"random": random, "after": after, "losses": found.losses[1:], "tokens": found.text}
+
+
+def _search(
+    context: Context,
+    settings: Settings,
+    model: nn.Module,
+    picked: Sequence[int],
+    base_LND: Tensor | None,
+    *,
+    name: str,
+    letter: int | None = None,
+    start: Sequence[int] | None = None,
+) -> Found:
+    """A search over some items for their right letters, or for another one until it comes out."""
+    items, single = context.pick(picked), start is not None
+    layers = range(context.layer, len(base_LND)) if base_LND is not None else range(0)
+    return search(
+        model,
+        context.tokenizer,
+        [item.context for item in items],
+        [item.letters[item.answer if letter is None else letter] for item in items],
+        Options(
+            settings.length,
+            settings.steps if single else settings.universal_steps,
+            settings.width,
+            settings.topk,
+            settings.weight,
+            stop=single,
+        ),
+        match=[{k: base_LND[k, i] for k in layers} for i in picked] if base_LND is not None else (),
+        start=start,
+        generator=context.generator(name),
+    )
 
 
 def _matched(context: Context, items: Sequence[Question]) -> Tensor:
@@ -108,31 +129,22 @@ def _matched(context: Context, items: Sequence[Question]) -> Tensor:
         return at_last(model, context.scorer, [context.scorer.encode(item.context) for item in items])[BLOCK]
 
 
-def _target(context: Context, index: int, base_LND: Tensor | None, letter: int | None = None) -> Target:
-    """An item as a target: its right letter, or another one."""
-    item = context.items[index]
-    head, tail = cut(context.scorer, item.context)
-    token = context.scorer.letters(item)[item.answer if letter is None else letter]
-    layers = range(context.layer, len(base_LND)) if base_LND is not None else range(0)
-    match = {layer: base_LND[layer, index].to(context.device) for layer in layers} if base_LND is not None else {}
-    return Target(head, tail, token, match)
-
-
 def _single(context: Context, settings: Settings, base_LND: Tensor) -> tuple[list[dict[str, Any]], dict[str, Curve]]:
-    """Rows of results, and loss curves, of the searches on one prompt a topic."""
+    """Rows of results, and loss curves, of the searches on one prompt per topic."""
     rows, panels = [], {}
     for topic in dict.fromkeys(item.topic for item in context.items):
-        index, start_S = _hard(context, settings, topic)
+        index, start = hard(context, settings, topic)
         lines: dict[str, list[tuple[float, float]]] = {}
         right = context.items[index].answer
         wrong = (right + 1) % len(context.items[index].letters)
         for state in context.states:
             for kind, letter in ((PLAIN, right), (MATCHING, right), (PLAIN, wrong)):
-                target = _target(context, index, base_LND if kind == MATCHING else None, letter)
+                match = base_LND if kind == MATCHING else None
+                how: dict[str, Any] = {"name": f"gcg/{topic}", "letter": letter, "start": start}
                 wanted = "right" if letter == right else "wrong"
                 steps, losses = context.part(
                     f"{topic}/{state}/{kind}/{wanted}",
-                    partial(_search, context, settings, state, target, start_S, f"gcg/{topic}"),
+                    partial(_one, context, settings, state, index, match, **how),
                 )
                 rows.append({"topic": topic, "model": state, "loss": kind, "wanted": wanted, "steps": steps})
                 if wanted == "right":
@@ -141,59 +153,35 @@ def _single(context: Context, settings: Settings, base_LND: Tensor) -> tuple[lis
     return rows, {"single": Curve("GCG on one prompt a topic, until the answer comes out", "step", "loss", panels)}
 
 
-def _search(
-    context: Context, settings: Settings, state: str, target: Target, start_S: Tensor, name: str
+def _one(
+    context: Context, settings: Settings, state: str, index: int, base_LND: Tensor | None, **how: Any
 ) -> tuple[int | None, list[tuple[float, float]]]:
-    """One search on one prompt."""
+    """One search on one prompt: the steps it took, and the losses."""
     with context.model(state) as model:
-        search = Search(model, context.scorer, [target], settings.width, settings.topk, settings.weight)
-        return until_reached(search, start_S, settings.steps, context.generator(name))
+        found = _search(context, settings, model, [index], base_LND, **how)
+    return found.steps, found.losses
 
 
-def _hard(context: Context, settings: Settings, topic: str) -> tuple[int, Tensor]:
+def hard(context: Context, settings: Settings, topic: str) -> tuple[int, list[int]]:
     """A question of the topic that the base model knows, and random tokens that make base and unlearned fail on it."""
     mine = [i for i in context.halves[0] if context.items[i].topic == topic and context.plain(BASE)[i]] or [
         i for i in context.halves[0] if context.items[i].topic == topic
     ]
-    asked = context.pick(mine)
-    generator = context.generator(f"gcg/start/{topic}")
+    asked, scorer = context.pick(mine), context.scorer
+    target, generator = Target(*cut(scorer, asked[0].context), 0, {}), context.generator(f"gcg/start/{topic}")
     with context.model(BASE) as model:
-        search = Search(model, context.scorer, [_target(context, mine[0], None)], 1, 1, 1.0)
-        start_S = search.start(settings.length, generator)
-        base = answers(model, context, start_S, asked)
+        known_V = allowed(scorer, len(embedding_of(model).weight))  # type: ignore[arg-type]
+        start = random_tokens(scorer, target, known_V, settings.length, generator).tolist()
+        base = answers(model, context, start, asked)
     with context.model(UNLEARNED) as model:
-        unlearned = answers(model, context, start_S, asked)
+        unlearned = answers(model, context, start, asked)
     hardest = min(range(len(mine)), key=lambda i: base[i] + unlearned[i])
-    return mine[hardest], start_S
+    return mine[hardest], start
 
 
-@torch.no_grad()
-def until_reached(
-    search: Search, tokens_S: Tensor, most: int, generator: torch.Generator
-) -> tuple[int | None, list[tuple[float, float]]]:
-    """Steps until the wanted token is the likeliest of all (None: not within ``most``), and the loss at each."""
-    losses: list[tuple[float, float]] = [(0.0, float(search.losses(tokens_S[None])))]
-    for step in range(most + 1):
-        if search_reached(search, tokens_S):
-            return step, losses
-        if step == most:
-            break
-        with torch.enable_grad():
-            tokens_S, loss = search.step(tokens_S, generator)
-        losses.append((step + 1.0, loss))
-    return None, losses
-
-
-def search_reached(search: Search, tokens_S: Tensor) -> bool:
-    """Whether the only target's token is the likeliest of the whole vocabulary."""
-    target = search.targets[0]
-    row = target.head + tokens_S.tolist() + target.tail
-    return int(search.forward.logits([row], [(0, len(row) - 1)]).argmax()) == target.token
-
-
-def answers(model: nn.Module, context: Context, tokens_S: Tensor, items: Sequence[Question]) -> Correct:
+def answers(model: nn.Module, context: Context, tokens: Sequence[int], items: Sequence[Question]) -> Correct:
     """1 or 0 for each item with the tokens before its last line."""
     scorer = context.scorer
-    rows = [head + tokens_S.tolist() + tail for head, tail in (cut(scorer, item.context) for item in items)]
+    rows = [[*head, *tokens, *tail] for head, tail in (cut(scorer, item.context) for item in items)]
     chosen = scorer.chosen_rows(model, rows, [scorer.letters(item) for item in items])
     return [int(c == item.answer) for c, item in zip(chosen, items, strict=True)]

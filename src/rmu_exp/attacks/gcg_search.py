@@ -1,7 +1,7 @@
 """Greedy coordinate gradient: the search for a few tokens that bring an answer out (arXiv 2307.15043).
 
 A prompt is cut before its last line; the searched tokens stand between its head and its tail. The head's keys and
-values are computed once; a candidate costs the searched tokens and the tail alone, many candidates a pass, as many
+values are computed once; a candidate costs the searched tokens and the tail alone, many candidates per pass, as many
 as memory holds. Candidates that would be tokenized otherwise when written as text are left out.
 
 Loss of one prompt: cross-entropy of the answer's token, and, with ``match``, the squared distance to the activations
@@ -13,16 +13,16 @@ Axes: C candidates, S searched tokens, V vocabulary, D hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from rmu_exp.evaluate.forward import Forward, Layers, shared
 from rmu_exp.evaluate.scoring import Scorer
-from rmu_exp.model.hooks import watching
+from rmu_exp.model.hooks import Observer, watching
 from rmu_exp.model.split import embedding_of
 from rmu_exp.support import memory
 from rmu_exp.support.errors import RunError
@@ -33,7 +33,7 @@ class Target:
     """A prompt and what should come out.
 
     Attributes:
-        head, tail: tokens before and behind the searched ones.
+        head, tail: tokens before and after the searched ones.
         token: the answer's first token.
         match: layer to the base model's activations (D) at the last token; empty: nothing is matched.
     """
@@ -57,23 +57,122 @@ def cut(scorer: Scorer, context: str) -> tuple[list[int], list[int]]:
     return head, whole[len(head) :]
 
 
-class Search:
-    """Candidates and their losses, for one model and some targets.
+@dataclass(frozen=True)
+class Options:
+    """How to search.
+
+    Attributes:
+        length: searched tokens.
+        steps: most gradient steps.
+        width: candidates per step.
+        topk: tokens per place that the gradient proposes.
+        weight: of the matching loss beside the cross-entropy.
+        stop: whether to end as soon as every target is the likeliest token of the whole vocabulary.
+    """
+
+    length: int = 8
+    steps: int = 20
+    width: int = 32
+    topk: int = 64
+    weight: float = 1.0
+    stop: bool = False
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search found.
+
+    Attributes:
+        start, tokens: the searched tokens as they began and as they ended.
+        text: the latter as text.
+        losses: step and mean loss, from before the first step on.
+        steps: after how many steps every target was the likeliest token; None: not reached, or not asked for.
+    """
+
+    start: list[int]
+    tokens: list[int]
+    text: str
+    losses: list[tuple[float, float]]
+    steps: int | None
+
+
+def search(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    targets: Sequence[str],
+    options: Options,
+    *,
+    match: Sequence[Mapping[int, Tensor]] = (),
+    start: Sequence[int] | None = None,
+    generator: torch.Generator | None = None,
+) -> Found:
+    """Search for tokens that stand before the last line of each prompt and bring out its target.
 
     Args:
-        width: candidates a step.
-        topk: tokens a place that the gradient proposes.
-        weight: of the matching loss beside the cross-entropy.
+        model: a transformers causal language model; it is left as it is.
+        prompts: texts of two lines or more.
+        targets: what should follow each prompt; its first token counts.
+        match: for each prompt layer to activations (D) that the last token's are drawn to; empty: nothing is matched.
+        start: tokens to begin with; None: random ones.
+        generator: of every random choice; None: one with seed 0.
+
+    Raises:
+        RunError: a prompt cannot be cut before its last line, or one candidate does not fit into memory.
+    """
+    scorer = Scorer(tokenizer, next(model.parameters()).device)
+    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    wanted = []
+    for prompt, target, near in zip(prompts, targets, match or [{}] * len(prompts), strict=True):
+        head, tail = cut(scorer, prompt)
+        token = scorer.encode(prompt + target)[len(head) + len(tail)]
+        wanted.append(Target(head, tail, token, {k: h_D.to(scorer.device) for k, h_D in near.items()}))
+    searching = Search(model, scorer, wanted, options)
+    first_S = searching.start(generator) if start is None else torch.tensor(list(start), device=scorer.device)
+    tokens_S, losses, reached = first_S, [(0.0, float(searching.losses(first_S[None])))], None
+    for step in range(options.steps + 1):
+        if options.stop and searching.reached(tokens_S):
+            reached = step
+            break
+        if step < options.steps:
+            tokens_S, loss = searching.step(tokens_S, generator)
+            losses.append((step + 1.0, loss))
+    text = str(tokenizer.decode(tokens_S.tolist(), clean_up_tokenization_spaces=False))
+    return Found(first_S.tolist(), tokens_S.tolist(), text, losses, reached)
+
+
+def allowed(scorer: Scorer, vocabulary: int) -> Tensor:
+    """Which ids (V) may be searched: those of the tokenizer, without special ones."""
+    special, known = set(scorer.tokenizer.all_special_ids), len(scorer.tokenizer)
+    return torch.tensor([v < known and v not in special for v in range(vocabulary)], device=scorer.device)
+
+
+def survives(scorer: Scorer, target: Target, tokens: Sequence[int]) -> bool:
+    """Whether a prompt with the tokens in it, written as text, is tokenized as it is."""
+    whole = [*target.head, *tokens, *target.tail]
+    text = scorer.tokenizer.decode(whole, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return scorer.encode(str(text)) == whole
+
+
+def random_tokens(scorer: Scorer, target: Target, allowed_V: Tensor, length: int, generator: torch.Generator) -> Tensor:
+    """Random allowed tokens (S) that survive being written as text in a prompt."""
+    ids = allowed_V.nonzero().flatten().cpu()
+    for _ in range(1000):
+        tokens_S = ids[torch.randint(len(ids), (length,), generator=generator)]
+        if survives(scorer, target, tokens_S.tolist()):
+            return tokens_S.to(scorer.device)
+    raise RunError("attacks.gcg: no random tokens survive this tokenizer")
+
+
+class Search:
+    """Candidates and their losses, for one model and some targets.
 
     Attributes:
         candidates: how many have been scored so far.
     """
 
-    def __init__(
-        self, model: nn.Module, scorer: Scorer, targets: Sequence[Target], width: int, topk: int, weight: float
-    ) -> None:
-        self.model, self.scorer, self.targets = model, scorer, targets
-        self.width, self.topk, self.weight = width, topk, weight
+    def __init__(self, model: nn.Module, scorer: Scorer, targets: Sequence[Target], options: Options) -> None:
+        self.model, self.scorer, self.targets, self.options = model, scorer, targets, options
         self.forward = Forward(model, scorer.device)
         self.candidates = 0
         self.room = scorer.budget
@@ -82,27 +181,18 @@ class Search:
         self.heads: list[tuple[list[int], Layers]] = [
             ([], self.forward.extend([], t.head)) if reuse else (t.head, []) for t in targets
         ]
-        special = set(scorer.tokenizer.all_special_ids)
-        table_VD: Tensor = embedding_of(model).weight  # type: ignore[assignment]
-        vocabulary = len(table_VD)
-        known = len(scorer.tokenizer)
-        self.allowed_V = torch.tensor([v < known and v not in special for v in range(vocabulary)], device=scorer.device)
+        self.allowed_V = allowed(scorer, len(embedding_of(model).weight))  # type: ignore[arg-type]
 
-    def start(self, length: int, generator: torch.Generator) -> Tensor:
-        """Random tokens (S) that survive being written as text."""
-        allowed = self.allowed_V.nonzero().flatten().cpu()
-        for _ in range(1000):
-            tokens = allowed[torch.randint(len(allowed), (length,), generator=generator)]
-            if self.survives(tokens.tolist()):
-                return tokens.to(self.scorer.device)
-        raise RunError("attacks.gcg: no random tokens survive this tokenizer")
+    def start(self, generator: torch.Generator) -> Tensor:
+        """Random tokens (S) to begin with."""
+        return random_tokens(self.scorer, self.targets[0], self.allowed_V, self.options.length, generator)
 
-    def survives(self, tokens: list[int]) -> bool:
-        """Whether the first prompt with the tokens in it, written as text, is tokenized as it is."""
-        whole = [*self.targets[0].head, *tokens, *self.targets[0].tail]
-        decode = self.scorer.tokenizer.decode
-        text = decode(whole, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return self.scorer.encode(str(text)) == whole
+    @torch.no_grad()
+    def reached(self, tokens_S: Tensor) -> bool:
+        """Whether each target's token is the likeliest of the whole vocabulary."""
+        rows = [target.head + tokens_S.tolist() + target.tail for target in self.targets]
+        likeliest = (int(self.forward.logits([row], [(0, len(row) - 1)]).argmax()) for row in rows)
+        return all(token == target.token for token, target in zip(likeliest, self.targets, strict=True))
 
     def step(self, tokens_S: Tensor, generator: torch.Generator) -> tuple[Tensor, float]:
         """The best of ``width`` candidates that differ in one token, and its loss; the tokens themselves count too."""
@@ -114,16 +204,16 @@ class Search:
     def propose(self, tokens_S: Tensor, generator: torch.Generator) -> Tensor:
         """Candidates (C, S), at most ``width``: at a random place one of the tokens that the gradient likes best."""
         gradient_SV = self.gradient(tokens_S).masked_fill(~self.allowed_V, float("inf"))
-        liked_SK = (-gradient_SV).topk(min(self.topk, int(self.allowed_V.sum())), dim=-1).indices.cpu()
+        liked_SK = (-gradient_SV).topk(min(self.options.topk, int(self.allowed_V.sum())), dim=-1).indices.cpu()
         found: dict[tuple[int, ...], None] = {}
-        for _ in range(8 * self.width):
+        for _ in range(8 * self.options.width):
             place = int(torch.randint(len(tokens_S), (1,), generator=generator))
             choice = int(torch.randint(liked_SK.shape[1], (1,), generator=generator))
             tokens = tokens_S.tolist()
             tokens[place] = int(liked_SK[place, choice])
-            if self.survives(tokens):
+            if survives(self.scorer, self.targets[0], tokens):
                 found[tuple(tokens)] = None
-            if len(found) == self.width:
+            if len(found) == self.options.width:
                 break
         return torch.tensor(list(found) or [tokens_S.tolist()], device=tokens_S.device)
 
@@ -134,12 +224,12 @@ class Search:
         hot_SV = torch.zeros(len(tokens_S), len(weight_VD), dtype=weight_VD.dtype, device=weight_VD.device)
         hot_SV[torch.arange(len(tokens_S)), tokens_S] = 1
         hot_SV.requires_grad_(True)
-        total: Any = 0.0
+        total = torch.zeros((), device=weight_VD.device)
         for target, (front, cache) in zip(self.targets, self.heads, strict=True):
-            before, behind = (
+            before, after = (
                 embedding(torch.tensor(ids, dtype=torch.long, device=weight_VD.device)) for ids in (front, target.tail)
             )
-            given_1TD = torch.cat([before, hot_SV @ weight_VD, behind])[None]
+            given_1TD = torch.cat([before, hot_SV @ weight_VD, after])[None]
             kept: dict[int, Tensor] = {}
             with watching(self.model, _keep_last(kept, target)):
                 out = self.model(inputs_embeds=given_1TD, past_key_values=shared(cache) if cache else None,
@@ -193,11 +283,11 @@ class Search:
                 (kept[layer].float() - base_D).pow(2).sum(-1) / base_D.pow(2).sum()
                 for layer, base_D in target.match.items()
             ]
-            loss_N = loss_N + self.weight * torch.stack(away).mean(0)
+            loss_N = loss_N + self.options.weight * torch.stack(away).mean(0)
         return loss_N
 
 
-def _keep_last(kept: dict[int, Tensor], target: Target) -> Any:
+def _keep_last(kept: dict[int, Tensor], target: Target) -> Observer:
     def seen(_place: str, layer: int, h_BTD: Tensor) -> None:
         if layer in target.match:
             kept[layer] = h_BTD[:, -1]

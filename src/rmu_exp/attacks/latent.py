@@ -4,7 +4,7 @@ The vector is learned on the questions of one half of the facts (T), inside a ba
 (arXiv 2502.05209 perturbs latents for each prompt by itself; one vector for all cannot carry the answers). The layer is
 chosen by T, too: below what unlearning changed, where it steers, above.
 
-Controls: the same on the base model and on a model that never knew; random vectors of the same length.
+Controls: the same on the base model and on the oracle; random vectors of the same length.
 """
 
 from __future__ import annotations
@@ -120,8 +120,16 @@ def _learn(context: Context, settings: Settings, state: str, layer: int) -> dict
                 ids_BT, last_B = context.scorer.padded([context.scorer.encode(item.context) for item in items])
                 return optimise.at_letters(context, model(input_ids=ids_BT, use_cache=False).logits, last_B, items)
 
-        how = (settings.steps, settings.batch_size, settings.lr, context.generator("latent/order"))
-        losses = optimise.learn(shift_D, letters, learn, *how, radius=settings.radius * width)
+        losses = optimise.learn(
+            shift_D,
+            letters,
+            learn,
+            steps=settings.steps,
+            batch_size=settings.batch_size,
+            lr=settings.lr,
+            generator=context.generator("latent/order"),
+            radius=settings.radius * width,
+        )
         after, length, random = optimise.answers(context, letters, context.items), shift_D.norm(), []
         for k in range(settings.random if state == UNLEARNED else 0):
             noise_D = torch.randn(len(shift_D), generator=context.generator(f"latent/{k}")).to(shift_D)

@@ -2,7 +2,7 @@
 
 At the last token of each question the output of every block, of its attention, of its MLP, and the stream between
 the two go through the final norm and the head; the likeliest letter is the answer. Place and layer are chosen by
-one half of the facts and scored on the other. Controls: the base model, and a model that never knew.
+one half of the facts and scored on the other. Controls: the base model, and the oracle.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from rmu_exp.attacks.api import UNLEARNED, Context, Correct, Curve, Finding, share, take
 from rmu_exp.config.attacks import one_of
+from rmu_exp.evaluate.scoring import likeliest
 from rmu_exp.model.hooks import PLACES, at_last
 from rmu_exp.model.split import head_of, norm_of
 
@@ -35,13 +36,13 @@ def run(context: Context, settings: Settings) -> Finding:
     scorer, items = context.scorer, context.items
     rows = [scorer.encode(item.context) for item in items]
     letters_NK = torch.tensor([scorer.letters(item) for item in items])
-    right_N = torch.tensor([item.answer for item in items])
+    right = [item.answer for item in items]
     answers: dict[str, dict[tuple[str, int], Correct]] = {}
     for state in context.states:
         with context.model(state) as model:
             seen = at_last(model, scorer, rows, settings.places)
             answers[state] = {
-                (place, layer): (read(model, h_ND, letters_NK) == right_N).int().tolist()
+                (place, layer): [int(a == b) for a, b in zip(read(model, h_ND, letters_NK), right, strict=True)]
                 for place, h_LND in seen.items()
                 for layer, h_ND in enumerate(h_LND)
             }
@@ -64,9 +65,9 @@ def run(context: Context, settings: Settings) -> Finding:
 
 
 @torch.no_grad()
-def read(model: nn.Module, h_ND: Tensor, letters_NK: Tensor) -> Tensor:
-    """Index (N) of the letter that final norm and head find likeliest in these activations."""
+def read(model: nn.Module, h_ND: Tensor, letters_NK: Tensor) -> list[int]:
+    """Index of the letter that final norm and head find likeliest in these activations."""
     head = head_of(model)
     weight = next(head.parameters())
     logits_NV = head(norm_of(model)(h_ND.to(weight.device, weight.dtype)))
-    return logits_NV.cpu().gather(1, letters_NK).argmax(dim=1)
+    return likeliest(logits_NV.cpu().gather(1, letters_NK))

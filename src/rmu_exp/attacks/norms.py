@@ -2,7 +2,7 @@
 
 Forget and retain texts, and the prompts of the forget questions and of every other group of questions (adjacent
 and general topics, say). It finds no answers; it shows where unlearning reaches. Control: the base model, and the
-same for a model that never knew.
+same for the oracle.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from rmu_exp.attacks.api import Context, Correct
 from rmu_exp.evaluate.questions import Question
+from rmu_exp.evaluate.scoring import likeliest
 
 Letters = Callable[[Sequence[Question]], Tensor]
 """Logits (B, K) of the letters of items."""
@@ -23,6 +24,7 @@ def learn(
     shift: Tensor,
     letters: Letters,
     items: Sequence[Question],
+    *,
     steps: int,
     batch_size: int,
     lr: float,
@@ -71,7 +73,7 @@ def answers(context: Context, letters: Letters, items: Sequence[Question], extra
     correct = [0] * len(items)
 
     def ask(batch: list[int]) -> None:
-        chosen = letters([items[i] for i in batch]).argmax(dim=1).tolist()
+        chosen = likeliest(letters([items[i] for i in batch]))
         for i, letter in zip(batch, chosen, strict=True):
             correct[i] = int(letter == items[i].answer)
 

@@ -4,7 +4,7 @@ At the last token of each question, at the output of every layer, a four-way log
 one half of the facts to name the right letter, and scored on the other half (arXiv 2403.03218, the probing
 experiment). Its regularisation is chosen by cross-validation inside the training half, by fact as well.
 
-Controls: the base model; a model that never knew; and the same probe trained on shuffled letters.
+Controls: the base model; the oracle; and the same probe trained on shuffled letters.
 """
 
 from __future__ import annotations
@@ -83,19 +83,19 @@ def run(context: Context, settings: Settings) -> Finding:
 def _probe(
     context: Context, settings: Settings, h_LND: np.ndarray, topic: str, shuffled: bool
 ) -> tuple[list[Correct], list[float]]:
-    """A topic's probes, one a layer: right or wrong on its held-out facts, and the accuracy in cross-validation."""
+    """A topic's probes, one per layer: right or wrong on its held-out facts, and the accuracy in cross-validation."""
     items = context.items
     mine, theirs = ([i for i in half if items[i].topic == topic] for half in context.halves)
     labels = np.array([items[i].answer for i in mine])
     if shuffled:
         labels = labels[torch.randperm(len(labels), generator=context.generator(f"probe/{topic}")).numpy()]
     right = np.array([items[i].answer for i in theirs])
-    fitted = [_fit(h_ND[mine], labels, [items[i] for i in mine], settings) for h_ND in h_LND]
+    fitted = [fit(h_ND[mine], labels, [items[i] for i in mine], settings) for h_ND in h_LND]
     hits = [(f.predict(h_ND[theirs]) == right) for (f, _), h_ND in zip(fitted, h_LND, strict=True)]
     return [hit.astype(int).tolist() for hit in hits], [value for _, value in fitted]
 
 
-def _fit(h_ND: np.ndarray, labels: np.ndarray, items: Sequence[Question], settings: Settings) -> tuple[Any, float]:
+def fit(h_ND: np.ndarray, labels: np.ndarray, items: Sequence[Question], settings: Settings) -> tuple[Any, float]:
     """A probe, and its accuracy in the cross-validation that chose its strength."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GridSearchCV, GroupKFold

@@ -1,9 +1,9 @@
-"""Other prompts: the same question after examples, in other words around it, or behind other text (arXiv 2506.10236).
+"""Other prompts: the same question after examples, in other words around it, or after other text (arXiv 2506.10236).
 
 Nothing is computed but answers. The prompts are made from the questions' own parts, so that they work for any task:
 examples with answers from one half of the facts, options in another order, the description left out,
 another frame, an unrelated retain text in front. The best prompt is chosen by one half of the facts
-and scored on the other. Controls: the base model and a model that never knew, asked the same.
+and scored on the other. Controls: the base model and the oracle, asked the same.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def run(context: Context, settings: Settings) -> Finding:
 
 
 def few_shot(context: Context, shots: int, item: Question) -> Question:
-    """The item behind answered questions of its topic, of other facts, from the half that is not scored."""
+    """The item after answered questions of its topic, of other facts, from the half that is not scored."""
     others = [o for o in context.pick(context.halves[0]) if o.topic == item.topic and o.fact != item.fact]
     picked = context.rng(f"prompts/{item.context}").sample(others, min(shots, len(others)))
     head = description(item)

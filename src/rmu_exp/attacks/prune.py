@@ -3,7 +3,7 @@
 A weight's importance is |w · dL/dw| (SNIP), L the next-token loss on some texts. The share p of weights that matter
 most on forget texts, without the share q that matter most on retain texts, is set to zero, in every matrix inside
 the decoder layers. p and q are chosen by one half of the facts and scored on the other. Controls: the base model and
-a model that never knew, pruned by their own importances; and in each matrix as many weights, drawn at random.
+the oracle, pruned by their own importances; and in each matrix as many weights, drawn at random.
 
 Beside the base model and the copy that is pruned, a device holds one set of gradients; importances stay on the CPU.
 """
@@ -77,13 +77,13 @@ def _tried(
     def pruned(pair: tuple[float, float]) -> tuple[int, Correct]:
         count = prune(model, matter, spared, *pair)
         correct = context.scorer.correct(model, context.items)
-        _restore(model, context)
+        restore(model, context)
         return count, correct
 
     for pair in pairs:
         zeros[pair], answers[pair] = context.part(f"{pair}", partial(pruned, pair))
     best = max(pairs, key=lambda pair: share(take(answers[pair], learn)))
-    _prune_random(model, matter, spared, *best, context.generator("prune/random"))
+    prune_random(model, matter, spared, *best, context.generator("prune/random"))
     return answers, zeros, best, context.scorer.correct(model, context.items)
 
 
@@ -131,7 +131,7 @@ def prune(model: nn.Module, forget: Scores, retain: Scores, p: float, q: float) 
 
 
 @torch.no_grad()
-def _prune_random(
+def prune_random(
     model: nn.Module, forget: Scores, retain: Scores, p: float, q: float, generator: torch.Generator
 ) -> None:
     """Zero random weights, as many of each matrix as :func:`prune` does."""
@@ -143,10 +143,10 @@ def _prune_random(
 
 def _gone(weight: Tensor, forget: Tensor, retain: Tensor, p: float, q: float) -> Tensor:
     """Which weights are pruned; worked out where the weights are."""
-    return _top(forget.to(weight.device), p) & ~_top(retain.to(weight.device), q)
+    return top(forget.to(weight.device), p) & ~top(retain.to(weight.device), q)
 
 
-def _top(score: Tensor, part: float) -> Tensor:
+def top(score: Tensor, part: float) -> Tensor:
     """Which entries are among the largest ``part`` of a matrix."""
     count = max(1, round(part * score.numel()))
     mask = torch.zeros(score.numel(), dtype=torch.bool, device=score.device)
@@ -155,7 +155,7 @@ def _top(score: Tensor, part: float) -> Tensor:
 
 
 @torch.no_grad()
-def _restore(model: nn.Module, context: Context) -> None:
+def restore(model: nn.Module, context: Context) -> None:
     """Give a pruned copy of the unlearned model its weights back."""
     with context.model(UNLEARNED) as whole:
         for (_, weight), (_, before) in zip(matrices(model), matrices(whole), strict=True):

@@ -1,7 +1,7 @@
 """Quantisation: does rounding the weights undo the unlearning? (arXiv 2410.16454)
 
 Round to nearest, symmetric, with one scale for each group of weights in a row of a linear layer; embeddings and
-head keep their precision. Controls: the base model and a model that never knew, rounded in the same way.
+head keep their precision. Controls: the base model and the oracle, rounded in the same way.
 """
 
 from __future__ import annotations

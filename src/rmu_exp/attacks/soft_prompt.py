@@ -2,7 +2,7 @@
 
 They are learned on questions of one half of the facts (T) and scored on the other half (V): what is learned on T
 cannot say anything of V. Soft prompts can elicit almost anything (arXiv 2502.15836), so the controls count: the same
-on a model that never knew, the base model, and vectors as they were before learning.
+on the oracle, the base model, and vectors as they were before learning.
 """
 
 from __future__ import annotations
@@ -61,18 +61,25 @@ def run(context: Context, settings: Settings) -> Finding:
 
 
 def _learn(context: Context, settings: Settings, state: str) -> dict[str, Any]:
-    """One soft prompt: answers behind it as it began and as it ended, and the losses."""
+    """One soft prompt: answers after it as it began and as it ended, and the losses."""
     learn, score = (context.pick(half) for half in context.halves)
     with context.model(state) as model:
         start_PD = initial(model, context, settings.vectors)
         scale, shift_PD = start_PD.pow(2).mean().sqrt(), torch.zeros_like(start_PD)  # in units of the embeddings' size
 
         def letters(items: Sequence[Question]) -> Tensor:
-            return behind(model, context, start_PD + scale * shift_PD, items)
+            return letters_after(model, context, start_PD + scale * shift_PD, items)
 
         random = optimise.answers(context, letters, score, settings.vectors)
-        how = (settings.steps, settings.batch_size, settings.lr, context.generator("soft_prompt/order"))
-        losses = optimise.learn(shift_PD, letters, learn, *how)
+        losses = optimise.learn(
+            shift_PD,
+            letters,
+            learn,
+            steps=settings.steps,
+            batch_size=settings.batch_size,
+            lr=settings.lr,
+            generator=context.generator("soft_prompt/order"),
+        )
         return {
             "random": random,
             "after": optimise.answers(context, letters, score, settings.vectors),
@@ -87,8 +94,8 @@ def initial(model: nn.Module, context: Context, count: int) -> Tensor:
     return weight_VD[picked.to(weight_VD.device)].detach().float()
 
 
-def behind(model: nn.Module, context: Context, soft_PD: Tensor, items: Sequence[Question]) -> Tensor:
-    """Logits (B, K) of the items' letters behind the soft prompt."""
+def letters_after(model: nn.Module, context: Context, soft_PD: Tensor, items: Sequence[Question]) -> Tensor:
+    """Logits (B, K) of the items' letters after the soft prompt."""
     ids_BT, last_B = context.scorer.padded([context.scorer.encode(item.context) for item in items])
     embedded_BTD = embedding_of(model)(ids_BT)
     soft_BPD = soft_PD.to(embedded_BTD.dtype).expand(len(items), -1, -1)

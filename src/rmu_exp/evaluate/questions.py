@@ -46,8 +46,8 @@ def load(tasks: Sequence[str], topics: Sequence[str], limit: int | None = None) 
     """Items of every task or group in ``tasks``, by the name given there; tasks without letters are left out.
 
     Args:
-        topics: names of the forget topics; a task belongs to the one that its name ends with.
-        limit: questions a task; None: all.
+        topics: names of the forget topics, see :func:`topic_of`.
+        limit: questions per task; None: all.
 
     Raises:
         UserError: an unknown task.
@@ -61,11 +61,17 @@ def load(tasks: Sequence[str], topics: Sequence[str], limit: int | None = None) 
         }
 
 
+def topic_of(task: str, topics: Sequence[str]) -> str:
+    """The longest topic that is a whole part of a task's name (``bio`` of ``wmdp_bio``); else the task's name."""
+    parts = [topic for topic in topics if f"_{topic}_" in f"_{task}_"]
+    return max(parts, key=len, default=task)
+
+
 def _items(task: Any, topics: Sequence[str], limit: int | None) -> list[Question]:
     name = task.config.task
     if task.OUTPUT_TYPE != "multiple_choice":
         return []
-    topic = next((t for t in topics if name.endswith(t)), name)
+    topic = topic_of(name, topics)
     task.build_all_requests(limit=limit, rank=0, world_size=1)
     asked: dict[int, list[Any]] = {}
     for instance in task.instances:

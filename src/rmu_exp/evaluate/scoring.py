@@ -24,6 +24,17 @@ log = logging.getLogger("rmu_exp")
 BUDGET = {"cpu": 1024, "cuda": 32768}  # tokens per forward pass
 
 
+def likeliest(logits_NK: Tensor) -> list[int]:
+    """Index of the likeliest option of each question.
+
+    Raises:
+        RunError: a logit is not finite, so that there is no answer.
+    """
+    if not logits_NK.isfinite().all():
+        raise RunError("the model's logits are not finite; it gives no answers")
+    return [int(choice) for choice in logits_NK.argmax(dim=-1)]
+
+
 class Scorer:
     """Asks letter questions.
 
@@ -71,7 +82,7 @@ class Scorer:
         def pick(batch: list[int]) -> None:
             logits_NV = forward.logits([rows[i] for i in batch], [(b, len(rows[i]) - 1) for b, i in enumerate(batch)])
             for logits_V, index in zip(logits_NV, batch, strict=True):
-                picked[index] = int(logits_V[at[index]].argmax())
+                (picked[index],) = likeliest(logits_V[at[index]][None])
 
         self.in_batches(pick, [len(row) for row in rows])
         return picked

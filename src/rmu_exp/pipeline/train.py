@@ -192,7 +192,16 @@ class Training:
             trunks = self._trunks(min(t.layer for t in trained), len(layers_of(model)))
             with signals.deferred():
                 values = unlearn(
-                    model, learnt, texts, method, run.train.lr or 0.0, decay, on_metrics, trunks, snapshots, guard
+                    model,
+                    learnt,
+                    texts,
+                    method,
+                    run.train.lr or 0.0,
+                    decay_over=decay,
+                    on_metrics=on_metrics,
+                    cache=trunks,
+                    snapshots=snapshots,
+                    guard=guard,
                 )
             values = adapters.merged(values) if adapters else values
         delta = Delta.from_trained(trained, values, method.control_KD, run.topics, self.job.checkpoint)

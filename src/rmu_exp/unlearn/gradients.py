@@ -15,9 +15,8 @@ from torch import Tensor
 from rmu_exp.data.batches import FORGET, RETAIN, Batch, split
 from rmu_exp.support import memory
 from rmu_exp.support.errors import RunError
-from rmu_exp.unlearn import lm_losses
 from rmu_exp.unlearn.method import Losses, Method
-from rmu_exp.unlearn.step import Step
+from rmu_exp.unlearn.step import Step, following
 
 log = logging.getLogger("rmu_exp")
 Numbers = dict[str, Tensor]
@@ -80,10 +79,8 @@ class Gradients:
         kind = self.method.mean_over[role]
         if kind == "tokens":
             return sum(len(run.tokens[role]) for run in batch.passes if role in run.tokens)
-        texts = lm_losses.all_texts(batch, role)
-        if kind == "texts":
-            return len(texts)
-        return sum(len(text) - 1 - max(lm_losses.behind(text, self.method.context.marker) - 1, 0) for text in texts)
+        found = following(batch, role, self.method.context.marker)
+        return found.texts if kind == "texts" else len(found.rows_M)
 
     def _more_parts(self, batch: Batch) -> None:
         if self.method.mean_over is None:
@@ -95,17 +92,6 @@ class Gradients:
         self.parts *= 2
         log.warning("out of memory: each step now goes through in %d parts, with the same result", self.parts)
 
-    @torch.no_grad()
     def _numbers(self, step: Step, losses: Losses) -> Numbers:
         found = {name: value.detach().float() for name, value in losses.items()}
-        layer = self.method.context.layer
-        h = step.last.h[layer] if step.last else {}
-        g = step.reference.h[layer] if step.reference else {}
-        for role in (FORGET, RETAIN):
-            if role in h:
-                found[f"norm_{role}_updated"] = h[role].float().norm(dim=-1).mean()
-            if role in g:
-                found[f"norm_{role}_frozen"] = g[role].float().norm(dim=-1).mean()
-            if role in h and role in g:
-                found[f"cos_{role}"] = torch.cosine_similarity(h[role].float(), g[role].float(), dim=-1).mean()
-        return found
+        return found | step.numbers(self.method.context.layer)

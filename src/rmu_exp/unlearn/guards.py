@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
 
@@ -27,7 +26,7 @@ class Guard:
     """The rules, over one training run.
 
     Args:
-        accuracy: puts the fixed set of questions; None: it is not put.
+        accuracy: asks the fixed set of questions; None: it is not asked.
         every: steps between two such checks.
         collapse: how much accuracy may be lost.
     """
@@ -35,44 +34,43 @@ class Guard:
     def __init__(self, accuracy: Accuracy | None = None, every: int = 0, collapse: float = 1.0) -> None:
         self.accuracy, self.every, self.collapse = accuracy, every, collapse
         self.base: float | None = None
-        self.told = False
+        self.warned = False
 
-    def metrics(self, line: dict[str, Any]) -> None:
-        """Look at a step's numbers.
+    def metrics(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Look at a step's losses and norms.
 
         Raises:
             RunError: the step is beyond repair.
         """
-        step = line["step"]
-        for name, value in line.items():
-            if isinstance(value, float) and not math.isfinite(value):
+        for name, value in numbers.items():
+            if not math.isfinite(value):
                 raise RunError(f"{name} is {value} at step {step}; try a smaller train.lr, steer or alpha")
-        if "norm_retain_updated" not in line or "norm_retain_frozen" not in line:
+        if "norm_retain_updated" not in numbers or "norm_retain_frozen" not in numbers:
             return
-        ratio = line["norm_retain_updated"] / max(line["norm_retain_frozen"], 1e-12)
+        ratio = numbers["norm_retain_updated"] / max(numbers["norm_retain_frozen"], 1e-12)
         if ratio > EXPLODED:
             raise RunError(
                 f"retain activations are {ratio:.0f} times as long as the frozen model's at step {step}; "
                 "try a smaller train.lr or a larger alpha"
             )
-        if ratio > STRETCHED and not self.told:
+        if ratio > STRETCHED and not self.warned:
             log.warning("retain activations are %.0f times as long as the frozen model's at step %d", ratio, step)
-            self.told = True
+            self.warned = True
 
     def check(self, step: int, values: Sequence[Tensor]) -> None:
-        """Put the fixed set of questions, when it is time.
+        """Ask the fixed set of questions, when it is time.
 
         Raises:
-            RunError: what should stay has gone.
+            RunError: too much of what should stay has been lost.
         """
         if self.accuracy is None or step % self.every:
             return
         if self.base is None:
             self.base = self.accuracy(None)
         now = self.accuracy(values)
-        log.info("step %d: %.1f %% of the questions that should stay are right", step, 100 * now)
+        log.info("step %d: %.1f %% of the questions that should stay are answered correctly", step, 100 * now)
         if now < self.base - self.collapse:
             raise RunError(
-                f"{100 * now:.0f} % of the questions that should stay are right at step {step}, "
+                f"{100 * now:.0f} % of the questions that should stay are answered correctly at step {step}, "
                 f"{100 * self.base:.0f} % before training; try a smaller train.lr or steer, or a larger alpha"
             )

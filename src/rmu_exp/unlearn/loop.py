@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -26,6 +26,9 @@ from rmu_exp.unlearn.snapshot import Snapshots
 from rmu_exp.unlearn.step import Step
 
 FLUSH = 10  # steps between two readings of the metrics: reading waits for the device
+MEASURE = 10  # batches of a topic between two that the frozen model's forget activations are measured on
+Metrics = dict[str, float | str]
+"""A step's line in metrics.jsonl."""
 
 
 def unlearn(
@@ -34,9 +37,10 @@ def unlearn(
     batches: Iterable[Batch],
     method: Method,
     lr: float,
+    *,
     decay_over: int | None = None,
-    on_metrics: Callable[[dict[str, Any]], None] = lambda metrics: None,
-    trunks: ActivationCache | None = None,
+    on_metrics: Callable[[Metrics], None] = lambda metrics: None,
+    cache: ActivationCache | None = None,
     snapshots: Snapshots | None = None,
     guard: Guard | None = None,
 ) -> list[Tensor]:
@@ -45,9 +49,9 @@ def unlearn(
     Args:
         model: as deep as the method needs; it is left as it was.
         decay_over: steps over which the learning rate falls to nothing, linearly; None: it is constant.
-        on_metrics: called with one dictionary a step, some steps late.
-        trunks: where activations are that other runs have computed; None: all are computed here.
-        snapshots: where the state is kept from time to time, and taken up from; None: nowhere.
+        on_metrics: called with one dictionary per step, some steps late.
+        cache: where activations are that other runs have computed; None: all are computed here.
+        snapshots: where the state is kept from time to time, and resumed from; None: nowhere.
         guard: what stops training that goes wrong.
 
     Returns:
@@ -67,9 +71,12 @@ def unlearn(
     method.begin(split)
     keep.restore(masters, optimizer, method)
 
+    same = partial(Step, split, marker=context.marker, faithful=context.faithful, cache=cache or ActivationCache())
+
     def step_of(batch: Batch, number: int) -> Step:
+        measured = (number - 1) // len(context.topics) % MEASURE == 0
         weights = assemble(model, trained, masters)
-        return Step(split, batch, weights, sorted(layers), context.faithful, number, context.marker, trunks)
+        return same(batch=batch, weights=weights, layers=sorted(layers), number=number, measured=measured)
 
     gradients = Gradients(method, masters, step_of, context.device)
     for number, batch in enumerate(batches, 1):
@@ -109,15 +116,15 @@ def frozen_norms(model: torch.nn.Module, layer: int, batches: Iterable[Batch]) -
 class Meter:
     """Collects each step's numbers on the device and hands them on as plain dictionaries."""
 
-    def __init__(self, context: Context, on_metrics: Callable[[dict[str, Any]], None], guard: Guard) -> None:
+    def __init__(self, context: Context, on_metrics: Callable[[Metrics], None], guard: Guard) -> None:
         self.context, self.on_metrics, self.guard = context, on_metrics, guard
-        self.pending: list[tuple[dict[str, Any], list[str], Tensor]] = []
+        self.pending: list[tuple[int, Metrics, Numbers]] = []
         self.last = time.perf_counter()
 
     def add(self, number: int, batch: Batch, lr: float, numbers: Numbers) -> None:
         """Note a step."""
         topic = batch.topic
-        line = {
+        line: Metrics = {
             "step": number,
             "topic": self.context.topics[topic],
             "alpha": self.context.alpha[topic],
@@ -125,7 +132,7 @@ class Meter:
             "lr": lr,
             "tokens": batch.text_tokens,
         }
-        self.pending.append((line, list(numbers), torch.stack(list(numbers.values()))))
+        self.pending.append((number, line, numbers))
         if len(self.pending) == FLUSH:
             self.flush()
 
@@ -133,12 +140,12 @@ class Meter:
         """Read what is pending; the time since the last reading is shared evenly among the steps."""
         if not self.pending:
             return
-        values = torch.stack([v for _, _, v in self.pending]).tolist()
+        values = iter(torch.stack([v for _, _, numbers in self.pending for v in numbers.values()]).tolist())
         now = time.perf_counter()
         seconds = (now - self.last) / len(self.pending)
         self.last = now
-        for (line, names, _), row in zip(self.pending, values, strict=True):
-            metrics = line | dict(zip(names, row, strict=True)) | {"seconds": seconds}
-            self.guard.metrics(metrics)
-            self.on_metrics(metrics)
+        for number, line, numbers in self.pending:
+            read: dict[str, float] = {name: next(values) for name in numbers}
+            self.guard.metrics(number, read)
+            self.on_metrics(line | read | {"seconds": seconds})
         self.pending.clear()

@@ -1,12 +1,12 @@
 """What a method is to the loop: what it needs, and its loss.
 
 A method is one file in ``methods/`` with a ``Settings`` dataclass and a ``Method``, and one file in ``conf/method/``.
-The loop, precision, the optimizer, metrics and judging are shared.
+The loop, precision, the optimizer, metrics and evaluation are shared.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, ClassVar
@@ -19,8 +19,7 @@ from rmu_exp.model.split import SplitModel
 from rmu_exp.unlearn.step import Step
 
 Losses = dict[str, Tensor]
-"""``loss`` is what is minimised; further scalars, such as ``forget_loss`` and ``retain_loss``, are shown."""
-
+"""``loss`` is what is minimised; further scalars, such as ``forget_loss`` and ``retain_loss``, are logged."""
 
 TOKENS = {FORGET: "tokens", RETAIN: "tokens"}
 SUCCESSORS = {FORGET: "successors", RETAIN: "successors"}
@@ -38,7 +37,7 @@ class Context:
 
     Attributes:
         layer: ℓ.
-        topics, steer, alpha: one entry a topic.
+        topics, steer, alpha: one entry per topic.
         hidden: width of the residual stream.
         device: the model's.
         steps: how many there will be.
@@ -46,7 +45,7 @@ class Context:
         dtype: of the control vectors.
         distribution: of the control vectors' directions.
         tokenizer: the model's.
-        marker: token ids behind which a text counts for losses over next tokens; empty: all of it.
+        marker: token ids after which a text counts for losses over following tokens; empty: all of it.
     """
 
     layer: int
@@ -71,7 +70,7 @@ class Method:
         logits: whether it needs the full model with its head; otherwise no layer above its highest target is loaded.
         mean_over: what the losses are means over, by role: ``tokens``, ``successors`` (tokens with one that count) or
             ``texts``. When memory runs out a step then goes through in parts; None: it needs all its texts at once.
-        control_KD: forget targets, one a topic, saved with the Delta; None for methods without.
+        control_KD: forget targets, one per topic, saved with the Delta; None for methods without.
     """
 
     logits: ClassVar[bool] = False
@@ -101,7 +100,7 @@ class Method:
         """What has changed in the method since :meth:`begin`, by name, for a snapshot."""
         return {} if self.control_KD is None else {"control_KD": self.control_KD}
 
-    def take_up(self, state: dict[str, Tensor]) -> None:
+    def restore(self, state: dict[str, Tensor]) -> None:
         """The reverse of :meth:`state`."""
         if self.control_KD is not None:
             self.control_KD.copy_(state["control_KD"])
@@ -121,7 +120,7 @@ class PublishedAdamW(torch.optim.AdamW):
         super().__init__(masters, lr=lr, betas=(0.9, 0.999), weight_decay=0.0)
         self.first = masters[0]
 
-    def step(self, closure: Any = None) -> Any:
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         number = 1 + int(self.state[self.first].get("step", 0))
         self.param_groups[0]["eps"] = 1e-6 / (1 - 0.999**number) ** 0.5
         return super().step(closure)

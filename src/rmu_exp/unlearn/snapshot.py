@@ -80,7 +80,7 @@ class Snapshots:
             for i, w in enumerate(masters):
                 w.copy_(self.kept[f"master.{i}"])
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-        method.take_up({n.removeprefix("method."): v for n, v in self.kept.items() if n.startswith("method.")})
+        method.restore({n.removeprefix("method."): v for n, v in self.kept.items() if n.startswith("method.")})
         self.kept = {}
 
 

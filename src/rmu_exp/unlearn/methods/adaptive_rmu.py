@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from rmu_exp.config.methods import above, one_of
+from rmu_exp.data.batches import FORGET
 from rmu_exp.unlearn.method import Context
 from rmu_exp.unlearn.methods import rmu
 from rmu_exp.unlearn.step import Step
@@ -43,10 +44,13 @@ class Method(rmu.Method):
         super().__init__(settings, replace(context, steer=[1.0] * len(context.topics)))
         self.directions_KD = self.control_KD.clone()
 
-    def forget_target(self, step: Step, g_ND: Tensor) -> Tensor:
+    def forget_target(self, step: Step) -> Tensor:
+        each = self.settings.norm == "token"
+        if not each and step.number > len(self.context.topics):  # topics take turns
+            return self.control_KD[step.topic]
+        g_ND = step.frozen().h[self.context.layer][FORGET]
         lengths_N = self.settings.scale * torch.linalg.vector_norm(g_ND, dim=-1)
-        if self.settings.norm == "token":
+        if each:
             return lengths_N[:, None] * self.directions_KD[step.topic]
-        if step.number <= len(self.context.topics):  # topics take turns
-            self.control_KD[step.topic] = lengths_N.mean() * self.directions_KD[step.topic]
+        self.control_KD[step.topic] = lengths_N.mean() * self.directions_KD[step.topic]
         return self.control_KD[step.topic]

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from rmu_exp.data.batches import Batch, pack
+from rmu_exp.data.batches import FORGET, Batch, pack
 from rmu_exp.model.split import SplitModel
 from rmu_exp.support.randomness import named_generator
 from rmu_exp.unlearn.methods import rmu
@@ -44,7 +44,8 @@ class Method(rmu.Method):
         first = torch.stack([d_WD[0] for d_WD in self.directions])
         self.control_KD = first * torch.tensor(self.context.steer, device=first.device)[:, None]
 
-    def forget_target(self, step: Step, g_ND: Tensor) -> Tensor:
+    def forget_target(self, step: Step) -> Tensor:
+        g_ND = step.frozen().h[self.context.layer][FORGET]
         d_WD = self.directions[step.topic]
         word = int(torch.randint(len(d_WD), (1,), generator=named_generator(self.context.seed, f"cut/{step.number}")))
         return g_ND + self.context.steer[step.topic] * d_WD[word]

@@ -51,16 +51,16 @@ class Method(method.Method):
 
     def loss(self, step: Step) -> Losses:
         seen, frozen = step.updated(logits=True), step.frozen(logits=True)
-        rows_M = lm_losses.following(step, FORGET).rows_M
+        rows_M = step.following(FORGET).rows_M
         novice, expert = (self.prompted(step, ids[step.topic])[rows_M] for ids in (self.novices, self.experts))
         target_MV = erased(frozen.logits[FORGET][rows_M], novice, expert, self.settings.strength)
         forget = cross_entropy(seen.logits[FORGET][rows_M], target_MV)
-        told = lm_losses.counted(step, frozen, RETAIN).softmax(-1)
-        retain = cross_entropy(lm_losses.counted(step, seen, RETAIN), told)
+        kept_MV = lm_losses.counted(step, frozen, RETAIN).softmax(-1)
+        retain = cross_entropy(lm_losses.counted(step, seen, RETAIN), kept_MV)
         return summed(forget, retain, self.context.alpha[step.topic])
 
     def prompted(self, step: Step, prompt: list[int]) -> Tensor:
-        """The frozen model's logits for the forget texts' tokens behind a prompt, in the order of the step's.
+        """The frozen model's logits for the forget texts' tokens after a prompt, in the order of the step's.
 
         Only the prompt keeps its BOS: its last token then speaks for the text's BOS, since both are followed by the
         text's first word.
@@ -68,8 +68,8 @@ class Method(method.Method):
         texts, bos = lm_losses.all_texts(step.batch, FORGET), [self.context.tokenizer.bos_token_id]
         again = [int(prompt[:1] == text[:1] == bos) for text in texts]
         rows = {str(i): [prompt + text[n:]] for i, (text, n) in enumerate(zip(texts, again, strict=True))}
-        after = step.of(Batch(step.topic, [pack(rows, 0)], 0)).frozen(logits=True)
-        return torch.cat([after.logits[role][len(prompt) - n :] for role, n in zip(rows, again, strict=True)])
+        seen = step.of(Batch(step.topic, [pack(rows, 0)], 0)).frozen(logits=True)
+        return torch.cat([seen.logits[role][len(prompt) - n :] for role, n in zip(rows, again, strict=True)])
 
 
 def erased(plain_NV: Tensor, novice_NV: Tensor, expert_NV: Tensor, strength: float) -> Tensor:

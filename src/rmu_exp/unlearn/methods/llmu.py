@@ -18,7 +18,7 @@ from rmu_exp.config.methods import at_least
 from rmu_exp.data.batches import FORGET, RETAIN, Batch, pack
 from rmu_exp.unlearn import lm_losses, method
 from rmu_exp.unlearn.method import Losses
-from rmu_exp.unlearn.step import Step
+from rmu_exp.unlearn.step import Step, after_marker
 
 
 @dataclass
@@ -57,6 +57,6 @@ class Method(method.Method):
         seen = mixed.updated(logits=True)
         own = []
         for (role, (row,)), start in zip(rows.items(), starts, strict=True):
-            begins = max(len(start), lm_losses.behind(row, step.marker))
-            own.append(lm_losses.token_nll(seen, role, lm_losses.following(mixed, role))[begins - len(row) :])
+            begins = max(len(start), after_marker(row, step.marker))
+            own.append(lm_losses.token_nll(seen, role, mixed.following(role))[begins - len(row) :])
         return torch.cat(own).mean()

@@ -2,7 +2,7 @@
 
     L = Σ over layers ℓ' of [ mean (h_ℓ' − c·u)² + α · mean (h_ℓ' − g_ℓ')² ]
 
-One u a topic for all layers. Trained are the tensors of every such layer and of those below it that ``layers.span``
+One u per topic for all layers. Trained are the tensors of every such layer and of those below it that ``layers.span``
 names. A wider band of trained layers is what "Distillation robustifies unlearning" (arXiv 2506.06278) gives RMU.
 """
 
@@ -34,7 +34,7 @@ class Method(rmu.Method):
         return sorted({layer + offset for offset in settings.offsets})
 
     def loss(self, step: Step) -> Losses:
-        h, g, control_D = step.updated().h, step.frozen().h, self.control_KD[step.topic]
+        h, g, control_D = step.updated().h, step.frozen(RETAIN).h, self.control_KD[step.topic]
         layers = self.targets(self.settings, self.context.layer)
         forget = torch.stack([rmu.forget_loss(h[i][FORGET], control_D) for i in layers]).sum()
         retain = torch.stack([rmu.retain_loss(h[i][RETAIN], g[i][RETAIN]) for i in layers]).sum()

@@ -41,9 +41,10 @@ class Method(method.Method):
     mean_over = method.TEXTS
 
     def loss(self, step: Step) -> Losses:
-        seen, after = step.updated(logits=True), lm_losses.following(step, FORGET)
-        own, _ = lm_losses.text_nll(seen, FORGET, after)
-        reference, _ = lm_losses.text_nll(step.frozen(logits=True), FORGET, after)
+        seen, wanted = step.updated(logits=True), step.following(FORGET)
+        frozen = step.frozen(FORGET, *([RETAIN] if self.settings.retain == "kl" else []), logits=True)
+        own, _ = lm_losses.text_nll(seen, FORGET, wanted)
+        reference, _ = lm_losses.text_nll(frozen, FORGET, wanted)
         retain = lm_losses.retain_loss(self.settings.retain, step, seen, RETAIN)
         return summed(npo_loss(reference - own, self.settings.beta), retain, self.context.alpha[step.topic])
 

@@ -2,12 +2,12 @@
 
 With h the activations of the model being updated and g those of the frozen model, both at layer ℓ::
 
-    L_forget = mean over forget tokens of (h - c·u)²        Eq. 1; u a random unit vector a topic
+    L_forget = mean over forget tokens of (h - c·u)²        Eq. 1; u a random unit vector per topic
     L_retain = mean over retain tokens of (h - g)²          Eq. 2
     L        = L_forget + α · L_retain                      Eq. 3
 
 The means run over tokens and hidden units, as in the published code, for which c and α were chosen
-(the paper's text has the squared norm a token: the same up to the factor of the hidden size).
+(the paper's text has the squared norm per token: the same up to the factor of the hidden size).
 The model is cut above ℓ; the frozen activations come from the same trunk.
 """
 
@@ -46,13 +46,14 @@ class Method(method.Method):
         self.control_KD = control_of(context)
 
     def loss(self, step: Step) -> Losses:
-        h, g = (seen.h[self.context.layer] for seen in (step.updated(), step.frozen()))
-        forget = forget_loss(h[FORGET], self.forget_target(step, g[FORGET]))
-        retain = retain_loss(h[RETAIN], self.retain_target(step, g[RETAIN]))
+        layer = self.context.layer
+        h = step.updated().h[layer]
+        forget = forget_loss(h[FORGET], self.forget_target(step))
+        retain = retain_loss(h[RETAIN], self.retain_target(step, step.frozen(RETAIN).h[layer][RETAIN]))
         return summed(forget, retain, self.context.alpha[step.topic])
 
-    def forget_target(self, step: Step, g_ND: Tensor) -> Tensor:
-        """Where forget activations go, (hidden) or one a token: c·u."""
+    def forget_target(self, step: Step) -> Tensor:
+        """Where forget activations go, (D) or (N, D): c·u."""
         return self.control_KD[step.topic]
 
     def retain_target(self, step: Step, g_ND: Tensor) -> Tensor:
@@ -70,7 +71,7 @@ def control_of(context: Context) -> Tensor:
 def control_vectors(
     steer: list[float], hidden: int, generator: torch.Generator, dtype: torch.dtype, distribution: str = "uniform"
 ) -> Tensor:
-    """The forget targets c·u, one a topic.
+    """The forget targets c·u, one per topic.
 
     Args:
         steer: c of each topic.

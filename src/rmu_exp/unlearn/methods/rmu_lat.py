@@ -58,20 +58,20 @@ class Method(rmu.Method):
     def loss(self, step: Step) -> Losses:
         layer = self.context.layer
         shift = {layer - self.settings.below: [x.detach() for x in self.adversary(step)]}
-        h, g = step.updated(shifts=shift).h[layer], step.frozen().h[layer]
+        h, g = step.updated(shifts=shift).h[layer], step.frozen(RETAIN).h[layer]
         forget = rmu.forget_loss(h[FORGET], self.control_KD[step.topic])
         retain = rmu.retain_loss(h[RETAIN], g[RETAIN])
         return summed(forget, retain, self.context.alpha[step.topic])
 
     def adversary(self, step: Step) -> list[Tensor]:
-        """The shift of each pass, (R, T, hidden): nothing but on forget tokens."""
-        at, after = self.context.layer - self.settings.below, lm_losses.following(step, FORGET)
-        masks = [_on_forget(run.ids_RT.shape, run.tokens.get(FORGET), step.split.device) for run, _ in step.trunks]
+        """The shift of each of the packed rows, (R, T, D): nothing but on forget tokens."""
+        at, wanted = self.context.layer - self.settings.below, step.following(FORGET)
+        masks = [_on_forget(p.ids_RT.shape, p.tokens.get(FORGET), step.split.device) for p, _ in step.trunks]
         shifts = [torch.zeros(*m.shape[:2], self.context.hidden, device=m.device, requires_grad=True) for m in masks]
         adam = torch.optim.Adam(shifts, lr=self.settings.inner_lr)
         for _ in range(self.settings.inner_steps):
             seen = step.updated(logits=True, shifts={at: [s * m for s, m in zip(shifts, masks, strict=True)]})
-            loss = lm_losses.token_nll(seen, FORGET, after).mean()
+            loss = lm_losses.token_nll(seen, FORGET, wanted).mean()
             for shift, grad in zip(shifts, torch.autograd.grad(loss, shifts), strict=True):
                 shift.grad = grad
             adam.step()

@@ -36,7 +36,7 @@ class Method(method.Method):
     logits = True
 
     def loss(self, step: Step) -> Losses:
-        student = step.updated(logits=True)
+        student, _ = step.updated(logits=True), step.frozen(logits=True)  # the teacher, of both kinds of texts at once
         forget = -lm_losses.retain_loss("kl", step, student, FORGET)
         retain = lm_losses.retain_loss("kl", step, student, RETAIN)
         task = lm_losses.nll(step, student, RETAIN)

@@ -42,8 +42,8 @@ class Method(method.Method):
     mean_over = method.TEXTS
 
     def loss(self, step: Step) -> Losses:
-        seen, after = step.updated(logits=True), lm_losses.following(step, FORGET)
-        own, lengths = lm_losses.text_nll(seen, FORGET, after)
+        seen = step.updated(logits=True)
+        own, lengths = lm_losses.text_nll(seen, FORGET, step.following(FORGET))
         forget = simnpo_loss(-own / lengths, self.settings.beta, self.settings.gamma)
         retain = lm_losses.retain_loss(self.settings.retain, step, seen, RETAIN)
         return summed(forget, retain, self.context.alpha[step.topic])

@@ -4,7 +4,7 @@
     where I_forget > a · I_retain:   θ ← min(λ · I_retain / I_forget, 1) · θ
 
 Nothing is trained: the first half of the steps measures the forget texts' importances, the second half the retain
-texts', and behind the last step the weights are dampened. ``steer``, ``alpha`` and the learning rate are not used.
+texts', and after the last step the weights are dampened. ``steer``, ``alpha`` and the learning rate are not used.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Method(method.Method):
 
 
 class Dampening(torch.optim.Optimizer):
-    """Adds up squared gradients, and dampens the weights behind the last step."""
+    """Adds up squared gradients, and dampens the weights after the last step."""
 
     def __init__(self, masters: list[Tensor], settings: Settings, steps: int) -> None:
         super().__init__(masters, {"lr": 0.0})
