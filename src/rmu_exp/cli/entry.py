@@ -22,7 +22,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from rmu_exp.config.compose import composed, offer_all
+from rmu_exp.config.compose import composed
 from rmu_exp.config.parse import parse, parse_judge
 from rmu_exp.settings import Judge, Run
 from rmu_exp.support import disk
@@ -46,7 +46,6 @@ def guard(main: Callable[[], Any], conf: Path, name: str = "config") -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")  # other libraries' bars; read when they are imported
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # the hub client tells of every retry; read on import, too
     args = get_args_parser().parse_args()
-    offer_all(conf)
     if any(word.startswith(RESUME) for word in args.overrides):
         sys.exit(resume(args.overrides, judging=name == "judge"))
     if args.help:

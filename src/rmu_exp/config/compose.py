@@ -5,14 +5,12 @@ Hydra composes, :mod:`rmu_exp.config.parse` checks. In a sweep each swept value 
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import hydra
-from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
@@ -20,19 +18,13 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from rmu_exp.config import attacks, methods
-from rmu_exp.config.keys import keys_of, one_line, unknown_key
-from rmu_exp.config.parse import parse, parse_judge
+from rmu_exp.config import plugins
+from rmu_exp.config.parse import one_line, parse, parse_judge, register, unknown_attack_key, unknown_key
 from rmu_exp.settings import Judge, Run
 from rmu_exp.support.errors import UserError
+from rmu_exp.support.setting import keys_of
 
-ConfigStore.instance().store("run_schema", Run)
-ConfigStore.instance().store("judge_schema", Judge)
-
-
-def offer_all(conf: Path) -> None:
-    """Let ``attacks=all`` mean every file of conf/attacks/."""
-    ConfigStore.instance().store(attacks.ALL, {"defaults": attacks.names(conf)}, group="attacks")
+register()
 
 
 def composed(overrides: Sequence[str], conf: Path, multirun: bool = False, name: str = "config") -> list[Any]:
@@ -49,7 +41,11 @@ def composed(overrides: Sequence[str], conf: Path, multirun: bool = False, name:
     swept = [o for o in parsed if o.is_sweep_override()]
     for override in parsed:
         if override.key_or_group == "attacks" and not override.is_sweep_override():
-            attacks.refuse_unknown(override.value(), conf)
+            known = sorted(file.stem for file in (conf / "attacks").glob("*.yaml"))
+            chosen = override.value()
+            for attack in chosen if isinstance(chosen, list) else [chosen]:
+                if attack not in known:
+                    raise UserError(f"attacks: got {attack!r}, allowed is {', '.join(known)}")
     if swept and not multirun:
         key = swept[0].key_or_group
         raise UserError(f"{key}: several values need a sweep; add -m, or write '{key}=[…]' for a list")
@@ -128,7 +124,7 @@ def _translate(error: HydraException, parsed: list[Override], schema: type) -> s
             return f"{key}: no such key; `python train.py … --cfg hydra` shows those there are"
         if f"Could not override '{key}'" in text:
             if key.startswith("attacks."):
-                return attacks.unknown_setting(key)
+                return unknown_attack_key(key)
             near = key.rsplit(".", 1)[0] + "." if "." in key else ""
             known = [k for k in _known_keys(parsed, schema) if k.startswith(near) and "." not in k[len(near) :]]
             return unknown_key(key, known or keys_of(schema))
@@ -144,8 +140,8 @@ def _known_keys(parsed: list[Override], schema: type) -> list[str]:
     if schema is not Run:
         return keys_of(schema)
     named = [str(o.value()) for o in parsed if o.key_or_group == "method" and not o.is_sweep_override()]
-    method = named[-1] if named and named[-1] in methods.names() else "rmu"
-    return [*keys_of(Run), *(f"method.{f.name}" for f in dataclasses.fields(methods.settings(method)))]
+    known = plugins.declared(plugins.METHODS, named[-1] if named else "rmu")
+    return [*keys_of(Run), "method.name", *(f"method.{key}" for key in known)]
 
 
 def _first_lines(error: Exception) -> str:
