@@ -51,7 +51,7 @@ def guard(main: Callable[[], Any], conf: Path, name: str = "config") -> None:
     if args.help:
         from rmu_exp.config.reference import page
 
-        sys.stdout.write(page(conf, name))
+        sys.stdout.write(page(conf, "judge" if name == "judge" else "train"))
         sys.exit(0)
     if args.info or args.shell_completion or args.hydra_help:
         main()

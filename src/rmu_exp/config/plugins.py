@@ -79,8 +79,7 @@ def declared(group: str, name: str) -> dict[str, Declared]:
 
 def declarations(file: Path, name: str) -> dict[str, Declared]:
     """The settings that a class declares, and those of its bases in the same file, without importing it."""
-    tree = ast.parse(file.read_text(encoding="utf-8"))
-    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    classes = _classes(file)
     found: dict[str, Declared] = {}
     for base in classes[name].bases:
         if isinstance(base, ast.Name) and base.id in classes:
@@ -96,6 +95,12 @@ def declarations(file: Path, name: str) -> dict[str, Declared]:
                 default = _literal(call.args[0]) if call.args else dataclasses.MISSING
                 found[key] = Declared(sentence, ast.unparse(kind), default, Allowed(**given))
     return found
+
+
+@cache
+def _classes(file: Path) -> dict[str, ast.ClassDef]:
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    return {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
 
 
 def _literal(node: ast.expr) -> Any:

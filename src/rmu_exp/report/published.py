@@ -90,14 +90,14 @@ def changed(run: Run) -> list[str]:
     """
     mine, usual = flat(dataclasses.asdict(run)), flat(dataclasses.asdict(Run()))
     mine |= {"layers.parameters": run.parameters, "method.faithful": run.faithful}
-    theirs = {key: usual[key] for key in UNCHANGED} | PUBLISHED | run.model.published_settings
+    theirs = run.model.published_settings | PUBLISHED | {key: usual[key] for key in UNCHANGED}
     if run.steer != AUTO:
         theirs.pop("steering.factor")
     if not run.layers.lora:
         del theirs["layers.rank"], theirs["layers.rank_alpha"]
     if run.faithful:  # the published loop has lengths of its own
         theirs.pop("data.max_length")
-    spelled = {key: (_plain(mine[key]), _plain(value)) for key, value in theirs.items()}
+    spelled = {key: (_plain(mine.get(key)), _plain(value)) for key, value in theirs.items()}
     return [f"{key} {mine} (preset: {value})" for key, (mine, value) in spelled.items() if mine != value]
 
 
