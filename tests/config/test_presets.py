@@ -64,7 +64,9 @@ def test_every_method_composes_for_lore_and_for_zephyr_with_numbers_to_see(name)
         raw = config(f"method={name}", *words)
         assert isinstance(raw.train.lr, float)
         assert isinstance(raw.layer, int)
-        assert "$" not in str({key: raw[key] for key in ("layer", "steer", "alpha", "seed", "train", "layers", "method")})
+        assert "$" not in str(
+            {key: raw[key] for key in ("layer", "steer", "alpha", "seed", "train", "layers", "method")}
+        )
 
 
 def test_there_is_a_file_for_every_choice():

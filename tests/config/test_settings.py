@@ -54,7 +54,10 @@ from rmu_exp.support.setting import check, setting
         (["model=hf", "model.name=a/b"], "layer, steer, alpha: not given, and a/b has no preset for them; add layer=…"),
         (["model=local", "model.path=x", "steer=1", "alpha=1"], "layer: not given, and x has no preset for it; add l"),
         (["attacks=[quantise]", "attacks.quantise.bits=[1]"], "attacks.quantise.bits: got 1, allowed is 2 or more"),
-        (["attacks=[prune]", "attacks.prune.forget=[1.5]"], "attacks.prune.forget: got 1.5, allowed is a number > 0 an"),
+        (
+            ["attacks=[prune]", "attacks.prune.forget=[1.5]"],
+            "attacks.prune.forget: got 1.5, allowed is a number > 0 an",
+        ),
         (["attacks=[prune]", "attacks.prune.retain=[0]"], "attacks.prune.retain: got 0, allowed is a number > 0"),
         (
             ["attacks=[prune]", "attacks.prune.forget=[0.005]", "attacks.prune.retain=[0.02]"],
@@ -155,7 +158,15 @@ class Part:
 
 @pytest.mark.parametrize(
     "values",
-    [{"sizes": [0]}, {"sizes": [4]}, {"sizes": [True]}, {"sizes": 2}, {"share": 1.0}, {"share": 0}, {"words": {"a": "b"}}],
+    [
+        {"sizes": [0]},
+        {"sizes": [4]},
+        {"sizes": [True]},
+        {"sizes": 2},
+        {"share": 1.0},
+        {"share": 0},
+        {"words": {"a": "b"}},
+    ],
     ids=str,
 )
 def test_a_declaration_is_checked(values):

@@ -21,7 +21,7 @@ import torch
 from rmu_exp.attacks.api import UNLEARNED, Context, Correct, Curve, Finding, share, take
 from rmu_exp.evaluate.questions import Question
 from rmu_exp.model.hooks import BLOCK, at_last
-from rmu_exp.support.errors import RunError, UserError
+from rmu_exp.support.errors import RunError
 from rmu_exp.support.setting import setting
 
 SHUFFLED = "shuffled"

@@ -41,7 +41,9 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
     a, b = read(first), read(second)
     return {
         "runs": [str(first), str(second)],
-        "settings": _differing(*(flat(result_settings(r.config) | {"attacks": r.config.get("attacks")}) for r in (a, b))),
+        "settings": _differing(
+            *(flat(result_settings(r.config) | {"attacks": r.config.get("attacks")}) for r in (a, b))
+        ),
         "provenance": _origins(a, b),
         "qa": {name: _questions(name, a, b) | {"whole": not depth} for depth, name in rows(_both(a, b, "qa"))},
         "perplexity": {source: _perplexity(source, a, b) for source in _both(a, b, "perplexity")},

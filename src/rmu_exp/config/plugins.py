@@ -91,7 +91,7 @@ def declarations(file: Path, name: str) -> dict[str, Declared]:
                 ast.AnnAssign(target=ast.Name(id=key), annotation=kind, value=ast.Call() as call),
                 ast.Expr(value=ast.Constant(value=str(sentence))),
             ):
-                given = {word.arg: _literal(word.value) for word in call.keywords if word.arg != "changes_result"}
+                given = {str(word.arg): _literal(word.value) for word in call.keywords if word.arg != "changes_result"}
                 default = _literal(call.args[0]) if call.args else dataclasses.MISSING
                 found[key] = Declared(sentence, ast.unparse(kind), default, Allowed(**given))
     return found

@@ -77,8 +77,13 @@ def page(conf: Path, program: str, group: str | None = None) -> str:
             lines += textwrap.wrap(listed, WIDTH, subsequent_indent=" " * (len(name) + 3), break_on_hyphens=False)
         dot = "." if name else ""
         lines += [_short(f"  {dot}{row.key}={row.default}", row.sentence) for row in rows]
-    lines += ["", f"Defaults are those of `python {program}.py` alone; presets of the model and the method change them."]
-    lines += [f"One group with all its choices, keys and ranges: python {program}.py --help GROUP, such as --help attacks"]
+    lines += [
+        "",
+        f"Defaults are those of `python {program}.py` alone; presets of the model and the method change them.",
+    ]
+    lines += [
+        f"One group with all its choices, keys and ranges: python {program}.py --help GROUP, such as --help attacks"
+    ]
     return "\n".join([*lines, f"Hydra's own options: python {program}.py --hydra-help", ""])
 
 
@@ -135,7 +140,8 @@ def _defaults(conf: Path, name: str) -> dict[str, object]:
     """The values that the files of the defaults list give, as Hydra composes them; those of ``name`` come last."""
     values: dict[str, object] = {}
     chosen: dict[str, str] = {}
-    for entry in _yaml(conf / f"{name}.yaml")["defaults"]:
+    entries = _yaml(conf / f"{name}.yaml")["defaults"]
+    for entry in entries if isinstance(entries, list) else ():
         for group, choice in entry.items() if isinstance(entry, dict) else ():
             group = group.removeprefix("optional ")
             chosen[group] = re.sub(r"\$\{(\w+)\}", lambda found: chosen[found[1]], str(choice))

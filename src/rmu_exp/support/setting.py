@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import types
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
+from types import NoneType, UnionType
 from typing import Any
 
 from rmu_exp.support import redaction
@@ -96,18 +95,19 @@ def check(settings: object, prefix: str = "") -> None:
 
 
 def _check(settings: Any, prefix: str) -> None:
+    types = types_of(type(settings))
     for field in dataclasses.fields(settings):
         value, key = getattr(settings, field.name), f"{prefix}{field.name}"
         if dataclasses.is_dataclass(value):
             _check(value, f"{key}.")
         else:
-            _check_value(key, value, types_of(type(settings))[field.name], field.metadata.get(ALLOWED, Allowed()))
+            _check_value(key, value, types[field.name], field.metadata.get(ALLOWED, Allowed()))
     if hasattr(settings, "check"):
         settings.check()
 
 
 def _check_value(key: str, value: object, kind: object, allowed: Allowed) -> None:
-    optional = isinstance(kind, types.UnionType) and types.NoneType in typing.get_args(kind)
+    optional = isinstance(kind, UnionType) and NoneType in typing.get_args(kind)
     if value is None and optional:
         return
     if not _fits(value, kind):
@@ -123,7 +123,7 @@ def _check_value(key: str, value: object, kind: object, allowed: Allowed) -> Non
 def _fits(value: object, kind: object) -> bool:
     """Whether a value has a declared type; interpolations and lists in lists pass OmegaConf."""
     parts = typing.get_args(kind)
-    if isinstance(kind, types.UnionType):
+    if isinstance(kind, UnionType):
         return any(_fits(value, part) for part in parts)
     if typing.get_origin(kind) is list:
         return isinstance(value, list) and all(_fits(part, parts[0]) for part in value)
@@ -136,7 +136,6 @@ def _fits(value: object, kind: object) -> bool:
     return isinstance(value, (int, float) if kind is float else kind)
 
 
-@cache
 def types_of(schema: type) -> dict[str, Any]:
     """The types of a dataclass's fields."""
     return typing.get_type_hints(schema)
@@ -144,8 +143,8 @@ def types_of(schema: type) -> dict[str, Any]:
 
 def groups_of(schema: type) -> dict[str, type]:
     """The groups inside a settings dataclass, by name."""
-    made = {f.name: f.default_factory for f in dataclasses.fields(schema)}
-    return {name: made for name, made in made.items() if isinstance(made, type) and dataclasses.is_dataclass(made)}
+    made = [(f.name, f.default_factory) for f in dataclasses.fields(schema)]
+    return {name: group for name, group in made if isinstance(group, type) and dataclasses.is_dataclass(group)}
 
 
 def keys_of(schema: type, prefix: str = "") -> list[str]:

@@ -9,7 +9,7 @@ The paper's later ablation found that the gain came from the length c, not from 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor

@@ -8,7 +8,7 @@ names. A wider band of trained layers is what "Distillation robustifies unlearni
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 

@@ -8,7 +8,7 @@ held the more the further it goes. LoRA on every layer up to the highest such on
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
