@@ -62,7 +62,7 @@ class Model:
     trust_remote_code: bool = setting(False)
     """Run Python code that comes with the checkpoint. Off unless you turn it on."""
     parameters: list[str] | None = setting(None)
-    """Names inside a layer that RMU trains (see layers.parameters); null: the MLP output matrix (faithful Mixtral: as published)."""
+    """What layers.parameters is by default; null: the MLP output matrix (faithful Mixtral: as published)."""
     published: list[Published] = setting([])
     """Published accuracies, reported beside the measured ones."""
     published_settings: dict[str, Any] = setting({})

@@ -98,7 +98,7 @@ def test_a_judgement_has_no_training_settings():
         "unlearned",
         "base",
     }
-    with pytest.raises(UserError, match="eval.backend: got 'hf', allowed here is fast, stock"):
+    with pytest.raises(UserError, match=r"eval.backend: got 'hf', allowed here is fast, stock"):
         parse.parse_judge(config("unlearned=x", "eval.backend=hf", name="judge"))
     with pytest.raises(UserError, match="unlearned: not given"):
         parse.parse_judge(config(name="judge"))

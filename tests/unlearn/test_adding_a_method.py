@@ -59,7 +59,7 @@ def test_its_settings_are_checked_and_shown(copy):
     assert wrong.returncode == 2
     assert "method.powr: no such key, did you mean method.power?" in wrong.stderr
     assert "rmu_norm" in train(copy, "--help").stdout
-    code = "from pathlib import Path; from rmu_exp.config.reference import page; print(page(Path('conf'), 'train', 'method'))"
+    code = "import pathlib, rmu_exp.config.reference as r; print(r.page(pathlib.Path('conf'), 'train', 'method'))"
     explained = subprocess.run(
         [sys.executable, "-c", code], cwd=copy, env=os.environ | {"PYTHONPATH": "src"}, capture_output=True, text=True
     )

@@ -1,7 +1,7 @@
 """Methods and attacks by name: a module with a dataclass ``Settings``, and a file in ``conf/`` that holds the values.
 
-There is no list of them. ``method=npo`` is ``unlearn/methods/npo.py`` and ``conf/method/npo.yaml``, ``attacks=[relearn]``
-is ``attacks/relearn.py`` and ``conf/attacks/relearn.yaml``. What a file declares is read from its source, so that help
+There is no list of them. ``method=npo`` is ``unlearn/methods/npo.py`` and ``conf/method/npo.yaml``,
+``attacks=[relearn]`` is ``attacks/relearn.py`` and ``conf/attacks/relearn.yaml``. What a file declares is read from its source, so that help
 imports no torch. Checks no value: :mod:`rmu_exp.config.parse` does.
 """
 
@@ -12,6 +12,7 @@ import dataclasses
 import importlib
 from dataclasses import dataclass, field, make_dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ def declarations(file: Path, name: str) -> dict[str, Declared]:
         if isinstance(base, ast.Name) and base.id in classes:
             found |= declarations(file, base.id)
     body = classes[name].body
-    for item, after in zip(body, body[1:], strict=False):
+    for item, after in pairwise(body):
         match item, after:
             case (
                 ast.AnnAssign(target=ast.Name(id=key), annotation=kind, value=ast.Call() as call),

@@ -85,7 +85,8 @@ def check(settings: object, prefix: str = "") -> None:
         UserError: a list that is none or holds something else, a number out of range or not finite, a word that is no
             choice, a token or password, or what the group's own ``check()`` refuses.
     """
-    assert dataclasses.is_dataclass(settings) and not isinstance(settings, type)
+    assert dataclasses.is_dataclass(settings)
+    assert not isinstance(settings, type)
     values = dataclasses.asdict(settings)
     if redaction.holds(values):
         for key, leaf in _leaves(values, prefix.rstrip(".")):
@@ -143,8 +144,12 @@ def types_of(schema: type) -> dict[str, Any]:
 
 def groups_of(schema: type) -> dict[str, type]:
     """The groups inside a settings dataclass, by name."""
-    made = [(f.name, f.default_factory) for f in dataclasses.fields(schema)]
-    return {name: group for name, group in made if isinstance(group, type) and dataclasses.is_dataclass(group)}
+    found: dict[str, type] = {}
+    for f in dataclasses.fields(schema):
+        group: object = f.default_factory
+        if isinstance(group, type) and dataclasses.is_dataclass(group):
+            found[f.name] = group
+    return found
 
 
 def keys_of(schema: type, prefix: str = "") -> list[str]:
