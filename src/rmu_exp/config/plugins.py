@@ -1,8 +1,8 @@
 """Methods and attacks by name: a module with a dataclass ``Settings``, and a file in ``conf/`` that holds the values.
 
 There is no list of them. ``method=npo`` is ``unlearn/methods/npo.py`` and ``conf/method/npo.yaml``,
-``attacks=[relearn]`` is ``attacks/relearn.py`` and ``conf/attacks/relearn.yaml``. What a file declares is read from its source, so that help
-imports no torch. Checks no value: :mod:`rmu_exp.config.parse` does.
+``attacks=[relearn]`` is ``attacks/relearn.py`` and ``conf/attacks/relearn.yaml``. What a file declares is read from its
+source, so that help imports no torch. Checks no value: :mod:`rmu_exp.config.parse` does.
 """
 
 from __future__ import annotations
