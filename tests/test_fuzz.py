@@ -24,9 +24,7 @@ from hypothesis import strategies as st
 
 from rmu_exp import data as corpora
 from rmu_exp.__main__ import main
-from rmu_exp.cli import compose
-from rmu_exp.config import attacks, methods
-from rmu_exp.config.keys import keys_of
+from rmu_exp.config import compose, plugins
 from rmu_exp.model.checkpoint import locate
 from rmu_exp.model.delta import Delta
 from rmu_exp.pipeline import judgement
@@ -38,15 +36,16 @@ from rmu_exp.pipeline.train import Training
 from rmu_exp.record import results
 from rmu_exp.settings import Data, Run
 from rmu_exp.support.errors import UserError
+from rmu_exp.support.setting import keys_of
 
 TRIED: Counter[str] = Counter()
 GROUPS = [f.name for f in a_run.CONF.iterdir() if f.is_dir()]
 KEYS = [*keys_of(Run), *GROUPS, "hydra/launcher", "hydra/sweeper", "hydra.run.dir", "hydra.job.name", "method.faithful"]
-KEYS += [f"attacks.{name}.{key}" for name in attacks.names(a_run.CONF) for key in attacks.sentences(name)]
+KEYS += [f"attacks.{name}.{key}" for name in plugins.files("attacks") for key in plugins.declared("attacks", name)]
 SPECIAL = [
     "${layer}",
     "${oc.env:NOWHERE}",
-    "${preset:x}",
+    "${preset}",
     "${now:%Y}",
     "${oc.decode:1+}",
     "[",
@@ -89,7 +88,7 @@ def spelled(value: object) -> str:
 override_values = st.one_of(st.sampled_from(SPECIAL), fuzz.values.map(spelled))
 overrides = st.one_of(
     st.builds(lambda k, v: f"{k}={v}", st.sampled_from(KEYS), override_values),
-    st.builds(lambda k, v: f"{k}={v}", st.sampled_from(GROUPS), st.sampled_from(sorted(methods.names()))),
+    st.builds(lambda k, v: f"{k}={v}", st.sampled_from(GROUPS), st.sampled_from(list(plugins.files("method")))),
     st.builds(
         lambda sign, k, v: f"{sign}{k}={v}", st.sampled_from(["+", "++", "~"]), st.sampled_from(KEYS), override_values
     ),

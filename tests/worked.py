@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
+import yaml
 
 from rmu_exp.data import batches as batching
 from rmu_exp.model.parameters import assemble, resolve
@@ -13,6 +16,7 @@ from rmu_exp.unlearn.step import Step
 
 torch.set_num_threads(1)
 CPU = torch.device("cpu")
+CONF = Path(__file__).parent.parent / "conf"
 LAYER, STEPS, TOPICS = 3, 4, ["river", "bridge"]
 FORGET = [[3, 4, 5, 6], [7, 8, 9], [10, 11, 12, 13, 14]]
 RETAIN = [[15, 16, 17, 4, 5], [6, 3]]
@@ -39,6 +43,12 @@ def context(checkpoint, **other) -> methods.Context:
     return methods.Context(**(values | other))
 
 
+def defaults(name: str) -> dict:
+    """The values of a method's file in conf/."""
+    method = yaml.safe_load((CONF / f"method/{name}.yaml").read_text(encoding="utf-8"))["method"]
+    return {key: value for key, value in method.items() if key != "name"}
+
+
 class Worked:
     """A method, the model it needs, and a step of it.
 
@@ -48,7 +58,7 @@ class Worked:
 
     def __init__(self, checkpoint, name: str, layers=None, about=None, moved: float = 0.0, **settings) -> None:
         module = methods.find(name)
-        self.settings = module.Settings(**settings)
+        self.settings = module.Settings(**(defaults(name) | settings))
         self.method = module.Method(self.settings, context(checkpoint, **(about or {})))
         targets = module.Method.targets(self.settings, LAYER)
         depth = None if module.Method.logits else max(targets) + 1

@@ -1,8 +1,7 @@
-"""The Run: one typed, checked object that carries every setting of a run.
+"""The settings of a training run and of a judgement: typed, checked, and explained by the sentence under each field.
 
-Hydra composes ``conf/`` and the command line onto the dataclasses below, which gives every key its type;
-:mod:`rmu_exp.config.parse` makes the object and refuses what does not fit together. The sentence under a field is its
-documentation: ``python train.py --help`` and ``docs/configuration.md`` are made from it.
+Hydra composes ``conf/`` and the command line onto these dataclasses; :mod:`rmu_exp.config.parse` makes the objects.
+``--help`` and ``docs/configuration.md`` are made from the declarations. Knows no method and no attack.
 """
 
 from __future__ import annotations
@@ -10,128 +9,81 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING
 
-NOT_IN_DIGEST = ("output", "export", "tracking", "attacks", "share")
-NOT_IN_DIGEST_OF = {"model": ("oracle", "memory"), "data": ("forget_tasks",), "train": ("save_every",)}
+from rmu_exp.support.errors import UserError
+from rmu_exp.support.setting import setting, show, without_result
+
 AUTO = "auto"  # steer: taken from the model's own norms
-
-
-@dataclass
-class Preset:
-    """What is known to work for one model; every value is a default that the command line overrides."""
-
-    source: str = ""
-    """Where the values come from; "untuned" when nobody has published any."""
-    layer: Any = None
-    """The layer whose activations are steered, counted from 0."""
-    steer: Any = None
-    """Length of the forget target c·u."""
-    alpha: Any = None
-    """Weight of the retain loss."""
-    lr: float | None = None
-    """Learning rate of AdamW."""
-    batch_size: int = 4
-    """Texts a step, of the forget and of the retain corpus each."""
-    max_batches: int = 80
-    """Steps, counted over all topics together."""
-    min_len: int = 0
-    """Texts of this many characters or fewer are left out."""
-    parameters: list[str] | None = None
-    """Names of the trained tensors inside a layer; null: the MLP's output matrix."""
-    span: int = 3
-    """How many layers are trained; 0: all that the method loads (see layers.span)."""
-    lora: bool = False
-    """Train LoRA adapters (see layers.lora)."""
-    seed: int = 0
-    """Seed of every random choice."""
-    schedule: str = "constant"
-    """Learning rate over the steps: constant or linear."""
-    faithful: bool = False
-    """Train as the published loop does, to the letter (see method.faithful)."""
-
-
-ANY = "any"  # the entry of a method's presets that fits every model
-PRESET = tuple(f.name for f in dataclasses.fields(Preset))
-
-
-def preset(key: str, *, _root_: Any) -> Any:
-    """``${preset:KEY}``: a default that the method has for this model, or for any; else the model's own."""
-    if "method" not in _root_ or "model" not in _root_:
-        return None  # Hydra looks at each file alone before it puts them together
-    mine = _root_.method.get("presets") or {}
-    for entry in (mine.get(str(_root_.model.get("name"))), mine.get(ANY)):
-        if entry is not None and entry.get(key) is not None:
-            return entry[key]
-    return _root_.model.preset[key] if key in PRESET else None
-
-
-OmegaConf.register_new_resolver("preset", preset, replace=True)
+NOT_SETTINGS = ("hydra", "kind", "digest", "command")  # stand beside the settings
 
 
 @dataclass
 class Published:
-    """Accuracies that somebody published for a model and its preset, shown beside the measured ones."""
+    """Accuracies that somebody published for a model, reported beside the measured ones."""
 
-    source: str = MISSING
-    """Where they stand."""
-    questions: str = ""
+    source: str = setting(MISSING)
+    """Where they were published."""
+    questions: str = setting("")
     """Which version of the question set they belong to."""
-    base: dict[str, float] = field(default_factory=dict)
-    """lm-eval task or group to accuracy in 0..1, before."""
-    unlearned: dict[str, float] = field(default_factory=dict)
-    """The same, after."""
+    base: dict[str, float] = setting({})
+    """lm-eval task or group to the base model's accuracy in 0..1."""
+    unlearned: dict[str, float] = setting({})
+    """The same for the unlearned model."""
 
 
 @dataclass
 class Model:
     """The model to unlearn from."""
 
-    name: str | None = None
+    name: str | None = setting(None)
     """`lore`, or a hub id such as `HuggingFaceH4/zephyr-7b-beta`."""
-    path: str | None = None
+    path: str | None = setting(None)
     """A local folder in Hugging Face format; wins over the name."""
-    revision: str | None = None
+    revision: str | None = setting(None)
     """Branch, tag or commit on the hub; null: the newest."""
-    dtype: str = "auto"
-    """auto (float32 on a CPU, the checkpoint's own on a GPU), float32, bfloat16 or float16."""
-    device: str = "auto"
+    dtype: str = setting("auto", choices=("auto", "float32", "bfloat16", "float16"))
+    """auto: float32 on a CPU, the checkpoint's own on a GPU."""
+    device: str = setting("auto")
     """auto, cpu, cuda, cuda:1, …"""
-    oracle: str | None = None
-    """A folder or hub id of a model that never knew the forget topics: the control of the attacks."""
-    threads: int | None = None
+    oracle: str | None = setting(None, changes_result=False)
+    """A folder or hub id of a model that never saw the forget topics: a control of the attacks."""
+    threads: int | None = setting(None, least=1)
     """Threads on a CPU; equal bits need equal numbers of them. null: as many as the process may use."""
-    deterministic: bool = False
+    deterministic: bool = setting(False)
     """On a GPU, only kernels that give the same bits each time; slower, and an error where there is none."""
-    memory: float | None = None
-    """Gigabytes a run may take on a CPU over what the program holds; then batches get smaller. null: all there is."""
-    trust_remote_code: bool = False
+    memory: float | None = setting(None, above=0, changes_result=False)
+    """Gigabytes that a run may use on a CPU beyond the loaded program; batches shrink to fit. null: all there is."""
+    trust_remote_code: bool = setting(False)
     """Run Python code that comes with the checkpoint. Off unless you turn it on."""
-    preset: Preset = field(default_factory=Preset)
-    """Defaults of layer, steer, alpha and training for this model."""
-    published: list[Published] = field(default_factory=list)
-    """Published accuracies, shown beside the measured ones."""
+    parameters: list[str] | None = setting(None)
+    """What layers.parameters is by default; null: the MLP output matrix (faithful Mixtral: as published)."""
+    published: list[Published] = setting([])
+    """Published accuracies, reported beside the measured ones."""
+    published_settings: dict[str, Any] = setting({})
+    """The settings that the published accuracies belong to, by dotted key."""
 
 
 @dataclass
 class Layers:
     """Which tensors are trained, relative to `layer`."""
 
-    span: Any = 3
+    span: int = setting(3, least=0)
     """How many layers are trained: `layer` and the ones below it; 0: all that the method loads."""
-    parameters: list[str] | None = None
-    """Names inside a layer as on disk, globs allowed; null: the MLP output matrix (faithful Mixtral: as published)."""
-    lora: Any = False
-    """Train LoRA adapters on these matrices, merged into the Delta, in their place."""
-    rank: int = 16
+    parameters: list[str] | None = setting(None)
+    """Names inside a layer as on disk, globs allowed; null: model.parameters."""
+    lora: bool = setting(False)
+    """Train LoRA adapters on these matrices instead, merged into the Delta."""
+    rank: int = setting(16, least=1)
     """Rank of the adapters."""
-    rank_alpha: int = 16
+    rank_alpha: int = setting(16, least=1)
     """LoRA's scale, as peft's lora_alpha: adapters are multiplied by rank_alpha / rank."""
-    param_ids: list[int] | None = None
+    param_ids: list[int] | None = setting(None)
     """The published code's form: indices into a layer's parameters; translated to names and logged."""
 
 
@@ -139,11 +91,11 @@ class Layers:
 class Steering:
     """The forget target."""
 
-    kind: str = "fixed"
+    kind: str = setting("fixed", choices=("fixed",))
     """fixed: the target is steer · u."""
-    factor: float = 3.0
-    """With steer=auto: how many times the frozen model's mean activation norm on a topic's forget texts it is."""
-    distribution: str = "uniform"
+    factor: float = setting(3.0, above=0)
+    """With steer=auto: the target's length, in units of the frozen model's mean norm on the topic's forget texts."""
+    distribution: str = setting("uniform", choices=("uniform", "normal"))
     """Entries of u before normalising: uniform on [0, 1) as published, or normal."""
 
 
@@ -151,7 +103,7 @@ class Steering:
 class Retain:
     """The retain loss."""
 
-    kind: str = "mse"
+    kind: str = setting("mse", choices=("mse",))
     """mse: squared distance to the frozen activations."""
 
 
@@ -159,43 +111,51 @@ class Retain:
 class Data:
     """Forget and retain corpora, and the questions that belong to them."""
 
-    name: str = "local"
+    name: str = setting("local")
     """What the report calls these data."""
-    topics: list[str] | None = None
+    topics: list[str] | None = setting(None)
     """Names of the forget topics; null: the file names."""
-    forget: list[str] = field(default_factory=list)
-    """One source a topic: a .jsonl, .txt or .parquet file (.gz too), or a hub dataset org/name:config:split."""
-    retain: list[str] = field(default_factory=list)
-    """One source for all topics, or one a topic."""
-    min_len: int = 0
+    forget: list[str] = setting([])
+    """One source per topic: a .jsonl, .txt or .parquet file (.gz too), or a hub dataset org/name:config:split."""
+    retain: list[str] = setting([])
+    """One source for all topics, or one per topic."""
+    min_len: int = setting(0, least=0)
     """Texts of this many characters or fewer are left out."""
-    answer: str | None = None
-    """Methods over next tokens count only what follows this, in texts that have it; null: whole texts."""
-    max_length: int = 512
-    """Tokens a text is cut to; the published loop cuts forget texts after the first topic to 768."""
-    on_bad_line: str = "error"
-    """error, or skip (and count)."""
-    tasks: list[str] = field(default_factory=list)
+    answer: str | None = setting(None)
+    """In texts that contain this, methods over next tokens count only what comes after it; null: whole texts."""
+    max_length: int = setting(512, least=1)
+    """Texts are truncated to this many tokens; the published loop uses 768 for forget texts after the first topic."""
+    on_bad_line: str = setting("error", choices=("error", "skip"))
+    """What to do with a line that cannot be read: stop, or skip and count it."""
+    tasks: list[str] = setting([])
     """lm-eval tasks that belong to these data."""
-    forget_tasks: list[str] = field(default_factory=list)
-    """Those of them that ask by letters about the forget topics: what attacks try to get back."""
+    forget_tasks: list[str] = setting([], changes_result=False)
+    """Those among them with multiple-choice questions about the forget topics: what attacks try to get back."""
+
+    def check(self) -> None:
+        """Refuse topics and corpora whose numbers do not match."""
+        for key, names in (("data.topics", self.topics or []), ("data.forget", self.forget)):
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise UserError(f"{key}: {twice[0]} is there twice; name each once")
+        if self.forget and self.topics is not None and len(self.topics) != len(self.forget):
+            raise UserError(f"data.topics: got {len(self.topics)} names for {len(self.forget)} forget corpora")
 
 
 @dataclass
 class Eval:
-    """What is asked, before and after."""
+    """What base and unlearned model are evaluated on."""
 
-    tasks: list[str] = field(default_factory=list)
+    tasks: list[str] = setting([])
     """lm-eval tasks or groups; an empty list asks nothing."""
-    limit: int | None = None
-    """Questions a task; null: all."""
-    backend: str = "fast"
+    limit: int | None = setting(None, least=1)
+    """Questions per task; null: all."""
+    backend: str = setting("fast")
     """fast, or stock (lm-eval's own class), in memory; or a backend of lm-eval's (hf, vllm, …) with export=true."""
-    backend_args: dict[str, Any] = field(default_factory=dict)
+    backend_args: dict[str, Any] = setting({})
     """For a backend of lm-eval's, such as {parallelize: true}."""
-    batch_size: int = 64
-    """Questions a forward pass; fast sizes its batches by itself."""
-    perplexity: str | None = None
+    batch_size: int = setting(64, least=1)
+    """Questions per forward pass; fast sizes its batches by itself."""
+    perplexity: str | None = setting(None)
     """Held-out texts to measure perplexity on, a source as in data.retain; null: not measured."""
 
 
@@ -203,21 +163,21 @@ class Eval:
 class Train:
     """The training loop."""
 
-    lr: float | None = None
+    lr: float = setting(5e-5, above=0)
     """Learning rate of AdamW."""
-    batch_size: int = 4
-    """Texts a step, of the forget and of the retain corpus each."""
-    max_batches: int = 80
+    batch_size: int = setting(4, least=1)
+    """Texts per step, of the forget and of the retain corpus each."""
+    max_batches: int = setting(80, least=1)
     """Steps, counted over all topics together."""
-    schedule: str = "constant"
+    schedule: str = setting("constant", choices=("constant", "linear"))
     """Learning rate over the steps: constant as published, or linear, down to nothing at the end."""
-    check_every: int = 0
-    """Steps between two looks at questions that should stay, with the full model in memory; 0: none."""
-    check_questions: int = 32
+    check_every: int = setting(0, least=0)
+    """Steps between checks on questions that should stay, with the full model in memory; 0: none."""
+    check_questions: int = setting(32, least=4)
     """How many questions those are."""
-    collapse: float = 0.3
-    """Training stops when it has cost more of the accuracy on them than this."""
-    save_every: float | None = None
+    collapse: float = setting(0.3, least=0)
+    """Training stops when it has cost more than this of the accuracy on them."""
+    save_every: float | None = setting(None, least=0, changes_result=False)
     """Seconds between two snapshots to resume from; null: as often as costs no more than 1 % of the time."""
 
 
@@ -225,63 +185,50 @@ class Train:
 class Tracking:
     """Weights & Biases."""
 
-    kind: str = "off"
+    kind: str = setting("off", choices=("wandb", "off"))
     """wandb or off."""
-    project: str = "rmu_exp"
+    project: str = setting("rmu_exp")
     """W&B project."""
-    entity: str | None = None
+    entity: str | None = setting(None)
     """W&B user or team; null: your default one."""
-    mode: str = "auto"
-    """auto (online when a key is found), online or offline."""
-    name: str | None = None
+    mode: str = setting("auto", choices=("auto", "online", "offline"))
+    """auto: online when a key is found, offline otherwise."""
+    name: str | None = setting(None)
     """Run name; null: made from model, method, layer, steer and seed."""
-    group: str | None = None
+    group: str | None = setting(None)
     """Runs of one group are shown together; in a sweep, the sweep's folder."""
-    tags: list[str] = field(default_factory=list)
+    tags: list[str] = setting([])
     """W&B tags."""
-    wait: float = 60.0
+    wait: float = setting(60.0, above=0)
     """Seconds that the end of a run may wait for W&B; what is not uploaded by then `wandb sync` uploads."""
 
 
 @dataclass
 class Share:
-    """What trials that differ in steer, alpha or other settings of the loss compute once for all; same results."""
+    """What trials that differ only in steer, alpha or other settings of the loss compute once; same results."""
 
-    when: str = "auto"
-    """auto (in a sweep), always or never."""
-    gigabytes: float = 8.0
+    when: str = setting("auto", choices=("auto", "always", "never"))
+    """auto: in a sweep."""
+    gigabytes: float = setting(8.0, least=0)
     """Space in the cache folder for activations; 0: none are kept."""
 
 
 @dataclass
-class Run:
-    """One unlearning run."""
+class Experiment:
+    """What a training run and a judgement have in common."""
 
-    layer: Any = MISSING
-    """Layer whose activations are steered, counted from 0."""
-    steer: Any = MISSING
-    """Length of the forget target c·u: a number, one per topic, or auto (see steering.factor)."""
-    alpha: Any = MISSING
-    """Weight of the retain loss: a number, or one per topic."""
-    seed: int = 0
+    kind: ClassVar[str]
+
+    seed: int = setting(0, least=0, most=4_294_967_295)  # what every library takes
     """Seed of every random choice."""
-    export: bool = False
-    """Write the full unlearned checkpoint to model/ as well."""
-    output: str = ""
-    """Folder of the run; in a sweep, the folder that holds one folder a trial."""
-    model: Model = field(default_factory=Model)
-    layers: Layers = field(default_factory=Layers)
-    steering: Steering = field(default_factory=Steering)
-    retain: Retain = field(default_factory=Retain)
-    method: Any = field(default_factory=dict)
-    """The method's own settings: `name`, and what its file in unlearn/methods/ declares."""
-    data: Data = field(default_factory=Data)
-    eval: Eval = field(default_factory=Eval)
-    attacks: dict[str, Any] = field(default_factory=dict)
+    output: str = setting("", changes_result=False)
+    """Folder of the results; in a sweep, the folder that holds one folder per trial."""
+    model: Model = setting(Model)
+    data: Data = setting(Data)
+    eval: Eval = setting(Eval)
+    attacks: dict[str, Any] = setting({}, changes_result=False)
     """Chosen attacks and probes, each with its settings."""
-    train: Train = field(default_factory=Train)
-    tracking: Tracking = field(default_factory=Tracking)
-    share: Share = field(default_factory=Share)
+    tracking: Tracking = setting(Tracking, changes_result=False)
 
     @property
     def topics(self) -> list[str]:
@@ -289,9 +236,42 @@ class Run:
         return self.data.topics or topic_names(self.data.forget)
 
     @property
+    def digest(self) -> str:
+        """sha256 over every setting that can change a result (not where it is written or shown)."""
+        return digest_of(dataclasses.asdict(self))
+
+
+@dataclass
+class Run(Experiment):
+    """One training run."""
+
+    kind: ClassVar[str] = "train"
+
+    layer: int = setting(MISSING, least=0)
+    """Layer whose activations are steered, counted from 0."""
+    steer: Any = setting(MISSING)
+    """Length of the forget target c·u: a number, one per topic, or auto (see steering.factor)."""
+    alpha: Any = setting(MISSING)
+    """Weight of the retain loss: a number, or one per topic."""
+    export: bool = setting(False, changes_result=False)
+    """Write the full unlearned checkpoint to model/ as well."""
+    layers: Layers = setting(Layers)
+    steering: Steering = setting(Steering)
+    retain: Retain = setting(Retain)
+    method: Any = setting({})
+    """The method's own settings: `name`, and what its file in unlearn/methods/ declares."""
+    train: Train = setting(Train)
+    share: Share = setting(Share, changes_result=False)
+
+    @property
     def faithful(self) -> bool:
         """Whether it is the published loop to the letter."""
         return bool(getattr(self.method, "faithful", False))
+
+    @property
+    def parameters(self) -> list[str] | None:
+        """Names of the trained tensors inside a layer; None: the MLP's output matrix."""
+        return self.layers.parameters or self.model.parameters
 
     def trained_layers(self, targets: list[int], depth: int) -> list[int]:
         """Indices of the layers with trained tensors, lowest first.
@@ -304,59 +284,81 @@ class Run:
             return list(range(depth))
         return sorted({i for t in targets for i in range(max(0, t - self.layers.span + 1), t + 1)})
 
-    @property
-    def parameters(self) -> list[str] | None:
-        """Names of the trained tensors inside a layer; None: the MLP's output matrix."""
-        return self.layers.parameters or self.model.preset.parameters
-
-    @property
-    def digest(self) -> str:
-        """sha256 over every setting that can change a result (not where it is written or shown)."""
-        return digest(self)
+    def check(self) -> None:
+        """Refuse settings that do not go together; make steer and alpha one number per topic."""
+        if not self.data.forget:
+            raise UserError("data.forget: no corpus given; add 'data.forget=[a.jsonl,b.jsonl]'")
+        if len(self.data.retain) not in (1, len(self.data.forget)):
+            allowed = f"1, or one per topic ({len(self.data.forget)})"
+            raise UserError(f"data.retain: got {len(self.data.retain)} corpora, allowed is {allowed}")
+        if not self.model.name and not self.model.path:
+            raise UserError("model.name: not given; add model.name=ORG/NAME, or model.path=FOLDER")
+        if self.steer != AUTO:
+            self.steer = per_topic("steer", self.steer, self.topics)
+        self.alpha = per_topic("alpha", self.alpha, self.topics)
+        if self.faithful and self.train.schedule != "constant":
+            schedule = self.train.schedule
+            raise UserError(f"train.schedule: got {schedule!r}, but method.faithful=true has a constant rate")
+        if self.eval.backend not in ("fast", "stock") and not self.export:
+            raise UserError(f"eval.backend: {self.eval.backend} evaluates the exported checkpoint; add export=true")
 
 
 @dataclass
-class Judge:
-    """One judgement of a model that exists, against the model that it was made from."""
+class Judge(Experiment):
+    """One judgement of a model that exists, beside the model that it was made from."""
 
-    unlearned: str = MISSING
+    kind: ClassVar[str] = "judge"
+
+    unlearned: str = setting(MISSING)
     """The model to judge: a run's folder (which brings its base model and data), a checkpoint's folder, or a hub id."""
-    base: str | None = None
+    base: str | None = setting(None)
     """The model it was made from: a folder or hub id; null: the one of `model`, or of the run."""
-    seed: int = 0
-    """Seed of every random choice."""
-    output: str = ""
-    """Folder of the results."""
-    model: Model = field(default_factory=Model)
-    data: Data = field(default_factory=Data)
-    eval: Eval = field(default_factory=Eval)
-    attacks: dict[str, Any] = field(default_factory=dict)
-    """Chosen attacks and probes, each with its settings."""
-    tracking: Tracking = field(default_factory=Tracking)
 
-    @property
-    def topics(self) -> list[str]:
-        """Names of the forget topics, one for each entry of `data.forget`."""
-        return self.data.topics or topic_names(self.data.forget)
-
-    @property
-    def digest(self) -> str:
-        """sha256 over every setting that can change a result (not where it is written or shown)."""
-        return digest(self)
+    def check(self) -> None:
+        """Refuse what only a training run can do."""
+        if self.eval.backend not in ("fast", "stock"):
+            raise UserError(f"eval.backend: got {self.eval.backend!r}, allowed here is fast, stock")
 
 
-def digest(run: Run | Judge) -> str:
-    """sha256 over what can change the results of the stages before the attacks, which look after themselves."""
-    return digest_of(dataclasses.asdict(run))
+def is_result_key(key: str) -> bool:
+    """Whether a setting, by its dotted key, can change what the stages before the attacks compute.
+
+    Where results are written or shown does not; attacks have a fingerprint of their own.
+    """
+    parts = key.split(".")
+    return not _WITHOUT_RESULT.intersection(".".join(parts[:n]) for n in range(1, len(parts) + 1))
 
 
-def digest_of(settings: Mapping[str, Any]) -> str:
-    """The digest of settings as config.yaml has them."""
-    values = {key: value for key, value in settings.items() if key not in NOT_IN_DIGEST}
-    for group, keys in NOT_IN_DIGEST_OF.items():
-        if isinstance(values.get(group), Mapping):
-            values[group] = {k: v for k, v in values[group].items() if k not in keys}
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+_WITHOUT_RESULT = without_result(Run) | without_result(Judge) | {*NOT_SETTINGS, "model.never"}  # never: now oracle
+
+
+def result_settings(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Those of some nested settings that can change a result."""
+    return {
+        key: result_settings(value, f"{prefix}{key}.") if isinstance(value, Mapping) else value
+        for key, value in values.items()
+        if is_result_key(f"{prefix}{key}")
+    }
+
+
+def digest_of(values: Mapping[str, Any]) -> str:
+    """sha256 over those of the settings, as config.yaml has them, that can change a result."""
+    return hashlib.sha256(json.dumps(result_settings(values), sort_keys=True).encode()).hexdigest()
+
+
+def per_topic(key: str, value: object, topics: list[str]) -> list[float]:
+    """A number, or one per topic, as one float per topic."""
+    given = list(value) if isinstance(value, (list, tuple)) else [value]
+    numbers = [float(v) for v in given if isinstance(v, (int, float)) and not isinstance(v, bool)]
+    if len(numbers) < len(given) or not all(math.isfinite(v) and v >= 0 for v in numbers):
+        other = ", or auto" if key == "steer" else ""
+        raise UserError(f"{key}: got {show(value)}, allowed is a number ≥ 0, or one per topic{other}")
+    if len(numbers) == 1:
+        return numbers * len(topics)
+    if len(numbers) != len(topics):
+        named = f"{len(topics)}: {', '.join(topics)}"
+        raise UserError(f"{key}: got {len(numbers)} values, allowed is one number, or one per topic ({named})")
+    return numbers
 
 
 def topic_names(sources: list[str]) -> list[str]:

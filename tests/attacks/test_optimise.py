@@ -7,7 +7,7 @@ import torch
 
 from rmu_exp.attacks import latent, optimise, soft_prompt
 from rmu_exp.attacks.api import BASE, UNLEARNED
-from rmu_exp.config import attacks
+from rmu_exp.config import parse
 from rmu_exp.support.errors import UserError
 
 FEW = {"places": ["below", "steered", "above"], "radius": 0.5, "steps": 3, "batch_size": 4, "lr": 0.05, "random": 2}
@@ -76,7 +76,7 @@ def test_answers_are_those_of_asking_one_by_one(model, context):
 
 
 def test_the_attack_stays_in_its_ball_and_leaves_the_model_alone(context):
-    settings = attacks.settings("latent", FEW)
+    settings = parse.plugin("attacks", "latent", FEW)
     assert latent.layers(context, settings) == [4, 7, 8]
     with context.model(UNLEARNED) as model:
         before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -93,9 +93,9 @@ def test_the_attack_stays_in_its_ball_and_leaves_the_model_alone(context):
 
 def test_below_the_first_layer_there_is_none(context):
     context.layer, context.span = 0, [0]
-    assert latent.layers(context, attacks.settings("latent", FEW)) == [0, 1]
+    assert latent.layers(context, parse.plugin("attacks", "latent", FEW)) == [0, 1]
 
 
 def test_a_place_that_is_none_is_refused():
     with pytest.raises(UserError, match=r"attacks\.latent\.places: got 'beside', allowed is below, steered, above"):
-        attacks.settings("latent", FEW | {"places": ["beside"]})
+        parse.plugin("attacks", "latent", FEW | {"places": ["beside"]})

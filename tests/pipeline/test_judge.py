@@ -147,7 +147,9 @@ def test_two_checkpoints_with_questions_and_a_probe(broken, tmp_path):
 
 
 def test_help_shows_attacks_and_their_keys():
-    page = reference.page(ROOT / "conf", "judge")
-    for word in ("unlearned", "base", "attacks=relearn", ".relearn.samples", "attacks=all"):
+    page, group = reference.page(ROOT / "conf", "judge"), reference.page(ROOT / "conf", "judge", "attacks")
+    for word in ("unlearned", "base", "relearn"):
         assert word in page
     assert "steering=" not in page
+    assert "attacks.relearn.samples=[5,10,50,100]" in group
+    assert "attacks=all" in group

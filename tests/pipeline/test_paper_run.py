@@ -184,13 +184,16 @@ def test_what_is_fetched_runs_offline_to_the_same_delta(hub: Hub, online: Path, 
 def preset_row(file: Path) -> str:
     """A preset as docs/paper.md's table has it."""
     model = yaml.safe_load(file.read_text(encoding="utf-8"))
-    preset = model["preset"]
+    text = (ROOT / "conf/preset" / file.name).read_text(encoding="utf-8")
+    preset, source = yaml.safe_load(text), text.splitlines()[1].removeprefix("# Source: ").removesuffix(".")
     steer, alpha = (preset[k][0] if isinstance(preset[k], list) else preset[k] for k in ("steer", "alpha"))
-    parameters = ", ".join(f"`{name}`" for name in preset.get("parameters", ["mlp.down_proj.weight"]))
-    loop = "published" if preset.get("faithful") else "default"
+    parameters = ", ".join(f"`{name}`" for name in model.get("parameters", ["mlp.down_proj.weight"]))
+    loop = "published" if (ROOT / f"conf/method_model/rmu_{file.name}").is_file() else "default"
     cells = [f"`{file.stem}`", model["name"], preset["layer"], parameters, f"{steer:g}", f"{alpha:g}"]
-    cells += [f"{float(preset['lr']):.0e}".replace("e-0", "e-"), preset["batch_size"], preset["max_batches"]]
-    cells += [preset.get("min_len", 0), preset.get("seed", 0), loop, preset["source"]]
+    train = preset["train"]
+    cells += [f"{float(train['lr']):.0e}".replace("e-0", "e-"), train["batch_size"], train["max_batches"]]
+    cells += [preset.get("data", {}).get("min_len", 0), preset.get("seed", 0), loop]
+    cells.append("untuned" if source.startswith("# Untuned") else source)
     return "| " + " | ".join(map(str, cells)) + " |"
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from rmu_exp.cli.compose import composed
 from rmu_exp.evaluate.statistics import summary
-from rmu_exp.report.published import FORGET, SUBJECTS, changed, section
+from rmu_exp.report.published import PUBLISHED, SUBJECTS, changed, section
 
 CONF = Path(__file__).parents[2] / "conf"
 PAPER = {
@@ -94,7 +94,7 @@ def test_other_settings_than_the_presets_are_told(results: dict[str, Any]) -> No
         (["model.dtype=float32"], ["model.dtype float32 (preset: bfloat16)"]),
         (["model.revision=old"], ["model.revision old (preset: None)"]),
         (["data.retain=[w.txt]"], ["data.retain w.txt (preset: Salesforce/wikitext:wikitext-2-raw-v1:test)"]),
-        (["data.forget=[a.txt,b.txt]"], [f"data.forget a.txt, b.txt (preset: {', '.join(FORGET)})"]),
+        (["data.forget=[a.txt,b.txt]"], [f"data.forget a.txt, b.txt (preset: {', '.join(PUBLISHED['data.forget'])})"]),
         (["data.on_bad_line=skip"], ["data.on_bad_line skip (preset: error)"]),
         (["data.max_length=64"], []),
         (

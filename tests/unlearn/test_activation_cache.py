@@ -11,7 +11,7 @@ import pytest
 import tiny
 import torch
 
-from rmu_exp.config import methods
+from rmu_exp.config import plugins
 from rmu_exp.data import batches as batching
 from rmu_exp.model.checkpoint import Checkpoint
 from rmu_exp.model.parameters import resolve
@@ -151,7 +151,7 @@ def run_of(folder: Path, steer: float, when: str, corpus: Path) -> Run:
         alpha=[20.0],
         model=Model(path=str(folder)),
         layers=Layers(span=3),
-        method=methods.settings("rmu")(),
+        method=plugins.schema("method", "rmu")(faithful=False),
         data=Data(forget=[str(corpus)], retain=[str(corpus)], topics=["a"]),
         train=Train(lr=1e-3, batch_size=4, max_batches=6),
         tracking=Tracking(kind="off"),

@@ -58,6 +58,10 @@ def test_its_settings_are_checked_and_shown(copy):
     wrong = train(copy, "method=rmu_norm", "method.powr=1")
     assert wrong.returncode == 2
     assert "method.powr: no such key, did you mean method.power?" in wrong.stderr
-    shown = train(copy, "--help").stdout
-    assert "method=rmu_norm" in shown
-    assert "The power of the distance." in shown
+    assert "rmu_norm" in train(copy, "--help").stdout
+    code = "import pathlib, rmu_exp.config.reference as r; print(r.page(pathlib.Path('conf'), 'train', 'method'))"
+    explained = subprocess.run(
+        [sys.executable, "-c", code], cwd=copy, env=os.environ | {"PYTHONPATH": "src"}, capture_output=True, text=True
+    )
+    assert "method.power=2" in explained.stdout
+    assert "The power of the distance. [1 or more]" in explained.stdout

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from worked import CPU, LAYER, Worked, batch
 
-from rmu_exp.config import methods as catalog
+from rmu_exp.config import plugins
 from rmu_exp.data import batches as batching
 from rmu_exp.model.checkpoint import Checkpoint
 from rmu_exp.model.parameters import assemble
@@ -24,7 +24,7 @@ from rmu_exp.unlearn.gradients import Gradients
 from rmu_exp.unlearn.step import Step
 
 ROOT = Path(__file__).parents[2]
-IN_PARTS = [name for name in catalog.names() if methods.find(name).Method.mean_over is not None]
+IN_PARTS = [name for name in plugins.files("method") if methods.find(name).Method.mean_over is not None]
 
 
 @pytest.fixture(scope="module")

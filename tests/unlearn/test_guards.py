@@ -64,7 +64,7 @@ def train(checkpoint, lr: float, snapshots: Snapshots | None = None, poisoned: i
     forget, retain = (batching.tokenize(tiny.texts(30, seed), tokenizer, 64) for seed in (1, 2))
     model = checkpoint.open(4, torch.float32, CPU)
     about = Context(3, ["a"], [6.5], [10.0], checkpoint.hidden_size, CPU, STEPS)
-    method = rmu.Method(rmu.Settings(), about)
+    method = rmu.Method(rmu.Settings(faithful=False), about)
     loss = method.loss
 
     def spoilt(step):

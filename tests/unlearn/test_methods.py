@@ -10,7 +10,7 @@ import tiny
 import torch
 from worked import FORGET, LAYER, RETAIN, STEPS, Worked, batch, context, logits, nll
 
-from rmu_exp.config import methods
+from rmu_exp.config import plugins
 from rmu_exp.data.batches import Batch, pack
 from rmu_exp.model.checkpoint import Checkpoint
 from rmu_exp.model.split import layers_of
@@ -326,7 +326,7 @@ def test_rmu_lat_in_a_tiny_ball_is_rmu(checkpoint):
     assert held.loss()["loss"].item() == pytest.approx(plain.loss()["loss"].item(), rel=1e-4)
 
 
-@pytest.mark.parametrize("name", methods.names())
+@pytest.mark.parametrize("name", plugins.files("method"))
 def test_every_method_takes_finite_steps_and_leaves_the_model(checkpoint, name):
     quick = {"rr": {"offsets": [-1, 0]}, "multi_layer": {"offsets": [-1, 0]}, "rmu_lat": {"inner_steps": 2}}
     work = Worked(checkpoint, name, **quick.get(name, {}))

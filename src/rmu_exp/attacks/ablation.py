@@ -21,37 +21,31 @@ import torch
 from torch import Tensor, nn
 
 from rmu_exp.attacks.api import BASE, UNLEARNED, Context, Correct, Finding, share, take
-from rmu_exp.config.attacks import one_of
 from rmu_exp.model.hooks import changing, watching
 from rmu_exp.model.split import attention_of, layers_of, mlp_of
 from rmu_exp.support.errors import RunError
+from rmu_exp.support.setting import setting
 
-WITH_BASE, WITHOUT_BASE = ACCESS = ("with_base", "without_base")
-HOOKS, WEIGHTS = WAYS = ("hooks", "weights")
+WITH_BASE, WITHOUT_BASE = ("with_base", "without_base")
+HOOKS, WEIGHTS = ("hooks", "weights")
 WRITING = ("o_proj.weight", "down_proj.weight", "down_proj", "dense.weight", "dense_4h_to_h.weight")
-SPAN, UPWARDS, LAYER = LAYERS = ("span", "upwards", "layer")
+SPAN, UPWARDS, LAYER = ("span", "upwards", "layer")
 
 
 @dataclass
 class Settings:
     """Direction ablation."""
 
-    access: list[str]
+    access: list[str] = setting(choices=("with_base", "without_base"), filled=True)
     """with_base: the direction is unlearned minus base; without_base: forget minus retain, of the unlearned model."""
-    layers: list[str]
+    layers: list[str] = setting(choices=("layer", "span", "upwards"), filled=True)
     """Where: layer (the steered one), span (all changed ones), upwards (from the lowest changed one on)."""
-    ways: list[str]
+    ways: list[str] = setting(choices=("hooks", "weights"), filled=True)
     """hooks (from the activations) or weights (from the matrices that write to them)."""
-    texts: int
+    texts: int = setting(least=1)
     """Prompts, and retain texts, whose activations are averaged."""
-    random: int
+    random: int = setting(least=1)
     """Random directions of the control."""
-
-    def check(self, key: str) -> None:
-        """Refuse words that are no choice."""
-        one_of(f"{key}.access", self.access, ACCESS)
-        one_of(f"{key}.layers", self.layers, LAYERS)
-        one_of(f"{key}.ways", self.ways, WAYS)
 
 
 def run(context: Context, settings: Settings) -> Finding:

@@ -22,6 +22,7 @@ from rmu_exp.attacks.gcg_search import Found, Options, Target, allowed, cut, ran
 from rmu_exp.evaluate.questions import Question
 from rmu_exp.model.hooks import BLOCK, at_last
 from rmu_exp.model.split import embedding_of
+from rmu_exp.support.setting import setting
 
 PLAIN, MATCHING = "plain", "matching"
 
@@ -30,19 +31,19 @@ PLAIN, MATCHING = "plain", "matching"
 class Settings:
     """Greedy coordinate gradient."""
 
-    length: int
+    length: int = setting(least=1)
     """Searched tokens."""
-    steps: int
+    steps: int = setting(least=1)
     """Most gradient steps on one prompt."""
-    universal_steps: int
+    universal_steps: int = setting(least=1)
     """Gradient steps of the universal search."""
-    questions: int
+    questions: int = setting(least=1)
     """Questions that the universal search sees."""
-    width: int
-    """Candidates a step."""
-    topk: int
-    """Tokens a place that the gradient proposes."""
-    weight: float
+    width: int = setting(least=1)
+    """Candidates per step."""
+    topk: int = setting(least=1)
+    """Tokens that the gradient proposes per position."""
+    weight: float = setting(above=0)
     """Weight of the matching loss beside the cross-entropy."""
 
 

@@ -20,34 +20,30 @@ from torch import Tensor, nn
 
 from rmu_exp.attacks import optimise
 from rmu_exp.attacks.api import BASE, UNLEARNED, Context, Correct, Curve, Finding, share, take
-from rmu_exp.config.attacks import one_of
 from rmu_exp.evaluate.questions import Question
 from rmu_exp.model.hooks import BLOCK, at_last, changing
 from rmu_exp.model.split import layers_of
+from rmu_exp.support.setting import setting
 
-BELOW, STEERED, ABOVE = PLACES = ("below", "steered", "above")
+BELOW, STEERED, ABOVE = ("below", "steered", "above")
 
 
 @dataclass
 class Settings:
     """One vector added to the activations of a layer."""
 
-    places: list[str]
+    places: list[str] = setting(choices=("below", "steered", "above"), filled=True)
     """Whose output: below (the layer under the changed ones), steered, above (the layer after the steered one)."""
-    radius: float
+    radius: float = setting(above=0)
     """Greatest length of the vector, in units of the activations' mean length there."""
-    steps: int
+    steps: int = setting(least=1)
     """Steps of Adam."""
-    batch_size: int
-    """Questions a step."""
-    lr: float
+    batch_size: int = setting(least=1)
+    """Questions per step."""
+    lr: float = setting(above=0)
     """Learning rate, in units of the activations' root mean square."""
-    random: int
+    random: int = setting(least=1)
     """Random vectors of the control."""
-
-    def check(self, key: str) -> None:
-        """Refuse words that are no choice."""
-        one_of(f"{key}.places", self.places, PLACES)
 
 
 def run(context: Context, settings: Settings) -> Finding:

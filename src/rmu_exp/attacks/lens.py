@@ -13,22 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from rmu_exp.attacks.api import UNLEARNED, Context, Correct, Curve, Finding, share, take
-from rmu_exp.config.attacks import one_of
 from rmu_exp.evaluate.scoring import likeliest
-from rmu_exp.model.hooks import PLACES, at_last
+from rmu_exp.model.hooks import at_last
 from rmu_exp.model.split import head_of, norm_of
+from rmu_exp.support.setting import setting
 
 
 @dataclass
 class Settings:
     """The logit lens."""
 
-    places: list[str]
-    """Where it is held: block, attention, mlp (outputs) and middle (the stream between attention and MLP)."""
-
-    def check(self, key: str) -> None:
-        """Refuse words that are no choice."""
-        one_of(f"{key}.places", self.places, PLACES)
+    places: list[str] = setting(choices=("block", "attention", "mlp", "middle"), filled=True)
+    """Where it is applied: block, attention, mlp (outputs) and middle (the stream between attention and MLP)."""
 
 
 def run(context: Context, settings: Settings) -> Finding:

@@ -16,16 +16,17 @@ from torch import Tensor, nn
 from rmu_exp.attacks.api import BASE, UNLEARNED, Context, Curve, Finding
 from rmu_exp.model.hooks import watching
 from rmu_exp.model.split import layers_of
+from rmu_exp.support.setting import setting
 
 
 @dataclass
 class Settings:
     """Activation norms and cosines."""
 
-    texts: int
-    """Texts of each kind."""
-    max_length: int
-    """Tokens a text is cut to."""
+    texts: int = setting(least=1)
+    """Texts per kind."""
+    max_length: int = setting(least=1)
+    """Texts are truncated to this many tokens."""
 
 
 def run(context: Context, settings: Settings) -> Finding:

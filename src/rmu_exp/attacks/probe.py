@@ -21,7 +21,8 @@ import torch
 from rmu_exp.attacks.api import UNLEARNED, Context, Correct, Curve, Finding, share, take
 from rmu_exp.evaluate.questions import Question
 from rmu_exp.model.hooks import BLOCK, at_last
-from rmu_exp.support.errors import RunError, UserError
+from rmu_exp.support.errors import RunError
+from rmu_exp.support.setting import setting
 
 SHUFFLED = "shuffled"
 
@@ -30,17 +31,12 @@ SHUFFLED = "shuffled"
 class Settings:
     """The linear probe."""
 
-    strengths: list[float]
+    strengths: list[float] = setting(above=0, filled=True)
     """Candidates for the inverse regularisation strength C of the logistic regression."""
-    folds: int
+    folds: int = setting(least=2)
     """Folds of the cross-validation that chooses C inside the training half."""
-    iterations: int
+    iterations: int = setting(least=1)
     """Most iterations of its solver."""
-
-    def check(self, key: str) -> None:
-        """Refuse what cross-validation cannot do."""
-        if self.folds < 2:
-            raise UserError(f"{key}.folds: got {self.folds}, allowed is 2 or more")
 
 
 def run(context: Context, settings: Settings) -> Finding:

@@ -13,25 +13,20 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from rmu_exp.attacks.api import UNLEARNED, Context, Correct, Finding, share, take
-from rmu_exp.config.attacks import one_of
 from rmu_exp.evaluate.questions import Question
+from rmu_exp.support.setting import setting
 
 Change = Callable[[Question], Question]
-FORMS = ("bare", "reversed", "framed", "twice", "filler")
 
 
 @dataclass
 class Settings:
     """Few-shot and rephrased prompts."""
 
-    shots: list[int]
-    """Numbers of examples in front, each a prompt of its own."""
-    forms: list[str]
+    shots: list[int] = setting(least=1, filled=True)
+    """Numbers of examples before the question, each a prompt of its own."""
+    forms: list[str] = setting(choices=("bare", "reversed", "framed", "twice", "filler"), filled=True)
     """bare (no description), reversed (options), framed (Question: …), twice (said again), filler (retain text)."""
-
-    def check(self, key: str) -> None:
-        """Refuse words that are no choice."""
-        one_of(f"{key}.forms", self.forms, FORMS)
 
 
 def run(context: Context, settings: Settings) -> Finding:

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from rmu_exp.attacks.api import UNLEARNED, Context, Correct, Finding, share, take
 from rmu_exp.model.split import layers_of
+from rmu_exp.support.errors import UserError
+from rmu_exp.support.setting import setting
 
 Scores = dict[str, Tensor]
 """A number for each weight of each matrix."""
@@ -28,14 +30,20 @@ Scores = dict[str, Tensor]
 class Settings:
     """Set-difference pruning."""
 
-    forget: list[float]
-    """Shares p of each matrix, the most important on forget texts, that are pruned."""
-    retain: list[float]
-    """Shares q, the most important on retain texts, that are spared; pairs with q > p are left out."""
-    texts: int
+    forget: list[float] = setting(above=0, below=1, filled=True)
+    """Fractions p of each matrix to prune, the most important on forget texts."""
+    retain: list[float] = setting(above=0, below=1, filled=True)
+    """Fractions q to spare, the most important on retain texts; pairs with q > p are left out."""
+    texts: int = setting(least=1)
     """Texts of each kind that the importances are measured on."""
-    max_length: int
-    """Tokens a text is cut to."""
+    max_length: int = setting(least=1)
+    """Texts are truncated to this many tokens."""
+
+    def check(self) -> None:
+        """Refuse a grid without a pair that can be pruned."""
+        if min(self.retain) > max(self.forget):
+            allowed = f"one or more no larger than the largest of attacks.prune.forget, {max(self.forget):g}"
+            raise UserError(f"attacks.prune.retain: got {self.retain}, allowed is {allowed}")
 
 
 def run(context: Context, settings: Settings) -> Finding:

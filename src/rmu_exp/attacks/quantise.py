@@ -14,15 +14,16 @@ from torch import Tensor, nn
 
 from rmu_exp.attacks.api import UNLEARNED, Context, Correct, Finding, share, take
 from rmu_exp.model.split import layers_of
+from rmu_exp.support.setting import setting
 
 
 @dataclass
 class Settings:
     """Rounding to nearest."""
 
-    bits: list[int]
-    """Bits a weight, each a run of its own."""
-    group: int
+    bits: list[int] = setting(least=2, filled=True)
+    """Bits per weight, each number a model of its own."""
+    group: int = setting(least=1)
     """Neighbouring weights of a row that share a scale."""
 
 

@@ -24,15 +24,15 @@ from torch import nn
 
 from rmu_exp.attacks.api import BASE, ORACLE, UNLEARNED, Context, Correct, Curve, Finding, share, take
 from rmu_exp.attacks.finetune import Rates, finetune, opened, row_of
-from rmu_exp.config.attacks import one_of
 from rmu_exp.evaluate.questions import halves
 from rmu_exp.model.parameters import on_disk
 from rmu_exp.model.split import layers_path
 from rmu_exp.support.errors import RunError, UserError
+from rmu_exp.support.setting import setting
 
-FORGET, BENIGN, SPLIT = SOURCES = ("forget", "benign", "split")
-LORA, FULL = HOW = ("lora", "full")
-CHANGED, EVERYWHERE = WHERE = ("changed", "all")
+FORGET, BENIGN, SPLIT = ("forget", "benign", "split")
+LORA, FULL = ("lora", "full")
+CHANGED, EVERYWHERE = ("changed", "all")
 V = "V: facts not told"
 
 
@@ -40,34 +40,28 @@ V = "V: facts not told"
 class Settings:
     """Finetuning."""
 
-    sources: list[str]
+    sources: list[str] = setting(choices=("forget", "benign", "split"), filled=True)
     """Texts to finetune on: forget, benign, split (questions on one half of the facts)."""
-    samples: list[int]
-    """How many texts, each a run of its own; no more than there are."""
-    steps: int
+    samples: list[int] = setting(least=1, filled=True)
+    """How many texts, each number a finetuning of its own; no more than there are."""
+    steps: int = setting(least=1)
     """Optimizer steps, the same for every number of texts."""
-    batch_size: int
-    """Texts a step."""
-    lr: float
-    """Peak learning rate of AdamW; it falls to nothing linearly."""
-    where: str
+    batch_size: int = setting(least=1)
+    """Texts per step."""
+    lr: float = setting(above=0)
+    """Peak learning rate of AdamW; it falls linearly to nothing."""
+    where: str = setting(choices=("changed", "all"))
     """changed (the matrices that unlearning changed, which a look at the weights gives away) or all."""
-    how: str
+    how: str = setting(choices=("full", "lora"))
     """full (the matrices themselves) or lora (through peft)."""
-    rank: int
+    rank: int = setting(least=1)
     """Rank of LoRA's matrices; full does not use it."""
-    points: int
-    """How often the accuracy is measured on the way, in the runs with the most texts."""
-    max_length: int
-    """Tokens a text is cut to."""
-    answers_only: bool
-    """Of a text with "Answer:" in it, train on what follows that up to the end of the line, and on nothing else."""
-
-    def check(self, key: str) -> None:
-        """Refuse words that are no choice."""
-        one_of(f"{key}.sources", self.sources, SOURCES)
-        one_of(f"{key}.where", self.where, WHERE)
-        one_of(f"{key}.how", self.how, HOW)
+    points: int = setting(least=1)
+    """How often the accuracy is measured on the way, with the largest number of texts."""
+    max_length: int = setting(least=1)
+    """Texts are truncated to this many tokens."""
+    answers_only: bool = setting()
+    """In a text with "Answer:" in it, train only on the rest of that line."""
 
 
 def run(context: Context, settings: Settings) -> Finding:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from rmu_exp.attacks.api import Context, Finding
-from rmu_exp.config import attacks
+from rmu_exp.config import parse, plugins
 from rmu_exp.evaluate import statistics
 from rmu_exp.record.store import Store
 from rmu_exp.support import disk
@@ -53,7 +53,7 @@ def carry_out(
         log.info("attack %s: %s", name, values)
         began, context.journal = time.perf_counter(), journal(f"attack-{name}", values, of)
         try:
-            found = attacks.module(name).run(context, attacks.settings(name, values))
+            found = plugins.module("attacks", name).run(context, parse.plugin("attacks", name, values))
             result = found.top | {"attacks": {name: {"settings": values, "of": of} | entry(found, context.chance)}}
         except Exception as error:
             if explain(error, [disk.explain]):

@@ -19,19 +19,20 @@ from rmu_exp.attacks import optimise
 from rmu_exp.attacks.api import BASE, ORACLE, UNLEARNED, Context, Correct, Curve, Finding, take
 from rmu_exp.evaluate.questions import Question
 from rmu_exp.model.split import embedding_of
+from rmu_exp.support.setting import setting
 
 
 @dataclass
 class Settings:
     """A learned soft prompt."""
 
-    vectors: int
-    """Vectors in front of the prompt."""
-    steps: int
+    vectors: int = setting(least=1)
+    """Vectors before the prompt."""
+    steps: int = setting(least=1)
     """Steps of Adam."""
-    batch_size: int
-    """Questions a step."""
-    lr: float
+    batch_size: int = setting(least=1)
+    """Questions per step."""
+    lr: float = setting(above=0)
     """Learning rate, in units of the embeddings' root mean square."""
 
 

@@ -22,8 +22,8 @@ from rmu_exp.cli.verify import distances
 from rmu_exp.evaluate import statistics
 from rmu_exp.record.rundir import RunDir, flat, read
 from rmu_exp.report.tables import percent, rows
+from rmu_exp.settings import result_settings
 
-NOT_SETTINGS = ("tracking", "share")
 ORIGIN = ("versions", "git", "hardware", "data_hashes", "model_revision", "model_digest")
 WIDE = 100
 
@@ -43,7 +43,9 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
     a, b = read(first), read(second)
     return {
         "runs": [str(first), str(second)],
-        "settings": _differing(*(flat({k: v for k, v in r.config.items() if k not in NOT_SETTINGS}) for r in (a, b))),
+        "settings": _differing(
+            *(flat(result_settings(r.config) | {"attacks": r.config.get("attacks")}) for r in (a, b))
+        ),
         "provenance": _origins(a, b),
         "qa": {name: _questions(name, a, b) | {"whole": not depth} for depth, name in rows(_both(a, b, "qa"))},
         "perplexity": {source: _perplexity(source, a, b) for source in _both(a, b, "perplexity")},

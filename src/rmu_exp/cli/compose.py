@@ -7,27 +7,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import hydra
-from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.utils import get_method
 from omegaconf import DictConfig, open_dict, read_write
 
 from rmu_exp.cli.endings import refused
-from rmu_exp.config import attacks
-from rmu_exp.config.parse import parse, parse_judge
+from rmu_exp.config.parse import parse, parse_judge, register
 from rmu_exp.settings import Judge, Run
 from rmu_exp.support.errors import RunError, UserError
 from rmu_exp.sweep.overrides import once_each, sweep_of
 
 SPECIAL = set("=,'\"()[]{}:;\\ \t")  # characters that mean something to Hydra inside a value
-ConfigStore.instance().store("run_schema", Run)
-ConfigStore.instance().store("judge_schema", Judge)
-
-
-def offer_all(conf: Path) -> None:
-    """Let ``attacks=all`` mean every file of conf/attacks/."""
-    ConfigStore.instance().store(attacks.ALL, {"defaults": attacks.names(conf)}, group="attacks")
+register()
 
 
 def prepared(words: Sequence[str]) -> list[str]:
@@ -110,7 +102,6 @@ def composed(words: Sequence[str], conf: Path, name: str = "train", multirun: bo
     Raises:
         UserError: in one line.
     """
-    offer_all(conf)
     try:
         with hydra.initialize_config_dir(str(conf.absolute()), version_base="1.3"):
             lines = [prepared(words)]

@@ -6,7 +6,6 @@ stopped.
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import sys
 from collections.abc import Sequence
@@ -15,12 +14,13 @@ from pathlib import Path
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
-from rmu_exp.config import attacks, methods
-from rmu_exp.config.keys import keys_of, one_line, unknown_key
+from rmu_exp.config import plugins
+from rmu_exp.config.parse import one_line, unknown_attack_key, unknown_key
 from rmu_exp.settings import Judge, Run
 from rmu_exp.support.boundary import line_for
 from rmu_exp.support.errors import UserError
 from rmu_exp.support.redaction import redact
+from rmu_exp.support.setting import keys_of
 
 # Launchers that their packages add to the choices, and the extra that installs them.
 EXTRAS = {"joblib": "joblib", "submitit_slurm": "slurm", "submitit_local": "slurm"}
@@ -81,7 +81,7 @@ def _no_such_key(key: str, words: Sequence[str]) -> str:
     if key.startswith("hydra."):
         return f"{key}: no such key; `python train.py … --cfg hydra` shows those there are"
     if key.startswith("attacks."):
-        return attacks.unknown_setting(key)
+        return unknown_attack_key(key)
     near = key.rpartition(".")[0]
     known = [k for k in _known_keys(words) if k.rpartition(".")[0] == near]
     return unknown_key(key, known or keys_of(Run))
@@ -92,8 +92,8 @@ def _known_keys(words: Sequence[str]) -> list[str]:
     if Path(sys.argv[0]).stem == "judge":
         return keys_of(Judge)
     named = [word.partition("=")[2] for word in words if word.startswith("method=")]
-    method = named[-1] if named and named[-1] in methods.names() else "rmu"
-    return [*keys_of(Run), *(f"method.{f.name}" for f in dataclasses.fields(methods.settings(method)))]
+    method = named[-1] if named and named[-1] in plugins.files(plugins.METHODS) else "rmu"
+    return [*keys_of(Run), *(f"method.{name}" for name in plugins.declared(plugins.METHODS, method))]
 
 
 def _quotes(word: str) -> str:

@@ -18,7 +18,7 @@ from hydra.utils import get_method
 from omegaconf import DictConfig, OmegaConf
 
 from rmu_exp.cli.callback import finish_sweep
-from rmu_exp.cli.compose import offer_all, prepared
+from rmu_exp.cli.compose import prepared
 from rmu_exp.cli.endings import ended, refused, say
 from rmu_exp.cli.folders import remove_if_empty
 from rmu_exp.config.reference import page
@@ -43,12 +43,15 @@ def start(main: Callable[[], object], conf: Path) -> None:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     words, judging = sys.argv[1:], Path(sys.argv[0]).stem == "judge"
-    if {"-h", "--help"} & set(words):
-        sys.stdout.write(page(conf, "judge" if judging else "train"))
+    if asked := next((word for word in words if word in ("-h", "--help")), None):
+        named = words[words.index(asked) + 1 :][:1]
+        try:
+            sys.stdout.write(page(conf, "judge" if judging else "train", *named))
+        except UserError as error:
+            sys.exit(ended(error))
         sys.exit(0)
     if any(word.startswith(RESUME) for word in words):
         sys.exit(get_method("rmu_exp.cli.job.resume")(words, judging))
-    offer_all(conf)
     sys.argv[1:] = prepared(words)
     try:
         main()

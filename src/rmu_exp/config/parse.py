@@ -1,32 +1,35 @@
-"""A composed configuration to a checked Run or Judge: what does not fit is refused in one line.
-
-This module reads no file and imports nothing heavy, so that a mistyped key is refused at once.
-"""
+"""A composed configuration to a checked Run or Judge; what does not fit is refused in one line."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Iterator
-from typing import Any
+import difflib
+from collections.abc import Mapping
+from typing import Any, TypeVar, cast
 
+from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from rmu_exp.config import attacks, methods
-from rmu_exp.config.keys import one_line, show, unknown_key
-from rmu_exp.settings import AUTO, PRESET, Judge, Run
-from rmu_exp.support import redaction
+from rmu_exp.config import plugins
+from rmu_exp.settings import Judge, Run
 from rmu_exp.support.errors import UserError
+from rmu_exp.support.setting import check, groups_of, keys_of, show
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-BAD_LINE = ("error", "skip")
-DISTRIBUTIONS = ("uniform", "normal")
-SCHEDULES = ("constant", "linear")
-SHARING = ("auto", "always", "never")
-MOST_SEED = 2**32 - 1  # what every library takes
-TRACKERS = ("wandb", "off")
-TRACKING_MODES = ("auto", "online", "offline")
+FREE = ("eval.backend_args", "method")  # any key may be given here; plugins check those of a method
+WANTED = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false", "bool": "true or false"}
+NEEDED = ("layer", "steer", "alpha")
+Settings = TypeVar("Settings", Run, Judge)
+
+
+def register() -> None:
+    """Give Hydra the schemas that conf/config.yaml and conf/judge.yaml start from."""
+    for schema in (Run, Judge):
+        node = OmegaConf.structured(schema)
+        for key in FREE:
+            if (part := OmegaConf.select(node, key)) is not None:
+                OmegaConf.set_struct(part, False)
+        ConfigStore.instance().store("run_schema" if schema is Run else "judge_schema", node)
 
 
 def parse(config: DictConfig) -> Run:
@@ -35,215 +38,135 @@ def parse(config: DictConfig) -> Run:
     Raises:
         UserError: an unknown key, a wrong type, a value out of range or an impossible combination.
     """
-    try:
-        _refuse_unknown(config, Run, "")
-        for key in ("layer", "steer", "alpha"):
-            if OmegaConf.is_missing(config, key) or OmegaConf.select(config, key) is None:
-                raise UserError(f"{key}: not given, and {_model_name(config)} has no preset for it; add {key}=…")
-        run = OmegaConf.to_object(config)
-        assert isinstance(run, Run)
-        run.method = _method(config.method)
-    except OmegaConfBaseException as error:
-        raise UserError(one_line(error)) from error
-    _check_lists(run)
-    _check(run)
-    return run
-
-
-def _method(config: DictConfig) -> Any:
-    """The method's settings as the dataclass that its file declares."""
-    values: Any = OmegaConf.to_container(config, resolve=True)
-    name, presets = values.get("name"), values.pop("presets", None) or {}
-    if name not in methods.names():
-        raise UserError(f"method.name: got {name!r}, allowed is {', '.join(methods.names())}")
-    schema = methods.settings(name)
-    known = [f"method.{f.name}" for f in dataclasses.fields(schema)]
-    for key in values:
-        if f"method.{key}" not in known:
-            raise UserError(f"{unknown_key(f'method.{key}', known)} for {name}")
-    allowed = [*PRESET, *(f.name for f in dataclasses.fields(schema))]
-    for model, entry in presets.items():
-        for key in set(entry) - set(allowed):
-            raise UserError(f"method.presets: {name} has {key!r} for {model}, allowed is {', '.join(allowed)}")
-    typed = OmegaConf.merge({"method": OmegaConf.structured(schema)}, {"method": values})
-    return OmegaConf.to_object(typed)["method"]  # type: ignore[index,call-overload]
-
-
-def _model_name(config: Any) -> str:
-    if OmegaConf.is_missing(config.model, "path"):
-        return "a local model"
-    return str(config.model.path or config.model.name or "the model")
+    _refuse_unknown(config, Run)
+    if missing := [key for key in NEEDED if OmegaConf.is_missing(config, key) or _select(config, key) is None]:
+        them = "it" if len(missing) == 1 else "them"
+        wanted = " ".join(f"{key}=…" for key in missing)
+        raise UserError(f"{', '.join(missing)}: not given, and {_model(config)} has no preset for {them}; add {wanted}")
+    run = _object(config)
+    assert isinstance(run, Run)
+    name = run.method.get("name") if isinstance(run.method, dict) else run.method
+    run.method = plugin(plugins.METHODS, str(name), run.method)
+    return _checked(run)
 
 
 def parse_judge(config: DictConfig) -> Judge:
     """A composed configuration as a checked :class:`Judge`. Raises as :func:`parse`."""
+    _refuse_unknown(config, Judge)
+    if OmegaConf.is_missing(config, "unlearned"):
+        raise UserError("unlearned: not given; add unlearned=… (a run's folder, a checkpoint's folder, or a hub id)")
+    judge = _object(config)
+    assert isinstance(judge, Judge)
+    return _checked(judge)
+
+
+def stored(values: Mapping[str, Any]) -> Run | Judge:
+    """The settings that a run directory holds, of earlier versions too. Raises as :func:`parse`."""
+    values = dict(values)
+    if isinstance(model := values.get("model"), dict):
+        model = {"oracle" if key == "never" else key: value for key, value in model.items()}
+        preset = model.pop("preset", None) or {}
+        values["model"] = {"parameters": preset.get("parameters")} | model
+    judging = "unlearned" in values
     try:
-        _refuse_unknown(config, Judge, "")
-        if OmegaConf.is_missing(config, "unlearned"):
-            raise UserError(
-                "unlearned: not given; add unlearned=… (a run's folder, a checkpoint's folder, or a hub id)"
-            )
-        judge = OmegaConf.to_object(config)
+        config = cast(DictConfig, OmegaConf.merge(OmegaConf.structured(Judge if judging else Run), values))
     except OmegaConfBaseException as error:
         raise UserError(one_line(error)) from error
-    assert isinstance(judge, Judge)
-    _check_lists(judge)
-    if not 0 <= judge.seed <= MOST_SEED:
-        raise UserError(f"seed: got {judge.seed}, allowed is 0 to {MOST_SEED}")
-    if judge.eval.backend not in ("fast", "stock"):
-        raise UserError(f"eval.backend: got {judge.eval.backend}, allowed here is fast, stock")
-    _check_parts(judge)
-    return judge
+    return parse_judge(config) if judging else parse(config)
 
 
-def per_topic(key: str, value: Any, topics: list[str]) -> list[float]:
-    """A number, or one per topic, as one float per topic."""
-    given = list(value) if isinstance(value, (list, tuple)) else [value]
-    numbers = [v for v in given if isinstance(v, (int, float)) and not isinstance(v, bool)]
-    if len(numbers) < len(given) or not all(math.isfinite(v) and v >= 0 for v in numbers):
-        other = ", or auto" if key == "steer" else ""
-        raise UserError(f"{key}: got {show(value)}, allowed is a number ≥ 0, or one per topic{other}")
-    if len(given) == 1:
-        return [float(given[0])] * len(topics)
-    if len(given) != len(topics):
-        raise UserError(
-            f"{key}: got {len(given)} values, allowed is one number, or one per topic "
-            f"({len(topics)}: {', '.join(topics)})"
-        )
-    return [float(v) for v in given]
+def plugin(group: str, name: str, values: object) -> Any:
+    """The checked ``Settings`` of a method or an attack. Raises as :func:`parse`."""
+    prefix = "method." if group == plugins.METHODS else f"{group}.{name}."
+    if group == plugins.METHODS and name not in plugins.files(group):
+        raise UserError(f"method.name: got {name!r}, allowed is {', '.join(plugins.files(group))}")
+    schema = plugins.schema(group, name)
+    if not isinstance(values, dict):
+        raise UserError(f"{prefix.rstrip('.')}: got {show(values)}, allowed is a group of keys")
+    known = [prefix + f.name for f in dataclasses.fields(schema)]
+    for key in values:
+        if f"{prefix}{key}" not in known:
+            raise UserError(unknown_key(f"{prefix}{key}", known) + f" for {name}" * (group == plugins.METHODS))
+    try:
+        made = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
+    except OmegaConfBaseException as error:
+        raise UserError(one_line(error, prefix)) from error
+    check(made, prefix)
+    return made
 
 
-def _check(run: Run) -> None:
-    if not run.data.forget:
-        raise UserError("data.forget: no corpus given; add 'data.forget=[a.jsonl,b.jsonl]'")
-    for key, names in (("data.topics", run.data.topics or []), ("data.forget", run.data.forget)):
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise UserError(f"{key}: {twice[0]} is there twice; name each once")
-    if run.data.topics is not None and len(run.data.topics) != len(run.data.forget):
-        raise UserError(f"data.topics: got {len(run.data.topics)} names for {len(run.data.forget)} forget corpora")
-    if len(run.data.retain) not in (1, len(run.data.forget)):
-        raise UserError(
-            f"data.retain: got {len(run.data.retain)} corpora, allowed is 1, or one per topic ({len(run.data.forget)})"
-        )
-    if not run.model.name and not run.model.path:
-        raise UserError("model.name: not given; add model.name=ORG/NAME, or model.path=FOLDER")
-    if not isinstance(run.layer, int) or isinstance(run.layer, bool):
-        raise UserError(f"layer: got {show(run.layer)}, allowed is a whole number, 0 or more")
-    if run.steer != AUTO:
-        run.steer = per_topic("steer", run.steer, run.topics)
-    if not (math.isfinite(run.steering.factor) and run.steering.factor > 0):
-        raise UserError(f"steering.factor: got {run.steering.factor}, allowed is a number > 0")
-    run.alpha = per_topic("alpha", run.alpha, run.topics)
-    if run.train.lr is None:
-        raise UserError("train.lr: not given and the model has no preset; add train.lr=5e-5")
-    if not isinstance(run.layers.span, int) or isinstance(run.layers.span, bool):
-        raise UserError(f"layers.span: got {show(run.layers.span)}, allowed is a whole number, 0 or more")
-    if not isinstance(run.layers.lora, bool):
-        raise UserError(f"layers.lora: got {show(run.layers.lora)}, allowed is true or false")
-    at_least = {"layer": 0, "seed": 0, "layers.span": 0, "train.batch_size": 1, "train.max_batches": 1}
-    at_least |= {"train.check_every": 0, "train.check_questions": 4}
-    at_least |= {"data.min_len": 0, "data.max_length": 1, "eval.batch_size": 1}
-    at_least |= {"layers.rank": 1, "layers.rank_alpha": 1}
-    if run.seed > MOST_SEED:
-        raise UserError(f"seed: got {run.seed}, allowed is 0 to {MOST_SEED}")
-    for key, least in at_least.items():
-        if _get(run, key) is not None and _get(run, key) < least:
-            raise UserError(f"{key}: got {_get(run, key)}, allowed is {least} or more")
-    if not (math.isfinite(run.train.lr) and run.train.lr > 0):
-        raise UserError(f"train.lr: got {run.train.lr}, allowed is a number > 0")
-    if run.train.save_every is not None and not run.train.save_every >= 0:
-        raise UserError(f"train.save_every: got {run.train.save_every}, allowed is 0 or more seconds, or null")
-    if run.faithful and run.train.schedule != "constant":
-        raise UserError(f"train.schedule: got {run.train.schedule}, but method.faithful=true has a constant rate")
-    if run.model.threads is not None and run.model.threads < 1:
-        raise UserError(f"model.threads: got {run.model.threads}, allowed is 1 or more, or null for all")
-    if run.eval.backend not in ("fast", "stock") and not run.export:
-        raise UserError(f"eval.backend: {run.eval.backend} judges the exported checkpoint; add export=true")
-    if not (math.isfinite(run.share.gigabytes) and run.share.gigabytes >= 0):
-        raise UserError(f"share.gigabytes: got {run.share.gigabytes}, allowed is a number ≥ 0")
-    choices = {
-        "steering.kind": ("fixed",),
-        "steering.distribution": DISTRIBUTIONS,
-        "retain.kind": ("mse",),
-        "train.schedule": SCHEDULES,
-        "share.when": SHARING,
+def unknown_key(key: str, known: list[str]) -> str:
+    """The message for a key that does not exist."""
+    close = difflib.get_close_matches(key, known, n=1)
+    hint = f", did you mean {close[0]}?" if close else ""
+    return f"{key}: no such key{hint} (known: {', '.join(known)})"
+
+
+def unknown_attack_key(key: str) -> str:
+    """The message for ``attacks.<name>.<setting>`` that cannot be set."""
+    name = key.split(".")[1]
+    known = [f"attacks.{name}.{setting}" for setting in plugins.declared(plugins.ATTACKS, name)]
+    if key in known or not known:
+        return f"{key}: attack {name!r} is not chosen; add 'attacks=[{name}]'"
+    return unknown_key(key, known)
+
+
+def one_line(error: OmegaConfBaseException, prefix: str = "") -> str:
+    """OmegaConf's message as one line: the key after ``prefix``, what was given, what is allowed."""
+    text = str(error).splitlines()[0]
+    if isinstance(error, MissingMandatoryValue):
+        key = prefix + text.rsplit(": ", 1)[-1]
+        return f"{key}: not given; add {key}=…"
+    key = prefix + (getattr(error, "full_key", None) or "configuration")
+    if "' not in '" in text:  # Key 'stear' not in 'Run'
+        inside, schema = key.rpartition(".")[0], Judge if "'Judge'" in text else Run
+        return unknown_key(key, [k for k in keys_of(schema) if k.rpartition(".")[0] == inside])
+    if "is not Optional" in text:
+        return f"{key}: got null; give it a value, or leave it out"
+    if "is not a ListConfig" in text:
+        return f"{key}: allowed is a list such as '{key}=[a,b]'"
+    for kind, wanted in WANTED.items():
+        if kind in text:
+            given = text.split("'")[1] if text.count("'") >= 2 else text
+            return f"{key}: got {show(getattr(error, 'value', None) or given)}, allowed is {wanted}"
+    return f"{key}: {text}"
+
+
+def _object(config: DictConfig) -> object:
+    try:
+        return OmegaConf.to_object(config)
+    except OmegaConfBaseException as error:
+        raise UserError(one_line(error)) from error
+
+
+def _checked(settings: Settings) -> Settings:
+    settings.attacks = {
+        name: dataclasses.asdict(plugin(plugins.ATTACKS, name, values)) for name, values in settings.attacks.items()
     }
-    _check_choices(run, choices)
-    _check_parts(run)
+    check(settings)
+    return settings
 
 
-def _check_lists(part: Any, prefix: str = "") -> None:
-    """OmegaConf lets an interpolation put anything in a list's place, and lists into lists."""
-    for field in dataclasses.fields(part):
-        value, key, kind = getattr(part, field.name), f"{prefix}{field.name}", str(field.type)
-        if dataclasses.is_dataclass(value):
-            _check_lists(value, f"{key}.")
-        elif kind.startswith("list[") and not (value is None and "None" in kind) and not _is_list(value, kind):
-            raise UserError(f"{key}: got {show(value)}, allowed is a list such as '{key}=[a,b]'")
+def _select(config: DictConfig, key: str) -> object:
+    try:
+        return OmegaConf.select(config, key)
+    except OmegaConfBaseException as error:
+        raise UserError(one_line(error)) from error
 
 
-def _is_list(value: Any, kind: str) -> bool:
-    inside = {"list[str]": str, "list[int]": int}.get(kind.partition(" ")[0], object)
-    return isinstance(value, list) and all(isinstance(part, inside) for part in value)
+def _model(config: DictConfig) -> str:
+    known = (config.model[key] for key in ("path", "name") if not OmegaConf.is_missing(config.model, key))
+    return str(next(filter(None, known), "the model"))
 
 
-def _check_choices(run: Run | Judge, choices: dict[str, tuple[str, ...]]) -> None:
-    for key, allowed in choices.items():
-        if _get(run, key) not in allowed:
-            raise UserError(f"{key}: got {_get(run, key)!r}, allowed is {', '.join(allowed)}")
-
-
-def _check_parts(run: Run | Judge) -> None:
-    """What a run and a judgement have in common."""
-    _refuse_secrets(run)
-    if run.model.memory is not None and not run.model.memory > 0:
-        raise UserError(f"model.memory: got {run.model.memory}, allowed is a number of gigabytes > 0, or null")
-    if run.eval.limit is not None and run.eval.limit < 1:
-        raise UserError(f"eval.limit: got {run.eval.limit}, allowed is 1 or more, or null for all questions")
-    if not run.tracking.wait > 0:
-        raise UserError(f"tracking.wait: got {run.tracking.wait:g}, allowed is a number > 0")
-    choices = {"model.dtype": DTYPES, "data.on_bad_line": BAD_LINE, "tracking.kind": TRACKERS}
-    _check_choices(run, choices | {"tracking.mode": TRACKING_MODES})
-    if run.attacks:
-        run.attacks = attacks.checked(run.attacks)
-
-
-def _refuse_secrets(run: Run | Judge) -> None:
-    """Settings are written to disk and to W&B as they are: no token or password may stand in them."""
-    values = dataclasses.asdict(run)
-    if redaction.holds(str(values)):
-        for key, value in _leaves(values, ""):
-            if redaction.holds(value):
-                wanted = "keep it in the environment (HF_TOKEN, WANDB_API_KEY, …)"
-                raise UserError(f"{key}: holds a token or a password, which would be written down; {wanted}")
-
-
-def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
-    if not isinstance(value, (dict, list)):
-        yield key, value
-        return
-    for name, part in value.items() if isinstance(value, dict) else enumerate(value):
-        place = f"{key}.{name}" if key else str(name)
-        yield place, name
-        yield from _leaves(part, place)
-
-
-def _get(run: Run | Judge, dotted: str) -> Any:
-    value: Any = run
-    for part in dotted.split("."):
-        value = getattr(value, part)
-    return value
-
-
-def _refuse_unknown(config: DictConfig, schema: type, prefix: str) -> None:
+def _refuse_unknown(config: DictConfig, schema: type, prefix: str = "") -> None:
     """Hydra's ``+key=value`` adds keys that nothing reads."""
-    known = {f.name: f.default_factory for f in dataclasses.fields(schema)}
+    known, groups = [f.name for f in dataclasses.fields(schema)], groups_of(schema)
     for key in map(str, config):
         if key not in known:
             raise UserError(unknown_key(f"{prefix}{key}", [prefix + name for name in known]))
-        nested = known[key]
-        if isinstance(nested, type) and dataclasses.is_dataclass(nested):
-            group = config[key]
+        if key in groups:
+            group = _select(config, key)
             if not isinstance(group, DictConfig):
                 raise UserError(f"{prefix}{key}: got {show(group)}, allowed is a group of keys")
-            _refuse_unknown(group, nested, f"{prefix}{key}.")
+            _refuse_unknown(group, groups[key], f"{prefix}{key}.")

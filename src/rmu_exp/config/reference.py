@@ -1,57 +1,36 @@
-"""The help page, made from what is there: conf/'s files and the sentences under the Run's fields."""
+"""The help pages and docs/configuration.md: what the files of ``conf/`` and the declarations of settings say.
+
+Reads sources and YAML only; imports no method, no attack and nothing heavy.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import re
+import sys
 import textwrap
-from functools import cache
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+import yaml
 
 from rmu_exp import settings
-from rmu_exp.config import attacks, methods
-from rmu_exp.config.docstrings import fields_of
+from rmu_exp.config.plugins import ATTACKS, METHODS, PACKAGES, Declared, Source, declarations, declared
+from rmu_exp.support.errors import UserError
+from rmu_exp.support.setting import groups_of
 
-OWN_KEYS = ("attacks", "method")  # their choices have keys of their own
-
-HEAD = """\
-Unlearn hazardous knowledge from a language model by RMU, and judge what is left.
+WIDTH = 120
+PAIRS = ("preset", "method_model")  # chosen by the model and the method
+TRAIN_HEAD = """\
+Unlearn hazardous knowledge from a language model by RMU, and measure what is left.
 
   python train.py layer=7 steer=6.5                   the small model that ships, offline
   python train.py model=zephyr_7b data=wmdp           the paper's run
   python train.py 'attacks=[probe,relearn]'           does the knowledge survive? attacks=all: every attack
   python train.py -m layer=3,5,7 steer=2,6.5,20       a sweep: every combination
-  python train.py … --cfg job                         show the composed run, do nothing
+  python train.py … --cfg job                         show the composed settings, do nothing
 """
-
-
-@cache
-def sentences(schema: type) -> dict[str, str]:
-    """The string under each field of a dataclass of :mod:`rmu_exp.settings`."""
-    return fields_of(inspect.getsource(schema), schema.__name__)
-
-
-def attack_keys(group: str, name: str) -> dict[str, str]:
-    """The keys of one attack with their sentences; empty for other groups, whose choices share their keys."""
-    return attacks.sentences(name) if group == "attacks" else {}
-
-
-def groups(conf: Path) -> dict[str, dict[str, str]]:
-    """Config group to choice to the comment line that the choice's file opens with."""
-    found: dict[str, dict[str, str]] = {}
-    for file in sorted(conf.rglob("*.yaml")):
-        group = file.parent.relative_to(conf).as_posix()
-        if group != ".":
-            head = file.read_text(encoding="utf-8").splitlines()[:2]
-            first = next((line for line in head if not line.startswith("# @package")), "")
-            found.setdefault(group, {})[file.stem] = first.removeprefix("#").strip()
-    if "attacks" in found:
-        found["attacks"][attacks.ALL] = "All of them, in this order."
-    return found
-
-
 JUDGE_HEAD = """\
 Judge a model that exists: questions, probes and attacks, beside the model that it was made from.
 
@@ -59,95 +38,215 @@ Judge a model that exists: questions, probes and attacks, beside the model that 
   python judge.py base=DIR unlearned=DIR data=lore 'attacks=[probe,relearn]'   two checkpoints
   python judge.py model=zephyr_7b unlearned=cais/Zephyr_RMU data=wmdp attacks=all
 """
-PROGRAMS: dict[str, tuple[str, str, Any]] = {
-    "train": ("train.py", HEAD, settings.Run),
-    "judge": ("judge.py", JUDGE_HEAD, settings.Judge),
-}
 
 
-def schemas(schema: Any = settings.Run) -> dict[str, type]:
-    """Name of a group of keys (empty for the top level) to its dataclass."""
-    found: dict[str, type] = {"": schema}
-    for f in dataclasses.fields(schema):
-        if isinstance(f.default_factory, type) and dataclasses.is_dataclass(f.default_factory):
-            found[f.name] = f.default_factory
-    return found
+@dataclass(frozen=True)
+class Row:
+    """One key of the help.
+
+    Attributes:
+        key: dotted, without the group.
+        default: as it is typed, when nothing else is chosen.
+        allowed: its choices or range; empty: any value of its type.
+    """
+
+    key: str
+    default: str
+    allowed: str
+    sentence: str
 
 
-def page(conf: Path, name: str = "train") -> str:
-    """What ``--help`` prints, for the program that composes the configuration ``name``."""
-    program, head, schema = PROGRAMS[name]
-    lines = [*head.splitlines(), "", "Keys"]
-    nested = schemas(schema)
-    top = {k: v for k, v in sentences(schema).items() if k not in {*nested, *OWN_KEYS}}
-    lines += [f"  {key:<10} {text}" for key, text in top.items()]
-    lines += ["", "Config groups (GROUP=CHOICE), and the keys inside them (GROUP.KEY=VALUE)"]
-    for group, choices in groups(conf).items():
-        if schema is not settings.Run and group not in {*nested, "attacks"}:
-            continue
-        lines.append(f"  {group}")
-        for name, text in choices.items():
-            lines.append(f"    {group}={name:<22} {text}")
-            own = methods.sentences(name) if group == "method" else {}
-            own |= {f"{name}.{key}": text for key, text in attack_keys(group, name).items()}
-            lines += [f"      .{key:<18} {text}" for key, text in own.items()]
-        if group in nested:
-            lines += [f"      .{key:<18} {text}" for key, text in sentences(nested[group]).items()]
-    for group in ("train", "share"):
-        if group in nested:
-            lines.append(f"  {group}")
-            lines += [f"      .{key:<18} {text}" for key, text in sentences(nested[group]).items()]
-    lines += ["", f"Hydra's own options: python {program} --hydra-help", ""]
-    return "\n".join(part for line in lines for part in _wrapped(line))
+def page(conf: Path, program: str, group: str | None = None) -> str:
+    """What ``--help`` prints, or ``--help GROUP``.
 
+    Args:
+        program: ``train`` or ``judge``.
 
-def _wrapped(line: str, width: int = 120) -> list[str]:
-    """A long line broken, with what follows under the last column."""
-    if len(line) <= width:
-        return [line]
-    column = max((at.end() for at in re.finditer(r" {2,}", line[:40])), default=0)
-    return textwrap.wrap(line, width, subsequent_indent=" " * column, break_on_hyphens=False)
+    Raises:
+        UserError: there is no such group.
+    """
+    pages = _groups(conf, program)
+    if group is not None:
+        if group not in pages:
+            raise UserError(f"--help {group}: no such group, allowed is {', '.join(filter(None, pages))}")
+        return "\n".join(_group_page(conf, group, *pages[group])) + "\n"
+    lines = [*(JUDGE_HEAD if program == "judge" else TRAIN_HEAD).splitlines(), ""]
+    for name, (choices, rows) in pages.items():
+        if name and name not in PAIRS:
+            listed = f"{name}=… " + " ".join(choices) if choices else name
+            lines += textwrap.wrap(listed, WIDTH, subsequent_indent=" " * (len(name) + 3), break_on_hyphens=False)
+        dot = "." if name else ""
+        lines += [_short(f"  {dot}{row.key}={row.default}", row.sentence) for row in rows]
+    lines += [
+        "",
+        f"Defaults are those of `python {program}.py` alone; presets of the model and the method change them.",
+    ]
+    lines += [
+        f"One group with all its choices, keys and ranges: python {program}.py --help GROUP, such as --help attacks"
+    ]
+    return "\n".join([*lines, f"Hydra's own options: python {program}.py --hydra-help", ""])
 
 
 def reference(conf: Path) -> str:
-    """docs/configuration.md: every group, choice and key, from the same sources as the help page."""
-    nested = schemas()
-    lines = [
-        "# Configuration",
-        "",
-        "Made by `python -m rmu_exp.config.reference conf > docs/configuration.md`; a test keeps it so.",
-        "`python train.py … --cfg job` shows what a command line composes to.",
-        "",
-        "## Top level",
-        "",
-        "| key | what |",
-        "|---|---|",
-        *(f"| `{key}` | {text} |" for key, text in sentences(settings.Run).items() if key not in {*nested, *OWN_KEYS}),
+    """docs/configuration.md: every group, choice and key, from the same sources as the help pages."""
+    lines = ["# Configuration", ""]
+    lines += ["Made by `python -m rmu_exp.config.reference conf > docs/configuration.md`; a test keeps it so."]
+    lines += ["`python train.py … --cfg job` shows what a command line composes to. Defaults are those of"]
+    lines += ["`python train.py` alone; presets of the model and the method change them."]
+    for group, (choices, rows) in _groups(conf, "train").items():
+        lines += ["", f"## {group or 'Top level'}"]
+        if choices:
+            lines += ["", "| choice | what |", "|---|---|"]
+            lines += [f"| `{group}={name}` | {text} |" for name, text in choices.items()]
+        lines += _table(f"{group}." if group else "", rows)
+        for name in choices if group in PACKAGES else ():
+            if own := _plugin_rows(conf, group, name):
+                prefix = f"{group}.{name}." if group == ATTACKS else f"{group}."
+                lines += ["", f"### {group}={name}", *_table(prefix, own)]
+    lines += ["", "## judge.py", "", "The groups data, eval, attacks, model and tracking are those of train.py."]
+    _, rows = _groups(conf, "judge")[""]
+    return "\n".join([*lines, *_table("", rows)]) + "\n"
+
+
+def _groups(conf: Path, program: str) -> dict[str, tuple[dict[str, str], list[Row]]]:
+    """Each group's choices with what they are, and its keys; the empty name is the top level."""
+    schema = settings.Judge if program == "judge" else settings.Run
+    file, inside = Path(settings.__file__), groups_of(schema)
+    defaults = _defaults(conf, program)
+    top = declarations(file, schema.__name__)
+    rows = _rows({k: v for k, v in top.items() if k not in PACKAGES}, defaults)
+    pages: dict[str, tuple[dict[str, str], list[Row]]] = {"": ({}, rows)}
+    for name in inside:
+        own = defaults.get(name)
+        keys = declarations(file, inside[name].__name__)
+        pages[name] = (_choices(conf / name), _rows(keys, own if isinstance(own, dict) else {}))
+    for folder in sorted({found.parent for found in conf.rglob("*.yaml")} - {conf}):
+        name = folder.relative_to(conf).as_posix()
+        if name not in pages and (program == "train" or name in (ATTACKS, "experiment")):
+            pages[name] = (_choices(folder), [])
+    return pages
+
+
+def _choices(folder: Path) -> dict[str, str]:
+    """Choice to the comment line that its file opens with."""
+    found = {}
+    for file in sorted(folder.glob("*.yaml")):
+        head = file.read_text(encoding="utf-8").splitlines()[:2]
+        found[file.stem] = next((x for x in head if not x.startswith("# @package")), "").removeprefix("#").strip()
+    return found
+
+
+def _defaults(conf: Path, name: str) -> dict[str, object]:
+    """The values that the files of the defaults list give, as Hydra composes them; those of ``name`` come last."""
+    values: dict[str, object] = {}
+    chosen: dict[str, str] = {}
+    entries = _yaml(conf / f"{name}.yaml")["defaults"]
+    for entry in entries if isinstance(entries, list) else ():
+        for group, choice in entry.items() if isinstance(entry, dict) else ():
+            group = group.removeprefix("optional ")
+            chosen[group] = re.sub(r"\$\{(\w+)\}", lambda found: chosen[found[1]], str(choice))
+            file = conf / group / f"{chosen[group]}.yaml"
+            if group != "hydra" and file.is_file():
+                _merge(values, _unpacked(file, group))
+    own = {key: value for key, value in _yaml(conf / f"{name}.yaml").items() if key not in ("defaults", "hydra")}
+    return _merge(values, own)
+
+
+def _unpacked(file: Path, group: str) -> dict[str, object]:
+    everywhere = file.read_text(encoding="utf-8").startswith("# @package _global_")
+    return _yaml(file) if everywhere else {group: _yaml(file)}
+
+
+def _merge(values: dict[str, object], more: Mapping[str, object]) -> dict[str, object]:
+    for key, value in more.items():
+        mine = values.get(key)
+        values[key] = _merge(mine, value) if isinstance(mine, dict) and isinstance(value, dict) else value
+    return values
+
+
+def _yaml(file: Path) -> dict[str, object]:
+    return yaml.load(file.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}
+
+
+def _rows(keys: Mapping[str, Declared], given: Mapping[str, object]) -> list[Row]:
+    """The keys with a sentence of their own; groups have none."""
+    found = []
+    for key, setting in keys.items():
+        default = given.get(key, setting.default)
+        if default is dataclasses.MISSING or isinstance(default, Source):
+            default = "" if default != "{}" else default
+        found.append(Row(key, _typed(default), _allowed(setting), setting.sentence))
+    return found
+
+
+def _allowed(setting: Declared) -> str:
+    if setting.kind.startswith("bool"):
+        return "true, false"
+    text = str(setting.allowed)
+    return "" if text == "a number" else text
+
+
+def _typed(value: object) -> str:
+    """A value as it is typed on a command line."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list):
+        return f"[{','.join(map(_typed, value))}]"
+    return str(value)
+
+
+def _plugin_rows(conf: Path, group: str, name: str) -> list[Row]:
+    """The keys of a method or an attack, with the values of its file."""
+    file = conf / group / f"{name}.yaml"
+    values = _unpacked(file, group).get(group)
+    own = values.get(name) if group == ATTACKS and isinstance(values, dict) else values
+    return _rows(declared(group, name), own if isinstance(own, dict) else {})
+
+
+def _group_page(conf: Path, group: str, choices: Mapping[str, str], rows: list[Row]) -> Iterator[str]:
+    """Every choice and key of one group."""
+    for name, text in choices.items():
+        yield from _wrapped(f"{group}={name}", text)
+        if group in PACKAGES:
+            prefix = f"{group}.{name}." if group == ATTACKS else f"{METHODS}."
+            yield from _explained(prefix, _plugin_rows(conf, group, name))
+    yield from [""] if choices and rows else []
+    yield from _explained(f"{group}.", rows)
+
+
+def _explained(prefix: str, rows: list[Row]) -> Iterator[str]:
+    for row in rows:
+        allowed = f" [{row.allowed}]" if row.allowed else ""
+        yield from _wrapped(f"  {prefix}{row.key}={row.default}", row.sentence + allowed)
+
+
+def _wrapped(head: str, text: str) -> list[str]:
+    """A head and its text, broken at the width, with the text in a column of its own."""
+    first = f"{head:<38}  {text}" if len(head) <= 38 else head
+    lines = textwrap.wrap(first, WIDTH, subsequent_indent=" " * 40, break_on_hyphens=False)
+    if len(head) > 38:
+        lines += textwrap.wrap(text, WIDTH, initial_indent=" " * 40, subsequent_indent=" " * 40)
+    return lines
+
+
+def _short(head: str, text: str) -> str:
+    """One line: the head and as much of its text as fits."""
+    return _cut(f"{_cut(head, 44):<30} {text}", WIDTH)
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1].rstrip() + "…"
+
+
+def _table(prefix: str, rows: list[Row]) -> list[str]:
+    if not rows:
+        return []
+    lines = ["", "| key | default | allowed | what |", "|---|---|---|---|"]
+    return lines + [
+        f"| `{prefix}{row.key}` | {f'`{row.default}`' if row.default else ''} | {row.allowed} | {row.sentence} |"
+        for row in rows
     ]
-    for group, choices in groups(conf).items():
-        lines += ["", f"## {group}", "", "| choice | what |", "|---|---|"]
-        lines += [f"| `{group}={name}` | {text} |" for name, text in choices.items()]
-        if group == "method":
-            lines += ["", "| method | key | what |", "|---|---|---|"]
-            for name in choices:
-                lines += [f"| {name} | `method.{key}` | {text} |" for key, text in methods.sentences(name).items()]
-        if group in nested:
-            lines += ["", "| key | what |", "|---|---|"]
-            lines += [f"| `{group}.{key}` | {text} |" for key, text in sentences(nested[group]).items()]
-        for name in choices:
-            if keys := attack_keys(group, name):
-                lines += ["", f"### {group}.{name}", "", "| key | what |", "|---|---|"]
-                lines += [f"| `{group}.{name}.{key}` | {text} |" for key, text in keys.items()]
-    for group, schema in (("train", settings.Train), ("share", settings.Share), ("model.preset", settings.Preset)):
-        lines += ["", f"## {group}", "", "| key | what |", "|---|---|"]
-        lines += [f"| `{group}.{key}` | {text} |" for key, text in sentences(schema).items()]
-    lines += ["", "## judge.py", "", "The groups data, eval, attacks, model and tracking are those of train.py.", ""]
-    own = {k: v for k, v in sentences(settings.Judge).items() if k not in {*schemas(settings.Judge), *OWN_KEYS}}
-    lines += ["| key | what |", "|---|---|", *(f"| `{key}` | {text} |" for key, text in own.items())]
-    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
-    import sys
-
     sys.stdout.write(reference(Path(sys.argv[1])))

@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rmu_exp.config.keys import one_line
+from rmu_exp.config.parse import one_line
 from rmu_exp.model import diff
 from rmu_exp.model.checkpoint import Checkpoint, named
 from rmu_exp.model.delta import Delta

@@ -13,11 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from rmu_exp.config.keys import one_line
-from rmu_exp.config.parse import parse, parse_judge
+from rmu_exp.config.parse import stored
 from rmu_exp.evaluate import statistics
 from rmu_exp.model.delta import Delta
 from rmu_exp.record import results as results_json
@@ -73,11 +70,9 @@ class RunDir:
             UserError: they are not settings of this version.
         """
         try:
-            values = OmegaConf.merge(OmegaConf.structured(Judge if self.judged else Run), self.config)
-            return parse_judge(values) if self.judged else parse(values)  # type: ignore[arg-type]
-        except (UserError, OmegaConfBaseException) as error:
-            told = one_line(error) if isinstance(error, OmegaConfBaseException) else error
-            raise UserError(f"{self.folder / 'config.yaml'}: {told}") from error
+            return stored(self.config)
+        except UserError as error:
+            raise UserError(f"{self.folder / 'config.yaml'}: {error}") from error
 
     @cached_property
     def delta(self) -> Delta:

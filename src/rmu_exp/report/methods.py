@@ -23,7 +23,7 @@ from rmu_exp.evaluate.statistics import wilson
 from rmu_exp.record import results as results_json
 from rmu_exp.record import rundir
 from rmu_exp.report.plots import GREY
-from rmu_exp.settings import NOT_IN_DIGEST
+from rmu_exp.settings import result_settings
 from rmu_exp.support.errors import UserError
 from rmu_exp.support.files import write_atomic
 
@@ -98,7 +98,7 @@ def _settings(run: dict[str, Any]) -> dict[str, str]:
     config = run.get("provenance", {}).get("config")
     if not isinstance(config, dict):
         config = {key: run["run"].get(key) for key in ("layer", "steer", "alpha", "settings")}
-    kept = {key: value for key, value in config.items() if key not in (*NOT_IN_DIGEST, "seed", "eval")}
+    kept = {key: value for key, value in result_settings(config).items() if key not in ("seed", "eval")}
     return {key: str(value) for key, value in rundir.flat(kept).items()}
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
+from rmu_exp.record.rundir import flat
 from rmu_exp.report.tables import interval, percent, rows
 from rmu_exp.settings import AUTO, Run
 
@@ -15,11 +17,19 @@ SUBJECTS = (
 )
 """The MMLU subjects that the paper looks at: two near the forgotten topics, two a little farther."""
 STATES = ("base", "unlearned")
-DTYPE = "bfloat16"
-"""What the published runs computed in."""
-FORGET = ["cais/wmdp-bio-forget-corpus", "cais/wmdp-corpora:cyber-forget-corpus"]
-RETAIN = ["Salesforce/wikitext:wikitext-2-raw-v1:test"]
-"""The corpora that all published numbers belong to (``data=wmdp``)."""
+PUBLISHED: dict[str, object] = {
+    "model.dtype": "bfloat16",
+    "data.forget": ["cais/wmdp-bio-forget-corpus", "cais/wmdp-corpora:cyber-forget-corpus"],
+    "data.retain": ["Salesforce/wikitext:wikitext-2-raw-v1:test"],
+    "method.name": "rmu",
+}
+"""What all published numbers have in common; what is special to a model is its `model.published_settings`."""
+UNCHANGED = (
+    *("model.revision", "train.schedule", "data.on_bad_line", "data.max_length", "retain.kind"),
+    *("steering.kind", "steering.factor", "steering.distribution"),
+    *("layers.span", "layers.param_ids", "layers.lora", "layers.rank", "layers.rank_alpha"),
+)
+"""Settings of which they have the defaults."""
 
 
 def section(results: dict[str, Any]) -> list[str]:
@@ -73,46 +83,22 @@ def _compared(measured: dict[str, Any], published: float | None) -> str:
 
 
 def changed(run: Run) -> list[str]:
-    """Settings of a run that are not its model's preset on WMDP's corpora, such as ``steer 20 (preset: 6.5)``.
+    """Settings of a run that are not those of the published numbers, such as ``steer 20 (preset: 6.5)``.
 
-    They go into results.json as ``run.changed``: published numbers belong to the preset. Those that change no number
-    in this run are left out. A model in a folder (``model.path``) is taken for a copy of the preset's.
+    They go into results.json as ``run.changed``. Those that change no number in this run are left out. A model in a
+    folder (``model.path``) is taken for a copy of the preset's.
     """
-    preset, usual = run.model.preset, Run()
-    pairs: dict[str, tuple[Any, Any]] = {
-        "layer": (run.layer, preset.layer),
-        "steer": (run.steer, preset.steer),
-        "alpha": (run.alpha, preset.alpha),
-        "seed": (run.seed, preset.seed),
-        "model.dtype": (run.model.dtype, DTYPE),
-        "model.revision": (run.model.revision, usual.model.revision),
-        "train.lr": (run.train.lr, preset.lr),
-        "train.batch_size": (run.train.batch_size, preset.batch_size),
-        "train.max_batches": (run.train.max_batches, preset.max_batches),
-        "train.schedule": (run.train.schedule, preset.schedule),
-        "data.forget": (run.data.forget, FORGET),
-        "data.retain": (run.data.retain, RETAIN),
-        "data.min_len": (run.data.min_len, preset.min_len),
-        "data.on_bad_line": (run.data.on_bad_line, usual.data.on_bad_line),
-        "method.name": (run.method.name, "rmu"),
-        "method.faithful": (run.faithful, preset.faithful),
-        "steering.kind": (run.steering.kind, usual.steering.kind),
-        "steering.distribution": (run.steering.distribution, usual.steering.distribution),
-        "retain.kind": (run.retain.kind, usual.retain.kind),
-        "layers.span": (run.layers.span, usual.layers.span),
-        "layers.parameters": (run.parameters, preset.parameters),
-        "layers.param_ids": (run.layers.param_ids, None),
-        "layers.lora": (run.layers.lora, preset.lora),
-    }
-    if run.steer == AUTO:
-        pairs["steering.factor"] = (run.steering.factor, usual.steering.factor)
-    if run.layers.lora:
-        pairs["layers.rank"] = (run.layers.rank, usual.layers.rank)
-        pairs["layers.rank_alpha"] = (run.layers.rank_alpha, usual.layers.rank_alpha)
-    if not run.faithful:  # the published loop has lengths of its own
-        pairs["data.max_length"] = (run.data.max_length, usual.data.max_length)
-    spelled = {key: (_plain(mine), _plain(theirs)) for key, (mine, theirs) in pairs.items()}
-    return [f"{key} {mine} (preset: {theirs})" for key, (mine, theirs) in spelled.items() if mine != theirs]
+    mine, usual = flat(dataclasses.asdict(run)), flat(dataclasses.asdict(Run()))
+    mine |= {"layers.parameters": run.parameters, "method.faithful": run.faithful}
+    theirs = run.model.published_settings | PUBLISHED | {key: usual[key] for key in UNCHANGED}
+    if run.steer != AUTO:
+        theirs.pop("steering.factor")
+    if not run.layers.lora:
+        del theirs["layers.rank"], theirs["layers.rank_alpha"]
+    if run.faithful:  # the published loop has lengths of its own
+        theirs.pop("data.max_length")
+    spelled = {key: (_plain(mine.get(key)), _plain(value)) for key, value in theirs.items()}
+    return [f"{key} {mine} (preset: {value})" for key, (mine, value) in spelled.items() if mine != value]
 
 
 def _plain(value: Any) -> str:

@@ -18,7 +18,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from rmu_exp.record import rundir
-from rmu_exp.settings import NOT_IN_DIGEST, Judge, Run, digest_of
+from rmu_exp.settings import Judge, Run, digest_of, result_settings
 from rmu_exp.support.errors import UserError
 from rmu_exp.support.files import write_atomic
 from rmu_exp.sweep import check, names, report, trials
@@ -85,9 +85,7 @@ def _same(folder: Path, before: Mapping[str, Any], swept: list[str], now: Run | 
     settings = before.get("settings") or {}
     if digest_of(settings) == now.digest:
         return
-    flat_had, flat_has = (
-        rundir.flat({k: v for k, v in s.items() if k not in NOT_IN_DIGEST}) for s in (settings, dataclasses.asdict(now))
-    )
+    flat_had, flat_has = (rundir.flat(result_settings(s)) for s in (settings, dataclasses.asdict(now)))
     key = next((k for k in flat_has if flat_has[k] != flat_had.get(k)), "settings")
     raise UserError(f"{other} ({key}: {flat_had.get(key)}; now: {flat_has.get(key)}); choose another folder")
 

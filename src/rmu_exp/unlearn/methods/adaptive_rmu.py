@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rmu_exp.config.methods import above, one_of
 from rmu_exp.data.batches import FORGET
+from rmu_exp.support.setting import setting
 from rmu_exp.unlearn.method import Context
 from rmu_exp.unlearn.methods import rmu
 from rmu_exp.unlearn.step import Step
@@ -25,14 +25,10 @@ from rmu_exp.unlearn.step import Step
 class Settings:
     """Adaptive RMU's settings."""
 
-    scale: float = 5.0
+    scale: float = setting(above=0)
     """β: how many times the frozen norm the forget target is long."""
-    norm: str = "topic"
+    norm: str = setting(choices=("topic", "token"))
     """Whose frozen norm: topic, the mean over the topic's first batch; or token, each token's own."""
-
-    def __post_init__(self) -> None:
-        above(self, scale=0)
-        one_of(self, norm=("topic", "token"))
 
 
 class Method(rmu.Method):

@@ -9,7 +9,7 @@ The paper's later ablation found that the gain came from the length c, not from 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from torch import Tensor
 from rmu_exp.data.batches import FORGET, Batch, pack
 from rmu_exp.model.split import SplitModel
 from rmu_exp.support.randomness import named_generator
+from rmu_exp.support.setting import setting
 from rmu_exp.unlearn.methods import rmu
 from rmu_exp.unlearn.step import Step
 
@@ -25,11 +26,11 @@ from rmu_exp.unlearn.step import Step
 class Settings:
     """CUT's settings."""
 
-    keywords: dict[str, list[str]] = field(default_factory=dict)
+    keywords: dict[str, list[str]] = setting()
     """Topic to its keywords; a topic that is not here has its name for a keyword."""
-    novice: str = "You are a novice in {keyword} who often makes mistakes."
+    novice: str = setting()
     """The prompt that forget activations are pushed towards."""
-    expert: str = "You are a world-class expert in {keyword}."
+    expert: str = setting()
     """The prompt that they are pushed away from."""
 
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, log_softmax
 
-from rmu_exp.config.methods import at_least
 from rmu_exp.data.batches import FORGET, RETAIN, Batch, pack
+from rmu_exp.support.setting import setting
 from rmu_exp.unlearn import lm_losses, method
 from rmu_exp.unlearn.method import Context, Losses, summed
 from rmu_exp.unlearn.step import Step
@@ -27,15 +27,12 @@ from rmu_exp.unlearn.step import Step
 class Settings:
     """ELM's settings."""
 
-    strength: float = 1000.0
+    strength: float = setting(least=0)
     """η: how far the target moves from the expert to the novice."""
-    novice: str = "You are a novice in {topic} with no knowledge of it."
+    novice: str = setting()
     """The sentence that makes the model a novice."""
-    expert: str = "You are a world-class expert in {topic}."
+    expert: str = setting()
     """The sentence that makes it an expert."""
-
-    def __post_init__(self) -> None:
-        at_least(self, strength=0)
 
 
 class Method(method.Method):

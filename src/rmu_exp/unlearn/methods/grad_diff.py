@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rmu_exp.config.methods import one_of
 from rmu_exp.data.batches import FORGET, RETAIN
+from rmu_exp.support.setting import setting
 from rmu_exp.unlearn import lm_losses, method
 from rmu_exp.unlearn.method import Losses, summed
 from rmu_exp.unlearn.step import Step
@@ -20,11 +20,8 @@ from rmu_exp.unlearn.step import Step
 class Settings:
     """Gradient difference's settings."""
 
-    retain: str = "nll"
+    retain: str = setting(choices=("nll", "kl"))
     """The retain loss: nll, or kl to the frozen model."""
-
-    def __post_init__(self) -> None:
-        one_of(self, retain=("nll", "kl"))
 
 
 class Method(method.Method):

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rmu_exp.config.methods import at_least
 from rmu_exp.data.batches import FORGET, RETAIN, Batch, pack
+from rmu_exp.support.setting import setting
 from rmu_exp.unlearn import lm_losses, method
 from rmu_exp.unlearn.method import Losses
 from rmu_exp.unlearn.step import Step, after_marker
@@ -25,13 +25,10 @@ from rmu_exp.unlearn.step import Step, after_marker
 class Settings:
     """LLMU's settings."""
 
-    ascent: float = 0.5
+    ascent: float = setting(least=0)
     """ε₁: weight of gradient ascent on the forget texts."""
-    mismatch: float = 1.0
+    mismatch: float = setting(least=0)
     """ε₂: weight of learning completions that do not belong to the forget texts' beginnings."""
-
-    def __post_init__(self) -> None:
-        at_least(self, ascent=0, mismatch=0)
 
 
 class Method(method.Method):

@@ -8,11 +8,12 @@ names. A wider band of trained layers is what "Distillation robustifies unlearni
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
 from rmu_exp.data.batches import FORGET, RETAIN
+from rmu_exp.support.setting import setting
 from rmu_exp.unlearn.method import Losses, summed
 from rmu_exp.unlearn.methods import rmu
 from rmu_exp.unlearn.step import Step
@@ -22,7 +23,7 @@ from rmu_exp.unlearn.step import Step
 class Settings:
     """Multi-layer RMU's settings."""
 
-    offsets: list[int] = field(default_factory=lambda: [-2, 0])
+    offsets: list[int] = setting(filled=True)
     """The steered layers, counted from `layer`: 0 is it, -2 the one two below."""
 
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from rmu_exp.config.methods import above, one_of
 from rmu_exp.data.batches import FORGET, RETAIN
+from rmu_exp.support.setting import setting
 from rmu_exp.unlearn import lm_losses, method
 from rmu_exp.unlearn.method import Losses, summed
 from rmu_exp.unlearn.step import Step
@@ -24,14 +24,10 @@ from rmu_exp.unlearn.step import Step
 class Settings:
     """NPO's settings."""
 
-    beta: float = 0.1
+    beta: float = setting(above=0)
     """β, the inverse temperature: the smaller, the nearer to gradient ascent."""
-    retain: str = "nll"
+    retain: str = setting(choices=("nll", "kl"))
     """The retain loss: nll, or kl to the frozen model."""
-
-    def __post_init__(self) -> None:
-        above(self, beta=0)
-        one_of(self, retain=("nll", "kl"))
 
 
 class Method(method.Method):

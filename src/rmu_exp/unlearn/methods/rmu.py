@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from rmu_exp.data.batches import FORGET, RETAIN
+from rmu_exp.support.setting import setting
 from rmu_exp.unlearn import method
 from rmu_exp.unlearn.method import Context, Losses, summed
 from rmu_exp.unlearn.step import Step
@@ -31,7 +32,7 @@ from rmu_exp.unlearn.step import Step
 class Settings:
     """RMU's settings."""
 
-    faithful: bool = False
+    faithful: bool = setting()
     """The published loop to the letter: file order, left padding that counts in the loss, no fp32 masters."""
 
 

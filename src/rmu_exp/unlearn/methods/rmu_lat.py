@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rmu_exp.config.methods import above, at_least
 from rmu_exp.data.batches import FORGET, RETAIN
 from rmu_exp.support.errors import UserError
+from rmu_exp.support.setting import setting
 from rmu_exp.unlearn import lm_losses
 from rmu_exp.unlearn.method import Losses, summed
 from rmu_exp.unlearn.methods import rmu
@@ -27,18 +27,14 @@ from rmu_exp.unlearn.step import Step
 class Settings:
     """RMU-LAT's settings."""
 
-    radius: float = 2.0
+    radius: float = setting(above=0)
     """ε: the greatest length of a token's shift."""
-    inner_steps: int = 16
+    inner_steps: int = setting(least=1)
     """Steps of the adversary for each step of the model."""
-    inner_lr: float = 0.05
+    inner_lr: float = setting(above=0)
     """The adversary's learning rate."""
-    below: int = 1
+    below: int = setting(least=0)
     """How many layers below `layer` the shift is added; no lower than what the lowest trained layer reads."""
-
-    def __post_init__(self) -> None:
-        above(self, radius=0, inner_lr=0)
-        at_least(self, inner_steps=1, below=0)
 
 
 class Method(rmu.Method):

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rmu_exp.config.methods import at_least
 from rmu_exp.support.randomness import named_generator
+from rmu_exp.support.setting import setting
 from rmu_exp.unlearn.methods import rmu
 from rmu_exp.unlearn.step import Step
 
@@ -22,11 +22,8 @@ from rmu_exp.unlearn.step import Step
 class Settings:
     """RNA's settings."""
 
-    noise: float = 0.01
+    noise: float = setting(least=0)
     """ν: the variance of the noise on each hidden unit of the frozen retain activations."""
-
-    def __post_init__(self) -> None:
-        at_least(self, noise=0)
 
 
 class Method(rmu.Method):

@@ -8,14 +8,14 @@ held the more the further it goes. LoRA on every layer up to the highest such on
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from rmu_exp.config.methods import at_least
 from rmu_exp.data.batches import FORGET, RETAIN
+from rmu_exp.support.setting import setting
 from rmu_exp.unlearn import method
 from rmu_exp.unlearn.method import Losses
 from rmu_exp.unlearn.step import Step
@@ -25,13 +25,10 @@ from rmu_exp.unlearn.step import Step
 class Settings:
     """Representation rerouting's settings."""
 
-    remove: float = 10.0
+    remove: float = setting(least=0)
     """r: weight of the forget loss at the first step; it falls to half."""
-    offsets: list[int] = field(default_factory=lambda: [-10, 0])
+    offsets: list[int] = setting(filled=True)
     """The rerouted layers, counted from `layer`."""
-
-    def __post_init__(self) -> None:
-        at_least(self, remove=0)
 
 
 class Method(method.Method):

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rmu_exp.config.methods import at_least
 from rmu_exp.data.batches import FORGET, RETAIN
+from rmu_exp.support.setting import setting
 from rmu_exp.unlearn import lm_losses, method
 from rmu_exp.unlearn.method import Losses
 from rmu_exp.unlearn.step import Step
@@ -21,13 +21,10 @@ from rmu_exp.unlearn.step import Step
 class Settings:
     """SCRUB's settings."""
 
-    task: float = 1.0
+    task: float = setting(least=0)
     """γ: weight of the language-model loss on the retain texts."""
-    ascent_share: float = 0.5
+    ascent_share: float = setting(least=0, most=1)
     """The share of the steps, from the first, that have the forget term."""
-
-    def __post_init__(self) -> None:
-        at_least(self, task=0, ascent_share=0)
 
 
 class Method(method.Method):

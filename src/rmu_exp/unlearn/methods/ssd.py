@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rmu_exp.config.methods import above
 from rmu_exp.data.batches import FORGET, RETAIN
 from rmu_exp.support.errors import UserError
+from rmu_exp.support.setting import setting
 from rmu_exp.unlearn import lm_losses, method
 from rmu_exp.unlearn.method import Losses
 from rmu_exp.unlearn.step import Step
@@ -27,13 +27,10 @@ from rmu_exp.unlearn.step import Step
 class Settings:
     """SSD's settings."""
 
-    threshold: float = 1.0
+    threshold: float = setting(above=0)
     """a: how many times its retain importance a weight's forget importance must be."""
-    dampening: float = 1.0
+    dampening: float = setting(above=0)
     """λ: how much is left of such a weight, in units of the ratio of its importances."""
-
-    def __post_init__(self) -> None:
-        above(self, threshold=0, dampening=0)
 
 
 class Method(method.Method):
