@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rmu_exp.record import results as results_json
+from rmu_exp.record.results import Provenance, Results, RunInfo
 from rmu_exp.support.errors import UserError
 
 if TYPE_CHECKING:
@@ -96,17 +98,14 @@ def _write(checkpoint: Checkpoint, delta: Delta, run: Path, out: Path) -> None:
     print(f"{out}: the full checkpoint, for AutoModelForCausalLM.from_pretrained, lm_eval and vLLM")
 
 
-def _results(file: Path, delta: Delta) -> dict[str, Any]:
+def _results(file: Path, delta: Delta) -> Results:
     """What the run measured, when its results.json lies there; otherwise what the Delta itself tells."""
     if file.is_file():
-        from rmu_exp.record import results as results_json
-
         results = results_json.load(file)
-        if set(results["run"].get("trained_parameters", [])) == set(delta.tensors):
+        if set(results.run.trained_parameters) == set(delta.tensors):
             return results
-    names = list(delta.tensors)
-    about = {"model_revision": delta.base.get("revision"), "model_digest": delta.base.get("digest", "")}
-    return {
-        "run": {"model": delta.base.get("name", ""), "topics": delta.topics, "trained_parameters": names},
-        "provenance": about,
-    }
+    base = delta.base
+    run = RunInfo(kind="delta", model=base.get("name", ""), topics=delta.topics, trained_parameters=list(delta.tensors))
+    origin = Provenance(config_hash="", versions={}, command="", model_digest=base.get("digest", ""))
+    origin.model_revision = base.get("revision")
+    return Results(run=run, provenance=origin)
