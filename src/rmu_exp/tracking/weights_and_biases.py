@@ -172,7 +172,7 @@ class WandbTracker(Tracker):
         def more(run: wandb.Run) -> None:
             import wandb
 
-            run.summary.update(_summary(results))
+            run.summary.update(summary(results))
             if delta.is_file():
                 artifact = wandb.Artifact(f"delta-{run.id}", type="delta", metadata=about)
                 artifact.add_file(str(delta))
@@ -205,8 +205,9 @@ class WandbTracker(Tracker):
             import wandb
 
             more(run)
-            ended: dict[str, object] = {name: _table(lines) for name, lines in tables.items()}
-            ended |= {k: (wandb.Html if f.suffix == ".html" else wandb.Image)(str(f)) for k, f in files.items()}
+            kinds = {".html": wandb.Html}
+            ended: dict[str, object] = {k: kinds.get(f.suffix, wandb.Image)(str(f)) for k, f in files.items()}
+            ended |= {name: _table(lines) for name, lines in tables.items()}
             if values or ended:
                 run.log({**values, **ended})
 
@@ -275,7 +276,7 @@ def _named(metrics: Line) -> dict[str, object]:
     return named
 
 
-def _summary(results: Results) -> dict[str, object]:
+def summary(results: Results) -> dict[str, object]:
     """Numbers for W&B's tables and scatter plots: a run's settings (a judgement has none), accuracies, attacks."""
     run, numbers = results.run, dict[str, object]()
     if run.layer is not None:
