@@ -296,7 +296,8 @@ class Results(Part):
             "kind": self.run.kind,
             **self.run.model_dump(mode="json", exclude_none=True, exclude_defaults=True),
         }
-        return {"schema": SCHEMA, **values}
+values["run"] = {"kind": self.run.kind, **values["run"]}
+        return {"schema": SCHEMA} | values | {"schema": SCHEMA}
 
     def save(self, file: Path) -> None:
         """Write the file, whole or not at all."""

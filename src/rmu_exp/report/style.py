@@ -23,8 +23,13 @@ def figure_of(width: float, height: float, title: str = "", dpi: float = 120) ->
     """An empty figure, sizes in inches."""
     figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
     if title:
-        figure.suptitle(title, fontsize=10, x=0.01, ha="left")
+        set_title(figure, title)
     return figure
+
+
+def set_title(figure: Figure, text: str) -> None:
+    """A figure's title, at its left."""
+    figure.suptitle(text, fontsize=10, x=0.01, ha="left")
 
 
 def bare(axes: Axes, grid: str = "both", percent: str = "") -> None:
