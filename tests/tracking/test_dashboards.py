@@ -14,7 +14,7 @@ import pytest
 
 pytest.importorskip("wandb_workspaces")
 
-from sweep_rows import attack, results, row
+from sweep_rows import RUN, attack, results, row
 
 from rmu_exp.settings import Tracking
 from rmu_exp.tracking import dashboards, open_tracker
@@ -59,15 +59,7 @@ def logged(tmp_path, monkeypatch):
     for step, topic in enumerate(("hexes", "wards")):
         tracker.log(STEP | {"topic": topic, "step": step}, step)
     qa = {name: row(5, 10) | {"tasks": []} for name in ("lore_forget", "lore_general")}
-    about = {
-        "layer": 7,
-        "steer": [6.5, 6.5],
-        "alpha": [15, 15],
-        "model": "lore",
-        "method": "rmu",
-        "seed": 0,
-        "topics": ["hexes"],
-    }
+    about = RUN | {"steer": [6.5, 6.5], "alpha": [15, 15], "topics": ["hexes", "wards"]}
     plot = tmp_path / "accuracy.png"
     from PIL import Image
 

@@ -289,15 +289,9 @@ class Results(Part):
 
     def content(self) -> dict[str, JsonValue]:
         """As results.json has it: what is not there is left out."""
-        values: dict[str, JsonValue] = self.model_dump(
-            mode="json", by_alias=True, exclude_none=True, exclude_defaults=True
-        )
-        values["run"] = {
-            "kind": self.run.kind,
-            **self.run.model_dump(mode="json", exclude_none=True, exclude_defaults=True),
-        }
-values["run"] = {"kind": self.run.kind, **values["run"]}
-        return {"schema": SCHEMA} | values | {"schema": SCHEMA}
+        values = self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True)
+        run = {"kind": self.run.kind, **values["run"]}
+        return {"schema": SCHEMA} | values | {"schema": SCHEMA, "run": run}
 
     def save(self, file: Path) -> None:
         """Write the file, whole or not at all."""
