@@ -11,7 +11,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from rmu_exp.sweep import axes, front, trials
+from rmu_exp.report import objectives
+from rmu_exp.sweep import front, trials
 
 CORNER = (1.0, 0.0)  # costs: forget accuracy, less general accuracy
 
@@ -19,7 +20,7 @@ CORNER = (1.0, 0.0)  # costs: forget accuracy, less general accuracy
 def area(folder: Path) -> tuple[int, int, float]:
     """How many trials a sweep has, how many are on its front, and the area that they dominate."""
     found = trials.read(folder)
-    chosen = axes.choose(("forget", "general"), [t.results for t in found if t.state == "done"])
+    chosen = objectives.choose(("forget", "general"), [t.results for t in found if t.state == "done"])
     points = list(front.costs(found, chosen).values())
     return len(points), len(front.front(points)), front.hypervolume(points, CORNER)
 

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from rmu_exp.evaluate import statistics
+from rmu_exp.record.results import Results
 
 RUN = {"model": "m", "layer": 1, "steer": [1.0], "alpha": [1.0], "method": "rmu", "seed": 0, "topics": ["a"]}
 HEAD = {"schema": 1, "run": RUN | {"trained_parameters": ["t"]}}
 TRAIN = {"steps": 1, "seconds": 1.5, "seconds_per_step": 0.5, "peak_memory_bytes": 1}
+
+
+def results(**parts) -> Results:
+    """Results of a made-up run with these parts."""
+    return Results.model_validate(HEAD | parts)
 
 
 def row(right: int, n: int, base: int | None = None) -> dict:

@@ -6,11 +6,20 @@ from typing import Any
 
 import pytest
 import yaml
+from sweep_rows import attack
 
 from rmu_exp.evaluate.statistics import summary
-from rmu_exp.report.card import card
+from rmu_exp.record.results import Results
+from rmu_exp.report import card as cards
+
+
+def card(results: dict[str, Any]) -> str:
+    return cards.card(Results.model_validate({"schema": 1} | results))
+
 
 NAMES = ["model.layers.5.mlp.down_proj.weight", "model.layers.7.mlp.down_proj.weight"]
+
+DELTA = {"kind": "delta", "model": "m", "topics": []}
 
 
 @pytest.fixture
@@ -107,7 +116,7 @@ def test_what_was_measured_with_intervals(results: dict[str, Any]) -> None:
         }
     }
     results["probe"] = {"bio": {"base": [0.3, 0.8, 0.7], "unlearned": [0.3, 0.5, 0.4]}}
-    results["attacks"] = {"relearn": {"forget_acc": {"before": 0.3, "after": 0.55}, "budget": "10 steps"}}
+    results["attacks"] = {"relearn": attack(0.3, 0.55)}
     text = card(results)
     for line in (
         "| wmdp_bio | 100 | 60.0 % | 50.2–69.1 | 30.0 % | 21.9–39.6 | 25.0 % |",
@@ -129,12 +138,12 @@ def test_only_what_was_measured_is_listed(results: dict[str, Any]) -> None:
 
 
 def test_a_delta_alone_makes_a_card(results: dict[str, Any]) -> None:
-    text = card({"run": {"model": "org/model-7b", "topics": [], "trained_parameters": NAMES}})
+    text = card({"run": DELTA | {"model": "org/model-7b", "trained_parameters": NAMES}})
     assert "## How to repeat it" not in text
     assert "setting" not in text
     assert f"- `{NAMES[1]}`\n" in text
 
 
 def test_it_always_says_what_a_low_score_does_not_show(results: dict[str, Any]) -> None:
-    for given in (results, {"run": {"model": "m", "topics": [], "trained_parameters": []}}):
+    for given in (results, {"run": DELTA}):
         assert "A low score on questions does not show that knowledge is gone" in card(given)

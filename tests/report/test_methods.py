@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
-from sweep_rows import HEAD, TRAIN, row
+from sweep_rows import HEAD, RUN, TRAIN, attack, row
 
 from rmu_exp.__main__ import main
+from rmu_exp.record.results import Results
 from rmu_exp.report import methods
 
 
-def result(method: str, seed: int, forget: float, general: float, **more) -> dict:
+def result(method: str, seed: int, forget: float, general: float, chance: float = 0.25, **more) -> Results:
     qa = {"lore_forget": row(round(100 * forget), 100, 98), "lore_general": row(round(100 * general), 100)}
+    qa = {name: measured | {"tasks": [], "chance": chance} for name, measured in qa.items()}
     train = TRAIN | {"seconds": 10.0 * (1 + seed), "peak_memory_bytes": 300_000_000}
-    return HEAD | {"run": HEAD["run"] | {"method": method, "seed": seed}, "qa": qa, "train": train} | more
+    about = RUN | {"method": method, "seed": seed} | more.pop("run", {})
+    return Results.model_validate(HEAD | {"run": about, "qa": qa, "train": train} | more)
 
 
 def write(folder, runs):
     for i, run in enumerate(runs):
         (folder / str(i)).mkdir()
-        (folder / str(i) / "results.json").write_text(json.dumps(run))
+        run.save(folder / str(i) / "results.json")
 
 
 RUNS = [
@@ -32,10 +33,10 @@ RUNS = [
 
 
 def test_intervals_by_hand():
-    cell = methods.cell([{"acc": a, "n": 100} for a in (0.6, 0.7, 0.8)])
+    cell = methods.cell([(a, 100) for a in (0.6, 0.7, 0.8)])
     half = 4.302653 * 0.1 / 3**0.5  # Student's t of two degrees of freedom
     assert (cell.mean, cell.low, cell.high) == pytest.approx((0.7, 0.7 - half, 0.7 + half), rel=1e-5)
-    alone = methods.cell([{"acc": 0.3, "n": 100}])
+    alone = methods.cell([(0.3, 100)])
     assert (alone.low, alone.high) == pytest.approx((0.2189489, 0.3958485), abs=1e-6)  # Wilson
 
 
@@ -45,15 +46,15 @@ def test_a_row_a_method_the_least_forget_first():
     assert rows[2].seconds == 20
     assert rows[0].accuracy["forget"].mean == 0.98
     assert "adjacent" not in rows[0].accuracy
-    table = methods.markdown(rows)
+    table = methods.table(rows).markdown()
     assert "| method | forget | general | seeds | seconds | memory, MB |" in table
     assert "| rmu | 30.0 (22–40) | 97.0 (92–99) | 1 | 10 | 300 |" in table
 
 
 def test_worst_case_after_attacks_and_perplexity():
-    attacks = {name: {"forget_acc": {"after": acc}, "n": 100} for name, acc in (("relearn", 0.5), ("prune", 0.4))}
-    attacks["norms"] = {"control": {}}  # finds no answers
-    read = {"perplexity": {"x.txt": {"base": {"perplexity": 2.0}, "unlearned": {"perplexity": 3.0}}}}
+    attacks = {"relearn": attack(0.3, 0.5), "prune": attack(0.3, 0.4), "norms": {"budget": {}}}  # no answers in norms
+    before, after = ({"perplexity": value, "tokens": 9} for value in (2.0, 3.0))
+    read = {"perplexity": {"x.txt": {"base": before, "unlearned": after}}}
     base, row = methods.rows([result("rmu", 0, 0.3, 0.9, attacks=attacks, **read)])
     assert (row.perplexity, base.perplexity, base.worst) == (3.0, 2.0, None)
     z = 2.2414027  # of 1 - 0.05/2, since it is the greater of two
@@ -75,9 +76,24 @@ def test_no_runs_is_one_line(tmp_path, capsys):
 
 def test_runs_of_other_settings_are_not_averaged():
     """Two steers of one method are two experiments; seeds of one are one."""
-    runs = [result("rmu", seed, 0.3 + steer / 100, 0.9) for steer in (2, 20) for seed in (0, 1)]
-    for run, steer in zip(runs, (2, 2, 20, 20), strict=True):
-        run["run"] = run["run"] | {"steer": [steer]}
+    given = [(steer, seed) for steer in (2, 20) for seed in (0, 1)]
+    runs = [result("rmu", seed, 0.3 + steer / 100, 0.9, run={"steer": [steer]}) for steer, seed in given]
     rows = methods.rows(runs)
-    assert [(row.method, row.seeds) for row in rows] == [("base", 0), ("rmu steer=[2]", 2), ("rmu steer=[20]", 2)]
+    assert [(row.method, row.seeds) for row in rows] == [("base", 0), ("rmu steer=[2.0]", 2), ("rmu steer=[20.0]", 2)]
     assert rows[1].accuracy["forget"].mean == pytest.approx(0.32)
+
+
+def test_each_base_model_has_a_row():
+    """One row, the first run's, stood for all of them."""
+    runs = [result("rmu", 0, 0.3, 0.9), result("rmu", 0, 0.2, 0.8, run={"model": "other", "layer": 2})]
+    names = ["base on m", "rmu on m", "base on other", "rmu on other"]
+    assert [row.method for row in methods.rows(runs)] == names
+
+
+def test_chance_is_the_questions_own_and_no_point_is_cut_off():
+    figure = methods.draw(methods.rows([result("rmu", 0, 0.05, 0.06, chance=0.1)]))
+    (axes,) = figure.axes
+    lines = [line.get_xdata() for line in axes.lines]
+    assert any(list(xs) == [0.1, 0.1] for xs in lines)
+    assert axes.get_xlim()[0] < 0.05
+    assert axes.get_ylim()[0] < 0.06

@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sweep_rows import HEAD
 
 from rmu_exp.cli.compose import composed
 from rmu_exp.evaluate.statistics import summary
-from rmu_exp.report.published import PUBLISHED, SUBJECTS, changed, section
+from rmu_exp.record.results import Results
+from rmu_exp.report.markdown import text
+from rmu_exp.report.published import PUBLISHED, SUBJECTS, changed, table
 
 CONF = Path(__file__).parents[2] / "conf"
 PAPER = {
@@ -30,13 +33,16 @@ def task(base: int, unlearned: int, n: int) -> dict[str, Any]:
 def results() -> dict[str, Any]:
     qa = {"wmdp_bio": task(640, 315, 1000), "mmlu_virology": task(60, 30, 100), "mmlu_astronomy": task(9, 9, 10)}
     qa["mmlu_computer_security"] = task(7, 5, 10)
-    return {"run": {}, "qa": qa, "published": [PAPER, NOTEBOOK]}
+    return HEAD | {"qa": qa, "published": [PAPER, NOTEBOOK]}
 
 
 def rows(results: dict[str, Any]) -> dict[tuple[str, str], list[str]]:
     """(task, state) to the further cells of its row."""
-    cells = [[c.strip() for c in line.strip("|").split("|")] for line in section(results) if line.startswith("| ")]
-    return {(name, state): rest for name, state, *rest in cells[1:]}
+    return {(name, state): rest for name, state, *rest in table(Results.model_validate(results)).rows}
+
+
+def page(results: dict[str, Any]) -> str:
+    return text(Results.model_validate(results))
 
 
 def test_a_cell_is_the_value_the_difference_and_the_side_of_the_interval(results: dict[str, Any]) -> None:
@@ -53,7 +59,7 @@ def test_the_papers_subjects_are_shown_when_measured_and_others_when_published(r
 
 
 def test_each_source_is_named_with_its_questions(results: dict[str, Any]) -> None:
-    lines = section(results)
+    lines = page(results).splitlines()
     assert "- [1] the paper; questions: the old ones" in lines
     assert "- [2] the notebook; questions: not stated" in lines
 
@@ -65,20 +71,20 @@ def test_a_base_that_was_not_asked_after_unlearning_has_one_row(results: dict[st
 
 @pytest.mark.parametrize("missing", ["qa", "published"])
 def test_without_data_there_is_no_section(results: dict[str, Any], missing: str) -> None:
-    assert section({k: v for k, v in results.items() if k != missing}) == []
+    assert "published" not in page({k: v for k, v in results.items() if k != missing})
     results[missing] = type(results[missing])()
-    assert section(results) == []
+    assert "published" not in page(results)
 
 
 def test_nothing_in_common_is_no_section(results: dict[str, Any]) -> None:
     results["qa"] = {"lore_forget": task(9, 3, 10), "mmlu_computer_security": task(7, 5, 10)}
-    assert section(results) == []
+    assert "published" not in page(results)
 
 
 def test_other_settings_than_the_presets_are_told(results: dict[str, Any]) -> None:
-    assert not any("preset" in line for line in section(results))
-    results["run"]["changed"] = ["steer 20 (preset: 6.5)"]
-    assert any("Not the preset's settings" in line and "steer 20 (preset: 6.5)" in line for line in section(results))
+    assert "preset" not in page(results)
+    results["run"] = results["run"] | {"changed": ["steer 20 (preset: 6.5)"]}
+    assert "**Not the preset's settings: steer 20 (preset: 6.5).**" in page(results)
 
 
 @pytest.mark.parametrize(

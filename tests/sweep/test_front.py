@@ -7,9 +7,10 @@ import itertools
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sweep_rows import attack, row
+from sweep_rows import attack, results, row
 
-from rmu_exp.sweep import axes, front, trials
+from rmu_exp.report import objectives
+from rmu_exp.sweep import front, plots, trials
 
 GRID = 8
 POINTS = st.integers(2, 3).flatmap(
@@ -40,7 +41,7 @@ def test_the_front_dominates_all_that_the_points_do(points):
 
 def chosen(tmp_path, names=("forget", "general")):
     listed = trials.read(tmp_path)
-    picked = axes.choose(names, [t.results for t in listed])
+    picked = objectives.choose(names, [t.results for t in listed])
     best = front.chosen(listed, picked)
     return best.name if best else None
 
@@ -72,14 +73,25 @@ def test_the_worst_attack_decides_when_asked_for(make_trial, tmp_path):
     assert chosen(tmp_path) == "steer=2"
     assert chosen(tmp_path, ("forget", "general", "worst")) == "steer=1"
     listed = trials.read(tmp_path)
-    (worst,) = axes.choose(["worst"], [t.results for t in listed])
+    (worst,) = objectives.choose(["worst"], [t.results for t in listed])
     assert [worst.of(t.results).value for t in listed] == [0.4, 0.9]
 
 
 def test_wmdp_pools_bio_and_cyber_and_leaves_chem():
     qa = {"wmdp": {"tasks": ["wmdp_bio", "wmdp_chem", "wmdp_cyber"]} | row(70, 140)}
     qa |= {"wmdp_bio": row(20, 60), "wmdp_cyber": row(10, 40), "wmdp_chem": row(40, 40), "mmlu": row(57, 100)}
-    forget, general = axes.choose(["forget", "general"], [{"qa": qa}])
+    forget, general = objectives.choose(["forget", "general"], [results(qa=qa)])
     assert forget.tasks == ("wmdp_bio", "wmdp_cyber")
-    assert forget.of({"qa": qa}).value == pytest.approx(30 / 100)
-    assert general.of({"qa": qa}).value == pytest.approx(0.57)
+    assert forget.of(results(qa=qa)).value == pytest.approx(30 / 100)
+    assert general.of(results(qa=qa)).value == pytest.approx(0.57)
+
+
+def test_the_base_model_has_no_place_where_only_attacks_are_measured():
+    """Attacks are made on the unlearned model; the base model's square stood at its accuracy."""
+    run = results(qa={"lore_general": {"tasks": []} | row(90, 100)}, attacks={"a": attack(0.3, 0.5)})
+    general, worst = objectives.choose(["general", "worst"], [run])
+    assert worst.of(run).value == 0.5
+    assert worst.of(run, "base") is None
+    trial = trials.Trial("t", None, {}, "done", "", run)
+    (drawn,) = plots.front([trial], general, worst, [trial], None).axes
+    assert "base model" not in [text.get_text() for text in drawn.get_legend().get_texts()]

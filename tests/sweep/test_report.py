@@ -6,8 +6,9 @@ import json
 import re
 
 import pytest
-from sweep_rows import row
+from sweep_rows import results, row
 
+from rmu_exp.settings import Tracking
 from rmu_exp.support.errors import UserError
 from rmu_exp.sweep import prune, report, trials
 
@@ -36,9 +37,9 @@ def test_numbers_are_those_of_the_trials(grid):
         if trial.state == "done":
             ((_, _, _, forget, general, _),) = cells(text, f"| {trial.settings['layer']} | {trial.settings['steer']} |")
             for cell, task in ((forget, "lore_forget"), (general, "lore_general")):
-                measured = trial.results["qa"][task]["unlearned"]
+                measured = trial.results.qa[task].unlearned
                 numbers = [float(n) / 100 for n in re.findall(r"[\d.]+", cell)]
-                assert numbers == pytest.approx([measured["acc"], *measured["ci95"]], abs=6e-4)
+                assert numbers == pytest.approx([measured.acc, *measured.ci95], abs=6e-4)
 
 
 def test_states_reasons_front_and_choice(grid):
@@ -65,8 +66,8 @@ def test_page_holds_the_same_numbers_and_no_address(grid):
     for trial in trials.read(grid):
         shown = by_name[trial.name]
         if trial.state == "done":
-            measured = trial.results["qa"]["lore_forget"]["unlearned"]
-            assert shown["axes"]["forget"] == [measured["acc"], *measured["ci95"]]
+            measured = trial.results.qa["lore_forget"].unlearned
+            assert shown["axes"]["forget"] == [measured.acc, *measured.ci95]
     assert not re.search(r'(src|href|url)\s*[=(]\s*["\']?(https?:)?//', html)
 
 
@@ -98,9 +99,10 @@ def test_given_up_only_when_beaten_beyond_doubt(make_trial, tmp_path):
     make_trial({"steer": 1}, 30, 99)
     rule = prune.EarlyStopRule(tmp_path, 40, AXES, {})
 
-    def part(forget: int, general: int) -> dict:
+    def part(forget: int, general: int):
         qa = {"lore_forget": row(forget, 40), "lore_general": row(general, 40)}
-        return {"pruned": {"qa": {name: {"tasks": []} | measured for name, measured in qa.items()}}}
+        qa = {name: {"tasks": []} | measured for name, measured in qa.items()}
+        return results(pruned={"questions": 40, "because": "", "qa": qa})
 
     assert rule(part(36, 20)) == "on 40 questions a task clearly beaten by steer=1"
     assert rule(part(36, 40)) is None  # general may be better
@@ -113,7 +115,7 @@ def test_the_same_in_wandb(grid, monkeypatch):
     import wandb_file
 
     monkeypatch.setenv("WANDB_MODE", "offline")
-    report.write(grid, AXES, tracking={"kind": "wandb", "project": "p", "entity": None, "mode": "auto", "group": None})
+    report.write(grid, AXES, tracking=Tracking(project="p"))
     wandb.teardown()  # only now is all of it on the disk
     (file,) = (grid / "wandb").rglob("run-*.wandb")
     logged, groups = {}, []
@@ -128,5 +130,5 @@ def test_the_same_in_wandb(grid, monkeypatch):
     assert logged["sweep/trials.nrows"] == 6
     table = json.loads((file.parent / "files" / logged["sweep/front.path"]).read_text())
     row = dict(zip(table["columns"], table["data"][0], strict=True))
-    measured = trials.read(grid)[3].results["qa"]["lore_forget"]["unlearned"]
-    assert [row["forget"], row["forget_low"], row["forget_high"]] == [measured["acc"], *measured["ci95"]]
+    measured = trials.read(grid)[3].results.qa["lore_forget"].unlearned
+    assert [row["forget"], row["forget_low"], row["forget_high"]] == [measured.acc, *measured.ci95]

@@ -21,19 +21,21 @@ SLACK = 45  # importing, and all others at the same time on one core; unbounded 
 TRACK = """
 import json, sys, time
 from pathlib import Path
+from rmu_exp.record.results import Results, RunInfo
+from rmu_exp.settings import Tracking
 from rmu_exp.tracking import open_tracker, weights_and_biases
 weights_and_biases.INIT_SECONDS = INIT
 folder, began = Path(sys.argv[1]), time.perf_counter()
-tracker = open_tracker("wandb", folder, {"layer": 7}, "name", None, [], "rmu_exp", None, "auto", WAIT)
+tracker = open_tracker(Tracking(wait=WAIT), folder, {"layer": 7}, "name", [])
 begun = time.perf_counter()
 for step in range(1, 21):
     tracker.log({"step": step, "loss": 1 / step}, step)
 delta = folder / "delta.safetensors"
 delta.write_bytes(b"changed tensors")
-ran = {"model": "m", "method": "rmu", "layer": 7, "steer": [6.5], "alpha": [1], "seed": 0}
-tracker.finish({"run": ran}, [], delta)
+ran = RunInfo(model="m", topics=["a"], method="rmu", layer=7, steer=[6.5], alpha=[1], seed=0)
+tracker.finish(Results(run=ran), [], delta)
 print(json.dumps({"init": begun - began, "end": time.perf_counter() - begun, "mode": tracker.mode}))
-""".replace("= INIT", f"= {INIT}").replace("WAIT)", f"{WAIT})")
+""".replace("= INIT", f"= {INIT}").replace("=WAIT)", f"={WAIT})")
 FAULTS: dict[str, tuple[int | str, str | None]] = {
     "not there": (GONE, None),
     "accepts and says nothing": (SILENT, None),

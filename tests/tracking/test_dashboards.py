@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
 
@@ -13,9 +14,11 @@ import pytest
 
 pytest.importorskip("wandb_workspaces")
 
-from rmu_exp.tracking import dashboards
+from sweep_rows import RUN, attack, results, row
+
+from rmu_exp.settings import Tracking
+from rmu_exp.tracking import dashboards, open_tracker
 from rmu_exp.tracking.dashboards import DashboardSpec
-from rmu_exp.tracking.weights_and_biases import WandbTracker
 
 SHOWN = DashboardSpec("someone", "somewhere", attacks=["relearn"])
 STEP = {f"norm_{role}_{state}": 1.0 for role in ("forget", "retain") for state in ("updated", "frozen")}
@@ -31,8 +34,9 @@ def keys(text: str) -> set[str]:
 class Logged:
     """In place of W&B's run: keeps the keys that a tracker logs."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
         self.keys: set[str] = set()
+        self.dir = str(folder / "wandb" / "files")
         self.id, self.summary = "x", self
 
     def update(self, values) -> None:
@@ -40,32 +44,27 @@ class Logged:
 
     log = update
 
-    def log_artifact(self, artifact) -> None: ...
+    def define_metric(self, name, step_metric) -> None: ...
 
     def finish(self) -> None: ...
 
 
 @pytest.fixture
-def logged(tmp_path):
+def logged(tmp_path, monkeypatch):
     """The keys of a run with two topics, questions and an attack."""
-    import wandb
-
-    tracker = WandbTracker.__new__(WandbTracker)
-    tracker.run, tracker.wandb = run, _ = Logged(), wandb
-    tracker.wait = 60.0
+    run = Logged(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setattr("wandb.init", lambda **given: run)
+    tracker = open_tracker(Tracking(), tmp_path, {}, "x", [])
     for step, topic in enumerate(("hexes", "wards")):
         tracker.log(STEP | {"topic": topic, "step": step}, step)
-    who = {"acc": 0.5, "ci95": [0.4, 0.6], "n": 10}
-    qa = {
-        name: {"base": who, "unlearned": who, "chance": 0.25, "tasks": []} for name in ("lore_forget", "lore_general")
-    }
-    about = {"layer": 7, "steer": [6.5, 6.5], "alpha": [15, 15], "model": "lore", "method": "rmu", "seed": 0}
-    attacks = {"relearn": {"forget_acc": {"before": 0.3, "after": 0.6}}}
+    qa = {name: row(5, 10) | {"tasks": []} for name in ("lore_forget", "lore_general")}
+    about = RUN | {"steer": [6.5, 6.5], "alpha": [15, 15], "topics": ["hexes", "wards"]}
     plot = tmp_path / "accuracy.png"
     from PIL import Image
 
     Image.new("RGB", (2, 2)).save(plot)
-    tracker.finish({"run": about, "qa": qa, "attacks": attacks}, [plot], tmp_path / "none")
+    tracker.finish(results(run=about, qa=qa, attacks={"relearn": attack(0.3, 0.6)}), [plot], tmp_path / "none")
     return run.keys
 
 

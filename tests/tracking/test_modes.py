@@ -7,17 +7,20 @@ from pathlib import Path
 
 import pytest
 import wandb_file
+from sweep_rows import HEAD, RUN, attack, results, row
 
+from rmu_exp.record.results import Results
+from rmu_exp.settings import Tracking
 from rmu_exp.sweep.summary import Summary
+from rmu_exp.sweep.wandb_report import log_sweep
 from rmu_exp.tracking import Tracker, open_tracker, switched
-from rmu_exp.tracking.sweep import log_sweep
-from rmu_exp.tracking.weights_and_biases import WandbTracker
+from rmu_exp.tracking.weights_and_biases import WandbTracker, summary
 
 KEY = "local-" + "0123456789" * 4
 
 
 def tracker(folder: Path, mode: str = "auto") -> Tracker:
-    return open_tracker("wandb", folder, {}, "judge-x", None, [], "rmu_exp", None, mode, 60.0)
+    return open_tracker(Tracking(mode=mode), folder, {}, "judge-x", [])
 
 
 def test_a_judgement_has_its_tables_and_plots(tmp_path, monkeypatch, capsys):
@@ -25,15 +28,14 @@ def test_a_judgement_has_its_tables_and_plots(tmp_path, monkeypatch, capsys):
     from PIL import Image
 
     monkeypatch.setenv("WANDB_MODE", "offline")
-    who = {"acc": 0.5, "ci95": [0.4, 0.6], "n": 10}
     about = {"model": "lore", "unlearned": "x", "seed": 0, "topics": ["hexes"], "changed_tensors": []}
-    results = {"run": about, "qa": {"lore_forget": {"base": who, "unlearned": who, "chance": 0.25}}}
-    results["attacks"] = {"relearn": {"forget_acc": {"before": 0.3, "after": 0.6}}}
+    qa, attacks = {"lore_forget": row(5, 10)}, {"relearn": attack(0.3, 0.6)}
+    made = Results.model_validate({"schema": 1, "run": about, "qa": qa, "attacks": attacks})
     (tmp_path / "answers.jsonl").write_text('{"task": "lore_forget", "base": 0}\n')
     plot, delta = tmp_path / "accuracy.png", tmp_path / "delta.safetensors"
     Image.new("RGB", (2, 2)).save(plot)
     delta.write_bytes(b"changed tensors")
-    tracker(tmp_path).finish(results, [plot], delta)
+    tracker(tmp_path).finish(made, [plot], delta)
     wandb.teardown()  # only now is all of it on the disk
     assert "W&B failed" not in capsys.readouterr().err
     (file,) = (tmp_path / "wandb").rglob("run-*.wandb")
@@ -72,7 +74,7 @@ def test_disabled_is_no_tracker_even_with_a_key(mode, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setattr(WandbTracker, "_init", lambda *_: pytest.fail("W&B was started"))
     assert type(tracker(tmp_path, mode)) is Tracker
-    log_sweep(Summary(tmp_path, [], [], [], None, []), {"kind": "wandb", "mode": mode})
+    log_sweep(Summary(tmp_path, [], [], [], None, []), Tracking(mode=mode))
     assert not list(tmp_path.iterdir())
 
 
@@ -80,6 +82,32 @@ def test_dryrun_is_offline_even_with_a_key(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "dryrun")
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     begun = []
-    monkeypatch.setattr(WandbTracker, "_init", lambda self, given: begun.append(self.mode) or 1 / 0)
+    monkeypatch.setattr(WandbTracker, "_init", lambda self: begun.append(self.mode) or 1 / 0)
     tracker(tmp_path, "online")
     assert begun == ["offline"]
+
+
+def test_a_folder_has_one_run_and_a_finished_one_is_not_sent_again(tmp_path, monkeypatch):
+    """Each start opened another run of W&B's, and a finished one sent everything again."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    made = results(qa={"lore_forget": row(5, 10)})
+
+    def ids() -> list[str]:
+        return sorted(f.name.rpartition("-")[2] for f in (tmp_path / "wandb").glob("offline-run-*"))
+
+    first = tracker(tmp_path)
+    first.log({"step": 1, "loss": 1.0}, 1)
+    first.close()  # stopped
+    tracker(tmp_path).finish(made, [], tmp_path / "none")
+    assert len(set(ids())) == 1
+    sent = ids()
+    tracker(tmp_path).finish(made, [], tmp_path / "none")
+    assert ids() == sent
+
+
+def test_each_topics_settings_are_numbers_that_were_run():
+    """Their mean was sent, which nobody ran."""
+    run = Results.model_validate(HEAD | {"run": RUN | {"topics": ["a", "b"], "steer": [2, 20], "alpha": [5, 5]}})
+    numbers = summary(run)
+    assert (numbers["setting/steer/a"], numbers["setting/steer/b"], numbers["setting/alpha"]) == (2, 20, 5)
+    assert "setting/steer" not in numbers

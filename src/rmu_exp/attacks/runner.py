@@ -95,19 +95,3 @@ def merge(results: dict[str, Any], found: dict[str, Any]) -> None:
     """Put one attack's part into results.json's content."""
     for key, value in found.items():
         results[key] = results.get(key, {}) | value
-
-
-def worst(results: dict[str, Any]) -> dict[str, Any] | None:
-    """The attack that got the most out, with an interval that holds for the largest of all of them.
-
-    Returns:
-        ``attack``, ``acc``, ``n``, ``interval`` (Wilson's at 1 - 0.05/k, for k attacks), ``attacks`` (k); None
-        when no attack has an accuracy.
-    """
-    scored = {name: a for name, a in results.get("attacks", {}).items() if "forget_acc" in a}
-    if not scored:
-        return None
-    name = max(scored, key=lambda name: scored[name]["forget_acc"]["after"])
-    acc, n = scored[name]["forget_acc"]["after"], scored[name]["n"]
-    interval = statistics.wilson(round(acc * n), n, 1 - 0.05 / len(scored))
-    return {"attack": name, "acc": acc, "n": n, "interval": interval, "attacks": len(scored)}

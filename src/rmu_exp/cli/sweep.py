@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from rmu_exp.settings import Tracking
 from rmu_exp.sweep.report import write
 
 AXES = "what to compare by: forget, general, worst (the accuracy after the worst attack)"
@@ -29,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     tracking = None
     if args.wandb is not None:
         entity, _, project = args.wandb.rpartition("/")
-        tracking = {"kind": "wandb", "project": project, "entity": entity or None, "mode": "auto", "group": None}
+        tracking = Tracking(project=project, entity=entity or None)
     asked = {"forget": args.forget or [], "general": args.general or []}
     write(args.folder, args.objectives, asked, tracking)
     return 0

@@ -20,6 +20,7 @@ from rmu_exp import data
 from rmu_exp.evaluate import statistics
 from rmu_exp.model.delta import Delta
 from rmu_exp.record import provenance
+from rmu_exp.record.results import QaRow, State
 from rmu_exp.record.rundir import WHO, RunDir, close, read, summary_differs
 from rmu_exp.settings import Run, digest_of
 from rmu_exp.support.errors import RunError, UserError
@@ -61,7 +62,8 @@ def verify(folder: Path, answers: bool = False, training: bool = False) -> Itera
     yield from _settings(run)
     yield from _here(run)
     yield from _guarded(folder, "weights of the base", lambda: _weights(run))
-    for source, digest in run.provenance.get("data_hashes", {}).items():
+    origin = run.results.provenance
+    for source, digest in origin.data_hashes.items() if origin else ():
         yield from _guarded(folder, f"texts {source}", lambda s=source, d=digest: _texts(run, s, d))  # type: ignore[misc]
     yield from _guarded(folder, "Delta", lambda: _delta(run))
     yield from _guarded(folder, "questions", lambda: _questions(run))
@@ -99,12 +101,12 @@ def _settings(run: RunDir) -> Iterator[Check]:
     except TypeError as error:
         found = f"none ({error})"
     yield _same("settings", found, run.digest, f"config.yaml has the digest {run.digest}")
-    origin = run.provenance
-    if "config_hash" in origin:
-        yield _same("settings of the results", found, str(origin["config_hash"]), "results.json has the same digest")
-    if "config" in origin:
+    origin = run.results.provenance
+    if origin:
+        yield _same("settings of the results", found, origin.config_hash, "results.json has the same digest")
+    if origin and origin.config:
         try:
-            copied = digest_of(origin["config"])
+            copied = digest_of(origin.config)
         except TypeError as error:
             copied = f"none ({error})"
         yield _same("settings in results.json", copied, run.digest, "the copy has the same digest")
@@ -116,8 +118,7 @@ def _settings(run: RunDir) -> Iterator[Check]:
 
 def _here(run: RunDir) -> Iterator[Check]:
     """What is another here than where the run was made; numbers may differ in their last digits by it."""
-    origin = run.provenance
-    if not origin:
+    if not run.results.provenance:
         yield Check(UNCHECKED, "provenance", "results.json has none")
         return
     for what, there, here in differences(run):
@@ -131,16 +132,18 @@ def differences(run: RunDir) -> Iterator[tuple[str, Any, Any]]:
     told = {"device", "switches", "gpu", "cuda"}  # of another kind, or told by the settings
     if (run.config.get("model") or {}).get("threads") is not None:
         told.add("threads")
+    origin = run.results.provenance
+    made = origin.model_dump(include=set(here), exclude_none=True) if origin else {}
     for group, values in here.items():
-        there = run.provenance.get(group) or {}
+        there = made.get(group, {})
         for key in sorted(set(there) - told):
             if there[key] != values.get(key):
                 yield f"{group} {key}", there[key], values.get(key)
 
 
 def _weights(run: RunDir) -> Iterator[Check]:
-    recorded = run.provenance.get("model_digest")
-    if recorded is None:
+    recorded = run.results.provenance.model_digest if run.results.provenance else ""
+    if not recorded:
         yield Check(UNCHECKED, "weights of the base", "results.json has no digest of them")
         return
     found = job_of(run).checkpoint.digest()
@@ -156,21 +159,22 @@ def _texts(run: RunDir, source: str, digest: str) -> Iterator[Check]:
 
 def _delta(run: RunDir) -> Iterator[Check]:
     delta = job_of(run).changes if run.judged else run.delta
-    recorded = run.provenance.get("delta_digest")
-    if recorded is None:
+    origin, about = run.results.provenance, run.results.run
+    recorded = origin.delta_digest if origin else ""
+    if not recorded:
         yield Check(UNCHECKED, "Delta", "results.json has no digest of it")
     else:
         yield _same("Delta", delta.digest(), recorded)
-    told = run.results["run"].get("trained_parameters", run.results["run"].get("changed_tensors", []))
+    told = about.trained_parameters or about.changed_tensors
     yield _same("tensors of the Delta", ", ".join(sorted(delta.tensors)), ", ".join(sorted(told)), f"{len(told)}")
     bad = [name for name, value in delta.tensors.items() if not value.isfinite().all()]
     yield _right("numbers of the Delta", f"not finite: {', '.join(bad)}" if bad else None, "finite")
-    if "model_digest" in run.provenance and delta.base.get("digest"):
-        yield _same("base of the Delta", delta.base["digest"], run.provenance["model_digest"])
+    if origin and origin.model_digest and delta.base.get("digest"):
+        yield _same("base of the Delta", delta.base["digest"], origin.model_digest)
 
 
 def _questions(run: RunDir) -> Iterator[Check]:
-    qa = run.results.get("qa", {})
+    qa = run.results.qa
     if qa and not run.answers:
         yield Check(UNCHECKED, "questions", "there is no answers.jsonl")
         return
@@ -178,49 +182,49 @@ def _questions(run: RunDir) -> Iterator[Check]:
     if left:
         yield Check(DIFFERS, f"questions {left[0]}", "in answers.jsonl, and not in results.json")
     for name, row in qa.items():
-        right = {who: run.correct(name, who) for who in WHO if who in row}
+        right = {who: run.correct(name, who) for who in WHO if row.of(who)}
         if any(correct is None for correct in right.values()):
             yield Check(DIFFERS, f"questions {name}", "in results.json, and not all in answers.jsonl")
             continue
         wrong = _row_differs(row, right)  # type: ignore[arg-type]
-        n = row["base"]["n"]
-        yield _right(f"questions {name}", wrong, f"{n} answers give the same numbers")
+        yield _right(f"questions {name}", wrong, f"{row.base.n} answers give the same numbers")
 
 
-def _row_differs(row: dict[str, Any], right: dict[str, list[int]]) -> str | None:
-    for who, correct in right.items():
-        if wrong := summary_differs(row[who], correct):
-            return f"{who}: {wrong}"
+def _row_differs(row: QaRow, right: dict[State, list[int]]) -> str | None:
+    for state, correct in right.items():
+        if (given := row.of(state)) and (wrong := summary_differs(given, correct)):
+            return f"{state}: {wrong}"
     if "unlearned" not in right:
         return None
     made = statistics.mcnemar(right["base"], right["unlearned"])
-    if "mcnemar" in row and not all(close(row["mcnemar"][key], made[key]) for key in made):
-        return f"mcnemar {row['mcnemar']}, the answers give {made}"
-    p = statistics.against_chance(right["unlearned"], row["chance"])
-    if "p_chance" in row and not close(row["p_chance"], p):
-        return f"p_chance {row['p_chance']:g}, the answers give {p:g}"
+    if row.mcnemar and not all(close(getattr(row.mcnemar, key), made[key]) for key in made):
+        return f"mcnemar {row.mcnemar}, the answers give {made}"
+    p = statistics.against_chance(right["unlearned"], row.chance)
+    if row.p_chance is not None and not close(row.p_chance, p):
+        return f"p_chance {row.p_chance:g}, the answers give {p:g}"
     return None
 
 
 def _attacks(run: RunDir) -> Iterator[Check]:
     """Intervals follow from accuracy and n; the accuracies themselves can only be had by attacking again."""
-    for name, entry in run.results.get("attacks", {}).items():
-        if "forget_acc" not in entry:
+    for name, entry in run.results.attacks.items():
+        if not (entry.forget_acc and entry.ci95 and entry.n):
             continue
         wrong = None
-        for when, acc in entry["forget_acc"].items():
-            right = round(acc * entry["n"])
-            if not close(acc, right / entry["n"]):
-                wrong = f"{when}: {acc:g} is no share of {entry['n']} questions"
-            elif wrong is None and not all(map(close, entry["ci95"][when], statistics.wilson(right, entry["n"]))):
-                wrong = f"{when}: the interval of {right} of {entry['n']} is another than {entry['ci95'][when]}"
+        for when in ("before", "after"):
+            acc, ci95 = getattr(entry.forget_acc, when), getattr(entry.ci95, when)
+            correct = round(acc * entry.n)
+            if not close(acc, correct / entry.n):
+                wrong = f"{when}: {acc:g} is no accuracy over {entry.n} questions"
+            elif wrong is None and not all(map(close, ci95, statistics.wilson(correct, entry.n))):
+                wrong = f"{when}: the interval of {correct} of {entry.n} is another than {list(ci95)}"
         yield _right(f"attack {name}", wrong, "accuracies and intervals fit together")
 
 
 def _metrics(run: RunDir) -> Iterator[Check]:
-    if "train" not in run.results:
+    if not run.results.train:
         return
-    metrics, steps = run.metrics, run.results["train"]["steps"]
+    metrics, steps = run.metrics, run.results.train.steps
     if not metrics:
         yield Check(UNCHECKED, "metrics.jsonl", "there is none")
         return
@@ -274,7 +278,7 @@ def _asked_again(run: RunDir) -> Iterator[Check]:
 
 
 def _answers_differ(run: RunDir, again: dict[str, Answers]) -> Iterator[Check]:
-    hashes = run.provenance.get("question_hashes", {})
+    hashes = run.results.provenance.question_hashes if run.results.provenance else {}
     for task, asked in run.answers.items():
         found = {who: answers.chosen.get(task) for who, answers in again.items()}
         what = f"answers {task}"
@@ -303,7 +307,9 @@ def _trained_again(run: RunDir) -> Iterator[Check]:
     if not isinstance(run.settings, Run):
         yield Check(UNCHECKED, "training again", "a judgement trains nothing")
         return
-    threads = run.settings.model.threads or run.provenance.get("hardware", {}).get("threads")
+    made_on = run.results.provenance.hardware if run.results.provenance else {}
+    there = made_on.get("threads")
+    threads = run.settings.model.threads or (there if isinstance(there, int) else None)
     model = dataclasses.replace(run.settings.model, threads=threads)
     tracking = dataclasses.replace(run.settings.tracking, kind="off")
     settings = dataclasses.replace(run.settings, model=model, tracking=tracking, attacks={})

@@ -1,64 +1,348 @@
-"""results.json: read, and held against its schema, in one place for all who use it.
+"""results.json, typed: what a run or a judgement measured, one class per part.
 
-The schema is :file:`results.schema.json` beside this module (JSON Schema): what a report, a table or another program
-may rely on. Keys that it does not name may be there.
+Stages make their part, reports read it; nobody digs by string. The classes read, check and write the file, and
+``schema()`` is its JSON Schema. Keys that they do not name are kept as they are, so that newer files and an attack's
+own findings pass through. A stage that did not run leaves its key out; nothing is ever null.
+
+Schema 1 (an attack's ``of``, a control ``never``, no ``kind``) is read as well.
+
+``python -m rmu_exp.record.results`` writes results.schema.json, beside this module, anew.
 """
 
 from __future__ import annotations
 
 import json
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
 
-from rmu_exp.support.errors import UserError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+
+from rmu_exp.support.errors import UserError, first_line
+from rmu_exp.support.files import write_atomic
 
 NAME = "results.json"
+SCHEMA = 2
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0)]
+Interval = tuple[float, float]
+State = Literal["base", "unlearned"]
 
 
-def load(file: Path) -> dict[str, Any]:
+class Part(BaseModel):
+    """A part of results.json; further keys are kept."""
+
+    model_config = ConfigDict(extra="allow", ser_json_inf_nan="constants", protected_namespaces=())
+
+
+class Accuracy(Part):
+    """The accuracy, in 0..1, with its standard error and Wilson's 95 % interval, over ``n`` questions."""
+
+    acc: Fraction
+    stderr: float
+    ci95: Interval
+    n: Annotated[int, Field(ge=1)]
+
+
+class Control(Accuracy):
+    """The accuracy of a control, with the p of the exact binomial test against chance."""
+
+    p_chance: float | None = None
+
+
+class McNemar(Part):
+    """McNemar's exact test over the same questions: correct before and wrong after, the reverse, p."""
+
+    lost: Count
+    gained: Count
+    p: float
+
+
+class QaRow(Part):
+    """One lm-eval task, or a group and its tasks, before and after.
+
+    Attributes:
+        tasks: the tasks of a group; None: it is a task.
+        chance: accuracy of a blind guess.
+        p_chance: of the exact binomial test of the unlearned accuracy against chance.
+    """
+
+    tasks: list[str] | None = None
+    base: Accuracy
+    unlearned: Accuracy | None = None
+    mcnemar: McNemar | None = None
+    p_chance: float | None = None
+    chance: Fraction
+
+    def of(self, state: State) -> Accuracy | None:
+        """The accuracy of the base or the unlearned model; None: not asked."""
+        return self.base if state == "base" else self.unlearned
+
+
+Qa = dict[str, QaRow]
+
+
+class Pruned(Part):
+    """Why a search stopped the run early, after so many questions per task."""
+
+    questions: Count
+    qa: Qa
+    because: str
+
+
+class Perplexity(Part):
+    """Perplexity on a text source, over so many predicted tokens."""
+
+    perplexity: float
+    tokens: Count
+    nll_stderr: float | None = None
+
+
+class PerplexityRow(Part):
+    """Perplexity on one source, before and after."""
+
+    base: Perplexity
+    unlearned: Perplexity | None = None
+
+    def of(self, state: State) -> Perplexity | None:
+        """That of the base or the unlearned model; None: not measured."""
+        return self.base if state == "base" else self.unlearned
+
+
+class BeforeAfter(Part):
+    """The unlearned model's accuracy on the forget questions, asked plainly and under attack."""
+
+    before: Fraction
+    after: Fraction
+
+
+class Intervals(Part):
+    """The 95 % intervals of :class:`BeforeAfter`."""
+
+    before: Interval
+    after: Interval
+
+
+class CurveData(Part):
+    """The lines of one figure: title of a panel to name of a line to its points (x, y)."""
+
+    title: str
+    x: str
+    y: str
+    panels: Annotated[dict[str, dict[str, list[tuple[float, float]]]], Field(min_length=1)]
+    chance: float | None = None
+
+
+class AttackEntry(Part):
+    """What one attack or probe found; what is special to it stands in further keys.
+
+    Attributes:
+        settings: the attack's own.
+        fingerprint: of the models, texts and questions it was run on.
+        error: why it failed; then there is no accuracy.
+        n: questions that it was scored on.
+        control: name to accuracy, or to what was found although there is nothing to find.
+        budget: what it took: steps, samples, queries, seconds.
+    """
+
+    settings: dict[str, JsonValue] = {}
+    fingerprint: str = Field("", validation_alias=AliasChoices("fingerprint", "of"))
+    error: str | None = None
+    forget_acc: BeforeAfter | None = None
+    ci95: Intervals | None = None
+    n: Annotated[int, Field(ge=1)] | None = None
+    chance: Fraction | None = None
+    p_chance: float | None = None
+    control: dict[str, Annotated[Control | JsonValue, Field(union_mode="left_to_right")]] = {}
+    budget: dict[str, JsonValue]
+    curves: dict[str, CurveData] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _oracle_of_schema_1(cls, values: object) -> object:
+        if not isinstance(values, dict) or not isinstance(values.get("control", {}), dict):
+            return values
+        values = dict(values)
+        if "control" in values:
+            values["control"] = {_oracle(name): value for name, value in values["control"].items()}
+        return values
+
+    @property
+    def controls(self) -> dict[str, Control]:
+        """The controls that have an accuracy."""
+        return {name: value for name, value in self.control.items() if isinstance(value, Control)}
+
+    @model_validator(mode="after")
+    def _whole(self) -> AttackEntry:
+        if self.forget_acc is not None and None in (self.ci95, self.n, self.chance):
+            raise ValueError("forget_acc without ci95, n or chance")
+        return self
+
+
+class RunInfo(Part):
+    """What was run, on what. A judgement (``kind`` judge) has ``unlearned`` and ``changed_tensors``.
+
+    Attributes:
+        kind: ``delta``, which no file has: a Delta whose run's results are not there.
+        model, unlearned: names of the base and, of a judgement, of what was judged.
+        steer, alpha: one value per topic.
+        settings: the method's own.
+        forget, retain: sources of texts.
+        trained_parameters, changed_tensors: names of tensors as on disk.
+        changed: settings that are not the published ones.
+    """
+
+    kind: Literal["train", "judge", "delta"] = "train"
+    model: str
+    topics: list[str]
+    seed: Count | None = None
+    unlearned: str | None = None
+    changed_tensors: list[str] = []
+    layer: Count | None = None
+    steer: list[float] = []
+    alpha: list[float] = []
+    method: str | None = None
+    settings: dict[str, JsonValue] = {}
+    faithful: bool | None = None
+    forget: list[str] = []
+    retain: list[str] = []
+    trained_parameters: list[str] = []
+    changed: list[str] = []
+
+    @model_validator(mode="before")
+    @classmethod
+    def _kind_of_schema_1(cls, values: object) -> object:
+        if isinstance(values, dict) and "kind" not in values and "unlearned" in values:
+            return {"kind": "judge"} | values
+        return values
+
+    @model_validator(mode="after")
+    def _whole(self) -> RunInfo:
+        needs = {"train": ("seed", "method", "layer"), "judge": ("seed", "unlearned"), "delta": ()}
+        if missing := [key for key in needs[self.kind] if getattr(self, key) is None]:
+            raise ValueError(f"{missing[0]} is missing")
+        return self
+
+
+class Training(Part):
+    """What training took."""
+
+    steps: Count
+    seconds: float
+    seconds_per_step: float
+    peak_memory_bytes: Count
+    seconds_saving: float = 0.0
+
+
+class Published(Part):
+    """Accuracies that somebody published for this model."""
+
+    source: str
+    questions: str | None = None
+    base: dict[str, float] = {}
+    unlearned: dict[str, float] = {}
+
+    def of(self, state: State) -> dict[str, float]:
+        """Task to the accuracy of the base or the unlearned model."""
+        return self.base if state == "base" else self.unlearned
+
+
+class Git(Part):
+    """The checkout that ran: its commit, and the sha256 of what differs from it."""
+
+    commit: str
+    dirty: bool
+    diff: str | None = None
+
+
+class Provenance(Part):
+    """Where the numbers come from."""
+
+    config: dict[str, JsonValue] = {}
+    config_hash: str
+    seeds: dict[str, Count] = {}
+    versions: dict[str, str]
+    git: Git | None = None
+    hardware: dict[str, JsonValue] = {}
+    command: str
+    data_hashes: dict[str, str] = {}
+    question_hashes: dict[str, str] = {}
+    model_revision: str | None = None
+    model_digest: str = ""
+    delta_digest: str = ""
+
+
+class Results(Part):
+    """The content of results.json."""
+
+    schema_number: Annotated[Literal[1, 2], Field(validation_alias="schema", serialization_alias="schema")] = 2
+    run: RunInfo
+    provenance: Provenance | None = None
+    train: Training | None = None
+    qa: Qa = {}
+    pruned: Pruned | None = None
+    perplexity: dict[str, PerplexityRow] = {}
+    probe: dict[str, dict[str, Annotated[list[float], Field(min_length=1)]]] = {}
+    activations: dict[str, dict[str, list[float]]] = {}
+    attacks: dict[str, AttackEntry] = {}
+    published: list[Published] = []
+
+    def content(self) -> dict[str, JsonValue]:
+        """As results.json has it: what is not there is left out."""
+        values = self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True)
+        run = {"kind": self.run.kind, **values["run"]}
+        return {"schema": SCHEMA} | values | {"schema": SCHEMA, "run": run}
+
+    def save(self, file: Path) -> None:
+        """Write the file, whole or not at all."""
+        write_atomic(file, json.dumps(self.content(), indent=2) + "\n")
+
+    @property
+    def asked(self) -> Qa:
+        """What was asked: everything, or the part after which a search stopped the run."""
+        return self.qa or (self.pruned.qa if self.pruned else {})
+
+    @property
+    def scored(self) -> dict[str, AttackEntry]:
+        """The attacks that have an accuracy."""
+        return {name: entry for name, entry in self.attacks.items() if entry.forget_acc is not None}
+
+
+def load(file: Path) -> Results:
     """The content of a results.json.
 
     Raises:
         UserError: it cannot be read, is not JSON, or does not have the form of one.
     """
     try:
-        content: Any = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{file}: damaged ({_reason(error)}); remove it") from error
-    if wrong := problem(content):
-        raise UserError(f"{file}: damaged ({wrong}); remove it")
-    assert isinstance(content, dict)
-    return content
+        return Results.model_validate(json.loads(file.read_text(encoding="utf-8")))
+    except ValidationError as error:
+        reason = _reason(error)
+    except RecursionError:
+        reason = "nested too deeply"
+    except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or first_line(error)
+    raise UserError(f"{file}: damaged ({reason}); remove it")
 
 
-def problem(content: Any) -> str | None:
-    """What is wrong with the form of results, in a few words; None: nothing."""
-    error = next(
-        iter(sorted(_validator().iter_errors(content), key=lambda e: (len(e.path), list(map(str, e.path))))), None
-    )
-    if error is None:
-        return None
-    place = ".".join(map(str, error.path))
-    return f"{place}: {_short(error.message)}" if place else _short(error.message)
-
-
-@cache
-def _validator() -> Any:
-    from jsonschema import Draft202012Validator
-
-    return Draft202012Validator(
-        json.loads((files("rmu_exp.record") / "results.schema.json").read_text(encoding="utf-8"))
-    )
-
-
-def _short(text: str) -> str:
-    line = " ".join(text.split())
+def _reason(error: ValidationError) -> str:
+    """The outermost thing that is wrong, in a few words."""
+    first = min(error.errors(include_url=False), key=lambda e: (len(e["loc"]), list(map(str, e["loc"]))))
+    place, said = ".".join(map(str, first["loc"])), first["msg"]
+    line = " ".join(f"{place}: {said}".split()) if place else said
     return line if len(line) <= 120 else f"{line[:60]} … {line[-56:]}"
 
 
-def _reason(error: Exception) -> str:
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
-    return "nested too deeply" if isinstance(error, RecursionError) else _short(str(error))
+def _oracle(name: str) -> str:
+    """A control's name; schema 1 called the oracle ``never``."""
+    head, *rest = name.split(", ")
+    return ", ".join(["oracle" if head == "never" else head, *rest])
+
+
+def schema() -> dict[str, JsonValue]:
+    """The JSON Schema of results.json: what a report, a table or another program may rely on."""
+    return Results.model_json_schema(by_alias=True)
+
+
+if __name__ == "__main__":
+    Path(__file__).with_name("results.schema.json").write_text(json.dumps(schema(), indent=2) + "\n", encoding="utf-8")

@@ -18,10 +18,11 @@ from rmu_exp.config.parse import stored
 from rmu_exp.evaluate import statistics
 from rmu_exp.model.delta import Delta
 from rmu_exp.record import results as results_json
+from rmu_exp.record.results import Accuracy, Results, State
 from rmu_exp.settings import Judge, Run
 from rmu_exp.support.errors import UserError
 
-WHO = ("base", "unlearned")
+WHO: tuple[State, ...] = ("base", "unlearned")
 
 
 @dataclass(frozen=True)
@@ -44,23 +45,25 @@ class RunDir:
     Attributes:
         config: the settings in config.yaml.
         digest: of the settings, as config.yaml says.
-        results: the content of results.json.
     """
 
     folder: Path
     config: dict[str, Any]
     digest: str
-    results: dict[str, Any]
+
+    @cached_property
+    def results(self) -> Results:
+        """The content of results.json.
+
+        Raises:
+            UserError: there is none, or it is damaged.
+        """
+        return results_json.load(self.folder / results_json.NAME)
 
     @property
     def judged(self) -> bool:
         """Whether it is a judgement of a model that somebody else unlearned."""
         return "unlearned" in self.config
-
-    @property
-    def provenance(self) -> dict[str, Any]:
-        """Where its results came from."""
-        return dict(self.results.get("provenance") or {})
 
     @cached_property
     def settings(self) -> Run | Judge:
@@ -107,7 +110,8 @@ class RunDir:
 
     def correct(self, name: str, who: str) -> list[int] | None:
         """1 or 0 for each question of a task or group; None: its answers are not all there."""
-        tasks = self.results.get("qa", {}).get(name, {}).get("tasks", [name])
+        row = self.results.qa.get(name)
+        tasks = row.tasks if row and row.tasks is not None else [name]
         if not all(task in self.answers for task in tasks):
             return None
         return [c for task in tasks for c in self.answers[task].correct(who)]
@@ -125,19 +129,21 @@ def read(folder: Path) -> RunDir:
     Raises:
         UserError: it is none, or its settings or results are missing or damaged.
     """
-    config, results = folder / "config.yaml", folder / results_json.NAME
-    for file in (config, results):
+    config = folder / "config.yaml"
+    for file in (config, folder / results_json.NAME):
         if not file.is_file():
             raise UserError(f"{folder}: no {file.name} in it; give the folder of a run or a judgement that has results")
-    return of(config, results_json.load(results))
+    found = of(config)
+    _ = found.results
+    return found
 
 
-def of(config: Path, results: dict[str, Any] | None = None) -> RunDir:
-    """A run's folder by its config.yaml. Raises UserError when that is damaged."""
+def of(config: Path) -> RunDir:
+    """A run's folder by its config.yaml; it may have no results yet. Raises UserError when config.yaml is damaged."""
     values = settings(config)
     digest = values.pop("digest", None)
     values.pop("command", None)
-    return RunDir(config.parent, values, str(digest), results or {})
+    return RunDir(config.parent, values, str(digest))
 
 
 def settings(file: Path) -> dict[str, Any]:
@@ -186,14 +192,14 @@ def close(a: float, b: float) -> bool:
     return a == b or abs(a - b) <= 1e-9 * max(abs(a), abs(b), 1e-300)
 
 
-def summary_differs(given: dict[str, Any], correct: list[int]) -> str | None:
+def summary_differs(given: Accuracy, correct: list[int]) -> str | None:
     """Where an accuracy with its error and interval is not that of these answers; None: nowhere."""
     if not correct:
         return "no answers"
     made = statistics.summary(correct)
     for key in ("n", "acc", "stderr"):
-        if not close(given[key], made[key]):
-            return f"{key} {given[key]:g}, the answers give {made[key]:g}"
-    if not all(close(a, b) for a, b in zip(given["ci95"], made["ci95"], strict=True)):
-        return f"ci95 {given['ci95']}, the answers give {made['ci95']}"
+        if not close(getattr(given, key), made[key]):
+            return f"{key} {getattr(given, key):g}, the answers give {made[key]:g}"
+    if not all(map(close, given.ci95, made["ci95"])):
+        return f"ci95 {list(given.ci95)}, the answers give {made['ci95']}"
     return None

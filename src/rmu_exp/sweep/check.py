@@ -10,8 +10,8 @@ from importlib.util import find_spec
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
+from rmu_exp.report.objectives import NAMES
 from rmu_exp.support.errors import UserError
-from rmu_exp.sweep.axes import NAMES
 
 # The last part of a target to what it needs: extra, modules.
 NEEDS = {

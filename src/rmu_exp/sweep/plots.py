@@ -13,9 +13,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rmu_exp.report.style import FORGET, GREY, RETAIN, save
+from rmu_exp.report.objectives import Axis
+from rmu_exp.report.style import FORGET, GREY, RETAIN, bare, figure_of, save, set_title
 from rmu_exp.sweep import trials as reading
-from rmu_exp.sweep.axes import Axis
 from rmu_exp.sweep.trials import Trial
 
 CELLS = 8  # more values than this of a key are a scatter, not a map
@@ -47,7 +47,7 @@ def front(trials: Trials, x: Axis, y: Axis, best: Sequence[Trial], chosen: Trial
     placed = [(t, a, b) for t in trials if (a := x.of(t.results)) and (b := y.of(t.results))]
     if not placed:
         return None
-    figure = Figure(figsize=(8, 5.4), dpi=120, layout="constrained")
+    figure = figure_of(8, 5.4)
     plot = figure.subplots()
     names, many = {t.name for t in best}, len(placed) > CROWD
     for t, a, b in sorted(placed, key=lambda p: p[0].name in names):
@@ -81,10 +81,9 @@ def front(trials: Trials, x: Axis, y: Axis, best: Sequence[Trial], chosen: Trial
         plot.plot([], [], "o", mfc="white", mec=GREY, label="given up on a part of the questions")
     plot.set_xlabel(f"{x.label}  ({'less' if x.sign > 0 else 'more'} is better)")
     plot.set_ylabel(f"{y.label}  ({'less' if y.sign > 0 else 'more'} is better)")
-    _percent(plot.xaxis, plot.yaxis)
-    _bare(plot)
+    bare(plot, percent="xy")
     plot.legend(frameon=False, fontsize=9)
-    _title(figure, f"{len(placed)} trials, {x.name} against {y.name}; bars are 95 % intervals")
+    set_title(figure, f"{len(placed)} trials, {x.name} against {y.name}; bars are 95 % intervals")
     return figure
 
 
@@ -101,7 +100,7 @@ def maps(trials: Trials, axes: Sequence[Axis], x: str, y: str) -> Figure | None:
     placed = [t for t in trials if any(axis.of(t.results) for axis in axes) and x in t.settings and y in t.settings]
     if not placed:
         return None
-    figure = Figure(figsize=(4.4 * len(axes), 3.9), dpi=120, layout="constrained")
+    figure = figure_of(4.4 * len(axes), 3.9)
     many = max(len({reading.show(t.settings[key]) for t in placed}) for key in (x, y)) > CELLS
     for axis, plot in zip(axes, figure.subplots(1, len(axes), squeeze=False)[0], strict=True):
         (_scatter if many else _cells)(figure, plot, placed, axis, x, y)
@@ -110,7 +109,7 @@ def maps(trials: Trials, axes: Sequence[Axis], x: str, y: str) -> Figure | None:
         plot.set_title(axis.label, fontsize=9)
     others = len(placed) > len({(reading.show(t.settings[x]), reading.show(t.settings[y])) for t in placed})
     what = "accuracy after unlearning" + (", mean over the other keys" if others and not many else "")
-    _title(figure, f"{y} against {x}: {what}")
+    set_title(figure, f"{y} against {x}: {what}")
     return figure
 
 
@@ -148,12 +147,12 @@ def _scatter(figure: Figure, plot: Axes, placed: Trials, axis: Axis, x: str, y: 
             setter("log")
             side.set_major_formatter(lambda value, _: f"{value:g}")
     figure.colorbar(drawn, ax=plot, format=lambda v, _: f"{100 * v:.0f} %")
-    _bare(plot)
+    bare(plot)
 
 
 def curve(trials: Trials, axes: Sequence[Axis], key: str) -> Figure | None:
     """Accuracy over the only swept key, with 95 % intervals."""
-    figure = Figure(figsize=(7, 3.9), dpi=120, layout="constrained")
+    figure = figure_of(7, 3.9)
     plot, order = figure.subplots(), _values([t for t in trials if key in t.settings], key)
     numeric = all(isinstance(t.settings.get(key), (int, float)) for t in trials)
     drawn = False
@@ -170,11 +169,10 @@ def curve(trials: Trials, axes: Sequence[Axis], key: str) -> Figure | None:
         plot.set_xticks(range(len(order)), order)
     plot.set_xlabel(key)
     plot.set_ylim(0, 1.02)
-    _percent(plot.yaxis)
-    _bare(plot)
+    bare(plot, percent="y")
     if drawn:
         plot.legend(frameon=False, fontsize=9)
-    _title(figure, f"Accuracy after unlearning over {key}; bands are 95 % intervals")
+    set_title(figure, f"Accuracy after unlearning over {key}; bands are 95 % intervals")
     return figure if drawn else None
 
 
@@ -187,7 +185,7 @@ def norms(trials: Trials, best: Sequence[Trial]) -> Figure | None:
         return None
     wide = min(4, len(curves))
     high = -(-len(curves) // wide)
-    figure = Figure(figsize=(2.9 * wide + 0.4, 2.2 * high + 0.9), dpi=120, layout="constrained")
+    figure = figure_of(2.9 * wide + 0.4, 2.2 * high + 0.9)
     panels = list(figure.subplots(high, wide, squeeze=False).flat)
     for plot in panels:
         plot.set_axis_off()
@@ -204,13 +202,13 @@ def norms(trials: Trials, best: Sequence[Trial]) -> Figure | None:
         plot.set_ylim(bottom=0)
         plot.set_title(trial.name, fontsize=8)
         plot.tick_params(labelsize=7)
-        _bare(plot)
+        bare(plot)
     kinds = [*((f"{role}, {state}", c, s) for role, c in ROLES for state, s in STATES), ("steer", GREY, "-")]
     handles = [panels[0].plot([], [], color=c, ls=s, label=label)[0] for label, c, s in kinds]
     figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False, fontsize=8)
     more = len(trials) - len(curves)
     left_out = f"; {more} more trials not drawn" if more > 0 else ""
-    _title(figure, f"Length of the activations over the steps, each topic a line{left_out}")
+    set_title(figure, f"Length of the activations over the steps, each topic a line{left_out}")
     return figure
 
 
@@ -232,20 +230,5 @@ def _has_norms(metrics: Any) -> bool:
     return all(isinstance(metrics.get(key), (int, float)) for key in drawn)
 
 
-def _title(figure: Figure, text: str) -> None:
-    figure.suptitle(text, fontsize=10, x=0.01, ha="left")
-
-
 def _plain(key: str) -> str:
     return key.split(".")[-1].split("/")[-1]
-
-
-def _percent(*sides: Any) -> None:
-    for side in sides:
-        side.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
-
-
-def _bare(plot: Axes) -> None:
-    plot.grid(color="#eeeeee")
-    plot.set_axisbelow(True)
-    plot.spines[["top", "right"]].set_visible(False)

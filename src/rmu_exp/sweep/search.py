@@ -20,8 +20,9 @@ from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
+from rmu_exp.report import objectives
 from rmu_exp.support.errors import UserError, first_line
-from rmu_exp.sweep import axes, names, trials
+from rmu_exp.sweep import names, trials
 from rmu_exp.sweep.overrides import sweep_of
 from rmu_exp.sweep.trials import Trial
 
@@ -175,7 +176,8 @@ class Search:
         """
         if trial.state not in ("done", "pruned"):
             return None
-        measures = [axis.of(trial.results) for axis in axes.choose(self.objectives, [trial.results], self.asked)]
+        runs = [trial.results] if trial.results else []
+        measures = [axis.of(trial.results) for axis in objectives.choose(self.objectives, runs, self.asked)]
         values = [m.value for m in measures if m is not None]
         return values if len(values) == len(measures) else None
 

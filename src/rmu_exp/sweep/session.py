@@ -22,7 +22,7 @@ from rmu_exp.settings import Judge, Run, digest_of, result_settings
 from rmu_exp.support.errors import UserError
 from rmu_exp.support.files import write_atomic
 from rmu_exp.sweep import check, names, report, trials
-from rmu_exp.sweep.axes import NAMES
+from rmu_exp.report.objectives import NAMES
 from rmu_exp.sweep.overrides import values
 
 NOTES = "sweep.yaml"
