@@ -10,6 +10,7 @@ import pytest
 import rmu_exp.attacks
 from rmu_exp.attacks import runner
 from rmu_exp.config import attacks, compose, reference
+from rmu_exp.record.results import BeforeAfter, Results, RunInfo
 from rmu_exp.support.errors import UserError
 
 CONF = Path(__file__).parent.parent.parent / "conf"
@@ -52,10 +53,10 @@ def test_a_new_attack_is_a_module_and_a_yaml(conf, monkeypatch, context):
     assert "How far it counts." in page
     with pytest.raises(UserError, match=r"attacks.counting.steps: got 0"):
         compose.composed(["attacks=[counting]", "attacks.counting.steps=0"], conf)
-    ((name, found),) = runner.carry_out(context, {"counting": {"steps": 2}})
-    assert name == "counting"
-    assert found["attacks"]["counting"]["forget_acc"] == {"before": 0, "after": 1}
-    assert found["attacks"]["counting"]["control"]["oracle"]["acc"] == 0.5
+    (found,) = runner.run_attacks(context, {"counting": {"steps": 2}})
+    assert found.name == "counting"
+    assert found.entry.forget_acc == BeforeAfter(before=0, after=1)
+    assert found.entry.model_dump()["control"]["oracle"]["acc"] == 0.5
 
 
 @pytest.mark.parametrize(
@@ -98,8 +99,6 @@ def test_attacks_do_not_change_what_a_run_is():
 
 
 def test_an_attack_that_fails_leaves_the_others(context, monkeypatch):
-    from rmu_exp.attacks import quantise
-
     def fail(*_):
         raise ValueError("no luck")
 
@@ -108,16 +107,18 @@ def test_an_attack_that_fails_leaves_the_others(context, monkeypatch):
         "prune": {"forget": [0.1], "retain": [0.1], "texts": 1, "max_length": 9},
         "quantise": {"bits": [8], "group": 64},
     }
-    results: dict = {}
-    for _, found in runner.carry_out(context, chosen, "these"):
-        runner.merge(results, found)
-    assert results["attacks"]["prune"]["error"] == "ValueError: no luck"
-    assert "forget_acc" in results["attacks"]["quantise"]
-    assert quantise.Settings([8], 64)
+    results = Results(run=RunInfo(model="m", topics=["a"], seed=0, method="rmu", layer=1))
+    for found in runner.run_attacks(context, chosen, "these"):
+        results = runner.merge(results, found)
+    assert results.attacks["prune"].error == "ValueError: no luck"
+    assert results.attacks["quantise"].forget_acc is not None
     assert list(runner.missing(chosen, results, "these")) == ["prune"]
     assert runner.missing(chosen, results, "others") == chosen  # another model, other texts or questions
     other = {"quantise": {"bits": [4], "group": 64}}
     assert runner.missing(other, results, "these") == other
+    kept = Results.model_validate(results.content())
+    assert kept == results
+    assert list(runner.missing(chosen, kept, "these")) == ["prune"]
 
 
 def test_worst_case_has_an_interval_for_the_largest_of_all():

@@ -14,7 +14,7 @@ import tiny
 from safetensors.torch import load_file, save_file
 
 from rmu_exp.config import compose, reference
-from rmu_exp.pipeline import judgement, run
+from rmu_exp.pipeline import run
 from rmu_exp.support.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -92,8 +92,7 @@ def test_wrong_input_is_told_in_one_line(words, named, there):
 def prepare(words: list[str]) -> None:
     """What judge.py does before it writes anything."""
     (composed,) = compose.composed(words, ROOT / "conf", name="judge")
-    job = judgement.Judgement(composed, Path("out"))
-    run.preflight(job, judgement.stages(job))
+    run.prepare(composed, Path("out"))
 
 
 def test_a_sweep_of_judgements_is_refused(tmp_path):

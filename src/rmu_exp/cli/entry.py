@@ -117,14 +117,9 @@ def carry_out(asked: Callable[[], Run | Judge], folder: Path) -> int:
     """A run or a judgement in its folder; what goes wrong is told in one line. Returns the exit status."""
     try:
         wanted = asked()
-        if isinstance(wanted, Judge):
-            from rmu_exp.pipeline import judgement
+        from rmu_exp.pipeline import run as pipeline  # heavy
 
-            judgement.execute(wanted, folder)
-        else:
-            from rmu_exp.pipeline import run as pipeline  # heavy
-
-            pipeline.execute(wanted, folder)
+        pipeline.execute(wanted, folder)
     except (UserError, RunError) as error:
         _remove_if_empty(folder)
         return _tell(error, 2 if isinstance(error, UserError) else 1)

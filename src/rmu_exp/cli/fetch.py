@@ -2,7 +2,7 @@
 
 The folder is a Hugging Face home: there, ``HF_HOME=FOLDER HF_HUB_OFFLINE=1 python train.py …`` finds
 everything, because every library looks there by itself. It can be copied (``rsync -a`` or ``tar``,
-which keep links). Files are whole or absent, and a second call takes up what is missing. No token is
+which keep links). Files are whole or absent, and a second call brings what is missing. No token is
 ever written to it.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from rmu_exp.support import hub
@@ -36,14 +37,27 @@ def fetch(
         corpora: sources as in ``data.forget`` and ``data.retain``; those that are no hub datasets are passed over.
         tasks: lm-eval tasks or groups.
         depth: only the weight files that hold the embedding and the first so many layers; None: all, which
-            judging needs.
+            questions need.
         trust_remote_code: also bring the Python code that comes with a model.
 
     Raises:
         UserError: no such repository or task, or no access to it.
         RunError: the hub cannot be reached, a download broke off, or lm-eval cannot load its questions.
     """
-    _keep_caches_in(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be made ({error.strerror}); choose another folder") from error
+    with caches_in(folder):
+        for module, (name, place) in zip(("huggingface_hub.constants", "datasets.config"), _places(folder).items()):
+            if module in sys.modules and str(getattr(sys.modules[module], name)) != place:
+                raise RuntimeError(f"fetch must run before {module.partition('.')[0]} is imported")
+        yield from _all(models, corpora, tasks, depth, trust_remote_code)
+
+
+def _all(
+    models: Sequence[str], corpora: Sequence[str], tasks: Sequence[str], depth: int | None, trust_remote_code: bool
+) -> Iterator[str]:
     for name in dict.fromkeys(models):
         repo, _, revision = name.partition("@")
         layers = "all layers" if depth is None else f"its first {depth} layers"
@@ -55,19 +69,26 @@ def fetch(
         yield f"questions of {', '.join(tasks)}: {_questions(tasks)} tasks"
 
 
-def _keep_caches_in(folder: Path) -> None:
-    early = {"huggingface_hub", "datasets"} & set(sys.modules)
-    if early:
-        raise RuntimeError(f"fetch must run before {' and '.join(sorted(early))} is imported")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be made ({error.strerror}); choose another folder") from error
-    # not HF_HOME, where the token is read from
-    os.environ["HF_HUB_CACHE"] = str(folder.absolute() / "hub")
-    os.environ["HF_DATASETS_CACHE"] = str(folder.absolute() / "datasets")
+def _places(folder: Path) -> dict[str, str]:
+    """The caches' names in the environment; not HF_HOME, where the token is read from."""
+    return {"HF_HUB_CACHE": str(folder.absolute() / "hub"), "HF_DATASETS_CACHE": str(folder.absolute() / "datasets")}
+
+
+@contextmanager
+def caches_in(folder: Path) -> Iterator[None]:
+    """Inside the block Hugging Face's libraries, if they are not imported yet, take a folder for their caches.
+
+    What says what a run needs may import them, so it belongs into such a block, too.
+    """
+    before = dict(os.environ)
+    os.environ.update(_places(folder))
     for switch in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         os.environ.pop(switch, None)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _model(repo: str, revision: str | None, depth: int | None, trust_remote_code: bool) -> str:

@@ -42,7 +42,7 @@ def fetch(args: argparse.Namespace) -> None:
     else:
         if args.layers is not None:
             raise UserError("--layers: belongs to --model; a run says itself how many layers it needs")
-        named, command = _needs(args.overrides)
+        named, command = _needs(args.overrides, args.folder)
     from rmu_exp.cli.fetch import fetch as bring
 
     was_there = args.folder.exists()
@@ -57,33 +57,22 @@ def fetch(args: argparse.Namespace) -> None:
     print(f"\nOn a machine without a network:\n  HF_HOME={folder} HF_HUB_OFFLINE=1 {command}")
 
 
-def _needs(overrides: Sequence[str]) -> tuple[dict[str, Any], str]:
+def _needs(overrides: Sequence[str], folder: Path) -> tuple[dict[str, Any], str]:
     """What the run (or the sweep) of these overrides takes from the hub, and the command that starts it."""
     conf = Path(__file__).parents[3] / "conf"
     if not conf.is_dir():
         raise UserError("conf: not beside the package; install from a checkout, or use --model, --corpus and --task")
+    from rmu_exp.cli.fetch import caches_in
     from rmu_exp.config.compose import composed
-    from rmu_exp.data import sources as texts
 
-    runs = composed(overrides, conf, multirun=True)
-    models, sources, tasks = [], [], []
-    for run in runs:
-        if run.model.path is None and run.model.name not in (None, "lore"):
-            models.append(run.model.name + (f"@{run.model.revision}" if run.model.revision else ""))
-        sources += [*run.data.forget, *run.data.retain]
-        tasks += [task for task in run.eval.tasks if not task.startswith("lore_")]
-    corpora = [source for source in dict.fromkeys(sources) if texts.dataset(source) is not None]
-    if not (models or corpora or tasks):
+    with caches_in(folder):  # what attacks and methods import
+        runs = composed(overrides, conf, multirun=True)
+        from rmu_exp.pipeline import needs
+
+        found = needs.of(runs)
+    if not (found.models or found.corpora or found.tasks):
         raise UserError("fetch: this run needs nothing from the hub; name one that does, such as model=zephyr_7b")
-    whole = any(run.eval.tasks or run.export for run in runs)
-    needs: dict[str, Any] = {
-        "models": models,
-        "corpora": corpora,
-        "tasks": list(dict.fromkeys(tasks)),
-        "depth": None if whole else max(run.layer for run in runs) + 1,
-        "trust_remote_code": any(run.model.trust_remote_code for run in runs),
-    }
-    return needs, shlex.join(["python", "train.py", *["-m"] * (len(runs) > 1), *overrides])
+    return vars(found), shlex.join(["python", "train.py", *["-m"] * (len(runs) > 1), *overrides])
 
 
 def _remove_if_empty(folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import logging
@@ -30,7 +29,7 @@ def load(data: Data) -> tuple[list[Corpus], list[Corpus]]:
 
 
 def held_out(data: Data, settings: Eval) -> Corpus:
-    """The texts that perplexity is measured on, the first ``limit`` of them.
+    """The texts that perplexity is measured on.
 
     Warns when the model was trained to keep them.
     """
@@ -38,7 +37,7 @@ def held_out(data: Data, settings: Eval) -> Corpus:
     corpus = one(settings.perplexity, data)
     if corpus.digest in {one(source, data).digest for source in data.retain}:
         log.warning("eval.perplexity: %s is also the retain corpus; its perplexity says little", corpus.source)
-    return dataclasses.replace(corpus, texts=corpus.texts[: settings.limit])
+    return corpus
 
 
 def one(source: str, data: Data) -> Corpus:

@@ -21,6 +21,7 @@ from rmu_exp.support.errors import first_line
 from rmu_exp.support.files import cache_path, write_atomic
 
 log = logging.getLogger("rmu_exp")
+Ask = Callable[[Path], Answers]
 
 
 def judged(
@@ -28,7 +29,7 @@ def judged(
     settings: Eval,
     dtype: torch.dtype,
     device: str,
-    ask: Callable[[Path], Answers],
+    ask: Ask,
     anew: bool = False,
 ) -> Answers:
     """The answers of the base model, from the cache when the same question set was put to it before.

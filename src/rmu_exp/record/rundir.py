@@ -1,6 +1,6 @@
-"""The folder of a run or a judgement, as read by commands that did not write it. Nothing here writes.
+"""The folder of a run or a judgement: its files' names, and how commands read what they did not write.
 
-What is damaged is told in one line that names the file.
+What is damaged is reported in one line that names the file. Nothing here writes.
 """
 
 from __future__ import annotations
@@ -10,21 +10,26 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from pydantic import JsonValue
 
 from rmu_exp.config.keys import one_line
 from rmu_exp.config.parse import parse, parse_judge
-from rmu_exp.evaluate import statistics
-from rmu_exp.model.delta import Delta
 from rmu_exp.record import results as results_json
+from rmu_exp.record.results import Results, State
 from rmu_exp.settings import Judge, Run
 from rmu_exp.support.errors import UserError
 
-WHO = ("base", "unlearned")
+CONFIG, DELTA, METRICS, ANSWERS = "config.yaml", "delta.safetensors", "metrics.jsonl", "answers.jsonl"
+REPORT, MODEL, LOG = "report.md", "model", "run.log"
+STATE = "state"  # the folder of what unfinished stages keep; gone when the run is done
+WHO: tuple[State, State] = ("base", "unlearned")
+Object = dict[str, JsonValue]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -35,9 +40,13 @@ class TaskAnswers:
     base: list[int] = field(default_factory=list)
     unlearned: list[int] = field(default_factory=list)
 
-    def correct(self, who: str) -> list[int]:
+    def chosen(self, who: State) -> list[int]:
+        """The option that a model chose for each question."""
+        return self.base if who == "base" else self.unlearned
+
+    def correct(self, who: State) -> list[int]:
         """1 or 0 for each question."""
-        return [int(chosen == right) for chosen, right in zip(getattr(self, who), self.target, strict=True)]
+        return [int(chosen == right) for chosen, right in zip(self.chosen(who), self.target, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -46,24 +55,21 @@ class RunDir:
 
     Attributes:
         config: the settings in config.yaml.
+        judged: whether it is a judgement of a model that exists.
         digest: of the settings, as config.yaml says.
-        results: the content of results.json.
+        command: what it was first started by; empty: config.yaml does not say.
     """
 
     folder: Path
-    config: dict[str, Any]
+    config: Object
+    judged: bool
     digest: str
-    results: dict[str, Any]
+    command: str
 
-    @property
-    def judged(self) -> bool:
-        """Whether it is a judgement of a model that somebody else unlearned."""
-        return "unlearned" in self.config
-
-    @property
-    def provenance(self) -> dict[str, Any]:
-        """Where its results came from."""
-        return dict(self.results.get("provenance") or {})
+    @cached_property
+    def results(self) -> Results:
+        """The content of results.json. Raises UserError when it is damaged or missing."""
+        return results_json.load(self.folder / results_json.NAME)
 
     @cached_property
     def settings(self) -> Run | Judge:
@@ -76,17 +82,25 @@ class RunDir:
             values = OmegaConf.merge(OmegaConf.structured(Judge if self.judged else Run), self.config)
             return parse_judge(values) if self.judged else parse(values)  # type: ignore[arg-type]
         except (UserError, OmegaConfBaseException) as error:
-            told = one_line(error) if isinstance(error, OmegaConfBaseException) else error
-            raise UserError(f"{self.folder / 'config.yaml'}: {told}") from error
+            line = one_line(error) if isinstance(error, OmegaConfBaseException) else error
+            raise UserError(f"{self.folder / CONFIG}: {line}") from error
 
-    @cached_property
-    def delta(self) -> Delta:
-        """What unlearning changed; of a judgement, of what was judged.
+    def part(self, key: str, schema: type[T]) -> T:
+        """One group of the settings, as this version has it: keys that it does not know are left out.
 
         Raises:
-            UserError: there is none, or it is damaged.
+            UserError: the group is not there, or holds a wrong type.
         """
-        return Delta.load(self.folder / "delta.safetensors")
+        values, known = self.config.get(key), getattr(schema, "__dataclass_fields__", {})
+        if not isinstance(values, dict):
+            raise UserError(f"{self.folder / CONFIG}: damaged (no {key} in it)")
+        try:
+            kept = {k: v for k, v in values.items() if k in known}
+            made = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), kept))
+        except OmegaConfBaseException as error:
+            raise UserError(f"{self.folder / CONFIG}: {key}.{one_line(error)}") from error
+        assert isinstance(made, schema)
+        return made
 
     @cached_property
     def answers(self) -> dict[str, TaskAnswers]:
@@ -95,60 +109,62 @@ class RunDir:
         Raises:
             UserError: answers.jsonl is damaged.
         """
-        file, found = self.folder / "answers.jsonl", dict[str, TaskAnswers]()
+        file, found = self.folder / ANSWERS, dict[str, TaskAnswers]()
         if not file.is_file():
             return found
         for number, line in enumerate(lines(file), 1):
             task, question = line.get("task"), line.get("question")
-            row = [line.get(key) for key in ("target", *WHO)]
+            row = [value for key in ("target", *WHO) if isinstance(value := line.get(key), int)]
             mine = found.setdefault(str(task), TaskAnswers())
-            if not all(isinstance(v, int) for v in row) or question != len(mine.target):
+            if len(row) < 3 or question != len(mine.target):
                 raise UserError(
                     f"{file}: damaged (line {number} is no answer to question {len(mine.target)} of {task})"
                 )
             for values, value in zip((mine.target, mine.base, mine.unlearned), row, strict=True):
-                values.append(value)  # type: ignore[arg-type]
+                values.append(value)
         return found
 
-    def correct(self, name: str, who: str) -> list[int] | None:
+    def correct(self, name: str, who: State) -> list[int] | None:
         """1 or 0 for each question of a task or group; None: its answers are not all there."""
-        tasks = self.results.get("qa", {}).get(name, {}).get("tasks", [name])
+        row = self.results.qa.get(name)
+        tasks = row.tasks if row and row.tasks is not None else [name]
         if not all(task in self.answers for task in tasks):
             return None
         return [c for task in tasks for c in self.answers[task].correct(who)]
 
     @property
-    def metrics(self) -> list[dict[str, Any]]:
-        """metrics.jsonl, a line a step; empty when there is none. Raises UserError when it is damaged."""
-        file = self.folder / "metrics.jsonl"
+    def metrics(self) -> list[Object]:
+        """metrics.jsonl, one line per step; empty when there is none. Raises UserError when it is damaged."""
+        file = self.folder / METRICS
         return list(lines(file)) if file.is_file() else []
 
 
 def read(folder: Path) -> RunDir:
-    """A run's folder.
+    """The folder of a run that has results.
 
     Raises:
         UserError: it is none, or its settings or results are missing or damaged.
     """
-    config, results = folder / "config.yaml", folder / results_json.NAME
-    for file in (config, results):
+    for file in (folder / CONFIG, folder / results_json.NAME):
         if not file.is_file():
             raise UserError(f"{folder}: no {file.name} in it; give the folder of a run or a judgement that has results")
-    return of(config, results_json.load(results))
+    found = of(folder / CONFIG)
+    _ = found.results
+    return found
 
 
-def of(config: Path, results: dict[str, Any] | None = None) -> RunDir:
+def of(config: Path) -> RunDir:
     """A run's folder by its config.yaml. Raises UserError when that is damaged."""
     values = settings(config)
-    digest = values.pop("digest", None)
-    values.pop("command", None)
-    return RunDir(config.parent, values, str(digest), results or {})
+    digest, command = values.pop("digest", None), values.pop("command", None)
+    kind = values.pop("kind", "judge" if "unlearned" in values else "train")  # schema 1 had no kind
+    return RunDir(config.parent, values, kind == "judge", str(digest), command if isinstance(command, str) else "")
 
 
-def settings(file: Path) -> dict[str, Any]:
+def settings(file: Path) -> Object:
     """The content of a config.yaml. Raises UserError when it is damaged."""
     try:
-        values: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise UserError(f"{file}: damaged ({reason(error)}); remove it") from error
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
@@ -156,7 +172,7 @@ def settings(file: Path) -> dict[str, Any]:
     return values
 
 
-def lines(file: Path) -> Iterator[dict[str, Any]]:
+def lines(file: Path) -> Iterator[Object]:
     """The objects in a file of JSON lines. Raises UserError at the first line that is none."""
     try:
         for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
@@ -168,9 +184,9 @@ def lines(file: Path) -> Iterator[dict[str, Any]]:
         raise UserError(f"{file}: damaged ({reason(error)})") from error
 
 
-def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(nested: Mapping[str, JsonValue], prefix: str = "") -> Object:
     """Nested settings by their dotted keys."""
-    found: dict[str, Any] = {}
+    found: Object = {}
     for key, value in nested.items():
         if isinstance(value, Mapping) and value:
             found |= flat(value, f"{prefix}{key}.")
@@ -184,21 +200,3 @@ def reason(error: Exception) -> str:
     if isinstance(error, OSError):
         return error.strerror or type(error).__name__
     return " ".join((str(error).splitlines() or [""])[0].split()) or type(error).__name__
-
-
-def close(a: float, b: float) -> bool:
-    """Whether two numbers are the same but for the last digits, which another library's version may round otherwise."""
-    return a == b or abs(a - b) <= 1e-9 * max(abs(a), abs(b), 1e-300)
-
-
-def summary_differs(given: dict[str, Any], correct: list[int]) -> str | None:
-    """Where an accuracy with its error and interval is not that of these answers; None: nowhere."""
-    if not correct:
-        return "no answers"
-    made = statistics.summary(correct)
-    for key in ("n", "acc", "stderr"):
-        if not close(given[key], made[key]):
-            return f"{key} {given[key]:g}, the answers give {made[key]:g}"
-    if not all(close(a, b) for a, b in zip(given["ci95"], made["ci95"], strict=True)):
-        return f"ci95 {given['ci95']}, the answers give {made['ci95']}"
-    return None
