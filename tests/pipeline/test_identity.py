@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from rmu_exp.config import compose
 from rmu_exp.evaluate import base_answers
 from rmu_exp.evaluate.harness import Answers
-from rmu_exp.model.delta import Delta
 from rmu_exp.model.checkpoint import locate
+from rmu_exp.model.delta import Delta
 from rmu_exp.pipeline.record import made_from
 from rmu_exp.pipeline.run import execute, prepare
 from rmu_exp.pipeline.train import TrainPlan

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from pydantic import JsonValue
 
@@ -32,22 +32,6 @@ class Found:
     name: str
     entry: AttackEntry
     top: dict[str, Any]
-
-
-class Worst(NamedTuple):
-    """The attack that got the most out.
-
-    Attributes:
-        n: questions that it was scored on.
-        interval: of the accuracy, holding for the largest of all of them (Wilson's at 1 - 0.05/k, for k attacks).
-        attacks: k.
-    """
-
-    attack: str
-    acc: float
-    n: int
-    interval: tuple[float, float]
-    attacks: int
 
 
 def missing(chosen: Chosen, results: Results, fingerprint: str) -> dict[str, dict[str, Any]]:
@@ -85,7 +69,7 @@ def run_attacks(
             log.exception("attack %s failed", name)
             message = str(error) if isinstance(error, (UserError, RunError)) else f"{type(error).__name__}: {error}"
             line = redact((message.splitlines() or [""])[0])
-            found = Found(name, AttackEntry(error=line, budget={}), {})
+            found = Found(name, AttackEntry.model_validate({"error": line, "budget": {}}), {})
             log.warning("attack %s failed: %s", name, line)
         budget = found.entry.budget | {"seconds": round(time.perf_counter() - began, 2)}
         made = {"settings": values, "fingerprint": fingerprint, "budget": budget}
@@ -120,13 +104,3 @@ def merge(results: Results, found: Found) -> Results:
     """The results with one attack's part in them."""
     parts: dict[str, Any] = {key: getattr(results, key) | value for key, value in found.top.items()}
     return results.model_copy(update=parts | {"attacks": results.attacks | {found.name: found.entry}})
-
-
-def worst(results: Results) -> Worst | None:
-    """The attack that got the most out of the unlearned model; None when no attack has an accuracy."""
-    scored = {name: (a.forget_acc.after, a.n or 0) for name, a in results.attacks.items() if a.forget_acc}
-    if not scored:
-        return None
-    name = max(scored, key=lambda name: scored[name][0])
-    acc, n = scored[name]
-    return Worst(name, acc, n, statistics.wilson(round(acc * n), n, 1 - 0.05 / len(scored)), len(scored))

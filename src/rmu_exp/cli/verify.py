@@ -241,7 +241,11 @@ def summary_differs(given: Accuracy, correct: list[int]) -> str | None:
     if not correct:
         return "no answers"
     made = statistics.summary(correct)
-    for key, mine, right in (("n", given.n, made.n), ("acc", given.acc, made.acc), ("stderr", given.stderr, made.stderr)):
+    for key, mine, right in (
+        ("n", given.n, made.n),
+        ("acc", given.acc, made.acc),
+        ("stderr", given.stderr, made.stderr),
+    ):
         if not close(mine, right):
             return f"{key} {mine:g}, the answers give {right:g}"
     if not all(map(close, given.ci95, made.ci95)):

@@ -53,11 +53,11 @@ def execute(run: Run | Judge, folder: Path, give_up: GiveUp | None = None) -> No
             assert results is not None
             if plan.exports:
                 export(plan.models.base, delta, folder / rundir.MODEL)
-            for results in evaluate(plan.evaluation, delta, record, results, give_up):
-                record.save(results)
+            for measured in evaluate(plan.evaluation, delta, record, results, give_up):
+                results = record.save(measured)
             if plan.attacks is not None:
-                for results in attack(plan.attacks, delta, record, results):
-                    record.save(results)
+                for measured in attack(plan.attacks, delta, record, results):
+                    results = record.save(measured)
             report(folder, results, tracker)
             show(folder, results)
         shutil.rmtree(folder / rundir.STATE, ignore_errors=True)
