@@ -49,7 +49,9 @@ def fetch(
     except OSError as error:
         raise UserError(f"{folder}: cannot be made ({error.strerror}); choose another folder") from error
     with caches_in(folder):
-        for module, (name, place) in zip(("huggingface_hub.constants", "datasets.config"), _places(folder).items()):
+        for module, (name, place) in zip(
+            ("huggingface_hub.constants", "datasets.config"), _places(folder).items(), strict=True
+        ):
             if module in sys.modules and str(getattr(sys.modules[module], name)) != place:
                 raise RuntimeError(f"fetch must run before {module.partition('.')[0]} is imported")
         yield from _all(models, corpora, tasks, depth, trust_remote_code)

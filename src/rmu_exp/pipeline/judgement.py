@@ -115,8 +115,6 @@ def describe(judge: Judge, judged: Judged, texts: Texts, record: Record) -> Resu
         model_digest=base.digest(),
         delta_digest=judged.delta.digest(),
     )
-    return (
-        before.model_copy(update={"run": info, "provenance": origin})
-        if before
-        else Results(run=info, provenance=origin)
-    )
+    if before is None:
+        return Results.model_validate({"run": info, "provenance": origin})
+    return before.model_copy(update={"run": info, "provenance": origin})

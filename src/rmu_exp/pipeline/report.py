@@ -28,7 +28,7 @@ def show(folder: Path, results: Results) -> None:
 
     console = Console(width=None if sys.stdout.isatty() else 100)
     if results.qa:
-        console.print(tables.qa_table(results))
+        console.print(tables.on_screen(results.qa).rich(tables.title(results.run)))
     if line := attacks.sentence(results):
         console.print(line.replace("**", ""), highlight=False, soft_wrap=True)
     console.print(f"Results and plots: {folder}", highlight=False)

@@ -144,9 +144,7 @@ def tracked(plan: Plan) -> Iterator[Tracker]:
     else:
         setting = f"layer{run.layer}-steer{_short(run.steer)}-alpha{_short(run.alpha)}-seed{run.seed}"
         name, tags = f"{base}-{run.method.name}-{setting}", [run.method.name, run.data.name]
-    settings = run.tracking
-    tags = [*settings.tags, *tags]
-    tracker = open_tracker(settings, plan.record.folder, dataclasses.asdict(run), settings.name or name, tags)
+    tracker = open_tracker(run.tracking, plan.record.folder, dataclasses.asdict(run), name, tags)
     try:
         yield tracker
     finally:

@@ -26,7 +26,7 @@ from rmu_exp.pipeline import process_cache
 from rmu_exp.pipeline.checks import Checking
 from rmu_exp.pipeline.models import Models, Texts
 from rmu_exp.record import provenance, rundir
-from rmu_exp.record.results import SCHEMA, Published, Results, RunInfo, Training
+from rmu_exp.record.results import Published, Results, RunInfo, Training
 from rmu_exp.report import published
 from rmu_exp.settings import AUTO, Run
 from rmu_exp.support import progress, signals
@@ -338,4 +338,5 @@ def describe(plan: TrainPlan, trained: Trained, command: str) -> Results:
         delta_digest=trained.delta.digest(),
     )
     theirs = [Published.model_validate(dataclasses.asdict(p)) for p in run.model.published]
-    return Results(schema=SCHEMA, run=info, provenance=origin, train=trained.took, published=theirs)
+    parts = {"run": info, "provenance": origin, "train": trained.took, "published": theirs}
+    return Results.model_validate(parts)
