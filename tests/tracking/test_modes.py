@@ -9,8 +9,8 @@ import pytest
 import wandb_file
 
 from rmu_exp.sweep.summary import Summary
+from rmu_exp.sweep.wandb_report import log_sweep
 from rmu_exp.tracking import Tracker, open_tracker, switched
-from rmu_exp.tracking.sweep import log_sweep
 from rmu_exp.tracking.weights_and_biases import WandbTracker
 
 KEY = "local-" + "0123456789" * 4

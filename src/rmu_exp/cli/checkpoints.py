@@ -7,6 +7,9 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rmu_exp.record import results as results_json
+from rmu_exp.record.results import Provenance, Results, RunInfo
+from rmu_exp.settings import Model
 from rmu_exp.support.errors import UserError
 
 if TYPE_CHECKING:
@@ -58,14 +61,9 @@ def export(args: argparse.Namespace) -> None:
         from rmu_exp.model.checkpoint import locate
         from rmu_exp.record import rundir
 
-        model = rundir.settings(config).get("model")
-        if not isinstance(model, dict):
-            raise UserError(f"{config}: damaged (no model in it); give the base as --base")
-        given = [model.get(key) for key in ("name", "path", "revision")]
-        if not all(value is None or isinstance(value, str) for value in given):
-            raise UserError(f"{config}: damaged (no model's name in it); give the base as --base")
-        revision = delta.base.get("revision") or given[2]
-        checkpoint = locate(given[0], given[1], revision, model.get("trust_remote_code") is True)
+        model = rundir.of(config).part("model", Model)
+        revision = delta.base.get("revision") or model.revision
+        checkpoint = locate(model.name, model.path, revision, model.trust_remote_code)
     _write(checkpoint, delta, args.folder, args.out)
 
 
@@ -96,17 +94,14 @@ def _write(checkpoint: Checkpoint, delta: Delta, run: Path, out: Path) -> None:
     print(f"{out}: the full checkpoint, for AutoModelForCausalLM.from_pretrained, lm_eval and vLLM")
 
 
-def _results(file: Path, delta: Delta) -> dict[str, Any]:
+def _results(file: Path, delta: Delta) -> Results:
     """What the run measured, when its results.json lies there; otherwise what the Delta itself tells."""
     if file.is_file():
-        from rmu_exp.record import results as results_json
-
         results = results_json.load(file)
-        if set(results["run"].get("trained_parameters", [])) == set(delta.tensors):
+        if set(results.run.trained_parameters) == set(delta.tensors):
             return results
-    names = list(delta.tensors)
-    about = {"model_revision": delta.base.get("revision"), "model_digest": delta.base.get("digest", "")}
-    return {
-        "run": {"model": delta.base.get("name", ""), "topics": delta.topics, "trained_parameters": names},
-        "provenance": about,
-    }
+    base = delta.base
+    run = RunInfo(kind="delta", model=base.get("name", ""), topics=delta.topics, trained_parameters=list(delta.tensors))
+    origin = Provenance(config_hash="", versions={}, command="", model_digest=base.get("digest", ""))
+    origin.model_revision = base.get("revision")
+    return Results(run=run, provenance=origin)

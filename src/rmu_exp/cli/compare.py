@@ -6,81 +6,130 @@ nothing is computed anew but that.
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from rich.console import Console, Group
-from rich.table import Table
+from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
-from rmu_exp.attacks.runner import worst
-from rmu_exp.cli.verify import distances
 from rmu_exp.evaluate import statistics
-from rmu_exp.record.rundir import RunDir, flat, read
-from rmu_exp.report.tables import percent, rows
+from rmu_exp.model.delta import Delta
+from rmu_exp.model.diff import distances
+from rmu_exp.record.rundir import DELTA, RunDir, flat, read
+from rmu_exp.report.objectives import Worst, worst
+from rmu_exp.report.table import Table, numbers, percent
+from rmu_exp.report.tables import rows
 
 NOT_SETTINGS = ("tracking", "share")
-ORIGIN = ("versions", "git", "hardware", "data_hashes", "model_revision", "model_digest")
+ORIGIN = {"versions", "git", "hardware", "data_hashes", "model_revision", "model_digest"}
 WIDE = 100
+Pair = list[float | None]
+Differing = dict[str, list[object]]
 
 
-def compare(first: Path, second: Path) -> dict[str, Any]:
-    """What differs between two runs, and what both measured.
+@dataclass(frozen=True)
+class Questions:
+    """A group's or a task's questions in both runs.
 
-    Returns:
-        ``runs``; ``settings`` and ``provenance``, key to the two values where they differ; ``qa``, name to both
-        accuracies, ``mcnemar`` over the questions that both answered, and ``whole`` unless it is a task of a
-        group; ``perplexity``; ``delta``, tensor to
-        relative L2 distance; ``only``, tensors and questions of one alone; ``worst``, the worst attack of each.
+    Attributes:
+        base, unlearned: the two accuracies.
+        shared: questions that both answered.
+        mcnemar: over these, from A to B.
+        whole: whether it stands for itself, and is not a task of a group.
+    """
+
+    base: Pair
+    unlearned: Pair
+    shared: int
+    mcnemar: dict[str, float] | None
+    whole: bool
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What differs between two runs A and B, and what both measured.
+
+    Attributes:
+        runs: their folders.
+        settings, provenance: key to the two values where they differ.
+        qa: name to accuracies and test.
+        perplexity: source to the two values after unlearning.
+        delta: tensor to relative L2 distance.
+        only: tensors and questions that one has and the other has not.
+        worst: the worst attack of each.
+    """
+
+    runs: list[str]
+    settings: Differing
+    provenance: Differing
+    qa: dict[str, Questions]
+    perplexity: dict[str, Pair]
+    delta: dict[str, float]
+    only: dict[str, list[list[str]]]
+    worst: list[Worst | None]
+
+    def content(self) -> dict[str, object]:
+        """For JSON; a test that was not made is left out."""
+        made = dataclasses.asdict(self)
+        for row in made["qa"].values():
+            if row["mcnemar"] is None:
+                del row["mcnemar"]
+        return made
+
+
+def compare(first: Path, second: Path) -> Comparison:
+    """Compare two runs or judgements.
 
     Raises:
         UserError: one of them is not the folder of a run with results.
     """
-    a, b = read(first), read(second)
-    return {
-        "runs": [str(first), str(second)],
-        "settings": _differing(*(flat({k: v for k, v in r.config.items() if k not in NOT_SETTINGS}) for r in (a, b))),
-        "provenance": _origins(a, b),
-        "qa": {name: _questions(name, a, b) | {"whole": not depth} for depth, name in rows(_both(a, b, "qa"))},
-        "perplexity": {source: _perplexity(source, a, b) for source in _both(a, b, "perplexity")},
-        "delta": _deltas(a, b),
-        "only": _only(a, b),
-        "worst": [worst(r.results) for r in (a, b)],
-    }
+    both = a, b = read(first), read(second)
+    qa = {name: row for name, row in a.results.qa.items() if name in b.results.qa}
+    read_by = [r.results.perplexity for r in both]
+    return Comparison(
+        runs=[str(first), str(second)],
+        settings=_differing(*(flat({k: v for k, v in r.config.items() if k not in NOT_SETTINGS}) for r in both)),
+        provenance=_origins(a, b),
+        qa={name: _questions(name, a, b, whole=not depth) for depth, name in rows(qa)},
+        perplexity={
+            source: [row.unlearned.perplexity if row.unlearned else None for row in (mine, read_by[1][source])]
+            for source, mine in read_by[0].items()
+            if source in read_by[1]
+        },
+        delta={} if a.judged or b.judged else distances(*(Delta.load(r.folder / DELTA) for r in (a, b))),
+        only=_only(a, b),
+        worst=[worst(r.results) for r in both],
+    )
 
 
-def _both(a: RunDir, b: RunDir, key: str) -> dict[str, Any]:
-    theirs = b.results.get(key, {})
-    return {name: row for name, row in a.results.get(key, {}).items() if name in theirs}
-
-
-def _differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, list[Any]]:
+def _differing(a: Mapping[str, object], b: Mapping[str, object]) -> Differing:
     keys = dict.fromkeys([*a, *b])
     return {key: [a.get(key), b.get(key)] for key in keys if a.get(key) != b.get(key)}
 
 
-def _origins(a: RunDir, b: RunDir) -> dict[str, list[Any]]:
+def _origins(a: RunDir, b: RunDir) -> Differing:
     """What both recorded, and differs."""
-    mine, theirs = (flat({k: r.provenance.get(k) for k in ORIGIN}) for r in (a, b))
+    parts = [r.results.provenance for r in (a, b)]
+    mine, theirs = (flat(part.model_dump(include=ORIGIN)) if part else {} for part in parts)
     return {key: pair for key, pair in _differing(mine, theirs).items() if key in mine and key in theirs}
 
 
-def _questions(name: str, a: RunDir, b: RunDir) -> dict[str, Any]:
-    pair = [r.results["qa"][name] for r in (a, b)]
-    found: dict[str, Any] = {"base": [_acc(row, "base") for row in pair]}
-    found["unlearned"] = [_acc(row, "unlearned") for row in pair]
-    shared = [_shared(task, a, b) for task in pair[0].get("tasks", [name])]
+def _questions(name: str, a: RunDir, b: RunDir, whole: bool) -> Questions:
+    pair = [r.results.qa[name] for r in (a, b)]
+    tasks = [name] if pair[0].tasks is None else pair[0].tasks
+    shared = [_shared(task, a, b) for task in tasks]
     first, second = ([c for part in shared for c in part[i]] for i in (0, 1))
-    found["shared"] = len(first)
-    if first:
-        found["mcnemar"] = statistics.mcnemar(first, second)
-    return found
-
-
-def _acc(row: dict[str, Any], who: str) -> float | None:
-    return row[who]["acc"] if who in row else None
+    return Questions(
+        base=[row.base.acc for row in pair],
+        unlearned=[row.unlearned.acc if row.unlearned else None for row in pair],
+        shared=len(first),
+        mcnemar=statistics.mcnemar(first, second) if first else None,
+        whole=whole,
+    )
 
 
 def _shared(task: str, a: RunDir, b: RunDir) -> tuple[list[int], list[int]]:
@@ -94,115 +143,84 @@ def _shared(task: str, a: RunDir, b: RunDir) -> tuple[list[int], list[int]]:
     return mine.correct("unlearned")[:n], theirs.correct("unlearned")[:n]
 
 
-def _perplexity(source: str, a: RunDir, b: RunDir) -> list[float | None]:
-    return [r.results["perplexity"][source].get("unlearned", {}).get("perplexity") for r in (a, b)]
-
-
-def _deltas(a: RunDir, b: RunDir) -> dict[str, float]:
-    return distances(a.delta, b.delta) if not (a.judged or b.judged) else {}
-
-
 def _only(a: RunDir, b: RunDir) -> dict[str, list[list[str]]]:
-    """Tensors and questions that one has and the other has not."""
-    qa = [set(r.results.get("qa", {})) for r in (a, b)]
-    tensors = [set() if r.judged else set(r.delta.tensors) for r in (a, b)]
+    qa = [set(r.results.qa) for r in (a, b)]
+    tensors = [set() if r.judged else set(Delta.load(r.folder / DELTA).tensors) for r in (a, b)]
     both = {"qa": qa, "tensors": tensors}
     return {key: [sorted(x - y), sorted(y - x)] for key, (x, y) in both.items() if x != y}
 
 
-def show(found: dict[str, Any], console: Console | None = None) -> None:
+def show(found: Comparison, console: Console | None = None) -> None:
     """The comparison on the screen."""
-    import sys
-
     console = console or Console(width=None if sys.stdout.isatty() else WIDE)
-    a, b = found["runs"]
-    parts: list[Any] = [Text(f"A  {a}\nB  {b}")]
-    parts += [_values("settings", found["settings"]), _values("made with", found["provenance"])]
-    parts += [_qa(found["qa"]), _read(found["perplexity"]), _distances(found["delta"]), _worst(found["worst"])]
-    for key, (mine, theirs) in found["only"].items():
-        parts += [
-            Text(f"{key} of {who} alone: {', '.join(names)}") for who, names in (("A", mine), ("B", theirs)) if names
-        ]
+    a, b = found.runs
+    parts: list[RenderableType | None] = [
+        Text(f"A  {a}\nB  {b}"),
+        _values("settings", found.settings),
+        _values("made with", found.provenance),
+    ]
+    parts += [_qa(found.qa), _perplexities(found.perplexity), _distances(found.delta), _worst(found.worst)]
+    for key, alone in found.only.items():
+        told = [(who, ", ".join(names)) for who, names in zip("AB", alone, strict=True) if names]
+        parts += [Text(f"{key} of {who} alone: {names}") for who, names in told]
     for part in parts:
         if part is not None:
             console.print(Group(part, ""), highlight=False)
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = Table(
-        title=title, title_justify="left", title_style="bold", header_style="bold", box=None, padding=(0, 2, 0, 0)
-    )
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
-    return table
-
-
-def _values(title: str, differing: dict[str, list[Any]]) -> Any:
+def _values(title: str, differing: Differing) -> RenderableType:
     if not differing:
         return Text(f"{title}: nothing differs")
-    table = _table(title, "", "A", "B")
-    for key, values in differing.items():
-        table.add_row(Text(key), *(Text(_show(value)) for value in values))
-    return table
+    return _table(title, ["", *numbers("A", "B")], [[key, *map(_short, values)] for key, values in differing.items()])
 
 
-def _show(value: Any) -> str:
+def _table(title: str, columns: Sequence[str], body: Sequence[Sequence[str]]) -> RenderableType:
+    return Table(columns, body).rich(title, gap=2)
+
+
+def _short(value: object) -> str:
     if value is None:
         return "–"
     text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
     return text if len(text) <= 40 else f"{text[:39]}…"
 
 
-def _qa(qa: dict[str, Any]) -> Any:
+def _qa(qa: Mapping[str, Questions]) -> RenderableType | None:
     if not qa:
         return None
-    table = _table("questions answered right", "", "base A", "base B", "A", "B", "lost / gained", "of", "B − A", "p")
+    body = []
     for name, row in qa.items():
-        if not row["whole"]:
+        if not row.whole:
             continue  # a task of a group; --json has it
-        a, b = row["unlearned"]
-        test = row.get("mcnemar")
-        tested = [""] * 4
-        if test:
-            change = 100 * (test["gained"] - test["lost"]) / row["shared"]
-            tested = [f"{test['lost']} / {test['gained']}", str(row["shared"]), f"{change:+.1f}", f"{test['p']:.2g}"]
-        cells = [percent(v) if v is not None else "" for v in (*row["base"], a, b)]
-        table.add_row(Text(name), *cells, *tested)
-    return Group(
-        table,
-        Text(
-            "lost: right in A and wrong in B, of the questions that both were asked; p: McNemar's exact test",
-            style="dim",
-        ),
-    )
+        cells = [name, *map(percent, (*row.base, *row.unlearned))]
+        if test := row.mcnemar:
+            change = 100 * (test["gained"] - test["lost"]) / row.shared
+            cells += [f"{test['lost']} / {test['gained']}", str(row.shared), f"{change:+.1f}", f"{test['p']:.2g}"]
+        body.append(cells)
+    columns = ["", *numbers("base A", "base B", "A", "B", "lost / gained", "of", "B − A", "p")]
+    note = "lost: correct in A and wrong in B, of the questions that both were asked; p: McNemar's exact test"
+    return Group(_table("questions answered correctly", columns, body), Text(note, style="dim"))
 
 
-def _read(read_by: dict[str, list[float | None]]) -> Any:
-    if not read_by:
-        return None
-    table = _table("perplexity", "", "A", "B")
-    for source, values in read_by.items():
-        table.add_row(Text(source), *("–" if v is None else f"{v:.3f}" for v in values))
-    return table
+def _perplexities(measured: Mapping[str, Pair]) -> RenderableType | None:
+    body = [[source, *("–" if v is None else f"{v:.3f}" for v in values)] for source, values in measured.items()]
+    return _table("perplexity", ["", *numbers("A", "B")], body) if body else None
 
 
-def _distances(delta: dict[str, float]) -> Any:
+def _distances(delta: Mapping[str, float]) -> RenderableType | None:
     if not delta:
         return None
     if not any(delta.values()):
         return Text(f"Delta: the same {len(delta)} tensors, bit for bit")
-    table = _table("Delta", "tensor", "‖B − A‖ / ‖A‖")
-    for name, distance in delta.items():
-        table.add_row(Text(name), "not finite" if math.isnan(distance) else f"{distance:.3g}")
-    return table
+    body = [[name, "not finite" if math.isnan(value) else f"{value:.3g}"] for name, value in delta.items()]
+    return _table("Delta", ["tensor", *numbers("‖B − A‖ / ‖A‖")], body)
 
 
-def _worst(pair: list[dict[str, Any] | None]) -> Any:
+def _worst(pair: Sequence[Worst | None]) -> RenderableType | None:
     if not any(pair):
         return None
-    table = _table("worst attack", "", "attack", "right under it", "n", "of so many attacks")
-    for name, row in zip("AB", pair, strict=True):
-        table.add_row(
-            name, *((row["attack"], percent(row["acc"]), str(row["n"]), str(row["attacks"])) if row else ["none"])
-        )
-    return table
+    body = [
+        [name, row.attack, percent(row.acc), str(row.n), str(row.attacks)] if row else [name, "none"]
+        for name, row in zip("AB", pair, strict=True)
+    ]
+    return _table("worst attack", ["", *numbers("attack", "accuracy under it", "n", "of so many attacks")], body)

@@ -28,6 +28,6 @@ def compare(args: argparse.Namespace) -> None:
 
     found = compare.compare(args.first, args.second)
     if args.json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(found.content(), indent=2))
     else:
         compare.show(found)

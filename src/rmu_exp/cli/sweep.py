@@ -26,11 +26,12 @@ def add(commands: Any) -> None:
 
 def sweep(args: argparse.Namespace) -> None:
     """The report of a sweep."""
+    from rmu_exp.settings import Tracking
     from rmu_exp.sweep.report import write
 
     tracking = None
     if args.wandb is not None:
         entity, _, project = args.wandb.rpartition("/")
-        tracking = {"kind": "wandb", "project": project, "entity": entity or None, "mode": "auto", "group": None}
+        tracking = Tracking(project=project, entity=entity or None)
     asked = {"forget": args.forget or [], "general": args.general or []}
     write(args.folder, args.objectives, asked, tracking)

@@ -1,10 +1,12 @@
-"""results.json, typed: what a run or a judgement measured, one class a part.
+"""results.json, typed: what a run or a judgement measured, one class per part.
 
 Stages make their part, reports read it; nobody digs by string. The classes read, check and write the file, and
 ``schema()`` is its JSON Schema. Keys that they do not name are kept as they are, so that newer files and an attack's
 own findings pass through. A stage that did not run leaves its key out; nothing is ever null.
 
-Schema 1 (the key ``of`` of an attack, no ``kind``) is read as well.
+Schema 1 (an attack's ``of``, a control ``never``, no ``kind``) is read as well.
+
+``python -m rmu_exp.record.results`` writes results.schema.json, beside this module, anew.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from rmu_exp.support.files import write_atomic
 NAME = "results.json"
 SCHEMA = 2
 
-Share = Annotated[float, Field(ge=0, le=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 Interval = tuple[float, float]
 State = Literal["base", "unlearned"]
@@ -34,9 +36,9 @@ class Part(BaseModel):
 
 
 class Accuracy(Part):
-    """Questions answered right, as a share in 0..1, with Wilson's 95 % interval."""
+    """The accuracy, in 0..1, with its standard error and Wilson's 95 % interval, over ``n`` questions."""
 
-    acc: Share
+    acc: Fraction
     stderr: float
     ci95: Interval
     n: Annotated[int, Field(ge=1)]
@@ -49,7 +51,7 @@ class Control(Accuracy):
 
 
 class McNemar(Part):
-    """McNemar's exact test over the same questions: right before and wrong after, the reverse, p."""
+    """McNemar's exact test over the same questions: correct before and wrong after, the reverse, p."""
 
     lost: Count
     gained: Count
@@ -70,10 +72,10 @@ class QaRow(Part):
     unlearned: Accuracy | None = None
     mcnemar: McNemar | None = None
     p_chance: float | None = None
-    chance: Share
+    chance: Fraction
 
     def of(self, state: State) -> Accuracy | None:
-        """The accuracy of the base or the unlearned model; None: it was not asked."""
+        """The accuracy of the base or the unlearned model; None: not asked."""
         return self.base if state == "base" else self.unlearned
 
 
@@ -81,7 +83,7 @@ Qa = dict[str, QaRow]
 
 
 class Pruned(Part):
-    """Why a search gave the run up, after so many questions of each task."""
+    """Why a search stopped the run early, after so many questions per task."""
 
     questions: Count
     qa: Qa
@@ -102,12 +104,16 @@ class PerplexityRow(Part):
     base: Perplexity
     unlearned: Perplexity | None = None
 
+    def of(self, state: State) -> Perplexity | None:
+        """That of the base or the unlearned model; None: not measured."""
+        return self.base if state == "base" else self.unlearned
+
 
 class BeforeAfter(Part):
     """The unlearned model's accuracy on the forget questions, asked plainly and under attack."""
 
-    before: Share
-    after: Share
+    before: Fraction
+    after: Fraction
 
 
 class Intervals(Part):
@@ -145,11 +151,26 @@ class AttackEntry(Part):
     forget_acc: BeforeAfter | None = None
     ci95: Intervals | None = None
     n: Annotated[int, Field(ge=1)] | None = None
-    chance: Share | None = None
+    chance: Fraction | None = None
     p_chance: float | None = None
-    control: dict[str, Control | JsonValue] = {}
+    control: dict[str, Annotated[Control | JsonValue, Field(union_mode="left_to_right")]] = {}
     budget: dict[str, JsonValue]
     curves: dict[str, CurveData] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _oracle_of_schema_1(cls, values: object) -> object:
+        if not isinstance(values, dict) or not isinstance(values.get("control", {}), dict):
+            return values
+        values = dict(values)
+        if "control" in values:
+            values["control"] = {_oracle(name): value for name, value in values["control"].items()}
+        return values
+
+    @property
+    def controls(self) -> dict[str, Control]:
+        """The controls that have an accuracy."""
+        return {name: value for name, value in self.control.items() if isinstance(value, Control)}
 
     @model_validator(mode="after")
     def _whole(self) -> AttackEntry:
@@ -162,6 +183,7 @@ class RunInfo(Part):
     """What was run, on what. A judgement (``kind`` judge) has ``unlearned`` and ``changed_tensors``.
 
     Attributes:
+        kind: ``delta``, which no file has: a Delta whose run's results are not there.
         model, unlearned: names of the base and, of a judgement, of what was judged.
         steer, alpha: one value per topic.
         settings: the method's own.
@@ -170,10 +192,10 @@ class RunInfo(Part):
         changed: settings that are not the published ones.
     """
 
-    kind: Literal["train", "judge"] = "train"
+    kind: Literal["train", "judge", "delta"] = "train"
     model: str
     topics: list[str]
-    seed: Count
+    seed: Count | None = None
     unlearned: str | None = None
     changed_tensors: list[str] = []
     layer: Count | None = None
@@ -196,10 +218,9 @@ class RunInfo(Part):
 
     @model_validator(mode="after")
     def _whole(self) -> RunInfo:
-        if self.kind == "judge" and self.unlearned is None:
-            raise ValueError("a judgement without unlearned")
-        if self.kind == "train" and (self.method is None or self.layer is None):
-            raise ValueError("a run without method or layer")
+        needs = {"train": ("seed", "method", "layer"), "judge": ("seed", "unlearned"), "delta": ()}
+        if missing := [key for key in needs[self.kind] if getattr(self, key) is None]:
+            raise ValueError(f"{missing[0]} is missing")
         return self
 
 
@@ -220,6 +241,10 @@ class Published(Part):
     questions: str | None = None
     base: dict[str, float] = {}
     unlearned: dict[str, float] = {}
+
+    def of(self, state: State) -> dict[str, float]:
+        """Task to the accuracy of the base or the unlearned model."""
+        return self.base if state == "base" else self.unlearned
 
 
 class Git(Part):
@@ -250,7 +275,7 @@ class Provenance(Part):
 class Results(Part):
     """The content of results.json."""
 
-    schema_number: Literal[1, 2] = Field(2, alias="schema")
+    schema_number: Annotated[Literal[1, 2], Field(validation_alias="schema", serialization_alias="schema")] = 2
     run: RunInfo
     provenance: Provenance | None = None
     train: Training | None = None
@@ -263,9 +288,15 @@ class Results(Part):
     published: list[Published] = []
 
     def content(self) -> dict[str, JsonValue]:
-        """As results.json has it: parts that are not there are left out."""
-        values: dict[str, JsonValue] = self.model_dump(mode="json", by_alias=True, exclude_none=True)
-        return {key: value for key, value in values.items() if value not in ({}, [])}
+        """As results.json has it: what is not there is left out."""
+        values: dict[str, JsonValue] = self.model_dump(
+            mode="json", by_alias=True, exclude_none=True, exclude_defaults=True
+        )
+        values["run"] = {
+            "kind": self.run.kind,
+            **self.run.model_dump(mode="json", exclude_none=True, exclude_defaults=True),
+        }
+        return {"schema": SCHEMA, **values}
 
     def save(self, file: Path) -> None:
         """Write the file, whole or not at all."""
@@ -273,8 +304,13 @@ class Results(Part):
 
     @property
     def asked(self) -> Qa:
-        """What was asked: everything, or the part on which a search gave the run up."""
+        """What was asked: everything, or the part after which a search stopped the run."""
         return self.qa or (self.pruned.qa if self.pruned else {})
+
+    @property
+    def scored(self) -> dict[str, AttackEntry]:
+        """The attacks that have an accuracy."""
+        return {name: entry for name, entry in self.attacks.items() if entry.forget_acc is not None}
 
 
 def load(file: Path) -> Results:
@@ -286,12 +322,12 @@ def load(file: Path) -> Results:
     try:
         return Results.model_validate(json.loads(file.read_text(encoding="utf-8")))
     except ValidationError as error:
-        raise UserError(f"{file}: damaged ({_reason(error)}); remove it") from error
-    except RecursionError as error:
-        raise UserError(f"{file}: damaged (nested too deeply); remove it") from error
+        reason = _reason(error)
+    except RecursionError:
+        reason = "nested too deeply"
     except (OSError, ValueError) as error:
-        told = error.strerror if isinstance(error, OSError) else None
-        raise UserError(f"{file}: damaged ({told or first_line(error)}); remove it") from error
+        reason = (error.strerror if isinstance(error, OSError) else None) or first_line(error)
+    raise UserError(f"{file}: damaged ({reason}); remove it")
 
 
 def _reason(error: ValidationError) -> str:
@@ -302,6 +338,16 @@ def _reason(error: ValidationError) -> str:
     return line if len(line) <= 120 else f"{line[:60]} … {line[-56:]}"
 
 
+def _oracle(name: str) -> str:
+    """A control's name; schema 1 called the oracle ``never``."""
+    head, *rest = name.split(", ")
+    return ", ".join(["oracle" if head == "never" else head, *rest])
+
+
 def schema() -> dict[str, JsonValue]:
     """The JSON Schema of results.json: what a report, a table or another program may rely on."""
-    return Results.model_json_schema(by_alias=True, mode="serialization")
+    return Results.model_json_schema(by_alias=True)
+
+
+if __name__ == "__main__":
+    Path(__file__).with_name("results.schema.json").write_text(json.dumps(schema(), indent=2) + "\n", encoding="utf-8")

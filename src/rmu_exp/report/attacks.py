@@ -1,149 +1,110 @@
-"""What attacks found: a section of report.md, and figures. Every attack is shown in the same way."""
+"""What attacks found: the worst case in a sentence, and figures. Every attack is shown in the same way."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import NamedTuple
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from rmu_exp.attacks.runner import worst
-from rmu_exp.report.style import BLACK, FORGET, GREEN, GREY, PINK, RETAIN, SKY, YELLOW, figure_of
-from rmu_exp.report.tables import percent
+from rmu_exp.record.results import AttackEntry, CurveData, Interval, Results
+from rmu_exp.report.objectives import worst
+from rmu_exp.report.style import BLACK, FORGET, GREEN, GREY, PINK, RETAIN, SKY, YELLOW, bare, figure_of, legend
+from rmu_exp.report.table import interval, percent
+from rmu_exp.report.tables import budget
 
 COLOURS = {"base": RETAIN, "unlearned": FORGET, "oracle": GREEN, "shuffled": GREY, "random": GREY}
 OTHERS = (FORGET, RETAIN, GREEN, PINK, SKY, YELLOW, BLACK)
+CONTROLS = {"oracle": (0.08, "s", "control: oracle"), "base": (0.24, "^", "control: base")}
+NOTHING = (0.16, "x", "control: random")  # nothing to find in it
 WIDEST = 3  # panels in a row
 
 
-def sentence(results: dict[str, Any]) -> str | None:
+def sentence(results: Results) -> str | None:
     """The worst case over all attacks beside the plain answers, in one sentence; None: no attack was scored."""
     most = worst(results)
     if most is None:
         return None
-    entry = results["attacks"][most["attack"]]
-    low, high = most["interval"]
-    count = "1 attack" if most["attacks"] == 1 else f"{most['attacks']} attacks"
+    entry = results.attacks[most.attack]
+    assert entry.forget_acc is not None
+    count = "1 attack" if most.attacks == 1 else f"{most.attacks} attacks"
     return (
-        f"**Asked plainly, {percent(entry['forget_acc']['before'])} of the questions on what was to be forgotten are "
-        f"answered right; under the worst of {count} ({most['attack']}: {told(entry['budget'])}) "
-        f"{percent(most['acc'])}** ({100 * low:.1f}–{100 * high:.1f}, an interval that holds for the largest of "
-        f"so many; chance {percent(entry['chance'])}; n = {most['n']})."
+        f"**Asked plainly, {percent(entry.forget_acc.before)} of the questions on what was to be forgotten are "
+        f"answered correctly; under the worst of {count} ({most.attack}: {budget(entry)}) {percent(most.acc)}** "
+        f"({interval(most.interval)}, an interval that holds for the largest of so many; "
+        f"chance {percent(entry.chance)}; n = {most.n})."
     )
 
 
-def section(results: dict[str, Any]) -> list[str]:
-    """The worst case, and a table of attacks with their controls and budgets."""
-    attacks = results.get("attacks")
-    if not attacks:
-        return []
-    lines = ["## Does the knowledge survive?", ""]
-    if line := sentence(results):
-        lines += [line, ""]
-    lines += [
-        "| attack | n | plain | under attack | 95 % | controls | budget | seconds |",
-        "|---|--:|--:|--:|--:|---|---|--:|",
-    ]
-    for name, entry in attacks.items():
-        if "forget_acc" in entry:
-            before, after = entry["forget_acc"]["before"], entry["forget_acc"]["after"]
-            low, high = entry["ci95"]["after"]
-            cells = [name, str(entry["n"]), percent(before), percent(after), f"{100 * low:.1f}–{100 * high:.1f}"]
-            lines.append(
-                "| "
-                + " | ".join([*cells, controls(entry), told(entry["budget"]), f"{entry['budget']['seconds']:.0f}"])
-                + " |"
-            )
-    lines += [f"- **{name} failed**: {entry['error']}" for name, entry in attacks.items() if "error" in entry]
-    lines += [
-        "",
-        "*oracle*: the same attack on a model that never knew; *base*: on the model before unlearning; *random* and",
-        "*shuffled*: with nothing to find in it. Whatever an attack chooses (a layer, a prompt, a direction), it",
-        "chooses by questions on other facts than the n that it is scored on.",
-    ]
-    return lines
-
-
-def controls(entry: dict[str, Any]) -> str:
-    """The controls of an attack: name and accuracy."""
-    scored = {name: value for name, value in entry["control"].items() if isinstance(value, dict) and "acc" in value}
-    return ", ".join(f"{name} {percent(value['acc'])}" for name, value in scored.items())
-
-
-def told(budget: dict[str, Any]) -> str:
-    """A budget in words: ``steps 40, samples 100``; without the time, which belongs to the machine."""
-    budget = {key: value for key, value in budget.items() if key != "seconds"}
-    return ", ".join(f"{k.replace('_', ' ')} {v:g}" if isinstance(v, float) else f"{k.replace('_', ' ')} {v}"
-                     for k, v in budget.items())  # fmt: skip
-
-
-def summary(results: dict[str, Any], _metrics: Any = None) -> Figure | None:
+def summary(results: Results) -> Figure | None:
     """All attacks with intervals, the plain answers, every control, and chance."""
-    scored = {n: a for n, a in results.get("attacks", {}).items() if "forget_acc" in a}
+    scored = {name: marks(entry) for name, entry in results.attacks.items() if entry.forget_acc}
     if not scored:
         return None
-    order = sorted(scored, key=lambda name: -scored[name]["forget_acc"]["after"])
-    figure = figure_of(8, 1.6 + 0.55 * len(order))
+    order = sorted(scored, key=lambda name: -scored[name][0].acc)
+    figure = figure_of(8, 1.6 + 0.55 * len(order), "What attacks bring back")
     axes = figure.subplots()
-    seen: set[str] = set()
     for y, name in enumerate(order):
-        entry = scored[name]
-        _mark(axes, y - 0.24, entry["forget_acc"]["after"], entry["ci95"]["after"], "under attack", "o", FORGET, seen)
-        _mark(axes, y - 0.08, entry["forget_acc"]["before"], entry["ci95"]["before"], "asked plainly", "D", BLACK, seen)
-        for kind, colour, marker in (("oracle", GREEN, "s"), ("base", RETAIN, "^"), ("random", GREY, "x")):
-            for control, value in entry["control"].items():
-                alike = control.split(",")[0] == kind or (kind == "random" and control == "shuffled")
-                if alike and isinstance(value, dict) and "acc" in value:
-                    label = {"oracle": "control: never knew", "base": "control: base", "random": "control: random"}[
-                        kind
-                    ]
-                    at = y + {"oracle": 0.08, "base": 0.24, "random": 0.16}[kind]
-                    _mark(axes, at, value["acc"], value["ci95"], label, marker, colour, seen)
-    axes.axvline(next(iter(scored.values()))["chance"], color=GREY, lw=1, ls=":", label="chance")
+        for mark in scored[name]:
+            at = y + mark.shift
+            axes.plot(mark.ci95, [at, at], color=mark.colour, lw=1.2, alpha=0.6, solid_capstyle="butt")
+            axes.plot(mark.acc, at, mark.marker, color=mark.colour, ms=6, label=mark.label)
+    axes.axvline(results.attacks[next(iter(scored))].chance or 0, color=GREY, lw=1, ls=":", label="chance")
     axes.set_yticks(range(len(order)), [name.replace("_", " ") for name in order])
     axes.invert_yaxis()
     axes.set_xlim(0, 1.02)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
-    axes.set_xlabel("questions on the forget topics answered right; bars are 95 % intervals")
-    axes.grid(axis="x", color="#eeeeee")
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
-    figure.suptitle("What attacks bring back", fontsize=10, x=0.01, ha="left")
+    axes.set_xlabel("accuracy on questions about the forget topics; bars are 95 % intervals")
+    bare(axes, "x", percent="x")
+    legend(figure)
     return figure
 
 
-def _mark(
-    axes: Axes, y: float, acc: float, ci: list[float], label: str, marker: str, colour: str, seen: set[str]
-) -> None:
-    axes.plot(ci, [y, y], color=colour, lw=1.2, alpha=0.6, solid_capstyle="butt")
-    axes.plot(acc, y, marker, color=colour, ms=6, label=None if label in seen else label)
-    seen.add(label)
+class Mark(NamedTuple):
+    """A point of the summary with its interval: where, in what colour, with what label."""
+
+    acc: float
+    ci95: Interval
+    shift: float
+    marker: str
+    colour: str
+    label: str
 
 
-def figures(results: dict[str, Any]) -> list[str]:
+def marks(entry: AttackEntry) -> list[Mark]:
+    """What is drawn of a scored attack: under attack, asked plainly, and each control of a known kind."""
+    assert entry.forget_acc is not None
+    assert entry.ci95 is not None
+    found = [
+        Mark(entry.forget_acc.after, entry.ci95.after, -0.24, "o", FORGET, "under attack"),
+        Mark(entry.forget_acc.before, entry.ci95.before, -0.08, "D", BLACK, "asked plainly"),
+    ]
+    for name, control in entry.controls.items():
+        kind = name.split(",")[0]
+        if kind in COLOURS and kind != "unlearned":
+            shift, marker, label = CONTROLS.get(kind, NOTHING)
+            found.append(Mark(control.acc, control.ci95, shift, marker, COLOURS[kind], label))
+    return found
+
+
+def figures(results: Results) -> list[str]:
     """Names of the figures of attacks, the summary first."""
-    entries = results.get("attacks", {}).items()
-    return ["attacks", *(f"{name}_{curve}" for name, entry in entries for curve in entry.get("curves", {}))]
+    return ["attacks", *(f"{name}_{curve}" for name, entry in results.attacks.items() for curve in entry.curves)]
 
 
-def curves(results: dict[str, Any]) -> dict[str, Figure]:
+def curves(results: Results) -> dict[str, Figure]:
     """Name to figure, for every curve that an attack left."""
-    return {
-        f"{name}_{curve}": draw(data)
-        for name, entry in results.get("attacks", {}).items()
-        for curve, data in entry.get("curves", {}).items()
-    }
+    entries = results.attacks.items()
+    return {f"{name}_{curve}": draw(data) for name, entry in entries for curve, data in entry.curves.items()}
 
 
-def draw(curve: dict[str, Any]) -> Figure:
-    """A figure of one curve: a panel each, a colour a line; lines without points are left out."""
-    panels = curve["panels"]
+def draw(curve: CurveData) -> Figure:
+    """A figure of one curve: one panel each, one colour per line; lines without points are left out."""
+    panels = curve.panels
     wide = 2 if len(panels) == 4 else min(WIDEST, len(panels))
     tall = math.ceil(len(panels) / wide)
-    figure = figure_of(max(5.5, 3.4 * wide), 0.9 + 2.7 * tall)
+    figure = figure_of(max(5.5, 3.4 * wide), 0.9 + 2.7 * tall, curve.title)
     grid = figure.subplots(tall, wide, sharey=True, squeeze=False).flatten()
     names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
     for axes, (title, lines) in zip(grid, panels.items(), strict=False):
@@ -152,32 +113,24 @@ def draw(curve: dict[str, Any]) -> Figure:
                 xs, ys = zip(*lines[name], strict=True)
                 style = "--" if name.partition(", ")[2] in ("plain", "oracle") else "-"
                 axes.plot(xs, ys, style, color=_colour(name, names), lw=1.4, marker="o", ms=3, label=name)
-        if curve["chance"] is not None:
-            axes.axhline(curve["chance"], color=GREY, lw=1, ls=":", label="chance")
+        if curve.chance is not None:
+            axes.axhline(curve.chance, color=GREY, lw=1, ls=":", label="chance")
             axes.set_ylim(0, 1.03)
-            axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
-        axes.set_xlabel(curve["x"])
+        axes.set_xlabel(curve.x)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_title(title, fontsize=10)
-        axes.grid(color="#eeeeee")
-        axes.spines[["top", "right"]].set_visible(False)
+        bare(axes, percent="" if curve.chance is None else "y")
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
     for axes in grid[::wide]:
-        axes.set_ylabel(curve["y"])
-    if curve["chance"] is None:
+        axes.set_ylabel(curve.y)
+    if curve.chance is None:
         grid[0].set_ylim(bottom=0)
-    handles = dict(zip(*reversed(grid[0].get_legend_handles_labels()), strict=True))
-    for axes in grid:
-        handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
-    figure.suptitle(curve["title"], fontsize=10, x=0.01, ha="left")
+    legend(figure, grid, columns=4)
     return figure
 
 
-def _colour(name: str, names: list[str]) -> str:
-    head = name.partition(", ")[0]
-    if head in COLOURS:
-        return COLOURS[head]
+def _colour(name: str, names: Sequence[str]) -> str:
     heads = list(dict.fromkeys(n.partition(", ")[0] for n in names))
-    return OTHERS[heads.index(head) % len(OTHERS)]
+    head = name.partition(", ")[0]
+    return COLOURS.get(head) or OTHERS[heads.index(head) % len(OTHERS)]

@@ -8,26 +8,26 @@ answers. The worst case after k attacks has both at 1 − 0.05/k. It reads resul
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from matplotlib import colormaps
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from scipy.stats import t
 
-from rmu_exp.attacks.runner import worst
 from rmu_exp.evaluate.statistics import wilson
 from rmu_exp.record import results as results_json
 from rmu_exp.record import rundir
-from rmu_exp.report.plots import GREY
+from rmu_exp.record.results import Results, State
+from rmu_exp.report import style
+from rmu_exp.report.objectives import ROLES, Axis, standing_for, worst
+from rmu_exp.report.style import GREY
+from rmu_exp.report.table import Table, numbers
 from rmu_exp.settings import NOT_IN_DIGEST
 from rmu_exp.support.errors import UserError
 from rmu_exp.support.files import write_atomic
 
-ROLES = ("forget", "adjacent", "general")
 BASE = "base"
 
 
@@ -45,10 +45,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """A method.
+    """A method, or a base model (no seeds).
 
     Attributes:
         accuracy: role to accuracy, for the roles that were asked about.
+        chance: of a blind guess at the forget questions.
         perplexity: mean over seeds; None when not measured.
         worst: the greatest accuracy on the attacks' questions (V) after an attack, likewise; None when none was run.
         seconds, megabytes: medians over seeds, of training.
@@ -57,113 +58,128 @@ class Row:
     method: str
     seeds: int
     accuracy: dict[str, Cell]
-    perplexity: float | None
-    worst: Cell | None
-    seconds: float | None
-    megabytes: float | None
+    chance: float
+    perplexity: float | None = None
+    worst: Cell | None = None
+    seconds: float | None = None
+    megabytes: float | None = None
 
 
-def read(folder: Path) -> list[dict[str, Any]]:
+def read(folder: Path) -> list[Results]:
     """The results of every finished run below a folder.
 
     Raises:
         UserError: there is none, or one is damaged.
     """
-    files = sorted(folder.rglob("results.json"))
-    found = [results_json.load(file) for file in files]
-    runs = [r for r in found if "qa" in r and "train" in r]
+    found = [results_json.load(file) for file in sorted(folder.rglob(results_json.NAME))]
+    runs = [r for r in found if r.qa and r.train]
     if not runs:
         raise UserError(f"{folder}: no finished runs below it; give the folder of a sweep over methods")
     return runs
 
 
-def rows(runs: Sequence[dict[str, Any]]) -> list[Row]:
-    """A row for the base model and one for each method, the least forget accuracy first.
+def rows(runs: Sequence[Results]) -> list[Row]:
+    """A row for each base model and one for each method on it, the least forget accuracy first.
 
     Runs of a method that differ in more than their seed have a row for each setting.
     """
-    by_method: dict[str, list[dict[str, Any]]] = {}
+    models = list(dict.fromkeys(r.run.model for r in runs))
+    table: list[Row] = []
+    for model in models:
+        own = [r for r in runs if r.run.model == model]
+        on = f" on {model}" if len(models) > 1 else ""
+        made = [_row(f"{name}{on}", mine) for name, mine in _by_method(own).items()]
+        made.sort(key=lambda row: row.accuracy["forget"].mean if "forget" in row.accuracy else 1)
+        table += [_base(f"{BASE}{on}", own), *made]
+    return table
+
+
+def _by_method(runs: Sequence[Results]) -> dict[str, list[Results]]:
+    """Method, and what its runs differ in, to its runs."""
+    found: dict[str, list[Results]] = {}
     for run in runs:
-        alike = [_settings(r) for r in runs if r["run"]["method"] == run["run"]["method"]]
-        mine = _settings(run)
-        told = [f"{key}={value}" for key, value in mine.items() if any(s.get(key) != value for s in alike)]
-        by_method.setdefault(" ".join([run["run"]["method"], *told]), []).append(run)
-    table = [_row(method, own) for method, own in by_method.items()]
-    table.sort(key=lambda row: row.accuracy["forget"].mean if "forget" in row.accuracy else 1)
-    return [_row(BASE, runs[:1]), *table]
+        alike = [_settings(r) for r in runs if r.run.method == run.run.method]
+        differing = [f"{k}={v}" for k, v in _settings(run).items() if any(s.get(k) != v for s in alike)]
+        found.setdefault(" ".join([str(run.run.method), *differing]), []).append(run)
+    return found
 
 
-def _settings(run: dict[str, Any]) -> dict[str, str]:
+def _settings(results: Results) -> dict[str, str]:
     """What changes a run's result, but for its seed."""
-    config = run.get("provenance", {}).get("config")
-    if not isinstance(config, dict):
-        config = {key: run["run"].get(key) for key in ("layer", "steer", "alpha", "settings")}
+    run, origin = results.run, results.provenance
+    own = {"layer": run.layer, "steer": run.steer, "alpha": run.alpha, "settings": run.settings}
+    config = (origin.config if origin else None) or own
     kept = {key: value for key, value in config.items() if key not in (*NOT_IN_DIGEST, "seed", "eval")}
     return {key: str(value) for key, value in rundir.flat(kept).items()}
 
 
-def _row(method: str, runs: Sequence[dict[str, Any]]) -> Row:
-    who = "base" if method == BASE else "unlearned"
-    accuracy = {role: cell([r["qa"][group][who] for r in runs]) for role, group in groups(runs[0]).items()}
-    read_by = [v[who]["perplexity"] for r in runs for v in r.get("perplexity", {}).values()]
+def _base(name: str, runs: Sequence[Results]) -> Row:
+    read_by = [row.base.perplexity for row in runs[0].perplexity.values()]
+    return Row(name, 0, *_accuracy(runs[:1], "base"), statistics.mean(read_by) if read_by else None)
+
+
+def _row(name: str, runs: Sequence[Results]) -> Row:
+    read_by = [row.unlearned.perplexity for r in runs for row in r.perplexity.values() if row.unlearned]
     attacked = [found for r in runs if (found := worst(r))]
-    base = method == BASE
+    trained = [r.train for r in runs if r.train]
     return Row(
-        method,
-        0 if base else len({r["run"]["seed"] for r in runs}),
-        accuracy,
+        name,
+        len({r.run.seed for r in runs}),
+        *_accuracy(runs, "unlearned"),
         statistics.mean(read_by) if read_by else None,
-        cell(attacked, 1 - 0.05 / attacked[0]["attacks"]) if attacked and not base else None,
-        None if base else statistics.median(r["train"]["seconds"] for r in runs),
-        None if base else statistics.median(r["train"]["peak_memory_bytes"] for r in runs) / 1e6,
+        cell([(a.acc, a.n) for a in attacked], 1 - 0.05 / attacked[0].attacks) if attacked else None,
+        statistics.median(train.seconds for train in trained),
+        statistics.median(train.peak_memory_bytes for train in trained) / 1e6,
     )
 
 
-def groups(run: dict[str, Any]) -> dict[str, str]:
-    """Role to the group of questions that stands for it: lore's, or WMDP for forget and MMLU for general."""
-    known = {role: [f"lore_{role}"] for role in ROLES}
-    known["forget"].append("wmdp")
-    known["general"].append("mmlu")
-    found = {role: [name for name in names if name in run["qa"]] for role, names in known.items()}
-    return {role: names[0] for role, names in found.items() if names}
+def _accuracy(runs: Sequence[Results], state: State) -> tuple[dict[str, Cell], float]:
+    """Role to accuracy, and chance at the forget questions."""
+    found: dict[str, Cell] = {}
+    axes = {role: Axis(role, standing_for(role, runs[0].qa), 1) for role in ROLES}
+    for role, axis in axes.items():
+        measured = [m for r in runs if (m := axis.of(r, state))]
+        if measured:
+            found[role] = cell([(m.value, m.n) for m in measured])
+    return found, axes["forget"].chance(runs[0])
 
 
-def cell(measured: Sequence[dict[str, Any]], confidence: float = 0.95) -> Cell:
-    """The mean of accuracies (``acc``, ``n``) over seeds, with its interval."""
-    accs, n = [m["acc"] for m in measured], sum(m["n"] for m in measured)
+def cell(measured: Sequence[tuple[float, int]], confidence: float = 0.95) -> Cell:
+    """The mean over seeds of accuracies, each over so many questions, with its interval."""
+    accs, n = [acc for acc, _ in measured], sum(n for _, n in measured)
     mean = statistics.mean(accs)
-    low, high = wilson(round(sum(m["acc"] * m["n"] for m in measured)), n, confidence)
+    low, high = wilson(round(sum(acc * n for acc, n in measured)), n, confidence)
     if len(accs) > 1:
         half = float(t.ppf((1 + confidence) / 2, len(accs) - 1)) * statistics.stdev(accs) / len(accs) ** 0.5
         low, high = min(low, max(0.0, mean - half)), max(high, min(1.0, mean + half))
     return Cell(mean, low, high)
 
 
-def markdown(table: Sequence[Row]) -> str:
-    """The table, in per cent; columns that nobody measured are left out."""
-    columns: dict[str, Any] = {role: lambda row, role=role: row.accuracy.get(role) for role in ROLES}
+def table(listed: Sequence[Row]) -> Table:
+    """The rows as text, in per cent; columns that nobody measured are left out."""
+    columns: dict[str, Callable[[Row], object]] = {
+        role: lambda row, role=role: row.accuracy.get(role)  # type: ignore[misc]
+        for role in ROLES
+    }
     columns |= {
-        "perplexity": lambda row: None if row.perplexity is None else f"{row.perplexity:.4g}",
+        "perplexity": lambda row: row.perplexity and f"{row.perplexity:.4g}",
         "worst after attacks": lambda row: row.worst,
         "seeds": lambda row: row.seeds or None,
-        "seconds": lambda row: None if row.seconds is None else f"{row.seconds:.0f}",
-        "memory, MB": lambda row: None if row.megabytes is None else f"{row.megabytes:.0f}",
+        "seconds": lambda row: row.seconds and f"{row.seconds:.0f}",
+        "memory, MB": lambda row: row.megabytes and f"{row.megabytes:.0f}",
     }
-    shown = {name: value for name, value in columns.items() if any(value(row) is not None for row in table)}
-    lines = [f"| method | {' | '.join(shown)} |", f"|---|{'--:|' * len(shown)}"]
-    for row in table:
-        values = [value(row) for value in shown.values()]
-        lines.append(f"| {row.method} | {' | '.join('' if v is None else str(v) for v in values)} |")
-    return "\n".join(lines) + "\n"
+    shown = {name: value for name, value in columns.items() if any(value(row) is not None for row in listed)}
+    body = [[row.method, *("" if (v := value(row)) is None else str(v) for value in shown.values())] for row in listed]
+    return Table(["method", *numbers(*shown)], body)
 
 
-def draw(table: Sequence[Row]) -> Figure:
+def draw(listed: Sequence[Row]) -> Figure:
     """Forget against general accuracy, every method a point with its intervals."""
-    points = [row for row in table if {"forget", "general"} <= set(row.accuracy)]
+    points = [row for row in listed if {"forget", "general"} <= set(row.accuracy)]
     palette = [c for i, c in enumerate(colormaps["tab20"](range(20))) if i not in (14, 15)]  # its greys are the base's
-    named = sorted(row.method for row in points if row.method != BASE)
-    colours = {BASE: GREY} | {method: palette[i % len(palette)] for i, method in enumerate(named)}
-    figure = Figure(figsize=(7, 5), dpi=150, layout="constrained")
+    named = sorted(row.method for row in points if row.seeds)
+    colours = {row.method: GREY for row in points} | {m: palette[i % len(palette)] for i, m in enumerate(named)}
+    figure = style.figure_of(7, 5, dpi=150)
     axes = figure.subplots()
     for row in points:
         x, y = row.accuracy["forget"], row.accuracy["general"]
@@ -173,18 +189,15 @@ def draw(table: Sequence[Row]) -> Figure:
         axes.plot(x.mean, y.mean, "o", color=colour, ms=5)
     places = [(row.accuracy["forget"].mean, row.accuracy["general"].mean) for row in points]
     for row, at, dy in zip(points, places, _spread(places), strict=True):
-        leader = {
-            "arrowstyle": "-",
-            "color": colours[row.method],
-            "lw": 0.8,
-            "shrinkA": 0,
-            "shrinkB": 3,
-            "relpos": (0, 0.5),
-        }
+        leader = {"arrowstyle": "-", "color": colours[row.method], "lw": 0.8, "shrinkA": 0, "shrinkB": 3}
+        leader["relpos"] = (0, 0.5)
         axes.annotate(row.method, at, (9, dy), textcoords="offset points", fontsize=8, va="center", arrowprops=leader)
-    axes.axvline(0.25, color=GREY, lw=1, ls=":")
-    axes.annotate("chance", (0.25, 0.02), xycoords=("data", "axes fraction"), fontsize=8, color=GREY, ha="left")
-    axes.set(xlim=(0.1, 1.1), ylim=(0.1, 1.05), xlabel="forget accuracy (lower is better)", ylabel="general accuracy")
+    for chance in dict.fromkeys(row.chance for row in points):
+        axes.axvline(chance, color=GREY, lw=1, ls=":")
+        axes.annotate("chance", (chance, 0.02), xycoords=("data", "axes fraction"), fontsize=8, color=GREY, ha="left")
+    left, bottom = (min([0.1, *(row.accuracy[key].low - 0.02 for row in points)]) for key in ("forget", "general"))
+    axes.set(xlim=(left, 1.1), ylim=(bottom, 1.05))
+    axes.set(xlabel="forget accuracy (lower is better)", ylabel="general accuracy")
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title("Forget against general, mean over seeds with 95 % intervals", fontsize=10, loc="left")
     return figure
@@ -207,8 +220,8 @@ def write(folder: Path) -> list[Path]:
     Raises:
         UserError: there are no finished runs below it.
     """
-    table = rows(read(folder))
+    listed = rows(read(folder))
     page, picture = folder / "methods.md", folder / "methods.png"
-    write_atomic(page, "# Methods\n\nAccuracy in per cent, 95 % intervals.\n\n" + markdown(table))
-    FigureCanvasAgg(draw(table)).print_png(str(picture))
+    write_atomic(page, f"# Methods\n\nAccuracy in per cent, 95 % intervals.\n\n{table(listed).markdown()}\n")
+    style.write(draw(listed), picture)
     return [page, picture]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,114 +11,107 @@ from matplotlib.figure import Figure
 
 from rmu_exp.record import results as results_json
 from rmu_exp.record import rundir
+from rmu_exp.record.results import Qa, RunInfo
 from rmu_exp.report import attacks
-from rmu_exp.report.style import FORGET, GREY, RETAIN, save
-from rmu_exp.report.style import figure_of as _figure
+from rmu_exp.report.style import FORGET, GREY, RETAIN, bare, figure_of, legend, save
 from rmu_exp.report.tables import rows, title
 
-Metrics = list[dict[str, Any]]
+Metrics = Sequence[Mapping[str, Any]]
+KINDS = tuple(
+    (f"norm_{role}_{state}", f"{role}, {state} model", colour, style)
+    for role, colour in (("forget", FORGET), ("retain", RETAIN))
+    for state, style in (("updated", "-"), ("frozen", "--"))
+)
+"""The four activation norms: key, label, colour, line."""
 
 
 def draw_all(folder: Path) -> list[Path]:
     """Draw what the run's folder holds the numbers for; returns the files in plots/."""
     results, file = results_json.load(folder / results_json.NAME), folder / "metrics.jsonl"
     metrics = list(rundir.lines(file)) if file.is_file() else []
-    plots: dict[str, Callable[[dict[str, Any], Metrics], Figure | None]] = {
-        "accuracy": accuracy,
-        "norms": norms,
-        "losses": losses,
-        "attacks": attacks.summary,
+    figures = {
+        "accuracy": accuracy(results.qa, title(results.run)) if results.qa else None,
+        "norms": norms(results.run, metrics),
+        "losses": losses(results.run, metrics),
+        "attacks": attacks.summary(results),
     }
-    figures = {name: draw(results, metrics) for name, draw in plots.items()} | attacks.curves(results)
-    return save(figures, folder)
+    return save(figures | attacks.curves(results), folder)
 
 
-def accuracy(results: dict[str, Any], metrics: Metrics) -> Figure | None:
+def accuracy(qa: Qa, about: str) -> Figure:
     """Accuracy of each group and task before and after, with 95 % intervals and chance."""
-    qa = results.get("qa")
-    if not qa:
-        return None
     listed = rows(qa)
-    figure = _figure(8, 1.4 + 0.3 * len(listed))
+    figure = figure_of(8, 1.4 + 0.3 * len(listed), f"Accuracy before and after unlearning\n{about}")
     axes = figure.subplots()
     for y, (depth, name) in enumerate(listed):
-        row = qa[name]
-        size = 8 if depth == 0 else 5
-        for who, colour, shift in (("base", RETAIN, -0.14), ("unlearned", FORGET, 0.14)):
-            if who in row:
-                acc, (low, high) = row[who]["acc"], row[who]["ci95"]
-                axes.plot([low, high], [y + shift] * 2, color=colour, lw=1.2, alpha=0.6, solid_capstyle="butt")
-                axes.plot(acc, y + shift, "o", color=colour, ms=size, label=who if y == 0 else None)
-        chance = row["chance"]
+        row, size = qa[name], 5 if depth else 8
+        for state, measured, colour, at in (
+            ("base", row.base, RETAIN, y - 0.14),
+            ("unlearned", row.unlearned, FORGET, y + 0.14),
+        ):
+            if measured:
+                axes.plot(measured.ci95, [at, at], color=colour, lw=1.2, alpha=0.6, solid_capstyle="butt")
+                axes.plot(measured.acc, at, "o", color=colour, ms=size, label=state if y == 0 else None)
+        chance = row.chance
         axes.plot([chance] * 2, [y - 0.5, y + 0.5], color=GREY, lw=1, ls=":", label="chance" if y == 0 else None)
     axes.set_yticks(range(len(listed)), [name for _, name in listed], fontsize=9)
     for label, (depth, _) in zip(axes.get_yticklabels(), listed, strict=True):
-        label.set_fontweight("bold" if depth == 0 else "normal")
+        label.set_fontweight("normal" if depth else "bold")
     axes.invert_yaxis()
     axes.set_xlim(0, 1.02)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
-    axes.set_xlabel("questions answered right; bars are 95 % intervals")
-    axes.grid(axis="x", color="#eeeeee")
-    axes.set_axisbelow(True)
+    axes.set_xlabel("questions answered correctly; bars are 95 % intervals")
+    bare(axes, "x", percent="x")
     figure.legend(loc="outside upper right", ncols=3, frameon=False, fontsize=9)
-    figure.suptitle("Accuracy before and after unlearning\n" + title(results["run"]), fontsize=10, x=0.01, ha="left")
     return figure
 
 
-def norms(results: dict[str, Any], metrics: Metrics) -> Figure | None:
-    """The four activation norms over steps, a panel a topic, steer as a line (the paper's activation-norm figure)."""
+def norms(run: RunInfo, metrics: Metrics) -> Figure | None:
+    """The four activation norms over steps, one panel per topic, steer as a line, as in the paper."""
     if not any("norm_forget_updated" in m for m in metrics):
         return None
 
     def panel(axes: Axes, mine: Metrics) -> None:
-        for role, colour in (("forget", FORGET), ("retain", RETAIN)):
-            for state, style in (("updated", "-"), ("frozen", "--")):
-                _curve(axes, mine, f"norm_{role}_{state}", colour, style, f"{role}, {state} model")
+        for key, label, colour, style in KINDS:
+            curve(axes, mine, key, colour, style, label=label)
         axes.axhline(mine[0]["steer"], color=GREY, lw=1)
         axes.annotate(f"steer = {mine[0]['steer']:g}", (1, mine[0]["steer"]), xycoords=("axes fraction", "data"),
                       ha="right", va="bottom", fontsize=9, color=GREY)  # fmt: skip
 
-    what = f"Length of the activations at layer {results['run']['layer']}, mean over tokens"
-    return _by_topic(results, metrics, what, "L2 norm", panel)
+    what = f"Length of the activations at layer {run.layer}, mean over tokens"
+    return _by_topic(f"{what}\n{title(run)}", metrics, "L2 norm", panel)
 
 
-def losses(results: dict[str, Any], metrics: Metrics) -> Figure | None:
-    """Forget loss and alpha-weighted retain loss over steps, a panel a topic."""
+def losses(run: RunInfo, metrics: Metrics) -> Figure | None:
+    """Forget loss and alpha-weighted retain loss over steps, one panel per topic."""
     if not any("forget_loss" in m for m in metrics):
         return None
 
     def panel(axes: Axes, mine: Metrics) -> None:
-        weighted = [m | {"weighted": m["alpha"] * m["retain_loss"]} for m in mine if "retain_loss" in m]
-        _curve(axes, mine, "forget_loss", FORGET, "-", "forget loss")
-        _curve(axes, weighted, "weighted", RETAIN, "-", "alpha · retain loss")
+        weighted = [{**m, "weighted": m["alpha"] * m["retain_loss"]} for m in mine if "retain_loss" in m]
+        curve(axes, mine, "forget_loss", FORGET, "-", label="forget loss")
+        curve(axes, weighted, "weighted", RETAIN, "-", label="alpha · retain loss")
 
-    return _by_topic(results, metrics, "The two terms of the loss", "loss", panel)
+    return _by_topic(f"The two terms of the loss\n{title(run)}", metrics, "loss", panel)
 
 
-def _by_topic(
-    results: dict[str, Any], metrics: Metrics, what: str, unit: str, panel: Callable[[Axes, Metrics], None]
-) -> Figure:
+def _by_topic(about: str, metrics: Metrics, unit: str, panel: Callable[[Axes, Metrics], None]) -> Figure:
     topics = list(dict.fromkeys(m["topic"] for m in metrics))
-    figure = _figure(max(5.0, 4 * len(topics)), 3.6)
+    figure = figure_of(max(5.0, 4 * len(topics)), 3.6, about)
     panels = figure.subplots(1, len(topics), sharey=True, squeeze=False)[0]
-    for i, (axes, topic) in enumerate(zip(panels, topics, strict=True)):
+    for axes, topic in zip(panels, topics, strict=True):
         panel(axes, [m for m in metrics if m["topic"] == topic])
         axes.set_title(f"forget topic: {topic}", fontsize=10)
         axes.set_xlabel("step")
-        axes.grid(color="#eeeeee")
-        axes.spines[["top", "right"]].set_visible(False)
-        if i == 0:
-            axes.set_ylabel(unit)
-            handles, labels = axes.get_legend_handles_labels()
+        bare(axes)
+    panels[0].set_ylabel(unit)
     if min(axes.dataLim.ymin for axes in panels) >= 0:  # gradient ascent and its kin have negative losses
         panels[0].set_ylim(bottom=0)
-    columns = 4 if len(topics) > 1 else 2
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
-    figure.suptitle(f"{what}\n{title(results['run'])}", fontsize=10, x=0.01, ha="left")
+    legend(figure, panels[:1], columns=4 if len(topics) > 1 else 2)
     return figure
 
 
-def _curve(axes: Axes, metrics: Metrics, key: str, colour: str, style: str, label: str) -> None:
+def curve(axes: Axes, metrics: Metrics, key: str, colour: str, style: str, *, label: str = "", lw: float = 1.4) -> None:
+    """A metric over the steps that have it."""
     points = [(m["step"], m[key]) for m in metrics if key in m]
     if points:
-        axes.plot(*zip(*points, strict=True), color=colour, ls=style, lw=1.4, label=label)
+        axes.plot(*zip(*points, strict=True), color=colour, ls=style, lw=lw, label=label)

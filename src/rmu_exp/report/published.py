@@ -1,10 +1,10 @@
-"""Measured accuracies beside published ones: a section of report.md."""
+"""Measured accuracies beside published ones: a table of report.md."""
 
 from __future__ import annotations
 
-from typing import Any
-
-from rmu_exp.report.tables import interval, percent, rows
+from rmu_exp.record.results import Accuracy, Results, State
+from rmu_exp.report.table import Table, interval, numbers, percent
+from rmu_exp.report.tables import rows
 from rmu_exp.settings import AUTO, Run
 
 SUBJECTS = (
@@ -14,7 +14,7 @@ SUBJECTS = (
     "mmlu_college_computer_science",
 )
 """The MMLU subjects that the paper looks at: two near the forgotten topics, two a little farther."""
-STATES = ("base", "unlearned")
+STATES: tuple[State, ...] = ("base", "unlearned")
 DTYPE = "bfloat16"
 """What the published runs computed in."""
 FORGET = ["cais/wmdp-bio-forget-corpus", "cais/wmdp-corpora:cyber-forget-corpus"]
@@ -22,54 +22,30 @@ RETAIN = ["Salesforce/wikitext:wikitext-2-raw-v1:test"]
 """The corpora that all published numbers belong to (``data=wmdp``)."""
 
 
-def section(results: dict[str, Any]) -> list[str]:
+def table(results: Results) -> Table:
     """Each task that is both measured and published, and the paper's subjects of MMLU where they are measured.
 
-    Args:
-        results: needs ``qa`` and ``published``, a list of ``{source, questions, base, unlearned}`` with accuracies
-            in 0..1; ``run.changed`` (see :func:`changed`) is told when it is there.
-
-    Returns:
-        Lines of Markdown; none when nothing is published, or nothing of it was measured.
+    No rows when nothing is published, or nothing of it was measured.
     """
-    qa, sources = results.get("qa") or {}, results.get("published") or []
-    shared = [name for _, name in rows(qa) if any(name in s.get(state, {}) for s in sources for state in STATES)]
-    if not shared:
-        return []
-    subjects = [name for name in SUBJECTS if name in qa and name not in shared]
-    marks = [f"[{number}]" for number in range(1, len(sources) + 1)]
-    lines = ["## Beside the published numbers", ""]
-    if differing := results["run"].get("changed"):
-        lines += [
-            f"**Not the preset's settings: {'; '.join(differing)}.** The published numbers belong to the preset.",
-            "",
-        ]
-    header = ["questions", "model", "n", "measured", "95 %", *marks]
-    lines += ["| " + " | ".join(header) + " |", "|---|---|--:|--:|--:|" + "--:|" * len(sources)]
+    qa, sources = results.qa, results.published
+    shared = [name for _, name in rows(qa) if any(name in s.of(state) for s in sources for state in STATES)]
+    subjects = [name for name in SUBJECTS if name in qa and name not in shared] if shared else []
+    body = []
     for name in [*shared, *subjects]:
         for state in STATES:
-            if state in qa[name]:
-                measured = qa[name][state]
-                cells = [name, state, str(measured["n"]), percent(measured["acc"]), interval(measured)]
-                cells += [_compared(measured, s.get(state, {}).get(name)) for s in sources]
-                lines.append("| " + " | ".join(cells) + " |")
-    lines += [
-        "",
-        "A cell of a source: the published accuracy; measured minus published, in points; whether the published",
-    ]
-    lines += ["value lies *in* the measured 95 % interval or *outside*. Equal question sets have equal n.", ""]
-    return lines + [
-        f"- {mark} {source['source']}; questions: {source.get('questions') or 'not stated'}"
-        for mark, source in zip(marks, sources, strict=True)
-    ]
+            if measured := qa[name].of(state):
+                cells = [name, state, str(measured.n), percent(measured.acc), interval(measured.ci95)]
+                body.append([*cells, *(_compared(measured, s.of(state).get(name)) for s in sources)])
+    marks = [f"[{number}]" for number in range(1, len(sources) + 1)]
+    return Table(["questions", "model", *numbers("n", "measured", "95 %", *marks)], body)
 
 
-def _compared(measured: dict[str, Any], published: float | None) -> str:
+def _compared(measured: Accuracy, published: float | None) -> str:
     if published is None:
         return ""
-    low, high = measured["ci95"]
+    low, high = measured.ci95
     where = "in" if low <= published <= high else "outside"
-    return f"{percent(published)}; {100 * (measured['acc'] - published):+.1f}; {where}"
+    return f"{percent(published)}; {100 * (measured.acc - published):+.1f}; {where}"
 
 
 def changed(run: Run) -> list[str]:
@@ -79,7 +55,7 @@ def changed(run: Run) -> list[str]:
     in this run are left out. A model in a folder (``model.path``) is taken for a copy of the preset's.
     """
     preset, usual = run.model.preset, Run()
-    pairs: dict[str, tuple[Any, Any]] = {
+    pairs: dict[str, tuple[object, object]] = {
         "layer": (run.layer, preset.layer),
         "steer": (run.steer, preset.steer),
         "alpha": (run.alpha, preset.alpha),
@@ -115,7 +91,7 @@ def changed(run: Run) -> list[str]:
     return [f"{key} {mine} (preset: {theirs})" for key, (mine, theirs) in spelled.items() if mine != theirs]
 
 
-def _plain(value: Any) -> str:
+def _plain(value: object) -> str:
     """One spelling of a number, or of one number for every topic."""
     values = value if isinstance(value, list) else [value]
     spelled = [f"{v:g}" if isinstance(v, float) else str(v) for v in values]

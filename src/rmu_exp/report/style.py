@@ -1,11 +1,14 @@
-"""Colours and sizes of the figures. Drawn without pyplot: no global state."""
+"""The figures' one style: colours, sizes, spines, grid, per-cent axes. Drawn without pyplot: no global state."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -16,9 +19,42 @@ FORGET, RETAIN, GREEN, PINK, SKY, YELLOW = "#D55E00", "#0072B2", "#009E73", "#CC
 GREY, BLACK = "#777777", "#000000"
 
 
-def figure_of(width: float, height: float) -> Figure:
+def figure_of(width: float, height: float, title: str = "", dpi: float = 120) -> Figure:
     """An empty figure, sizes in inches."""
-    return Figure(figsize=(width, height), dpi=120, layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
+    if title:
+        figure.suptitle(title, fontsize=10, x=0.01, ha="left")
+    return figure
+
+
+def bare(axes: Axes, grid: str = "both", percent: str = "") -> None:
+    """A light grid behind the marks, and no frame.
+
+    Args:
+        grid: ``both``, ``x`` or ``y``.
+        percent: the axes whose accuracies are shown in per cent: ``x``, ``y`` or ``xy``.
+    """
+    axes.grid(axis=grid, color="#eeeeee")  # type: ignore[arg-type]
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    for name in percent:
+        in_percent(getattr(axes, f"{name}axis"))
+
+
+def in_percent(axis: Axis) -> None:
+    """0.25 as ``25 %``."""
+    axis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+
+
+def legend(figure: Figure, panels: Iterable[Axes] | None = None, columns: int = 3, size: float = 9) -> None:
+    """One legend below the panels (all, if none are given), each label once."""
+    found: dict[str, Artist] = {}
+    for axes in figure.axes if panels is None else panels:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            found.setdefault(str(label), handle)
+    figure.legend(
+        list(found.values()), list(found), loc="outside lower center", ncols=columns, frameon=False, fontsize=size
+    )
 
 
 def save(figures: Mapping[str, Figure | None], folder: Path) -> list[Path]:
@@ -27,9 +63,14 @@ def save(figures: Mapping[str, Figure | None], folder: Path) -> list[Path]:
     for name, figure in figures.items():
         if figure is not None:
             path = folder / "plots" / f"{name}.png"
-            replace_atomic(path, partial(_draw, figure))
+            write(figure, path)
             written.append(path)
     return written
+
+
+def write(figure: Figure, file: Path) -> None:
+    """Write a figure as PNG, whole or not at all."""
+    replace_atomic(file, partial(_draw, figure))
 
 
 def _draw(figure: Figure, file: Path) -> None:

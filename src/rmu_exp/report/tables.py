@@ -1,76 +1,123 @@
-"""The table of accuracies: the order of its rows, and the table on the screen."""
+"""The tables of one run: accuracies on the screen, in report.md and on the model card; perplexities; attacks."""
 
 from __future__ import annotations
 
-from typing import Any
+import math
 
-from rich.table import Table
+from rmu_exp.record.results import Accuracy, AttackEntry, Perplexity, Qa, Results, RunInfo
+from rmu_exp.report.objectives import ROLES, role
+from rmu_exp.report.table import Table, interval, numbers, percent
 
-ORDER = ("forget", "wmdp", "adjacent", "general", "mmlu")
+INDENT = "&nbsp;&nbsp;"
 
 
-def rows(qa: dict[str, Any]) -> list[tuple[int, str]]:
+def rows(qa: Qa) -> list[tuple[int, str]]:
     """Names of groups and tasks in reading order, each with its depth: 0 for a group, 1 for a task of it.
 
     A task that is in several groups stands in the smallest; one that was not asked in none.
     """
-    groups = sorted((n for n in qa if "tasks" in qa[n]), key=lambda n: len(qa[n]["tasks"]))
-    home = {task: group for group in reversed(groups) for task in qa[group]["tasks"]}
-    order = sorted(groups, key=lambda n: ("_open" in n, _rank(n), -len(qa[n]["tasks"])))
+    tasks = {name: row.tasks for name, row in qa.items() if row.tasks is not None}
+    home = {task: group for group in sorted(tasks, key=lambda n: len(tasks[n]))[::-1] for task in tasks[group]}
     listed: list[tuple[int, str]] = []
-    for group in order:
-        listed += [(0, group), *((1, task) for task in qa[group]["tasks"] if task in qa and home[task] == group)]
-    return listed + [(0, name) for name in qa if name not in groups and name not in home]
+    for group in sorted(tasks, key=lambda n: (*_rank(n), -len(tasks[n]))):
+        listed += [(0, group), *((1, task) for task in tasks[group] if task in qa and home[task] == group)]
+    return listed + [(0, name) for name in qa if name not in tasks and name not in home]
 
 
-def _rank(name: str) -> int:
-    return next((i for i, word in enumerate(ORDER) if word in name), len(ORDER))
+def _rank(name: str) -> tuple[bool, int]:
+    about, is_open = role(name)
+    return is_open, len(ROLES) if about is None else ROLES.index(about)
 
 
-def percent(value: float) -> str:
-    """0.2632 as ``26.3 %``."""
-    return f"{100 * value:.1f} %"
+def title(run: RunInfo) -> str:
+    """The settings in words, for titles."""
+    if run.kind == "judge":
+        return f"{run.unlearned} beside {run.model}, seed {run.seed}"
+    steer, alpha = (" and ".join(dict.fromkeys(f"{v:g}" for v in values)) for values in (run.steer, run.alpha))
+    return f"{run.method} on {run.model}: layer {run.layer}, steer {steer}, alpha {alpha}, seed {run.seed}"
 
 
-def interval(summary: dict[str, Any]) -> str:
-    """The 95 % interval as ``21.7–31.5``, in percent."""
-    low, high = summary["ci95"]
-    return f"{100 * low:.1f}–{100 * high:.1f}"
-
-
-def qa_table(results: dict[str, Any]) -> Table:
-    """The final table for the terminal, 80 columns wide with names up to 26 characters."""
-    run, qa = results["run"], results["qa"]
-    table = Table(
-        title=title(run), title_justify="left", title_style="bold", header_style="bold", box=None, padding=(0, 1, 0, 0)
-    )
-    table.add_column("questions", no_wrap=True)
-    for name in ("base", "unlearned", "95 %", "change", "chance", "n"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for depth, name in rows(qa):
-        if depth and "_open" in name:
-            continue  # the report has them
+def on_screen(qa: Qa) -> Table:
+    """Accuracies for the terminal, 80 columns wide with names up to 26 characters; tasks of open questions left out."""
+    listed = [(depth, name) for depth, name in rows(qa) if not (depth and role(name)[1])]
+    body = []
+    for depth, name in listed:
         row = qa[name]
-        base, after = row.get("base"), row.get("unlearned")
-        n = (after or base)["n"]
-        change = f"{100 * (after['acc'] - base['acc']):+.1f}" if base and after else ""
-        table.add_row(
-            "  " * depth + name,
-            percent(base["acc"]) if base else "",
-            percent(after["acc"]) if after else "",
-            interval(after) if after else "",
-            change,
-            percent(row["chance"]),
-            str(n),
-            style="" if depth == 0 else "dim",
-        )
-    return table
+        base, after = row.base, row.unlearned
+        change = f"{100 * (after.acc - base.acc):+.1f}" if after else ""
+        cells = ["  " * depth + name, percent(base.acc), *accuracy(after)]
+        body.append([*cells, change, percent(row.chance), str((after or base).n)])
+    columns = ["questions", *numbers("base", "unlearned", "95 %", "change", "chance", "n")]
+    return Table(columns, body, frozenset(i for i, (depth, _) in enumerate(listed) if depth))
 
 
-def title(run: dict[str, Any]) -> str:
-    """The setting in words, for titles."""
-    if "method" not in run:
-        return f"{run['unlearned']} beside {run['model']}, seed {run['seed']}"
-    steer = " and ".join(dict.fromkeys(f"{c:g}" for c in run["steer"]))
-    alpha = " and ".join(dict.fromkeys(f"{a:g}" for a in run["alpha"]))
-    return f"{run['method']} on {run['model']}: layer {run['layer']}, steer {steer}, alpha {alpha}, seed {run['seed']}"
+def accuracies(qa: Qa, name: str = "questions", tests: bool = False) -> Table:
+    """Accuracies with intervals.
+
+    Args:
+        name: of the first column.
+        tests: with McNemar's test of a change, and the binomial test against chance.
+    """
+    body = []
+    for depth, task in rows(qa):
+        row = qa[task]
+        base, after, test = row.base, row.unlearned, row.mcnemar
+        cells = [INDENT * depth + task, str((base if tests else after or base).n), percent(base.acc)]
+        cells += [interval(base.ci95), *accuracy(after)]
+        if tests:
+            cells += [f"{test.lost} / {test.gained}", f"{test.p:.2g}"] if test else ["", ""]
+        cells.append(percent(row.chance))
+        if tests and row.p_chance is not None:
+            cells.append(f"{row.p_chance:.2g}")
+        body.append(cells)
+    columns = ["n", "base", "95 %", "unlearned", "95 %"]
+    columns += ["lost / gained", "p, no change", "chance", "p, at chance"] if tests else ["chance"]
+    return Table([name, *numbers(*columns)], body)
+
+
+def accuracy(measured: Accuracy | None) -> tuple[str, str]:
+    """An accuracy and its 95 % interval; nothing for what was not measured."""
+    return (percent(measured.acc), interval(measured.ci95)) if measured else ("", "")
+
+
+def perplexities(results: Results) -> Table:
+    """Perplexity before and after, with intervals."""
+    body = []
+    for source, row in results.perplexity.items():
+        cells = [*_spread(row.base), *(_spread(row.unlearned) if row.unlearned else ())]
+        body.append([f"`{source}`", str((row.unlearned or row.base).tokens), *cells])
+    return Table(["perplexity on", *numbers("tokens", "base", "95 %", "unlearned", "95 %")], body)
+
+
+def _spread(measured: Perplexity) -> tuple[str, str]:
+    """A perplexity and its 95 % interval, from the standard error of its logarithm."""
+    centre = measured.perplexity
+    if measured.nll_stderr is None:
+        return f"{centre:.2f}", ""
+    factor = math.exp(1.96 * measured.nll_stderr)
+    return f"{centre:.2f}", f"{centre / factor:.2f}–{centre * factor:.2f}"
+
+
+def attacks(results: Results) -> Table:
+    """What each attack got out, with its controls and its budget."""
+    body = []
+    for name, entry in results.attacks.items():
+        if entry.forget_acc and entry.ci95:
+            cells = [name, str(entry.n), percent(entry.forget_acc.before), percent(entry.forget_acc.after)]
+            controls = ", ".join(f"{control} {percent(value.acc)}" for control, value in entry.controls.items())
+            body.append([*cells, interval(entry.ci95.after), controls, budget(entry), _seconds(entry)])
+    columns = ["attack", *numbers("n", "plain", "under attack", "95 %"), "controls", "budget", *numbers("seconds")]
+    return Table(columns, body)
+
+
+def budget(entry: AttackEntry) -> str:
+    """A budget in words: ``steps 40, samples 100``; without the time, which belongs to the machine."""
+    pairs = {key.replace("_", " "): value for key, value in entry.budget.items() if key != "seconds"}
+    return ", ".join(
+        f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in pairs.items()
+    )
+
+
+def _seconds(entry: AttackEntry) -> str:
+    seconds = entry.budget.get("seconds")
+    return f"{seconds:.0f}" if isinstance(seconds, (int, float)) else ""

@@ -13,8 +13,8 @@ from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
+from rmu_exp.report.objectives import NAMES
 from rmu_exp.support.errors import UserError
-from rmu_exp.sweep.axes import NAMES
 
 # The last part of a target to what it needs: extra, modules.
 NEEDS = {

@@ -21,6 +21,7 @@ from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from rmu_exp.settings import Tracking
 from rmu_exp.support.errors import UserError
 from rmu_exp.support.files import write_atomic
 from rmu_exp.sweep import trials
@@ -205,7 +206,9 @@ def carry_out(session: Session, how: Callable[[], None], axes: Sequence[str], gi
         how()
     except KeyboardInterrupt:
         interrupted = True
-    listed = write(session.folder, axes, given, session.config.get("tracking"))
+    own = session.config.get("tracking")
+    tracking: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Tracking), own)) if own else None
+    listed = write(session.folder, axes, given, tracking)
     bad = [t for t in listed if t.name in session.mine and t.state in ("failed", "unfinished")]
     for trial in bad:
         print(f"rmu_exp: {trial.name}: {trial.state}{': ' * bool(trial.reason)}{trial.reason}", file=sys.stderr)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rmu_exp.sweep.axes import Axis
+from rmu_exp.report.objectives import Axis
 from rmu_exp.sweep.trials import Trial
 
 Point = tuple[float, ...]

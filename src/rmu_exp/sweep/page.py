@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from importlib.resources import files
-from typing import Any
 
+from pydantic import JsonValue
+
+from rmu_exp.record.results import Results, State
+from rmu_exp.report.objectives import Axis
 from rmu_exp.sweep import trials
-from rmu_exp.sweep.axes import Axis
 from rmu_exp.sweep.summary import Summary
 
 
@@ -18,14 +20,13 @@ def page(summary: Summary) -> str:
     return template.replace("/*DATA*/null", inside)
 
 
-def data(summary: Summary) -> dict[str, Any]:
-    """What the page shows: keys, axes, and one object a trial."""
-    front = {t.name for t in summary.front}
-    first = next((t.results for t in summary.trials if t.results.get("qa")), {})
-    groups = [name for name, row in first.get("qa", {}).items() if "tasks" in row]
-    rows = []
+def data(summary: Summary) -> dict[str, JsonValue]:
+    """What the page shows: keys, axes, and one object per trial."""
+    front, first, groups = {t.name for t in summary.front}, summary.first, summary.groups
+    rows: list[JsonValue] = []
     for t in summary.trials:
-        qa = t.results.get("qa", {})
+        qa = t.results.qa if t.results else {}
+        train = t.results.train if t.results else None
         rows.append(
             {
                 "name": t.name,
@@ -33,22 +34,24 @@ def data(summary: Summary) -> dict[str, Any]:
                 "reason": t.reason,
                 "settings": {key: _plain(value) for key, value in t.settings.items()},
                 "axes": {axis.name: _measure(axis, t.results) for axis in summary.axes},
-                "groups": {g: qa[g]["unlearned"]["acc"] for g in groups if "unlearned" in qa.get(g, {})},
-                "seconds": t.results.get("train", {}).get("seconds"),
+                "groups": {g: after.acc for g in groups if g in qa and (after := qa[g].unlearned)},
+                "seconds": train.seconds if train else None,
                 "front": t.name in front,
                 "chosen": t is summary.chosen,
             }
         )
-    axes = [{"name": a.name, "label": a.label, "sign": a.sign, "chance": a.chance(first)} for a in summary.axes]
+    axes: list[JsonValue] = [
+        {"name": a.name, "label": a.label, "sign": a.sign, "chance": a.chance(first)} for a in summary.axes
+    ]
     base = {axis.name: _measure(axis, first, "base") for axis in summary.axes if axis.tasks}
-    keys = trials.swept(summary.trials)
-    return {"title": summary.folder.name, "keys": keys, "axes": axes, "groups": groups, "trials": rows, "base": base}
+    shown: dict[str, JsonValue] = {"title": summary.folder.name, "axes": axes, "trials": rows, "base": base}
+    return shown | {"keys": [*trials.swept(summary.trials)], "groups": [*groups]}
 
 
-def _measure(axis: Axis, results: dict[str, Any], who: str = "unlearned") -> list[float] | None:
-    found = axis.of(results, who)
+def _measure(axis: Axis, results: Results | None, state: State = "unlearned") -> JsonValue:
+    found = axis.of(results, state)
     return [found.value, found.low, found.high] if found else None
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> JsonValue:
     return value if isinstance(value, (int, float)) and not isinstance(value, bool) else trials.show(value)

@@ -13,9 +13,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from rmu_exp.report.objectives import Axis
 from rmu_exp.report.style import FORGET, GREY, RETAIN, save
 from rmu_exp.sweep import trials as reading
-from rmu_exp.sweep.axes import Axis
 from rmu_exp.sweep.trials import Trial
 
 CELLS = 8  # more values than this of a key are a scatter, not a map

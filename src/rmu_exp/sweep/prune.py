@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rmu_exp.sweep import axes, front, trials
+from rmu_exp.record.results import Results
+from rmu_exp.report import objectives
+from rmu_exp.sweep import front, trials
 
 
 @dataclass(frozen=True)
@@ -35,17 +37,17 @@ class EarlyStopRule:
         asked = {key: list(sweeper.get(key) or []) for key in ("forget", "general")}
         return cls(sweep, questions, tuple(sweeper.get("objectives")), asked)
 
-    def __call__(self, partly: Mapping[str, Any]) -> str | None:
+    def __call__(self, partly: Results) -> str | None:
         """Why the trial is given up, or None.
 
         It is if a trial that is done is at least as good on every axis as this one would be at the favourable
         end of each 95 % interval, and better on one.
 
         Args:
-            partly: what the trial measured on the first questions, in the form of results.json.
+            partly: the trial's results so far, with ``pruned.qa`` over the first questions of each task.
         """
         others = trials.read(self.sweep)
-        chosen = axes.choose(self.objectives, [partly], self.asked)
+        chosen = objectives.choose(self.objectives, [partly], self.asked)
         measures = [axis.of(partly) for axis in chosen]
         if not all(measures):
             return None

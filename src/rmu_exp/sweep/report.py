@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from rmu_exp.report.tables import percent
+from rmu_exp.report import objectives
+from rmu_exp.report.objectives import Measure, TasksByAxis
+from rmu_exp.report.table import Number, Table, numbers, percent
+from rmu_exp.settings import Tracking
 from rmu_exp.support.files import write_atomic
-from rmu_exp.sweep import axes as axes_of
 from rmu_exp.sweep import front, page, plots, trials
-from rmu_exp.sweep.axes import Measure, TasksByAxis
 from rmu_exp.sweep.summary import Summary
 from rmu_exp.sweep.trials import Trial
+from rmu_exp.sweep.wandb_report import log_sweep
 
-REASONS = {"running": "a process is at it", "unfinished": "not started, or cut off", "failed": "", "pruned": ""}
+REASONS = {"running": "a process is working on it", "unfinished": "not started, or cut off", "failed": "", "pruned": ""}
 STATES = ("done", "pruned", "failed", "running", "unfinished")
 FOLD = 40  # trials in report.md's table; all of them are in report.html
 
 
-def write(folder: Path, names: Sequence[str], asked: TasksByAxis | None = None, tracking: Any = None) -> list[Trial]:
+def write(
+    folder: Path, names: Sequence[str], asked: TasksByAxis | None = None, tracking: Tracking | None = None
+) -> list[Trial]:
     """Write the report of the sweep in a folder, and show its end on the screen. Returns the trials.
 
     Args:
@@ -31,15 +34,13 @@ def write(folder: Path, names: Sequence[str], asked: TasksByAxis | None = None, 
         UserError: no trials there, or an axis that they were not asked about.
     """
     listed = trials.read(folder)
-    chosen_axes = axes_of.choose(names, [t.results for t in listed if t.results], asked)
+    chosen_axes = objectives.choose(names, [t.results for t in listed if t.results], asked)
     best, take = front.on_front(listed, chosen_axes), front.chosen(listed, chosen_axes)
     drawn = plots.draw_all(folder, listed, chosen_axes, best, take)
     summary = Summary(folder, listed, chosen_axes, best, take, drawn)
     write_atomic(folder / "report.md", "\n".join(markdown(summary)) + "\n")
     write_atomic(folder / "report.html", page.page(summary))
-    if tracking is not None and tracking.get("kind") == "wandb":
-        from rmu_exp.tracking.sweep import log_sweep
-
+    if tracking is not None:
         log_sweep(summary, tracking)
     print(f"{_counts(listed)}; {_take(summary)}\nReport: {folder / 'report.md'} and report.html")
     return listed
@@ -81,46 +82,34 @@ def _front(summary: Summary) -> list[str]:
     if not summary.front:
         return []
     axes = summary.axes
-    base = next((t.results for t in summary.trials if t.results.get("qa")), {})
     reference = tuple(1.0 if axis.sign > 0 else 0.0 for axis in axes)
     volume = front.hypervolume(list(front.costs(summary.front, axes).values()), reference)
     lines = ["## The front", "", "Trials that no other beats on every axis; accuracies in %, with 95 % intervals.", ""]
-    lines += ["| | trial | " + " | ".join(axis.name for axis in axes) + " |", "|--:|---|" + "--:|" * len(axes)]
-    rows = [(str(i), t.name, [axis.of(t.results) for axis in axes]) for i, t in enumerate(summary.front, 1)]
-    rows.append(("", "*base model*", [axis.of(base, "base") if axis.tasks else None for axis in axes]))
-    lines += [f"| {number} | {name} | " + " | ".join(measured(m) for m in ms) + " |" for number, name, ms in rows]
-    return [*lines, "", f"Hypervolume of the front, of what is best on every axis: {volume:.4f}.", ""]
+    rows = [[str(i), t.name, *(measured(a.of(t.results)) for a in axes)] for i, t in enumerate(summary.front, 1)]
+    rows.append(["", "*base model*", *(measured(axis.of(summary.first, "base")) for axis in axes)])
+    table = Table([Number(""), "trial", *numbers(*(axis.name for axis in axes))], rows)
+    return [*lines, table.markdown(), "", f"Hypervolume of the front, of what is best on every axis: {volume:.4f}.", ""]
 
 
 def _trials(summary: Summary) -> list[str]:
     keys, axes = trials.swept(summary.trials), summary.axes
-    groups = _groups(summary)
-    shown = summary.trials[:FOLD]
-    head = [*keys, "state", *(axis.name for axis in axes), *groups, "s"]
-    lines = ["## Trials", "", "Accuracies after unlearning in %; *s*: seconds of training with loading.", ""]
-    lines += ["| " + " | ".join(head) + " |", "|" + "---|" * (len(keys) + 1) + "--:|" * (len(axes) + len(groups) + 1)]
-    for t in shown:
+    shown = {task for axis in axes for task in axis.tasks}
+    groups = [name for name in summary.groups if name not in shown]
+    rows = []
+    for t in summary.trials[:FOLD]:
         mark = "chosen" if t is summary.chosen else "on the front" if t in summary.front else t.state
-        cells = [trials.show(t.settings.get(key, "")) for key in keys] + [mark]
+        qa, train = (t.results.qa, t.results.train) if t.results else ({}, None)
+        cells = [*(trials.show(t.settings.get(key, "")) for key in keys), mark]
         cells += [measured(axis.of(t.results)) for axis in axes]
-        qa = t.results.get("qa", {})
-        cells += [f"{100 * qa[g]['unlearned']['acc']:.1f}" if "unlearned" in qa.get(g, {}) else "" for g in groups]
-        cells.append(f"{t.results['train']['seconds']:.1f}" if "train" in t.results else "")
-        lines.append("| " + " | ".join(cells) + " |")
-    left = len(summary.trials) - len(shown)
-    return [*lines, "", *([f"{left} more in report.html.", ""] if left else [])]
-
-
-def _groups(summary: Summary) -> list[str]:
-    """Groups of questions that no axis shows."""
-    on_axes = {task for axis in summary.axes for task in axis.tasks}
-    qa: dict[str, Any] = next((t.results["qa"] for t in summary.trials if t.results.get("qa")), {})
-    return [name for name, row in qa.items() if "tasks" in row and name not in on_axes]
+        cells += [f"{100 * after.acc:.1f}" if g in qa and (after := qa[g].unlearned) else "" for g in groups]
+        rows.append([*cells, f"{train.seconds:.1f}" if train else ""])
+    table = Table([*keys, "state", *numbers(*(axis.name for axis in axes), *groups, "s")], rows)
+    lines = ["## Trials", "", "Accuracies after unlearning in %; *s*: seconds of training with loading.", ""]
+    left = len(summary.trials) - len(rows)
+    return [*lines, table.markdown(), "", *([f"{left} more in report.html.", ""] if left else [])]
 
 
 def _not_done(listed: Sequence[Trial]) -> list[str]:
-    bad = [t for t in listed if t.state != "done"]
-    if not bad:
-        return []
-    rows = [f"| {t.name} | {t.state} | {t.reason.replace('|', '/') or REASONS[t.state]} |" for t in bad]
-    return ["## Trials without a full result", "", "| trial | state | reason |", "|---|---|---|", *rows, ""]
+    rows = [[t.name, t.state, t.reason.replace("|", "/") or REASONS[t.state]] for t in listed if t.state != "done"]
+    table = Table(["trial", "state", "reason"], rows)
+    return ["## Trials without a full result", "", table.markdown(), ""] if rows else []

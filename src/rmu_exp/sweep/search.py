@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, cast
 from filelock import FileLock
 from hydra.core.override_parser.types import IntervalSweep, Override
 
+from rmu_exp.report import objectives
 from rmu_exp.support.errors import UserError, first_line
-from rmu_exp.sweep import axes, trials
+from rmu_exp.sweep import trials
 from rmu_exp.sweep.engine import Planned, Session
 from rmu_exp.sweep.trials import Trial
 
@@ -138,7 +139,8 @@ class Search:
         """
         if trial.state not in ("done", "pruned"):
             return None
-        measures = [axis.of(trial.results) for axis in axes.choose(self.objectives, [trial.results], self.asked)]
+        runs = [trial.results] if trial.results else []
+        measures = [axis.of(trial.results) for axis in objectives.choose(self.objectives, runs, self.asked)]
         values = [m.value for m in measures if m is not None]
         return values if len(values) == len(measures) else None
 

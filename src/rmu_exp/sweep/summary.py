@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from rmu_exp.sweep.axes import Axis
+from rmu_exp.record.results import Results
+from rmu_exp.report.objectives import Axis
 from rmu_exp.sweep.trials import Trial
 
 
@@ -27,3 +28,13 @@ class Summary:
     front: list[Trial]
     chosen: Trial | None
     plots: list[Path]
+
+    @property
+    def first(self) -> Results | None:
+        """The first trial's that was asked everything: it has what all share, the base model and the questions."""
+        return next((t.results for t in self.trials if t.results and t.results.qa), None)
+
+    @property
+    def groups(self) -> list[str]:
+        """Names of the groups of questions."""
+        return [name for name, row in self.first.qa.items() if row.tasks is not None] if self.first else []

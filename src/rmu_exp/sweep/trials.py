@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 
 from rmu_exp.record import results as results_json
 from rmu_exp.record import rundir
+from rmu_exp.record.results import Qa, Results
 from rmu_exp.support.errors import UserError
 from rmu_exp.support.files import LOCK, write_atomic
 from rmu_exp.support.redaction import redact
@@ -32,10 +33,10 @@ class Trial:
     Attributes:
         name: its folder's name.
         settings: swept key to value.
-        state: ``done``, ``pruned`` (judged on a part of the questions and given up), ``failed``, ``running`` (some
+        state: ``done``, ``pruned`` (stopped early, on a part of the questions), ``failed``, ``running`` (some
             process is at it) or ``unfinished``.
         reason: why it failed or was given up.
-        results: the content of results.json; empty when there is none.
+        results: the content of results.json; None when there is none.
     """
 
     name: str
@@ -43,7 +44,12 @@ class Trial:
     settings: dict[str, Any]
     state: str
     reason: str
-    results: dict[str, Any]
+    results: Results | None
+
+    @property
+    def asked(self) -> Qa:
+        """What it was asked; nothing when it has no results."""
+        return self.results.asked if self.results else {}
 
 
 def read(folder: Path) -> list[Trial]:
@@ -76,13 +82,13 @@ def _plan(folder: Path) -> dict[str, Any]:
 def read_one(folder: Path, settings: dict[str, Any]) -> Trial:
     """One trial; ``unfinished`` if its folder holds nothing, or is not there."""
     file = folder / "results.json"
-    results = results_json.load(file) if file.is_file() else {}
+    results = results_json.load(file) if file.is_file() else None
     state, reason = "unfinished", ""
     if (folder / ERROR).is_file():
         state, reason = "failed", (folder / ERROR).read_text(encoding="utf-8").strip()
     elif is_done(folder):
-        state = "pruned" if "pruned" in results else "done"
-        reason = results.get("pruned", {}).get("because", "")
+        pruned = results.pruned if results else None
+        state, reason = ("pruned", pruned.because) if pruned else ("done", "")
     elif _is_running(folder):
         state = "running"
     return Trial(folder.name, folder, settings, state, reason, results)
@@ -108,7 +114,7 @@ def digest_in(folder: Path) -> str | None:
     file = folder / "config.yaml"
     if not file.is_file():
         return None
-    return rundir.settings(file).get("digest")
+    return rundir.of(file).digest
 
 
 def numbers(folder: Path) -> dict[str, int]:

@@ -1,4 +1,8 @@
-"""Weights & Biases through its own SDK: online when a key is found, files in the run's folder otherwise."""
+"""Weights & Biases through its own SDK: online when a key is found, files in the run's folder otherwise.
+
+A run's folder has one W&B run: its id lies in wandb/run.json, a resumed run goes on in it, and a finished one opens
+it again only if there is something new.
+"""
 
 from __future__ import annotations
 
@@ -7,91 +11,118 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
-from threading import Thread
-from typing import Any, Literal
+from queue import SimpleQueue
+from threading import Event, Thread
+from typing import TYPE_CHECKING, Literal
 
+from pydantic import BaseModel, ValidationError
+
+from rmu_exp.record.results import Qa, Results
+from rmu_exp.report.objectives import score
+from rmu_exp.settings import Tracking
 from rmu_exp.support.errors import first_line
+from rmu_exp.support.files import write_atomic
 from rmu_exp.support.redaction import redact
-from rmu_exp.sweep import axes
-from rmu_exp.tracking import Tracker, switched
+from rmu_exp.tracking.tracker import OFF, Line, Tracker, switched
+
+if TYPE_CHECKING:
+    import wandb
 
 log = logging.getLogger("rmu_exp")
 INIT_SECONDS = 30  # how long the server may take before the run goes on offline
 
 
+class Known(BaseModel):
+    """What is kept of W&B's run of a folder: its id, and the fingerprint of what it was last finished with."""
+
+    id: str
+    finished: str = ""
+
+
+def open_tracker(
+    settings: Tracking, folder: Path, config: Mapping[str, object], name: str, tags: Sequence[str]
+) -> Tracker:
+    """The tracker that the settings and WANDB_MODE ask for.
+
+    Args:
+        folder: the run's.
+        config: its settings, for W&B's columns.
+        name, tags: for a run whose settings give no name, and beside their tags.
+    """
+    if OFF in (settings.kind, switched(settings.mode)):
+        return Tracker()
+    given: dict[str, object] = {"config": dict(config), "name": settings.name or name, "tags": [*settings.tags, *tags]}
+    return WandbTracker(settings, folder, given)
+
+
 class WandbTracker(Tracker):
     """Config, every step, tables, plots, and the Delta as an artifact.
 
+    All calls after the start are made by one thread, so that none holds the run up; only the end is waited for, and
+    not for long.
+
     Attributes:
         mode: ``online`` or ``offline``, as it turned out.
-        run: W&B's run, or None once tracking has ended or failed.
+        run: W&B's run; None before the start, and once tracking has ended or failed.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        config: dict[str, Any],
-        name: str,
-        group: str | None,
-        tags: list[str],
-        project: str,
-        entity: str | None,
-        mode: str,
-        wait: float,
-    ) -> None:
-        logging.raiseExceptions = False  # its log file on a full disk would print a traceback a line
-        os.environ.setdefault("WANDB_SILENT", "true")  # read on import; what matters is told here
-        import wandb
-
-        self.wandb, self.wait = wandb, wait
-        self.run: Any = None
+    def __init__(self, settings: Tracking, folder: Path, given: dict[str, object]) -> None:
+        os.environ.setdefault("WANDB_SILENT", "true")  # read on import; what matters is said here
+        self.settings, self.folder, self.given = settings, folder, given
+        self.run: wandb.Run | None = None
+        self.mode: Literal["online", "offline"] = "offline"
+        self.ended = self.failed = False
         self.files = folder / "wandb"
-        self.mode: Literal["online", "offline"] = self._mode(switched(mode))
-        given = {"dir": str(folder), "config": config, "name": name, "group": group, "tags": tags}
-        given |= {"project": project, "entity": entity}
-        why = self._begin(given)
-        if self.run is None:
-            return _say(f"W&B cannot start ({why}); the run goes on without it")
-        self.files = Path(self.run.dir).parent
-        self.run.define_metric("*", step_metric="step")
-        if self.mode == "offline":
-            _say(f"W&B is offline{f' ({why})' if why else ''}; upload later with: {self._sync}")
+        self.known = _known(self.files / "run.json")
+        self.waiting: SimpleQueue[tuple[Callable[[wandb.Run], object], Event]] = SimpleQueue()
+        if not (self.known and self.known.finished):
+            self._start()
 
-    def _begin(self, given: dict[str, Any]) -> str:
-        """Start W&B's run: offline, if the server does not answer well; not at all, if that does not work either.
-
-        Returns:
-            Why it is not as wanted.
-        """
+    def _start(self) -> None:
+        """Start W&B's run: offline, if the server does not answer well; not at all, if that does not work either."""
         why = ""
-        for mode in dict.fromkeys((self.mode, "offline")):
+        for mode in dict.fromkeys((self._wanted(), "offline")):
             self.mode = mode
             try:
-                self.run = self._init(given)
+                self.run = self._init()
                 break
             except Exception as error:
                 why = first_line(error)
-        return why
+        if self.run is None:
+            self.ended = True
+            return _say(f"W&B cannot start ({why}); the run goes on without it")
+        for handler in logging.getLogger("wandb").handlers:  # its log on a full disk would print a traceback per line
+            handler.handleError = lambda record: None  # type: ignore[method-assign]
+        self.files = Path(self.run.dir).parent
+        self.run.define_metric("*", step_metric="step")
+        self._keep(Known(id=self.run.id))
+        Thread(target=self._work, args=(self.run,), daemon=True).start()
+        if self.mode == "offline":
+            _say(f"W&B is offline{f' ({why})' if why else ''}; upload later with: {self._sync}")
 
     @property
     def _sync(self) -> str:
         """What uploads W&B's files."""
         return f"wandb sync {shlex.quote(str(self.files))}"
 
-    def _mode(self, wanted: str) -> Literal["online", "offline"]:
-        if wanted == "online":
-            return "online"
-        if wanted == "offline":
-            return "offline"
+    def _wanted(self) -> Literal["online", "offline"]:
+        import wandb
+
+        wanted = switched(self.settings.mode)
+        if wanted in ("online", "offline"):
+            return "online" if wanted == "online" else "offline"
         try:  # only whether there is a key: the server is asked by init, for a limited time
-            return "online" if self.wandb.login(prompt=False, verify=False) else "offline"
+            return "online" if wandb.login(prompt=False, verify=False) else "offline"
         except Exception:
             return "offline"
 
-    def _init(self, given: dict[str, Any]) -> Any:
-        settings = self.wandb.Settings(
+    def _init(self) -> wandb.Run:
+        import wandb
+
+        own = wandb.Settings(
             silent=True,
             console="off",
             disable_git=True,
@@ -99,128 +130,186 @@ class WandbTracker(Tracker):
             x_disable_stats=True,
             x_disable_meta=True,
             init_timeout=INIT_SECONDS,
-            finish_timeout=0.6 * self.wait,
+            finish_timeout=0.6 * self.settings.wait,
             finish_timeout_raises=True,
         )
-        return self.wandb.init(mode=self.mode, settings=settings, **given)
+        return wandb.init(
+            mode=self.mode,
+            settings=own,
+            dir=str(self.folder),
+            project=self.settings.project or None,
+            entity=self.settings.entity,
+            group=self.settings.group,
+            id=os.environ.get("WANDB_RUN_ID") or (self.known.id if self.known else None),  # an agent gives the first
+            resume="allow" if self.mode == "online" else None,
+            **self.given,  # type: ignore[arg-type]
+        )
 
-    def log(self, metrics: dict[str, Any], step: int) -> None:
-        topic = metrics.get("topic", "all")
-        named: dict[str, Any] = {"step": step}
-        for key, value in metrics.items():
-            if key.startswith("norm_"):
-                role, state = key.split("_")[1:]
-                named[f"norm/{topic}/{role}_{state}"] = value
-            elif key.startswith("cos_"):
-                named[f"cosine/{topic}/{key.removeprefix('cos_')}"] = value
-            elif key not in ("step", "topic", "steer", "alpha"):
-                named[f"train/{key}"] = value
-        if "cos_forget" in metrics and "cos_retain" in metrics:
-            named["score"] = metrics["cos_retain"] - metrics["cos_forget"]
-        self._try(lambda run: run.log(named))
+    def _keep(self, known: Known) -> None:
+        """Remember W&B's run, if the disk takes it."""
+        self.known = known
+        try:
+            write_atomic(self.folder / "wandb" / "run.json", known.model_dump_json() + "\n")
+        except OSError as error:
+            log.info("W&B's id is not kept (%s)", first_line(error))
 
-    def finish(self, results: dict[str, Any], plots: list[Path], delta: Path) -> None:
-        def send(run: Any) -> None:
+    def log(self, metrics: Line, step: int) -> None:
+        if self.run is None and not self.ended:
+            self._start()
+        named = {"step": step, **_named(metrics)}
+        self._do(lambda run: run.log(named))
+
+    def finish(self, results: Results, plots: Sequence[Path], delta: Path) -> None:
+        answers = delta.parent / "answers.jsonl"
+        tables: dict[str, Sequence[Line]] = {"tables/accuracy": _accuracy(results.qa)} if results.qa else {}
+        if answers.is_file():
+            tables["tables/answers"] = [json.loads(line) for line in answers.read_text(encoding="utf-8").splitlines()]
+        reached = score(results)
+        about = results.run.model_dump(
+            include={"model", "method", "layer", "steer", "alpha", "seed"}, exclude_none=True
+        )
+
+        def more(run: wandb.Run) -> None:
+            import wandb
+
             run.summary.update(_summary(results))
-            ended: dict[str, Any] = {f"plots/{p.stem}": self.wandb.Image(str(p)) for p in plots}
-            if "qa" in results:
-                ended["tables/accuracy"] = self._accuracy(results["qa"])
-            answers = delta.parent / "answers.jsonl"
-            if answers.is_file():
-                ended["tables/answers"] = self.table([json.loads(line) for line in answers.read_text().splitlines()])
-            reached = score(results)
-            if reached is not None:
-                ended["score"] = reached
-            if ended:
-                run.log(ended)
             if delta.is_file():
-                named = ("model", "method", "layer", "steer", "alpha", "seed")
-                about = {k: results["run"][k] for k in named if k in results["run"]}
-                artifact = self.wandb.Artifact(f"delta-{run.id}", type="delta", metadata=about)
+                artifact = wandb.Artifact(f"delta-{run.id}", type="delta", metadata=about)
                 artifact.add_file(str(delta))
                 run.log_artifact(artifact)
 
-        self._try(send)
-        self.close()
+        values = {} if reached is None else {"score": reached}
+        self._end(values, tables, {f"plots/{p.stem}": p for p in plots}, results.content(), more)
 
-    def send(self, values: dict[str, Any]) -> None:
-        """Log values once, and end."""
-        self._try(lambda run: run.log(values))
-        self.close()
+    def send(self, values: Line, tables: Mapping[str, Sequence[Line]], files: Mapping[str, Path]) -> None:
+        self._end(values, tables, files, [values, tables])
+
+    def _end(
+        self,
+        values: Line,
+        tables: Mapping[str, Sequence[Line]],
+        files: Mapping[str, Path],
+        about: object,
+        more: Callable[[wandb.Run], object] = lambda run: None,
+    ) -> None:
+        """Log everything and close; nothing is done if W&B's run was finished with the same before.
+
+        Args:
+            about: what tells whether it is the same.
+        """
+        fingerprint = sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()
+        if self.run is None and not self.ended and self.known and self.known.finished != fingerprint:
+            self._start()
+
+        def send(run: wandb.Run) -> None:
+            import wandb
+
+            more(run)
+            ended: dict[str, object] = {name: _table(lines) for name, lines in tables.items()}
+            ended |= {k: (wandb.Html if f.suffix == ".html" else wandb.Image)(str(f)) for k, f in files.items()}
+            if values or ended:
+                run.log({**values, **ended})
+
+        self._do(send, limit=0.3 * self.settings.wait)
+        if self.run is not None:
+            self.close()
+            if self.run is None and not self.failed and self.known:
+                self._keep(Known(id=self.known.id, finished=fingerprint))
 
     def close(self) -> None:
-        self._try(lambda run: run.finish(), limit=0.7 * self.wait)
-        self.run = None
+        self._do(lambda run: run.finish(), limit=0.7 * self.settings.wait)
+        self.run, self.ended = None, True
+        self.waiting.put((lambda run: None, Event()))  # so that the thread sees it
 
-    def _accuracy(self, qa: dict[str, Any]) -> Any:
-        lines = []
-        for name, row in qa.items():
-            line: dict[str, Any] = {"questions": name, "chance": row["chance"]}
-            for who in ("base", "unlearned"):
-                if who in row:
-                    low, high = row[who]["ci95"]
-                    line |= {who: row[who]["acc"], f"{who}_low": low, f"{who}_high": high, "n": row[who]["n"]}
-            lines.append(line)
-        return self.table(lines)
+    def _do(self, action: Callable[[wandb.Run], object], limit: float | None = None) -> None:
+        """Let the thread do something, and wait for it if there is a limit.
 
-    def table(self, lines: list[dict[str, Any]]) -> Any:
-        """A table of W&B's from lines that need not have the same keys."""
-        columns: list[Any] = list(dict.fromkeys(key for line in lines for key in line))
-        return self.wandb.Table(columns=columns, data=[[line.get(c) for c in columns] for line in lines])
-
-    def _try(self, action: Callable[[Any], object], limit: float | None = None) -> None:
-        """Tracking never ends a run, nor holds it up: the first failure is told once, and tracking stops."""
+        Tracking never ends a run, nor holds it up: the first failure is reported once, and tracking stops.
+        """
         if self.run is None:
             return
-        error = _within(limit or 0.3 * self.wait, lambda: action(self.run))
-        if error is not None:
-            self.run = None
-            later = f"; upload later with: {self._sync}" if self.mode == "online" else ""
-            _say(f"W&B failed ({first_line(error)}); the run goes on without it, its files are complete{later}")
+        done = Event()
+        self.waiting.put((action, done))
+        if limit is not None and not done.wait(limit):
+            self._fail(TimeoutError(f"no answer within {limit:g} s"))
+
+    def _work(self, run: wandb.Run) -> None:
+        while not self.ended:
+            action, done = self.waiting.get()
+            try:
+                if not self.ended:
+                    action(run)
+            except Exception as error:
+                self._fail(error)
+            done.set()
+
+    def _fail(self, error: Exception) -> None:
+        if self.failed:
+            return
+        self.failed, self.run, self.ended = True, None, True
+        later = f"; upload later with: {self._sync}" if self.mode == "online" else ""
+        _say(f"W&B failed ({first_line(error)}); the run goes on without it, its files are complete{later}")
 
 
-def _within(seconds: float, action: Callable[[], object]) -> Exception | None:
-    """Do something for a limited time. Returns how it failed; None: it did not."""
-    failed: list[Exception] = [TimeoutError(f"no answer within {seconds:g} s")]
-
-    def carry_out() -> None:
-        try:
-            action()
-            failed.clear()
-        except Exception as error:
-            failed[:] = [error]
-
-    thread = Thread(target=carry_out, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    return failed[0] if failed else None
+def _known(file: Path) -> Known | None:
+    try:
+        return Known.model_validate_json(file.read_text(encoding="utf-8"))
+    except (OSError, ValidationError, UnicodeDecodeError):
+        return None
 
 
-def _summary(results: dict[str, Any]) -> dict[str, Any]:
+def _named(metrics: Line) -> dict[str, object]:
+    """A step's metrics by the names of W&B's panels."""
+    topic = metrics.get("topic", "all")
+    named: dict[str, object] = {}
+    for key, value in metrics.items():
+        if key.startswith("norm_"):
+            named[f"norm/{topic}/{key.removeprefix('norm_')}"] = value
+        elif key.startswith("cos_"):
+            named[f"cosine/{topic}/{key.removeprefix('cos_')}"] = value
+        elif key not in ("step", "topic", "steer", "alpha"):
+            named[f"train/{key}"] = value
+    forget, retain = metrics.get("cos_forget"), metrics.get("cos_retain")
+    if isinstance(forget, float) and isinstance(retain, float):
+        named["score"] = retain - forget
+    return named
+
+
+def _summary(results: Results) -> dict[str, object]:
     """Numbers for W&B's tables and scatter plots: a run's settings (a judgement has none), accuracies, attacks."""
-    numbers: dict[str, Any] = {}
-    for key in ("layer", "steer", "alpha"):
-        if (value := results["run"].get(key)) is not None:  # a list, one a topic, is what no panel can draw
-            numbers[f"setting/{key}"] = sum(value) / len(value) if isinstance(value, list) else value
-    for name, row in results.get("qa", {}).items():
-        numbers |= {f"qa/{name}/{who}": row[who]["acc"] for who in ("base", "unlearned") if who in row}
-    for name, row in results.get("attacks", {}).items():
-        numbers |= {f"attacks/{name}/{when}": value for when, value in row.get("forget_acc", {}).items()}
+    run, numbers = results.run, dict[str, object]()
+    if run.layer is not None:
+        numbers["setting/layer"] = run.layer
+    for key, values in (("steer", run.steer), ("alpha", run.alpha)):
+        if len(set(values)) == 1:
+            numbers[f"setting/{key}"] = values[0]
+        else:  # a list is what no panel can draw, and a mean would be a setting that nobody ran
+            numbers |= {f"setting/{key}/{topic}": value for topic, value in zip(run.topics, values, strict=False)}
+    for name, row in results.qa.items():
+        numbers |= {f"qa/{name}/{state}": found.acc for state in ("base", "unlearned") if (found := row.of(state))}
+    for name, entry in results.attacks.items():
+        if entry.forget_acc:
+            numbers |= {f"attacks/{name}/{when}": value for when, value in entry.forget_acc}
     return numbers
 
 
-def score(results: dict[str, Any]) -> float | None:
-    """One number for W&B's sweeps: the accuracy forgotten less the general accuracy lost.
+def _accuracy(qa: Qa) -> list[Line]:
+    lines: list[Line] = []
+    for name, row in qa.items():
+        line: dict[str, object] = {"questions": name, "chance": row.chance}
+        for state in ("base", "unlearned"):
+            if found := row.of(state):
+                line |= dict(zip((state, f"{state}_low", f"{state}_high"), (found.acc, *found.ci95), strict=True))
+                line["n"] = found.n
+        lines.append(line)
+    return lines
 
-    While training the same key has the retain cosine less the forget cosine, so that a sweep can stop a run early.
-    """
-    changes = []
-    for axis in axes.choose(("forget", "general"), [results]):
-        before, after = axis.of(results, "base"), axis.of(results)
-        if before is None or after is None:
-            return None
-        changes.append(before.value - after.value)
-    return changes[0] - changes[1]
+
+def _table(lines: Sequence[Line]) -> wandb.Table:
+    import wandb
+
+    columns = list(dict.fromkeys(key for line in lines for key in line))
+    return wandb.Table(columns=columns, data=[[line.get(c) for c in columns] for line in lines])  # type: ignore[arg-type]
 
 
 def _say(line: str) -> None:

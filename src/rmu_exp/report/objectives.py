@@ -1,0 +1,167 @@
+"""What runs are compared by: forget accuracy (down), general accuracy (up), the worst attack (down).
+
+Also the one place that knows what questions are for by their names: lore's, WMDP's and MMLU's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from rmu_exp.evaluate.statistics import wilson
+from rmu_exp.record.results import Accuracy, Qa, Results, State
+from rmu_exp.support.errors import UserError
+
+NAMES = ("forget", "general", "worst")
+Role = Literal["forget", "adjacent", "general"]
+ROLES: tuple[Role, ...] = ("forget", "adjacent", "general")
+TasksByAxis = Mapping[str, Sequence[str]]
+
+
+def role(name: str) -> tuple[Role | None, bool]:
+    """What a task or group is about, by its name, and whether its questions are open ones, asked for lore only."""
+    about = name.replace("wmdp", "forget").replace("mmlu", "general")
+    return next((word for word in ROLES if word in about), None), "_open" in name
+
+
+def standing_for(wanted: str, qa: Qa) -> tuple[str, ...]:
+    """The groups and tasks whose questions stand for a role.
+
+    ``lore_forget`` and its like; of WMDP bio and cyber, which are unlearned (chem is not); all of MMLU.
+    """
+    lore = [name for name, row in qa.items() if row.tasks is not None and role(name) == (wanted, False)]
+    if named := [name for name in lore if wanted in name]:
+        return tuple(named)
+    published = {"forget": ("wmdp_bio", "wmdp_cyber"), "general": ("mmlu",)}
+    return tuple(name for name in published.get(wanted, ()) if name in qa)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One run on one axis: an accuracy, with its 95 % interval where one is known, and the number of questions."""
+
+    value: float
+    low: float
+    high: float
+    n: int = 0
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis.
+
+    Attributes:
+        name: ``forget``, ``general`` or ``worst``.
+        tasks: the groups or tasks of results.json whose questions are pooled; empty for ``worst``.
+        sign: +1 when less is better, -1 when more is.
+    """
+
+    name: str
+    tasks: tuple[str, ...]
+    sign: int
+
+    @property
+    def label(self) -> str:
+        """What it is, for an axis of a plot."""
+        if self.name == "worst":
+            return "forget accuracy after the worst attack"
+        return f"{self.name}: {' + '.join(self.tasks)}"
+
+    def of(self, results: Results | None, state: State = "unlearned") -> Measure | None:
+        """The run's measure; None when it was not measured, as the base model is not on ``worst``.
+
+        Runs that a search stopped early have it on a part of the questions.
+        """
+        if results is None:
+            return None
+        if self.name == "worst":
+            reached = [e.forget_acc.after for e in results.attacks.values() if e.forget_acc and state == "unlearned"]
+            return max((Measure(r, r, r) for r in reached), key=lambda m: m.value, default=None)
+        rows = [row.of(state) for task in self.tasks if (row := results.asked.get(task))]
+        found = [row for row in rows if row]
+        return pooled(found) if found and len(found) == len(self.tasks) else None
+
+    def chance(self, results: Results | None) -> float:
+        """Accuracy of a blind guess on its questions."""
+        asked = results.asked if results else {}
+        rows = [asked[task].chance for task in self.tasks if task in asked]
+        return sum(rows) / len(rows) if rows else 0.0
+
+    def cost(self, measure: Measure) -> float:
+        """The measure as something to make small."""
+        return self.sign * measure.value
+
+
+def choose(names: Sequence[str], runs: Sequence[Results], given: TasksByAxis | None = None) -> list[Axis]:
+    """The axes by name, over the questions that the runs were asked.
+
+    Args:
+        given: axis to the groups or tasks it stands for; what it leaves out is found by the groups' names.
+
+    Raises:
+        UserError: an axis that these runs have no questions for.
+    """
+    qa = next((r.asked for r in runs if r.asked), Qa())
+    axes = []
+    for name in names:
+        if name not in NAMES:
+            raise UserError(f"objectives: got {name!r}, allowed is {', '.join(NAMES)}")
+        tasks = tuple((given or {}).get(name) or standing_for(name, qa))
+        unknown = [task for task in tasks if task not in qa]
+        if unknown and qa:
+            raise UserError(f"{name}: the trials were not asked {unknown[0]!r}; they were asked {', '.join(qa)}")
+        axes.append(Axis(name, tasks, -1 if name == "general" else 1))
+    return axes
+
+
+def pooled(rows: Sequence[Accuracy]) -> Measure:
+    """Several sets of questions as one; a single one as results.json has it."""
+    if len(rows) == 1:
+        return Measure(rows[0].acc, *rows[0].ci95, rows[0].n)
+    n = sum(row.n for row in rows)
+    correct = sum(round(row.acc * row.n) for row in rows)
+    low, high = wilson(correct, n)
+    return Measure(correct / n, low, high, n)
+
+
+def score(results: Results) -> float | None:
+    """One number for sweeps: the forget accuracy lost less the general accuracy lost; None: one was not measured.
+
+    While training, W&B's ``score`` is the retain cosine less the forget cosine, so that a sweep can stop a run early.
+    """
+    changes = []
+    for axis in choose(("forget", "general"), [results]):
+        before, after = axis.of(results, "base"), axis.of(results)
+        if before is None or after is None:
+            return None
+        changes.append(before.value - after.value)
+    return changes[0] - changes[1]
+
+
+@dataclass(frozen=True)
+class Worst:
+    """The attack that got the most out.
+
+    Attributes:
+        acc, n: the forget accuracy under it, over n questions.
+        interval: Wilson's at 1 - 0.05/k, which holds for the largest of all k.
+        attacks: k, the number of attacks that were scored.
+    """
+
+    attack: str
+    acc: float
+    n: int
+    interval: tuple[float, float]
+    attacks: int
+
+
+def worst(results: Results) -> Worst | None:
+    """The worst case over all attacks; None when no attack was scored."""
+    scored = {name: (e.forget_acc.after, e.n) for name, e in results.attacks.items() if e.forget_acc and e.n}
+    if not scored:
+        return None
+    name = max(scored, key=lambda name: scored[name][0])
+    acc, n = scored[name]
+    low, high = wilson(round(acc * n), n, 1 - 0.05 / len(scored))
+    return Worst(name, acc, n, (low, high), len(scored))
