@@ -119,10 +119,11 @@ def test_answers_to_other_questions_are_not_compared(place, monkeypatch):
 
 
 def test_a_finished_run_does_not_go_on_upon_another_base(place):
-    (run,) = compose.composed([*a_run.words(place), "attacks=[norms,lens]", f"output={place / 'run'}"], a_run.CONF)
+    run = run_in(place)
+    execute(run, place / "new")
     change_weights(place / "model")
     with pytest.raises(UserError, match=r"this Delta was made for .*, not for"):
-        prepare(run, place / "run")
+        prepare(run, place / "new")
 
 
 def test_attacks_belong_to_what_was_attacked_and_asked(place):

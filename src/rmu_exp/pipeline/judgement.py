@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
 from rmu_exp.model import diff
-from rmu_exp.model.checkpoint import named
+from rmu_exp.model.checkpoint import Checkpoint, named
 from rmu_exp.model.delta import Delta
 from rmu_exp.model.parameters import on_disk
 from rmu_exp.pipeline.models import Models, Texts
@@ -58,40 +59,46 @@ def taken_up(config: DictConfig, given: Sequence[str] = ()) -> DictConfig:
 
 @dataclass(frozen=True)
 class Judged:
-    """The two models of a judgement: the base, and what differs from it."""
+    """The two models of a judgement: the base, and what was made from it (None: a run's folder has the Delta)."""
 
+    judge: Judge
     models: Models
-    delta: Delta
+    other: Checkpoint | None
+
+    @cached_property
+    def delta(self) -> Delta:
+        """What differs from the base; for two checkpoints their weights are read."""
+        if self.other is None:
+            return Delta.load(Path(self.judge.unlearned).expanduser() / rundir.DELTA)
+        return diff.changes(self.models.base, self.other)
+
+    def check(self, record: Record) -> None:
+        """Refuse a Delta of another base, what no Delta reaches, and results of other weights; reads weights."""
+        base, unlearned = self.models.base, self.judge.unlearned
+        if self.other is None:
+            self.delta.refuse_other_base(base, f"unlearned: {unlearned}")
+        origin = record.results.provenance if record.results else None
+        if origin and (origin.model_digest, origin.delta_digest) != (base.digest(), self.delta.digest()):
+            raise UserError(f"output: {record.folder} judged other weights than are there now; choose another folder")
+        missing = sorted(set(self.delta.tensors) - set(on_disk(base.skeleton(base.depth))))
+        if missing:
+            raise UserError(
+                f"unlearned: {unlearned}: {missing[0]} differs from the base, and lies outside of the decoder "
+                "layers; only models that differ inside of them can be judged"
+            )
 
 
 def prepare_judgement(judge: Judge, record: Record) -> Judged:
-    """Find both models, and what is different between them.
-
-    Raises:
-        UserError: there is nothing to do, one of the two does not exist or does not belong to the other, they differ
-            where no Delta reaches, or the folder's results are of other weights.
-    """
+    """Find both models. Raises UserError when there is nothing to do, or the two do not belong together."""
     if not judge.eval.tasks and not judge.attacks:
         raise UserError("attacks: none chosen, and eval.tasks is empty; there is nothing to do")
     if is_run(judge.unlearned):
-        delta = Delta.load(Path(judge.unlearned).expanduser() / rundir.DELTA)
-        models = Models.find(judge.model, judge.base, delta.base.get("revision") or record.revision)
-        delta.refuse_other_base(models.base, f"unlearned: {judge.unlearned}")
-    else:
-        other = named(judge.unlearned, "unlearned", judge.model)
-        models = Models.find(judge.model, judge.base, judge.model.revision or record.revision)
-        models.refuse_other(other, "unlearned")
-        delta = diff.changes(models.base, other)
-    origin = record.results.provenance if record.results else None
-    if origin and (origin.model_digest, origin.delta_digest) != (models.base.digest(), delta.digest()):
-        raise UserError(f"output: {record.folder} judged other weights than are there now; choose another folder")
-    missing = sorted(set(delta.tensors) - set(on_disk(models.base.skeleton(models.base.depth))))
-    if missing:
-        raise UserError(
-            f"unlearned: {judge.unlearned}: {missing[0]} differs from the base, and lies outside of the decoder "
-            "layers; only models that differ inside of them can be judged"
-        )
-    return Judged(models, delta)
+        revision = Delta.load(Path(judge.unlearned).expanduser() / rundir.DELTA).base.get("revision")
+        return Judged(judge, Models.find(judge.model, judge.base, revision or record.revision), None)
+    other = named(judge.unlearned, "unlearned", judge.model)
+    models = Models.find(judge.model, judge.base, judge.model.revision or record.revision)
+    models.refuse_other(other, "unlearned")
+    return Judged(judge, models, other)
 
 
 def describe(judge: Judge, judged: Judged, texts: Texts, record: Record) -> Results:

@@ -114,7 +114,9 @@ def prepare(run: Run | Judge, folder: Path) -> Plan:
             source = prepare_training(run, models, texts)
     evaluation = prepare_evaluation(run, models, record.results)
     attacks = prepare_attacks(run, models, texts)
-    if isinstance(source, Delta):  # reading the base's weights comes last
+    if isinstance(source, Judged):  # reading weights comes last
+        source.check(record)
+    elif isinstance(source, Delta):
         source.refuse_other_base(models.base, f"output: {folder}")
     return Plan(run, record, models, texts, source, evaluation, attacks)
 
