@@ -27,12 +27,7 @@ from rmu_exp.__main__ import main
 from rmu_exp.config import compose, plugins
 from rmu_exp.model.checkpoint import locate
 from rmu_exp.model.delta import Delta
-from rmu_exp.pipeline import judgement
-from rmu_exp.pipeline import run as pipeline
-from rmu_exp.pipeline.attack import Attacking
-from rmu_exp.pipeline.evaluate import Judging
-from rmu_exp.pipeline.job import Job
-from rmu_exp.pipeline.train import Training
+from rmu_exp.pipeline.run import prepare
 from rmu_exp.record import results
 from rmu_exp.settings import Data, Run
 from rmu_exp.support.errors import UserError
@@ -141,12 +136,8 @@ def test_what_a_configuration_starts(tiny_run, given):
     before = fuzz.contents(tiny_run.parent / "model")
     runs = fuzz.told(lambda: compose.composed([*a_run.words(tiny_run.parent), *given, "output=nowhere"], a_run.CONF))
     if isinstance(runs, list):
-        fuzz.told(lambda: prepare(Job(runs[0], Path("nowhere"))))
+        fuzz.told(lambda: prepare(runs[0], Path("nowhere")))
     assert fuzz.contents(tiny_run.parent / "model") == before
-
-
-def prepare(job: Job) -> None:
-    pipeline.preflight(job, [Training(job), Judging(job), Attacking(job)])
 
 
 good = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30).filter(lambda t: bool(t.strip()))
@@ -276,7 +267,7 @@ def test_run_folders(tiny_run, data, name, use):
             (run,) = compose.composed(
                 [*a_run.words(tiny_run.parent), "attacks=[norms]", "export=true", "output=x"], a_run.CONF
             )
-            fuzz.told(lambda: prepare(Job(run, folder)))
+            fuzz.told(lambda: prepare(run, folder))
         else:
             judged = [f"unlearned={folder}", "eval.tasks=[lore_forget]", "model.oracle=null", "output=x"]
             fuzz.told(lambda: start_judging(judged))
@@ -285,8 +276,7 @@ def test_run_folders(tiny_run, data, name, use):
 
 def start_judging(given: list[str]) -> None:
     (judge,) = compose.composed(given, a_run.CONF, name="judge")
-    job = judgement.Judgement(judge, Path("x"))
-    pipeline.preflight(job, judgement.stages(job))
+    prepare(judge, Path("x"))
 
 
 def claims(folder: Path) -> dict[str, str]:

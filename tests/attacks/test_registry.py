@@ -10,6 +10,7 @@ from composing import CONF, composed
 import rmu_exp.attacks
 from rmu_exp.attacks import runner
 from rmu_exp.config import parse, plugins, reference
+from rmu_exp.record.results import BeforeAfter, Results, RunInfo
 from rmu_exp.support.errors import UserError
 
 MODULE = """
@@ -48,10 +49,10 @@ def test_a_new_attack_is_a_module_and_a_yaml(conf, monkeypatch, context):
     assert "How far it counts." in page
     with pytest.raises(UserError, match=r"attacks.counting.steps: got 0"):
         composed("attacks=[counting]", "attacks.counting.steps=0", conf=conf)
-    ((name, found),) = runner.carry_out(context, {"counting": {"steps": 2}})
-    assert name == "counting"
-    assert found["attacks"]["counting"]["forget_acc"] == {"before": 0, "after": 1}
-    assert found["attacks"]["counting"]["control"]["oracle"]["acc"] == 0.5
+    (found,) = runner.run_attacks(context, {"counting": {"steps": 2}})
+    assert found.name == "counting"
+    assert found.entry.forget_acc == BeforeAfter(before=0, after=1)
+    assert found.entry.model_dump()["control"]["oracle"]["acc"] == 0.5
 
 
 @pytest.mark.parametrize(
@@ -92,24 +93,15 @@ def test_an_attack_that_fails_leaves_the_others(context, monkeypatch):
         "prune": {"forget": [0.1], "retain": [0.1], "texts": 1, "max_length": 9},
         "quantise": {"bits": [8], "group": 64},
     }
-    results: dict = {}
-    for _, found in runner.carry_out(context, chosen, "these"):
-        runner.merge(results, found)
-    assert results["attacks"]["prune"]["error"] == "ValueError: no luck"
-    assert "forget_acc" in results["attacks"]["quantise"]
+    results = Results(run=RunInfo(model="m", topics=["a"], seed=0, method="rmu", layer=1))
+    for found in runner.run_attacks(context, chosen, "these"):
+        results = runner.merge(results, found)
+    assert results.attacks["prune"].error == "ValueError: no luck"
+    assert results.attacks["quantise"].forget_acc is not None
     assert list(runner.missing(chosen, results, "these")) == ["prune"]
     assert runner.missing(chosen, results, "others") == chosen  # another model, other texts or questions
     other = {"quantise": {"bits": [4], "group": 64}}
     assert runner.missing(other, results, "these") == other
-
-
-def test_worst_case_has_an_interval_for_the_largest_of_all():
-    from rmu_exp.evaluate import statistics
-
-    entry = {"forget_acc": {"before": 0.2, "after": 0.5}, "n": 100}
-    better = {"forget_acc": {"before": 0.2, "after": 0.7}, "n": 100}
-    found = runner.worst({"attacks": {"a": entry, "b": better, "c": {"error": "x"}}})
-    assert (found["attack"], found["acc"], found["attacks"]) == ("b", 0.7, 2)
-    assert found["interval"] == statistics.wilson(70, 100, 0.975)
-    assert found["interval"][1] - found["interval"][0] > statistics.wilson(70, 100)[1] - statistics.wilson(70, 100)[0]
-    assert runner.worst({"attacks": {"c": {"error": "x"}}}) is None
+    kept = Results.model_validate(results.content())
+    assert kept.content() == results.content()
+    assert list(runner.missing(chosen, kept, "these")) == ["prune"]

@@ -91,7 +91,15 @@ def test_fetch_takes_what_the_run_says(
     [
         (["model=zephyr_7b", "data=wmdp", "eval=none"], {"depth": 8, "tasks": [], "corpora": WMDP}),
         (["model=zephyr_7b", "data=wmdp", "eval=none", "export=true"], {"depth": None}),
-        (["model=zephyr_7b", "data=wmdp", "eval=none", "layer=3,5"], {"depth": 6, "models": [ZEPHYR] * 2}),
+        (["model=zephyr_7b", "data=wmdp", "eval=none", "layer=3,5"], {"depth": 6, "models": [ZEPHYR]}),
+        (["model=zephyr_7b", "data=wmdp", "eval=none", "method=npo"], {"depth": None}),
+        (["model=zephyr_7b", "data=wmdp", "eval=none", "method=multi_layer", "method.offsets=[-1,1]"], {"depth": 9}),
+        (["model=zephyr_7b", "eval=none", "eval.perplexity=org/held:out:test"], {"corpora": ["org/held:out:test"]}),
+        (
+            ["model=zephyr_7b", "data=wmdp", "eval=none", "attacks=[probe]", "model.oracle=org/oracle"],
+            {"depth": None, "models": [ZEPHYR, "org/oracle"], "tasks": ["wmdp_bio", "wmdp_cyber"]},
+        ),
+        (["model=zephyr_7b", "data=wmdp", "eval=none", "model.oracle=org/oracle"], {"models": [ZEPHYR]}),
         (["model=zephyr_7b", "eval=none"], {"corpora": []}),
         (["eval.tasks=[lore_forget,mmlu_virology]"], {"models": [], "tasks": ["mmlu_virology"]}),
         (["model=zephyr_7b", "eval=none", "model.trust_remote_code=true"], {"trust_remote_code": True}),

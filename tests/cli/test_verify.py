@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 from rmu_exp.__main__ import main
 from rmu_exp.cli import compose
 from rmu_exp.model.delta import Delta
-from rmu_exp.pipeline import judgement
+from rmu_exp.pipeline.run import execute
+from rmu_exp.settings import digest_of
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -153,6 +154,32 @@ def test_another_training_is_told_with_its_distance(run, capsys):
     assert "versions and hardware are the same" in out
 
 
+def test_a_run_of_an_older_version_is_checked_as_far_as_it_can_be(run, capsys):
+    """Schema 1: no kind in config.yaml, settings and keys that are gone."""
+    values = yaml.safe_load((run / "config.yaml").read_text())
+    values["model"]["never"] = values["model"].pop("oracle")
+    values["share"]["gone"] = 1
+    values["digest"] = digest_of({k: v for k, v in values.items() if k not in ("kind", "digest", "command")})
+    values.pop("kind")
+    (run / "config.yaml").write_text(yaml.safe_dump(values))
+    content = json.loads((run / "results.json").read_text())
+    content["schema"], content["provenance"]["config_hash"] = 1, values["digest"]
+    content["provenance"].pop("config")
+    content["run"].pop("kind")
+    for entry in content["attacks"].values():
+        entry["of"] = entry.pop("fingerprint")
+    (run / "results.json").write_text(json.dumps(content))
+    assert main(["verify", str(run), "--answers"]) == 0
+    out = capsys.readouterr().out
+    (line,) = [line for line in out.splitlines() if "another version" in line]
+    assert line.startswith("note       settings as this version reads them: they are of another version (")
+    for what in ("weights of the base", "texts", "Delta", "questions lore_forget:", "model/", "answers lore_forget"):
+        assert f"agrees     {what}" in out, what
+    for command in (["compare", str(run), str(run)], ["table", str(run.parent)], ["sweep", str(run.parent)]):
+        assert main(command) == 0, command
+    assert main(["export", str(run), str(run.parent / "exported")]) == 0
+
+
 @pytest.mark.parametrize("missing", ["config.yaml", "results.json"])
 def test_not_a_run_is_one_line(run, capsys, missing):
     (run / missing).unlink()
@@ -167,7 +194,7 @@ def test_a_judgement_agrees_with_itself_too(tiny_run, tmp_path, capsys, monkeypa
     words = [f"unlearned={tiny_run}", "eval.tasks=[lore_forget]", "eval.limit=6", "attacks=[norms]", "tracking=off"]
     words += ["model.oracle=null", "model.threads=1"]
     (judge,) = compose.composed([*words, f"output={tmp_path / 'judged'}"], a_run.CONF, name="judge")
-    judgement.execute(judge, tmp_path / "judged")
+    execute(judge, tmp_path / "judged")
     capsys.readouterr()
     assert main(["verify", str(tmp_path / "judged"), "--answers", "--training"]) == 0
     out = capsys.readouterr().out

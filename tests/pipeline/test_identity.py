@@ -9,17 +9,18 @@ from pathlib import Path
 import a_run
 import pytest
 import tiny
+import torch
 from safetensors.torch import load_file, save_file
 
 from rmu_exp.cli import compose
 from rmu_exp.evaluate import base_answers
 from rmu_exp.evaluate.harness import Answers
 from rmu_exp.model.checkpoint import locate
-from rmu_exp.pipeline import judgement
-from rmu_exp.pipeline import run as pipeline
-from rmu_exp.pipeline.attack import Attacking
-from rmu_exp.pipeline.evaluate import Judging
-from rmu_exp.pipeline.job import Job
+from rmu_exp.model.delta import Delta
+from rmu_exp.pipeline.record import made_from
+from rmu_exp.pipeline.run import execute, prepare
+from rmu_exp.pipeline.train import TrainPlan
+from rmu_exp.settings import Judge, Run
 from rmu_exp.support.errors import UserError
 
 
@@ -36,9 +37,9 @@ def place(tiny_run, tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def job_in(place: Path, *words: str) -> Job:
+def run_in(place: Path, *words: str) -> Run:
     (run,) = compose.composed([*a_run.words(place), *words, f"output={place / 'new'}"], a_run.CONF)
-    return Job(run, place / "new")
+    return run
 
 
 def change_weights(folder: Path) -> None:
@@ -69,8 +70,8 @@ def test_a_checkpoint_is_its_weights_its_configuration_and_its_tokenizer(place):
 
 def test_kept_parts_belong_to_the_model_and_the_texts(place):
     def mark() -> str:
-        job = job_in(place)
-        return job.mark(job.text_digests)
+        plan = prepare(run_in(place), place / "new")
+        return made_from(plan.run, plan.models.base, plan.texts.digests)
 
     marks = {mark()}
     (place / "forget.txt").write_text("\n".join(tiny.texts(30, 9)))
@@ -81,7 +82,7 @@ def test_kept_parts_belong_to_the_model_and_the_texts(place):
 
 
 def test_the_base_is_asked_again_when_its_tokenizer_or_the_questions_are_others(place, monkeypatch):
-    job, asked = job_in(place), []
+    run, asked = run_in(place), []
 
     def ask(_folder: Path) -> Answers:
         asked.append(1)
@@ -89,7 +90,7 @@ def test_the_base_is_asked_again_when_its_tokenizer_or_the_questions_are_others(
 
     def judged(**how: bool) -> Answers:
         checkpoint = locate(None, str(place / "model"))
-        return base_answers.judged(checkpoint, job.run.eval, job.dtype, job.device, ask, **how)
+        return base_answers.judged(checkpoint, run.eval, torch.float32, "cpu", ask, **how)
 
     judged()
     judged()
@@ -103,8 +104,7 @@ def test_the_base_is_asked_again_when_its_tokenizer_or_the_questions_are_others(
 
 def test_answers_to_other_questions_are_not_compared(place, monkeypatch):
     """The cache has answers of the base to questions of another version of the data."""
-    job = job_in(place)
-    pipeline.execute(job.run, place / "new")
+    execute(run_in(place), place / "new")
     (kept,) = (place / "cache/base_answers").glob("*.json")
     found = json.loads(kept.read_text())
     right = json.loads((place / "new/results.json").read_text())["qa"]
@@ -113,25 +113,24 @@ def test_answers_to_other_questions_are_not_compared(place, monkeypatch):
     found["chosen"][task] = [3 - c for c in found["chosen"][task]]
     kept.write_text(json.dumps(found))
     shutil.rmtree(place / "new")
-    pipeline.execute(job_in(place).run, place / "new")
+    execute(run_in(place), place / "new")
     assert json.loads((place / "new/results.json").read_text())["qa"] == right
     assert "of other questions" not in kept.read_text()
 
 
 def test_a_finished_run_does_not_go_on_upon_another_base(place):
-    (run,) = compose.composed([*a_run.words(place), "attacks=[norms,lens]", f"output={place / 'run'}"], a_run.CONF)
+    run = run_in(place)
+    execute(run, place / "new")
     change_weights(place / "model")
-    job = Job(run, place / "run")
-    job.results = json.loads((place / "run/results.json").read_text())
     with pytest.raises(UserError, match=r"this Delta was made for .*, not for"):
-        job.check()
+        prepare(run, place / "new")
 
 
 def test_attacks_belong_to_what_was_attacked_and_asked(place):
     def of(*words: str) -> str:
-        job = job_in(place, "attacks=[norms]", *words)
-        job.folder = place / "run"
-        return Attacking(job).of
+        plan = prepare(run_in(place, "attacks=[norms]", *words), place / "new").attacks
+        assert plan is not None
+        return plan.fingerprint(Delta.load(place / "run/delta.safetensors"))
 
     tiny.mistral(place / "oracle", layers=4, seed=5)
     found = [of(), of(f"model.oracle={place / 'oracle'}"), of("data.forget_tasks=[lore_general]"), of("eval.limit=5")]
@@ -141,17 +140,16 @@ def test_attacks_belong_to_what_was_attacked_and_asked(place):
     assert of() not in found
 
 
-def judgement_of(place: Path, *words: str) -> judgement.Judgement:
+def judge_of(place: Path, *words: str) -> Judge:
     given = [*words, "eval.tasks=[lore_forget]", "eval.limit=4", "model.oracle=null", "tracking=off"]
     (judge,) = compose.composed([*given, f"output={place / 'judged'}"], a_run.CONF, name="judge")
-    return judgement.Judgement(judge, place / "judged")
+    return judge
 
 
 def test_a_run_is_judged_on_the_base_that_it_changed(place):
     change_weights(place / "model")
-    job = judgement_of(place, f"unlearned={place / 'run'}")
     with pytest.raises(UserError, match=r"unlearned: .*this Delta was made for"):
-        pipeline.preflight(job, [judgement.Describing(job), Judging(job)])
+        prepare(judge_of(place, f"unlearned={place / 'run'}"), place / "judged")
 
 
 def test_a_judgement_does_not_go_on_with_another_model(place):
@@ -164,10 +162,48 @@ def test_a_judgement_does_not_go_on_with_another_model(place):
         f"data.forget=[{place}/forget.txt]",
     )
     words += (f"data.retain=[{place}/retain.txt]", "data.forget_tasks=[lore_forget]")
-    judgement.execute(judgement_of(place, *words).run, place / "judged")
+    execute(judge_of(place, *words), place / "judged")
     before = (place / "judged/results.json").read_bytes()
     change_weights(place / "other")
-    job = judgement_of(place, *words)
     with pytest.raises(UserError, match="judged other weights than are there now"):
-        pipeline.preflight(job, judgement.stages(job))
+        prepare(judge_of(place, *words), place / "judged")
     assert (place / "judged/results.json").read_bytes() == before
+
+
+def files(folder: Path) -> dict[str, tuple[int, bytes]]:
+    return {str(f): (f.stat().st_mtime_ns, f.read_bytes()) for f in folder.rglob("*") if f.is_file()}
+
+
+@pytest.mark.parametrize("judged", [False, True])
+def test_a_finished_run_started_again_does_nothing(place, monkeypatch, judged):
+    """No tracker, no training, no plots; nothing in the folder is written anew."""
+    words = ["attacks=[norms]", "tracking=wandb", "tracking.mode=offline"]
+    wanted = judge_of(place, f"unlearned={place / 'run'}", "attacks=[norms]") if judged else run_in(place, *words)
+    wanted.tracking.kind, folder = "off", place / "new"
+    execute(wanted, folder)
+    before, wanted.tracking.kind = files(folder), "wandb"
+    monkeypatch.setattr("rmu_exp.pipeline.run.open_tracker", lambda *_: pytest.fail("a tracker was opened"))
+    execute(wanted, folder)
+    assert files(folder) == before
+
+
+def test_a_later_attack_is_added_to_a_finished_run(place):
+    execute(run_in(place), place / "new")
+    before = json.loads((place / "new/results.json").read_text())
+    delta = (place / "new/delta.safetensors").stat().st_mtime_ns
+    execute(run_in(place, "attacks=[norms]"), place / "new")
+    after = json.loads((place / "new/results.json").read_text())
+    assert after["qa"] == before["qa"]
+    assert "norms" in after["attacks"]
+    assert "norms" in (place / "new/report.md").read_text()
+    assert (place / "new/delta.safetensors").stat().st_mtime_ns == delta
+    assert not isinstance(prepare(run_in(place), place / "new").source, TrainPlan)
+
+
+def test_a_limit_of_questions_leaves_the_texts_of_perplexity_whole(place):
+    measured = f"eval.perplexity={place / 'retain.txt'}"
+    whole, limited = (
+        prepare(run_in(place, measured, f"eval.limit={limit}"), place / "new").evaluation.held_out for limit in (999, 6)
+    )
+    assert whole is not None
+    assert whole == limited

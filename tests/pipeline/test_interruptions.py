@@ -109,7 +109,7 @@ def test_killed_in_each_stage(undisturbed, cache, tmp_path):
     assert outcome(folder) == undisturbed[0]
     assert not (folder / "state").exists()
     log = (folder / "run.log").read_text()
-    assert "going on behind step" in log
+    assert "resuming after step" in log
 
 
 def refuse_second(folder: Path) -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from rmu_exp.cli import compose
 from rmu_exp.config import reference
-from rmu_exp.pipeline import judgement, run
+from rmu_exp.pipeline import run
 from rmu_exp.support.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -93,8 +93,7 @@ def test_wrong_input_is_told_in_one_line(words, named, there):
 def prepare(words: list[str]) -> None:
     """What judge.py does before it writes anything."""
     (composed,) = compose.composed(words, ROOT / "conf", name="judge")
-    job = judgement.Judgement(composed, Path("out"))
-    run.preflight(job, judgement.stages(job))
+    run.prepare(composed, Path("out"))
 
 
 def test_several_checkpoints_are_judged_into_a_folder_each(broken, tmp_path):

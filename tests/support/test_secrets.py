@@ -61,12 +61,12 @@ def test_a_run_with_wandb_and_export_writes_none(tmp_path):
 
 
 FAILING = f"""
-import rmu_exp.pipeline.evaluate as judging
+from rmu_exp.evaluate import harness
 
 def fail(*_, **__):
     raise ValueError("cannot reach https://someone:{PASSWORD}@host with {KEY}, token={HUB}")
 
-judging.harness.ask = fail
+harness.ask = fail
 
 """
 

@@ -1,12 +1,9 @@
-"""Names of trials' folders, and what is not done on a trial that its search has given up."""
+"""Names of trials' folders."""
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 
-from rmu_exp.pipeline.attack import Attacking
 from rmu_exp.sweep import names
 
 
@@ -38,14 +35,3 @@ def test_other_values_have_other_names(values):
     found = [names.name([f"model.path={value}"]) for value in values]
     assert len(set(found)) == len(values), found
     assert not any("/" in name or " " in name for name in found)
-
-
-def test_what_a_search_gave_up_is_not_attacked(monkeypatch):
-    settings = {"norms": {"texts": 1}}
-    job = SimpleNamespace(run=SimpleNamespace(attacks=settings), results={})
-    stage = Attacking(job)
-    monkeypatch.setattr(Attacking, "of", "what is attacked")
-    assert stage.chosen == settings
-    job.results["pruned"] = {"questions": 3, "qa": {}, "because": "beaten"}
-    assert stage.chosen == {}
-    stage.carry_out(None)

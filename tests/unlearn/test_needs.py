@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import tiny
 from families import make_checkpoint
+from safetensors.torch import load_file, save_file
 
 from rmu_exp.cli import compose
 from rmu_exp.model.checkpoint import Checkpoint
-from rmu_exp.pipeline import run as pipeline
-from rmu_exp.pipeline.job import Job
-from rmu_exp.pipeline.train import Training
+from rmu_exp.pipeline.run import prepare
+from rmu_exp.pipeline.train import TrainPlan
 from rmu_exp.support.errors import UserError
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -34,13 +34,12 @@ def texts(tmp_path_factory):
     return file
 
 
-def preflight(folder: Path, model: Path, texts: Path, *words: str) -> Training:
+def preflight(folder: Path, model: Path, texts: Path, *words: str) -> TrainPlan:
     given = [f"model.path={model}", f"data.forget=[{texts}]", f"data.retain=[{texts}]", "layer=2", "steer=1", "alpha=1"]
     (run,) = compose.composed(["model=local", "data=local", "tracking=off", *given, f"output={folder}", *words], CONF)
-    job = Job(run, folder)
-    training = Training(job)
-    pipeline.preflight(job, [training])
-    return training
+    source = prepare(run, folder).source
+    assert isinstance(source, TrainPlan)
+    return source
 
 
 @pytest.mark.parametrize("name", ["npo", "rmu_lat", "ssd"])
@@ -95,7 +94,7 @@ def test_ssd_needs_a_step_for_each_half(tmp_path, texts):
 def test_only_as_deep_as_the_method_needs(tmp_path, texts):
     model = make_checkpoint("mistral", tmp_path / "model")
     depth = {
-        words: preflight(tmp_path / "run", model, texts, "train.batch_size=2", *words).layers_loaded
+        words: preflight(tmp_path / "run", model, texts, "train.batch_size=2", *words).depth
         for words in [
             ("method=rmu",),
             ("method=multi_layer", "method.offsets=[-1]"),
@@ -104,8 +103,17 @@ def test_only_as_deep_as_the_method_needs(tmp_path, texts):
         ]
     }
     assert list(depth.values()) == [3, 2, 4, 4]
-    training = preflight(
-        tmp_path / "run", model, texts, "train.batch_size=2", "method=multi_layer", "method.offsets=[-1,1]"
-    )
-    trained = {t.layer for t in training._resolve(training.job.checkpoint.skeleton(training.layers_loaded))}
-    assert trained == {0, 1, 2, 3}, "span 3 below each"
+    words = ["train.batch_size=2", "method=multi_layer", "method.offsets=[-1,1]"]
+    plan = preflight(tmp_path / "run", model, texts, *words)
+    assert {t.layer for t in plan.trained} == {0, 1, 2, 3}, "span 3 below each"
+
+
+def test_a_trained_tensor_that_the_files_spell_otherwise(tmp_path, texts):
+    """transformers renames tensors of some families as it loads them; a Delta is by the names on disk."""
+    model = make_checkpoint("mistral", tmp_path / "model")
+    file = model / "model.safetensors"
+    tensors = {name.replace("down_proj", "w2"): value for name, value in load_file(file).items()}
+    save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(UserError, match=r"^layers\.parameters: model\.layers\.0\.mlp\.down_proj\.weight is not in"):
+        preflight(tmp_path / "run", model, texts, "train.batch_size=2")
+    assert not (tmp_path / "run").exists()

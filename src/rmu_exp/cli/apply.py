@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import re
 from pathlib import Path
-from typing import Any
 
 from rmu_exp.model.checkpoint import Checkpoint, locate
 from rmu_exp.model.delta import Delta
 from rmu_exp.model.export import export
 from rmu_exp.record import results as results_json
+from rmu_exp.record.results import Provenance, Results, RunInfo
 from rmu_exp.report.card import card
 
 _REPO = re.compile(r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(?:@(?P<revision>[^@]+))?")
@@ -49,15 +49,14 @@ def write(checkpoint: Checkpoint, delta: Delta, run_folder: Path, out: Path) -> 
     print(f"{out}: the full checkpoint, for AutoModelForCausalLM.from_pretrained, lm_eval and vLLM")
 
 
-def _results(file: Path, delta: Delta) -> dict[str, Any]:
+def _results(file: Path, delta: Delta) -> Results:
     """What the run measured, when its results.json lies there; otherwise what the Delta itself says."""
     if file.is_file():
         results = results_json.load(file)
-        if set(results["run"].get("trained_parameters", [])) == set(delta.tensors):
+        if set(results.run.trained_parameters) == set(delta.tensors):
             return results
-    names = list(delta.tensors)
-    about = {"model_revision": delta.base.get("revision"), "model_digest": delta.base.get("digest", "")}
-    return {
-        "run": {"model": delta.base.get("name", ""), "topics": delta.topics, "trained_parameters": names},
-        "provenance": about,
-    }
+    base = delta.base
+    run = RunInfo(kind="delta", model=base.get("name", ""), topics=delta.topics, trained_parameters=list(delta.tensors))
+    origin = Provenance(config_hash="", versions={}, command="", model_digest=base.get("digest", ""))
+    origin.model_revision = base.get("revision")
+    return Results(run=run, provenance=origin)

@@ -18,9 +18,11 @@ from pathlib import Path
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
-from rmu_exp.cli.verify import distances
 from rmu_exp.evaluate import statistics
-from rmu_exp.record.rundir import RunDir, flat, read
+from rmu_exp.model.delta import Delta
+from rmu_exp.model.diff import distances
+from rmu_exp.record.results import McNemar
+from rmu_exp.record.rundir import DELTA, RunDir, flat, read
 from rmu_exp.report.objectives import Worst, worst
 from rmu_exp.report.table import Table, numbers, percent
 from rmu_exp.report.tables import rows
@@ -46,7 +48,7 @@ class Questions:
     base: Pair
     unlearned: Pair
     shared: int
-    mcnemar: dict[str, float] | None
+    mcnemar: McNemar | None
     whole: bool
 
 
@@ -76,9 +78,11 @@ class Comparison:
     def content(self) -> dict[str, object]:
         """For JSON; a test that was not made is left out."""
         made = dataclasses.asdict(self)
-        for row in made["qa"].values():
-            if row["mcnemar"] is None:
-                del row["mcnemar"]
+        for name, row in self.qa.items():
+            if row.mcnemar is None:
+                del made["qa"][name]["mcnemar"]
+            else:
+                made["qa"][name]["mcnemar"] = row.mcnemar.model_dump()
         return made
 
 
@@ -101,7 +105,7 @@ def compare(first: Path, second: Path) -> Comparison:
             for source, mine in read_by[0].items()
             if source in read_by[1]
         },
-        delta={} if a.judged or b.judged else distances(a.delta, b.delta),
+        delta={} if a.judged or b.judged else distances(*(Delta.load(r.folder / DELTA) for r in (a, b))),
         only=_only(a, b),
         worst=[worst(r.results) for r in both],
     )
@@ -146,7 +150,7 @@ def _shared(task: str, a: RunDir, b: RunDir) -> tuple[list[int], list[int]]:
 
 def _only(a: RunDir, b: RunDir) -> dict[str, list[list[str]]]:
     qa = [set(r.results.qa) for r in (a, b)]
-    tensors = [set() if r.judged else set(r.delta.tensors) for r in (a, b)]
+    tensors = [set() if r.judged else set(Delta.load(r.folder / DELTA).tensors) for r in (a, b)]
     both = {"qa": qa, "tensors": tensors}
     return {key: [sorted(x - y), sorted(y - x)] for key, (x, y) in both.items() if x != y}
 
@@ -195,8 +199,8 @@ def _qa(qa: Mapping[str, Questions]) -> RenderableType | None:
             continue  # a task of a group; --json has it
         cells = [name, *map(percent, (*row.base, *row.unlearned))]
         if test := row.mcnemar:
-            change = 100 * (test["gained"] - test["lost"]) / row.shared
-            cells += [f"{test['lost']} / {test['gained']}", str(row.shared), f"{change:+.1f}", f"{test['p']:.2g}"]
+            change = 100 * (test.gained - test.lost) / row.shared
+            cells += [f"{test.lost} / {test.gained}", str(row.shared), f"{change:+.1f}", f"{test.p:.2g}"]
         body.append(cells)
     columns = ["", *numbers("base A", "base B", "A", "B", "lost / gained", "of", "B − A", "p")]
     note = "lost: correct in A and wrong in B, of the questions that both were asked; p: McNemar's exact test"

@@ -9,6 +9,7 @@ from rmu_exp.cli.apply import base_of, write
 from rmu_exp.model.checkpoint import Checkpoint, locate
 from rmu_exp.model.delta import Delta
 from rmu_exp.record import rundir
+from rmu_exp.settings import Model
 from rmu_exp.support.errors import UserError
 
 
@@ -33,11 +34,6 @@ def run(args: argparse.Namespace) -> int:
 
 def _stored_base(config: Path, delta: Delta) -> Checkpoint:
     """The base that a run's settings name."""
-    model = rundir.settings(config).get("model")
-    if not isinstance(model, dict):
-        raise UserError(f"{config}: damaged (no model in it); give the base as --base")
-    given = [model.get(key) for key in ("name", "path", "revision")]
-    if not all(value is None or isinstance(value, str) for value in given):
-        raise UserError(f"{config}: damaged (no model's name in it); give the base as --base")
-    revision = delta.base.get("revision") or given[2]
-    return locate(given[0], given[1], revision, model.get("trust_remote_code") is True)
+    model = rundir.of(config).part("model", Model)
+    revision = delta.base.get("revision") or model.revision
+    return locate(model.name, model.path, revision, model.trust_remote_code)

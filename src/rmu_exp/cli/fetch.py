@@ -2,7 +2,7 @@
 
 The folder is a Hugging Face home: there, ``HF_HOME=FOLDER HF_HUB_OFFLINE=1 python train.py …`` finds
 everything, because every library looks there by itself. It can be copied (``rsync -a`` or ``tar``,
-which keep links). Files are whole or absent, and a second call takes up what is missing. No token is
+which keep links). Files are whole or absent, and a second call brings what is missing. No token is
 ever written to it.
 """
 
@@ -14,8 +14,11 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from hydra.utils import get_method
 
 from rmu_exp.cli.compose import composed
 from rmu_exp.settings import Run
@@ -42,14 +45,29 @@ def fetch(
         corpora: sources as in ``data.forget`` and ``data.retain``; those that are no hub datasets are passed over.
         tasks: lm-eval tasks or groups.
         depth: only the weight files that hold the embedding and the first so many layers; None: all, which
-            judging needs.
+            questions need.
         trust_remote_code: also bring the Python code that comes with a model.
 
     Raises:
         UserError: no such repository or task, or no access to it.
         RunError: the hub cannot be reached, a download broke off, or lm-eval cannot load its questions.
     """
-    _keep_caches_in(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be made ({error.strerror}); choose another folder") from error
+    with caches_in(folder):
+        for module, (name, place) in zip(
+            ("huggingface_hub.constants", "datasets.config"), _places(folder).items(), strict=True
+        ):
+            if module in sys.modules and str(getattr(sys.modules[module], name)) != place:
+                raise RuntimeError(f"fetch must run before {module.partition('.')[0]} is imported")
+        yield from _all(models, corpora, tasks, depth, trust_remote_code)
+
+
+def _all(
+    models: Sequence[str], corpora: Sequence[str], tasks: Sequence[str], depth: int | None, trust_remote_code: bool
+) -> Iterator[str]:
     for name in dict.fromkeys(models):
         repo, _, revision = name.partition("@")
         layers = "all layers" if depth is None else f"its first {depth} layers"
@@ -61,19 +79,26 @@ def fetch(
         yield f"questions of {', '.join(tasks)}: {_questions(tasks)} tasks"
 
 
-def _keep_caches_in(folder: Path) -> None:
-    early = {"huggingface_hub", "datasets"} & set(sys.modules)
-    if early:
-        raise RuntimeError(f"fetch must run before {' and '.join(sorted(early))} is imported")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be made ({error.strerror}); choose another folder") from error
-    # not HF_HOME, where the token is read from
-    os.environ["HF_HUB_CACHE"] = str(folder.absolute() / "hub")
-    os.environ["HF_DATASETS_CACHE"] = str(folder.absolute() / "datasets")
+def _places(folder: Path) -> dict[str, str]:
+    """The caches' names in the environment; not HF_HOME, where the token is read from."""
+    return {"HF_HUB_CACHE": str(folder.absolute() / "hub"), "HF_DATASETS_CACHE": str(folder.absolute() / "datasets")}
+
+
+@contextmanager
+def caches_in(folder: Path) -> Iterator[None]:
+    """Inside the block Hugging Face's libraries, if they are not imported yet, take a folder for their caches.
+
+    What says what a run needs may import them, so it belongs into such a block, too.
+    """
+    before = dict(os.environ)
+    os.environ.update(_places(folder))
     for switch in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         os.environ.pop(switch, None)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _model(repo: str, revision: str | None, depth: int | None, trust_remote_code: bool) -> str:
@@ -138,7 +163,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         if args.layers is not None:
             raise UserError("--layers: belongs to --model; a run says itself how many layers it needs")
-        named, command = _needs(args.overrides)
+        named, command = _needs(args.overrides, args.folder)
     was_there = args.folder.exists()
     try:
         for line in fetch(args.folder, **named):
@@ -152,32 +177,17 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _needs(overrides: Sequence[str]) -> tuple[dict[str, Any], str]:
+def _needs(overrides: Sequence[str], folder: Path) -> tuple[dict[str, Any], str]:
     """What the run (or the sweep) of these overrides takes from the hub, and the command that starts it."""
     conf = Path(__file__).parents[3] / "conf"
     if not conf.is_dir():
         raise UserError("conf: not beside the package; install from a checkout, or use --model, --corpus and --task")
-    from rmu_exp.data import sources as texts
-
-    runs = [run for run in composed(overrides, conf, multirun=True) if isinstance(run, Run)]
-    models, sources, tasks = [], [], []
-    for run in runs:
-        if run.model.path is None and run.model.name not in (None, "lore"):
-            models.append(run.model.name + (f"@{run.model.revision}" if run.model.revision else ""))
-        sources += [*run.data.forget, *run.data.retain]
-        tasks += [task for task in run.eval.tasks if not task.startswith("lore_")]
-    corpora = [source for source in dict.fromkeys(sources) if texts.dataset(source) is not None]
-    if not (models or corpora or tasks):
+    with caches_in(folder):  # methods and attacks import Hugging Face's libraries
+        runs = [run for run in composed(overrides, conf, multirun=True) if isinstance(run, Run)]
+        found = get_method("rmu_exp.pipeline.needs.of")(runs)
+    if not (found.models or found.corpora or found.tasks):
         raise UserError("fetch: this run needs nothing from the hub; name one that does, such as model=zephyr_7b")
-    whole = any(run.eval.tasks or run.export for run in runs)
-    needs: dict[str, Any] = {
-        "models": models,
-        "corpora": corpora,
-        "tasks": list(dict.fromkeys(tasks)),
-        "depth": None if whole else max(run.layer for run in runs) + 1,
-        "trust_remote_code": any(run.model.trust_remote_code for run in runs),
-    }
-    return needs, shlex.join(["python", "train.py", *["-m"] * (len(runs) > 1), *overrides])
+    return vars(found), shlex.join(["python", "train.py", *["-m"] * (len(runs) > 1), *overrides])
 
 
 def _remove_if_empty(folder: Path) -> None:

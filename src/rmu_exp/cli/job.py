@@ -19,6 +19,7 @@ from rmu_exp.cli.compose import checked
 from rmu_exp.cli.endings import ended
 from rmu_exp.cli.entry import NOTHING_DONE, RESUME
 from rmu_exp.cli.folders import existing_part, remove_if_empty
+from rmu_exp.pipeline import run as pipeline_run
 from rmu_exp.record import rundir
 from rmu_exp.settings import Judge, Run
 from rmu_exp.support.errors import UserError
@@ -56,7 +57,7 @@ def _unused(folder: Path) -> Path:
 def execute(wanted: Callable[[], Run | Judge], folder: Path) -> int:
     """A run or a judgement in its folder; what goes wrong is reported in one line. Returns the exit status."""
     try:
-        trial.launch(wanted(), folder)
+        pipeline_run.execute(wanted(), folder)
     except BaseException as error:
         resume_by = f"stopped; python {Path(sys.argv[0]).name} {RESUME}{shlex.quote(str(folder))} resumes"
         return ended(error, (), folder, resume_by if (folder / "config.yaml").is_file() else NOTHING_DONE)

@@ -11,24 +11,28 @@ import dataclasses
 import hashlib
 import math
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
 
 from rmu_exp import data
-from rmu_exp.evaluate import statistics
+from rmu_exp.evaluate import harness, statistics
+from rmu_exp.evaluate.harness import Answers
+from rmu_exp.model import diff
+from rmu_exp.model.checkpoint import locate, named
 from rmu_exp.model.delta import Delta
+from rmu_exp.pipeline.judgement import is_run
+from rmu_exp.pipeline.models import Models, Texts, refuse_device
+from rmu_exp.pipeline.session import computing
+from rmu_exp.pipeline.train import prepare_training, train
 from rmu_exp.record import provenance
-from rmu_exp.record.results import QaRow, State
-from rmu_exp.record.rundir import WHO, RunDir, close, read, summary_differs
-from rmu_exp.settings import Run, digest_of
+from rmu_exp.record.results import SCHEMA, Accuracy, AttackEntry, Provenance, QaRow, State
+from rmu_exp.record.rundir import DELTA, MODEL, WHO, RunDir, read
+from rmu_exp.settings import Data, Eval, Model, Run, digest_of
 from rmu_exp.support.errors import RunError, UserError
 from rmu_exp.support.redaction import redact
-
-if TYPE_CHECKING:
-    from rmu_exp.evaluate.harness import Answers
-    from rmu_exp.pipeline.job import Job
 
 AGREES, DIFFERS, UNCHECKED, NOTE = "agrees", "differs", "unchecked", "note"
 
@@ -59,17 +63,20 @@ def verify(folder: Path, answers: bool = False, training: bool = False) -> Itera
         UserError: it is not the folder of a run with results.
     """
     run = read(folder)
+    origin = run.results.provenance
     yield from _settings(run)
     yield from _here(run)
-    yield from _guarded(folder, "weights of the base", lambda: _weights(run))
-    origin = run.results.provenance
-    for source, digest in origin.data_hashes.items() if origin else ():
-        yield from _guarded(folder, f"texts {source}", lambda s=source, d=digest: _texts(run, s, d))  # type: ignore[misc]
+    if origin is not None:
+        yield from _guarded(folder, "weights of the base", lambda: _weights(run, origin))
+        for source, digest in origin.data_hashes.items():
+            yield from _guarded(folder, f"texts {source}", lambda s=source, d=digest: _texts(run, s, d))  # type: ignore[misc]
     yield from _guarded(folder, "Delta", lambda: _delta(run))
     yield from _guarded(folder, "questions", lambda: _questions(run))
-    yield from _attacks(run)
+    for name, entry in run.results.attacks.items():
+        if entry.forget_acc is not None:
+            yield _right(f"attack {name}", _attack_differs(entry), "accuracies and intervals fit together")
     yield from _guarded(folder, "metrics.jsonl", lambda: _metrics(run))
-    if (folder / "model").is_dir():
+    if (folder / MODEL).is_dir():
         yield from _guarded(folder, "model/", lambda: _exported(run))
     if answers:
         yield from _guarded(folder, "questions put again", lambda: _asked_again(run))
@@ -78,95 +85,121 @@ def verify(folder: Path, answers: bool = False, training: bool = False) -> Itera
 
 
 def _guarded(folder: Path, what: str, checks: Callable[[], Iterable[Check]]) -> Iterator[Check]:
-    """The checks; what is wrong in the folder itself differs, what else keeps a check from being made is told."""
+    """The checks; what is wrong in the folder itself differs, what else keeps a check from being made is said."""
     try:
         yield from checks()
     except (UserError, RunError) as error:
         yield Check(DIFFERS if str(error).startswith(str(folder)) else UNCHECKED, what, str(error))
 
 
-def _same(what: str, here: str, there: str, told: str = "") -> Check:
+def _same(what: str, here: str, there: str, agreed: str = "") -> Check:
     if here == there:
-        return Check(AGREES, what, told or there)
+        return Check(AGREES, what, agreed or there)
     return Check(DIFFERS, what, f"recorded {there}, found {here}")
 
 
-def _right(what: str, wrong: str | None, told: str) -> Check:
-    return Check(DIFFERS, what, wrong) if wrong else Check(AGREES, what, told)
+def _right(what: str, wrong: str | None, agreed: str) -> Check:
+    return Check(DIFFERS, what, wrong) if wrong else Check(AGREES, what, agreed)
 
 
 def _settings(run: RunDir) -> Iterator[Check]:
-    try:
-        found = digest_of(run.config)
-    except TypeError as error:
-        found = f"none ({error})"
-    yield _same("settings", found, run.digest, f"config.yaml has the digest {run.digest}")
-    origin = run.results.provenance
-    if origin:
-        yield _same("settings of the results", found, origin.config_hash, "results.json has the same digest")
-    if origin and origin.config:
-        try:
-            copied = digest_of(origin.config)
-        except TypeError as error:
-            copied = f"none ({error})"
-        yield _same("settings in results.json", copied, run.digest, "the copy has the same digest")
+    found, origin = _digest_of(run.config), run.results.provenance
+    here = _same("settings", found, run.digest, f"config.yaml has the digest {run.digest}")
+    if here.state == DIFFERS and run.results.schema_number < SCHEMA:
+        here = Check(NOTE, "settings", "of another version, whose digest is made in another way")
+    yield here
+    if origin is not None:
+        yield _same("settings of the results", origin.config_hash, run.digest, "results.json has the same digest")
+    if origin is not None and origin.config:
+        copied = _digest_of(origin.config)
+        yield _same("settings in results.json", copied, found, "the copy has the same digest")
     try:
         _ = run.settings
-    except UserError as error:
-        yield Check(DIFFERS, "settings as this version reads them", str(error))
+    except UserError as error:  # with the digest that they were written with they are as they were
+        state = DIFFERS if here.state == DIFFERS else NOTE
+        yield Check(state, "settings as this version reads them", f"they are of another version ({error})")
+
+
+def _digest_of(config: Mapping[str, object]) -> str:
+    try:
+        return digest_of(config)
+    except TypeError as error:
+        return f"none ({error})"
 
 
 def _here(run: RunDir) -> Iterator[Check]:
     """What is another here than where the run was made; numbers may differ in their last digits by it."""
-    if not run.results.provenance:
+    if run.results.provenance is None:
         yield Check(UNCHECKED, "provenance", "results.json has none")
         return
     for what, there, here in differences(run):
         yield Check(NOTE, what, f"made with {there}, here is {here}")
 
 
-def differences(run: RunDir) -> Iterator[tuple[str, Any, Any]]:
+def differences(run: RunDir) -> Iterator[tuple[str, object, object]]:
     """Versions, code and hardware that are another here: what, there, here."""
-    here = {"versions": provenance.versions(), "git": provenance.git_state() or {}}
-    here["hardware"] = provenance.hardware("cpu")
-    told = {"device", "switches", "gpu", "cuda"}  # of another kind, or told by the settings
-    if (run.config.get("model") or {}).get("threads") is not None:
-        told.add("threads")
-    origin = run.results.provenance
-    made = origin.model_dump(include=set(here), exclude_none=True) if origin else {}
-    for group, values in here.items():
-        there = made.get(group, {})
-        for key in sorted(set(there) - told):
-            if there[key] != values.get(key):
-                yield f"{group} {key}", there[key], values.get(key)
-
-
-def _weights(run: RunDir) -> Iterator[Check]:
-    recorded = run.results.provenance.model_digest if run.results.provenance else ""
-    if not recorded:
-        yield Check(UNCHECKED, "weights of the base", "results.json has no digest of them")
+    there, git = run.results.provenance, provenance.git_state()
+    if there is None:
         return
-    found = job_of(run).checkpoint.digest()
+    apart = {"device", "switches", "gpu", "cuda"}  # of another kind, or said by the settings
+    if run.part("model", Model).threads is not None:
+        apart.add("threads")
+    groups: dict[str, tuple[Mapping[str, object], Mapping[str, object]]] = {
+        "versions": (there.versions, provenance.versions()),
+        "git": (dict(there.git) if there.git else {}, dict(git) if git else {}),
+        "hardware": (there.hardware, provenance.hardware("cpu")),
+    }
+    for group, (recorded, found) in groups.items():
+        for key in sorted(set(recorded) - apart):
+            if recorded[key] != found.get(key):
+                yield f"{group} {key}", recorded[key], found.get(key)
+
+
+def models_of(run: RunDir) -> Models:
+    """The base model of a run, by its settings and, from the hub, at the commit that it began with.
+
+    Raises:
+        UserError: it is not there, or not on this machine's devices.
+    """
+    settings, base, origin = run.part("model", Model), run.config.get("base"), run.results.provenance
+    return Models.find(settings, base if isinstance(base, str) else None, origin.model_revision if origin else None)
+
+
+def _delta_of(run: RunDir, models: Models) -> Delta:
+    """The changed tensors; of a judgement, of what was judged."""
+    if not run.judged:
+        return Delta.load(run.folder / DELTA)
+    judged = str(run.config.get("unlearned"))
+    if is_run(judged):
+        return Delta.load(Path(judged).expanduser() / DELTA)
+    return diff.changes(models.base, named(judged, "unlearned", models.settings))
+
+
+def _weights(run: RunDir, origin: Provenance) -> Iterator[Check]:
+    recorded, what = origin.model_digest, "weights of the base"
+    if not recorded:
+        yield Check(UNCHECKED, what, "results.json has no digest of them")
+        return
+    found = models_of(run).base.digest()
     if found.partition(":")[0] != recorded.partition(":")[0]:
-        yield Check(UNCHECKED, "weights of the base", f"recorded {recorded}, known here {found}")
+        yield Check(UNCHECKED, what, f"recorded {recorded}, known here {found}")
     else:
-        yield _same("weights of the base", found, recorded)
+        yield _same(what, found, recorded)
 
 
 def _texts(run: RunDir, source: str, digest: str) -> Iterator[Check]:
-    yield _same(f"texts {source}", data.one(source, run.settings.data).digest, digest)
+    yield _same(f"texts {source}", data.one(source, run.part("data", Data)).digest, digest)
 
 
 def _delta(run: RunDir) -> Iterator[Check]:
-    delta = job_of(run).changes if run.judged else run.delta
-    origin, about = run.results.provenance, run.results.run
-    recorded = origin.delta_digest if origin else ""
-    if not recorded:
+    origin, info = run.results.provenance, run.results.run
+    delta = Delta.load(run.folder / DELTA) if not run.judged else _delta_of(run, models_of(run))
+    if origin is None or not origin.delta_digest:
         yield Check(UNCHECKED, "Delta", "results.json has no digest of it")
     else:
-        yield _same("Delta", delta.digest(), recorded)
-    told = about.trained_parameters or about.changed_tensors
-    yield _same("tensors of the Delta", ", ".join(sorted(delta.tensors)), ", ".join(sorted(told)), f"{len(told)}")
+        yield _same("Delta", delta.digest(), origin.delta_digest)
+    names = info.changed_tensors if run.judged else info.trained_parameters
+    yield _same("tensors of the Delta", ", ".join(sorted(delta.tensors)), ", ".join(sorted(names)), f"{len(names)}")
     bad = [name for name, value in delta.tensors.items() if not value.isfinite().all()]
     yield _right("numbers of the Delta", f"not finite: {', '.join(bad)}" if bad else None, "finite")
     if origin and origin.model_digest and delta.base.get("digest"):
@@ -182,47 +215,69 @@ def _questions(run: RunDir) -> Iterator[Check]:
     if left:
         yield Check(DIFFERS, f"questions {left[0]}", "in answers.jsonl, and not in results.json")
     for name, row in qa.items():
-        right = {who: run.correct(name, who) for who in WHO if row.of(who)}
-        if any(correct is None for correct in right.values()):
+        base, after = run.correct(name, "base"), run.correct(name, "unlearned")
+        if base is None or after is None:
             yield Check(DIFFERS, f"questions {name}", "in results.json, and not all in answers.jsonl")
             continue
-        wrong = _row_differs(row, right)  # type: ignore[arg-type]
-        yield _right(f"questions {name}", wrong, f"{row.base.n} answers give the same numbers")
+        yield _right(f"questions {name}", _row_differs(row, base, after), f"{row.base.n} answers give the same numbers")
 
 
-def _row_differs(row: QaRow, right: dict[State, list[int]]) -> str | None:
-    for state, correct in right.items():
-        if (given := row.of(state)) and (wrong := summary_differs(given, correct)):
-            return f"{state}: {wrong}"
-    if "unlearned" not in right:
+def _row_differs(row: QaRow, base: list[int], after: list[int]) -> str | None:
+    if wrong := summary_differs(row.base, base):
+        return f"base: {wrong}"
+    if row.unlearned is None:
         return None
-    made = statistics.mcnemar(right["base"], right["unlearned"])
-    if row.mcnemar and not all(close(getattr(row.mcnemar, key), made[key]) for key in made):
-        return f"mcnemar {row.mcnemar}, the answers give {made}"
-    p = statistics.against_chance(right["unlearned"], row.chance)
+    if wrong := summary_differs(row.unlearned, after):
+        return f"unlearned: {wrong}"
+    made, p = statistics.mcnemar(base, after), statistics.against_chance(after, row.chance)
+    given = row.mcnemar
+    if given and ((given.lost, given.gained) != (made.lost, made.gained) or not close(given.p, made.p)):
+        return f"mcnemar {given}, the answers give {made}"
     if row.p_chance is not None and not close(row.p_chance, p):
         return f"p_chance {row.p_chance:g}, the answers give {p:g}"
     return None
 
 
-def _attacks(run: RunDir) -> Iterator[Check]:
+def summary_differs(given: Accuracy, correct: list[int]) -> str | None:
+    """Where an accuracy with its error and interval is not that of these answers; None: nowhere."""
+    if not correct:
+        return "no answers"
+    made = statistics.summary(correct)
+    for key, mine, right in (
+        ("n", given.n, made.n),
+        ("acc", given.acc, made.acc),
+        ("stderr", given.stderr, made.stderr),
+    ):
+        if not close(mine, right):
+            return f"{key} {mine:g}, the answers give {right:g}"
+    if not all(map(close, given.ci95, made.ci95)):
+        return f"ci95 {list(given.ci95)}, the answers give {list(made.ci95)}"
+    return None
+
+
+def close(a: float, b: float) -> bool:
+    """Whether two numbers are the same but for the last digits, which another library's version may round otherwise."""
+    return a == b or abs(a - b) <= 1e-9 * max(abs(a), abs(b), 1e-300)
+
+
+def _attack_differs(entry: AttackEntry) -> str | None:
     """Intervals follow from accuracy and n; the accuracies themselves can only be had by attacking again."""
-    for name, entry in run.results.attacks.items():
-        if not (entry.forget_acc and entry.ci95 and entry.n):
-            continue
-        wrong = None
-        for when in ("before", "after"):
-            acc, ci95 = getattr(entry.forget_acc, when), getattr(entry.ci95, when)
-            correct = round(acc * entry.n)
-            if not close(acc, correct / entry.n):
-                wrong = f"{when}: {acc:g} is no accuracy over {entry.n} questions"
-            elif wrong is None and not all(map(close, ci95, statistics.wilson(correct, entry.n))):
-                wrong = f"{when}: the interval of {correct} of {entry.n} is another than {list(ci95)}"
-        yield _right(f"attack {name}", wrong, "accuracies and intervals fit together")
+    found, intervals, n = entry.forget_acc, entry.ci95, entry.n
+    assert found is not None and intervals is not None and n is not None  # noqa: PT018
+    for when, acc, interval in (
+        ("before", found.before, intervals.before),
+        ("after", found.after, intervals.after),
+    ):
+        right = round(acc * n)
+        if not close(acc, right / n):
+            return f"{when}: {acc:g} is no accuracy on {n} questions"
+        if not all(map(close, interval, statistics.wilson(right, n))):
+            return f"{when}: the interval of {right} of {n} is another than {list(interval)}"
+    return None
 
 
 def _metrics(run: RunDir) -> Iterator[Check]:
-    if not run.results.train:
+    if run.results.train is None:
         return
     metrics, steps = run.metrics, run.results.train.steps
     if not metrics:
@@ -236,104 +291,66 @@ def _metrics(run: RunDir) -> Iterator[Check]:
 
 
 def _exported(run: RunDir) -> Iterator[Check]:
-    from rmu_exp.model import diff
-    from rmu_exp.model.checkpoint import locate
-
-    changed = diff.changes(job_of(run).checkpoint, locate(None, str(run.folder / "model"))).tensors
-    other = [name for name, value in changed.items() if not _equal(run.delta.tensors.get(name), value)]
+    mine = Delta.load(run.folder / DELTA).tensors
+    changed = diff.changes(models_of(run).base, locate(None, str(run.folder / MODEL))).tensors
+    other = [name for name, value in changed.items() if not _equal(mine.get(name), value)]
     wrong = f"{other[0]} is neither the base's nor the Delta's" if other else None
     yield _right("model/", wrong, "the base with the Delta in it, bit for bit")
 
 
-def _equal(a: Any, b: Any) -> bool:
+def _equal(a: Tensor | None, b: Tensor) -> bool:
     return a is not None and a.shape == b.shape and bool((a == b).all())
 
 
-def job_of(run: RunDir, folder: Path | None = None) -> Job:
-    """The job of a run's settings, in another folder: in none, as nothing of what is used of it writes."""
-    from rmu_exp.pipeline.job import Job
-    from rmu_exp.pipeline.judgement import Judgement
-
-    where = folder or run.folder / "nowhere"
-    return Judgement(run.settings, where) if run.judged else Job(run.settings, where)  # type: ignore[arg-type]
-
-
 def _asked_again(run: RunDir) -> Iterator[Check]:
-    from rmu_exp.evaluate import harness as qa
-
-    settings = run.settings.eval
+    settings, what = run.part("eval", Eval), "questions put again"
     if not run.answers:
-        yield Check(UNCHECKED, "questions put again", "none were put")
+        yield Check(UNCHECKED, what, "none were put")
         return
-    if settings.backend not in qa.IN_MEMORY:
-        yield Check(UNCHECKED, "questions put again", f"eval.backend={settings.backend} judges in a program of its own")
+    if settings.backend not in harness.IN_MEMORY:
+        yield Check(UNCHECKED, what, f"eval.backend={settings.backend} evaluates in a program of its own")
         return
-    job = job_of(run)
-    delta = job.changes if run.judged else run.delta
-    tokenizer, model = job.checkpoint.tokenizer(), job.checkpoint.open(None, job.dtype, _device(job))
-    again = {"base": qa.ask(model, tokenizer, settings)}
-    with delta.applied(model):
-        again["unlearned"] = qa.ask(model, tokenizer, settings)
-    yield from _answers_differ(run, again)
+    models = models_of(run)
+    tokenizer, model = models.base.tokenizer(), models.open(None)
+    base = harness.ask(model, tokenizer, settings)
+    with _delta_of(run, models).applied(model):
+        after = harness.ask(model, tokenizer, settings)
+    yield from _answers_differ(run, {"base": base, "unlearned": after})
 
 
-def _answers_differ(run: RunDir, again: dict[str, Answers]) -> Iterator[Check]:
-    hashes = run.results.provenance.question_hashes if run.results.provenance else {}
+def _answers_differ(run: RunDir, again: Mapping[State, Answers]) -> Iterator[Check]:
+    origin = run.results.provenance
+    hashes = origin.question_hashes if origin else {}
     for task, asked in run.answers.items():
-        found = {who: answers.chosen.get(task) for who, answers in again.items()}
-        what = f"answers {task}"
+        what, found = f"answers {task}", {who: again[who].chosen.get(task, []) for who in WHO}
         if hashes.get(task, again["base"].hashes.get(task)) != again["base"].hashes.get(task):
             yield Check(DIFFERS, what, "the questions are others than those that were put")
-        elif found == {who: getattr(asked, who) for who in WHO}:
+        elif found == {who: asked.chosen(who) for who in WHO}:
             yield Check(AGREES, what, f"{len(asked.target)} questions, the same options chosen by base and unlearned")
         else:
-            others = {w: sum(map(int.__ne__, c or [], getattr(asked, w))) for w, c in found.items()}
-            told = f"{others['base']} others by base, {others['unlearned']} by unlearned, of {len(asked.target)}"
-            yield Check(DIFFERS, what, told + _because(run))
-
-
-def _device(job: Job) -> Any:
-    import torch
-
-    if job.device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"model.device: {job.device}, and no GPU is visible here")
-    return torch.device(job.device)
+            others = {who: sum(map(int.__ne__, c, asked.chosen(who))) for who, c in found.items()}
+            counts = f"{others['base']} others by base, {others['unlearned']} by unlearned, of {len(asked.target)}"
+            yield Check(DIFFERS, what, counts + _because(run))
 
 
 def _trained_again(run: RunDir) -> Iterator[Check]:
-    from rmu_exp.pipeline import run as pipeline
-    from rmu_exp.pipeline.train import Training
-
-    if not isinstance(run.settings, Run):
-        yield Check(UNCHECKED, "training again", "a judgement trains nothing")
+    settings, what = run.settings, "training again"
+    if not isinstance(settings, Run):
+        yield Check(UNCHECKED, what, "a judgement trains nothing")
         return
-    made_on = run.results.provenance.hardware if run.results.provenance else {}
-    there = made_on.get("threads")
-    threads = run.settings.model.threads or (there if isinstance(there, int) else None)
-    model = dataclasses.replace(run.settings.model, threads=threads)
-    tracking = dataclasses.replace(run.settings.tracking, kind="off")
-    settings = dataclasses.replace(run.settings, model=model, tracking=tracking, attacks={})
-    with tempfile.TemporaryDirectory(prefix="rmu_exp-verify-") as name:
-        job = job_of(dataclasses.replace(run), Path(name) / "run")
-        job.run = settings
-        _device(job)
-        pipeline.carry_out(job, [Training(job)])
-        mine, again = run.folder / "delta.safetensors", job.delta
-        if _sha256(mine) == _sha256(again):
-            yield Check(AGREES, "training again", "the same Delta, byte for byte")
+    origin = run.results.provenance
+    threads = settings.model.threads or (origin.hardware.get("threads") if origin else None)
+    model = dataclasses.replace(settings.model, threads=threads if isinstance(threads, int) else None)
+    refuse_device(models_of(run).device)
+    with tempfile.TemporaryDirectory(prefix="rmu_exp-verify-") as name, computing(model):
+        plan = prepare_training(settings, models_of(run), Texts(settings.data))
+        again = train(plan, Path(name), "").delta
+        again.save(Path(name) / DELTA)
+        if _sha256(run.folder / DELTA) == _sha256(Path(name) / DELTA):
+            yield Check(AGREES, what, "the same Delta, byte for byte")
             return
-        distance = max(distances(run.delta, Delta.load(again)).values(), default=math.inf)
-    yield Check(DIFFERS, "training again", f"another Delta (relative L2 distance {distance:.2g}){_because(run)}")
-
-
-def distances(a: Delta, b: Delta) -> dict[str, float]:
-    """Relative L2 distance of each tensor that both have in the same shape."""
-    shared = [n for n in sorted(a.tensors) if n in b.tensors and a.tensors[n].shape == b.tensors[n].shape]
-    found = {}
-    for name in shared:
-        mine, theirs = a.tensors[name].double(), b.tensors[name].double()
-        found[name] = float((mine - theirs).norm() / mine.norm().clamp_min(1e-30))
-    return found
+    distance = max(diff.distances(Delta.load(run.folder / DELTA), again).values(), default=math.inf)
+    yield Check(DIFFERS, what, f"another Delta (relative L2 distance {distance:.2g}){_because(run)}")
 
 
 def _because(run: RunDir) -> str:

@@ -15,13 +15,15 @@ from rmu_exp.model.checkpoint import Checkpoint
 from rmu_exp.record.store import cached, fingerprint
 from rmu_exp.settings import Eval
 
+Ask = Callable[[Path], Answers]
+
 
 def judged(
     checkpoint: Checkpoint,
     settings: Eval,
     dtype: torch.dtype,
     device: str,
-    ask: Callable[[Path], Answers],
+    ask: Ask,
     anew: bool = False,
 ) -> Answers:
     """The answers of the base model, from the cache when it was asked the same questions before.

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from rmu_exp.evaluate import statistics
+from rmu_exp.record.results import Qa, QaRow
 from rmu_exp.record.store import Store
 from rmu_exp.settings import Eval, Model
 from rmu_exp.support import hub
@@ -238,20 +239,19 @@ def _leaves(name: str, members: dict[str, list[str]]) -> list[str]:
     return [leaf for child in members[name] for leaf in _leaves(child, members)]
 
 
-def compare(base: Answers, unlearned: Answers | None) -> dict[str, Any]:
+def compare(base: Answers, unlearned: Answers) -> Qa:
     """The ``qa`` part of results.json: each group and task before and after, on the same questions."""
-    before = base.pooled()
-    after = unlearned.pooled() if unlearned else {}
-    table: dict[str, Any] = {}
-    for name, correct in before.items():
+    after, table = unlearned.pooled(), dict[str, QaRow]()
+    for name, correct in base.pooled().items():
         chance = base.chance_of(name)
-        row: dict[str, Any] = {"tasks": base.groups[name]} if name in base.groups else {}
-        row["base"] = statistics.summary(correct)
-        if name in after:
-            row["unlearned"] = statistics.summary(after[name])
-            row["mcnemar"] = statistics.mcnemar(correct, after[name])
-            row["p_chance"] = statistics.against_chance(after[name], chance)
-        table[name] = row | {"chance": chance}
+        table[name] = QaRow(
+            tasks=base.groups.get(name),
+            base=statistics.summary(correct),
+            unlearned=statistics.summary(after[name]),
+            mcnemar=statistics.mcnemar(correct, after[name]),
+            p_chance=statistics.against_chance(after[name], chance),
+            chance=chance,
+        )
     return table
 
 

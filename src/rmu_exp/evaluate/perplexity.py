@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rmu_exp.record.results import Perplexity
 from rmu_exp.support.errors import UserError
 
 CALL = 1024  # texts tokenized in one call
@@ -38,7 +39,7 @@ class Piece:
 
 def perplexity(
     model: nn.Module, tokenizer: Any, texts: Sequence[str], *, max_length: int, max_batch_tokens: int
-) -> dict[str, Any]:
+) -> Perplexity:
     """exp of the mean negative log-likelihood of the texts' tokens, every token of equal weight.
 
     Each text is alone: nothing of another one is in its context. A text longer than ``max_length``, or than 4096
@@ -50,12 +51,11 @@ def perplexity(
         model: a transformers causal language model, ready for use (eval mode).
         tokenizer: its tokenizer; how it pads does not matter.
         max_length: tokens of context that the model takes, 2 or more; of more than 4096 only so many are used.
-        max_batch_tokens: tokens a forward pass, padding counted; a longer piece goes alone.
+        max_batch_tokens: tokens per forward pass, padding counted; a longer piece goes alone.
 
     Returns:
-        ``perplexity``; ``tokens``, how many were predicted; ``nll_stderr``, the standard error of the mean negative
-        log-likelihood (the logarithm of the perplexity), with the text as the independent unit, because
-        the tokens of a text are not. The last is left out where there is but one text.
+        ``nll_stderr`` is the standard error of the mean negative log-likelihood (the logarithm of the perplexity), with
+        the text as the independent unit, because the tokens of a text are not; None where there is but one text.
 
     Raises:
         UserError: no text has a token to predict.
@@ -73,11 +73,11 @@ def perplexity(
         raise UserError("eval.perplexity: no text has a token to predict; give longer texts")
     tokens = sum(n for _, n in used)
     mean = math.fsum(s for s, _ in used) / tokens
-    result: dict[str, Any] = {"perplexity": math.exp(mean), "tokens": tokens}
+    stderr = None
     if len(used) > 1:
         squares = math.fsum((s - mean * n) ** 2 for s, n in used)
-        result["nll_stderr"] = math.sqrt(squares * len(used) / (len(used) - 1)) / tokens
-    return result
+        stderr = math.sqrt(squares * len(used) / (len(used) - 1)) / tokens
+    return Perplexity(perplexity=math.exp(mean), tokens=tokens, nll_stderr=stderr)
 
 
 def _pieces(tokenizer: Any, texts: Sequence[str], max_length: int) -> Iterator[Piece]:

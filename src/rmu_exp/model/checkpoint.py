@@ -156,6 +156,11 @@ class Checkpoint:
         spelled = {name: name if name in known else name.partition(".")[2] for name in names}
         return {name: known[own] for name, own in spelled.items() if own in known}
 
+    def lacking(self, names: Iterable[str]) -> list[str]:
+        """Those of the names that no tensor on disk has; none where the files that would say so are not here yet."""
+        known = set(weights.weight_map(self.folder) or self._tensors())
+        return [name for name in names if known and not {name, name.partition(".")[2]} & known]
+
     def _tensors(self) -> dict[str, tuple[Path, weights.Entry]]:
         present = [file for file in self.weight_files() if file.is_file()]
         return {name: (file, entry) for file in present for name, entry in weights.header(file).items()}

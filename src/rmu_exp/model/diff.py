@@ -60,6 +60,16 @@ def changes(base: Checkpoint, other: Checkpoint) -> Delta:
     return Delta(changed, None, [], base.about())
 
 
+def distances(a: Delta, b: Delta) -> dict[str, float]:
+    """Relative L2 distance of each tensor that both have in the same shape."""
+    shared = [n for n in sorted(a.tensors) if n in b.tensors and a.tensors[n].shape == b.tensors[n].shape]
+    found = {}
+    for name in shared:
+        mine, theirs = a.tensors[name].double(), b.tensors[name].double()
+        found[name] = float((mine - theirs).norm() / mine.norm().clamp_min(1e-30))
+    return found
+
+
 TIED = {"lm_head.weight"}  # saved or left out where it is the embedding
 
 

@@ -3,80 +3,91 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
-from functools import cached_property
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from rmu_exp.attacks import runner
 from rmu_exp.attacks.api import Context
-from rmu_exp.evaluate import questions as items
+from rmu_exp.evaluate import questions
+from rmu_exp.evaluate.questions import Question
+from rmu_exp.model.delta import Delta
 from rmu_exp.model.weight_files import LAYER
-from rmu_exp.pipeline.job import Job
-from rmu_exp.tracking import Tracker
+from rmu_exp.pipeline.checks import other_tasks
+from rmu_exp.pipeline.models import Models, Texts
+from rmu_exp.pipeline.record import Record, made_from
+from rmu_exp.record.results import Results
+from rmu_exp.record.store import Store, fingerprint
+from rmu_exp.settings import Judge, Run
 
 
-class Attacking:
-    """Writes one part of results.json an attack."""
+@dataclass(frozen=True)
+class AttackPlan:
+    """The chosen attacks, and what they ask.
 
-    def __init__(self, job: Job) -> None:
-        self.job = job
+    Attributes:
+        asked: questions about the forget topics.
+        others: task or group to its questions about everything else.
+    """
 
-    @property
-    def chosen(self) -> dict[str, dict[str, Any]]:
-        """The attacks that are still to be carried out; none on a trial that its search has given up."""
-        chosen, results = self.job.run.attacks, self.job.results
-        return runner.missing(chosen, results, self.of) if chosen and "pruned" not in results else {}
+    run: Run | Judge
+    models: Models
+    texts: Texts
+    asked: list[Question]
+    others: dict[str, list[Question]]
 
-    @cached_property
-    def of(self) -> str:
+    def fingerprint(self, delta: Delta) -> str:
         """What the attacks' results belong to: the models, the texts, the questions."""
-        job, (asked, others) = self.job, self.questions
-        oracle = job.oracle.identity() if job.run.model.oracle is not None else None
-        questions = [[dataclasses.astuple(item) for item in group] for group in (asked, *others.values())]
-        what = [job.checkpoint.identity(), job.changes.digest(), oracle, job.text_digests, list(others), questions]
-        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+        oracle = self.models.oracle.identity() if self.models.oracle else None
+        groups = [[dataclasses.astuple(item) for item in group] for group in (self.asked, *self.others.values())]
+        base = self.models.base.identity()
+        return fingerprint(base, delta.digest(), oracle, self.texts.digests, list(self.others), groups)
 
-    @cached_property
-    def questions(self) -> tuple[list[items.Question], dict[str, list[items.Question]]]:
-        """What attacks ask: about the forget topics, and about everything else, by task or group."""
-        run = self.job.run
-        others = [task for task in run.eval.tasks if task not in {*run.data.forget_tasks, "wmdp"}]
-        asked = items.needed(run.data.forget_tasks, run.topics, run.eval.limit)
-        return asked, {k: v for k, v in items.load(others, run.topics, run.eval.limit).items() if v}
+    def missing(self, delta: Delta, results: Results) -> dict[str, dict[str, Any]]:
+        """The attacks that are still to be run, with their settings; none on a run that its search has given up."""
+        if results.pruned is not None:
+            return {}
+        return runner.missing(self.run.attacks, results, self.fingerprint(delta))
 
-    def preflight(self) -> None:
-        if not self.job.run.attacks:
-            return
-        if self.job.run.model.oracle is not None:
-            self.job.refuse_other(self.job.oracle)
-        _, _ = self.questions, self.job.texts
 
-    def carry_out(self, tracker: Tracker) -> None:
-        if not self.chosen:
-            return
-        for _, found in runner.carry_out(self._context(), self.chosen, self.of, self.job.journal):
-            runner.merge(self.job.results, found)
-            self.job.save()
+def prepare_attacks(run: Run | Judge, models: Models, texts: Texts) -> AttackPlan | None:
+    """What the chosen attacks need; None: none are chosen. Raises UserError when some of it is not there."""
+    if not run.attacks:
+        return None
+    _, _ = models.oracle, texts.corpora  # which refuse what does not fit
+    asked = questions.needed(run.data.forget_tasks, run.topics, run.eval.limit)
+    others = {k: v for k, v in questions.load(other_tasks(run), run.topics, run.eval.limit).items() if v}
+    return AttackPlan(run, models, texts, asked, others)
 
-    def _context(self) -> Context:
-        job, device = self.job, torch.device(self.job.device)
-        asked, others = self.questions
-        delta, (forget, retain) = job.changes, job.texts
-        span = sorted({int(m[1]) for name in delta.tensors if (m := LAYER.search(name))})
-        return Context(
-            items=asked,
-            others=others,
-            forget=[text for corpus in forget for text in corpus.texts],
-            retain=list(dict.fromkeys(text for corpus in retain for text in corpus.texts)),
-            layer=span[-1] if span else job.checkpoint.depth - 1,
-            span=span,
-            seed=job.run.seed,
-            tokenizer=job.checkpoint.tokenizer(),
-            device=device,
-            delta=delta,
-            load=lambda: job.checkpoint.open(None, job.dtype, device),
-            load_oracle=(lambda: job.oracle.open(None, job.dtype, device)) if job.run.model.oracle else None,
-        )
+
+def attack(plan: AttackPlan, delta: Delta, record: Record, results: Results) -> Iterator[Results]:
+    """Run the missing attacks; gives the results after each."""
+    belongs, run, base = plan.fingerprint(delta), plan.run, plan.models.base
+
+    def store(stage: str, *parts: object) -> Store:
+        return record.store(stage, made_from(run, base, *parts))
+
+    for found in runner.run_attacks(_context(plan, delta), plan.missing(delta, results), belongs, store):
+        results = runner.merge(results, found)
+        yield results
+
+
+def _context(plan: AttackPlan, delta: Delta) -> Context:
+    models, (forget, retain) = plan.models, plan.texts.corpora
+    span = sorted({int(m[1]) for name in delta.tensors if (m := LAYER.search(name))})
+    return Context(
+        items=plan.asked,
+        others=plan.others,
+        forget=[text for corpus in forget for text in corpus.texts],
+        retain=list(dict.fromkeys(text for corpus in retain for text in corpus.texts)),
+        layer=span[-1] if span else models.base.depth - 1,
+        span=span,
+        seed=plan.run.seed,
+        tokenizer=models.base.tokenizer(),
+        device=torch.device(models.device),
+        delta=delta,
+        load=models.load,
+        load_oracle=(lambda: models.load(models.oracle)) if models.oracle else None,
+    )

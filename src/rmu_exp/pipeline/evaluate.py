@@ -1,139 +1,153 @@
-"""Judging: the questions of lm-eval's tasks and perplexity, before and after, by the same code."""
+"""Evaluation: the questions of lm-eval's tasks and perplexity, before and after, by the same code."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
-from functools import cached_property
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from torch import nn
+
 from rmu_exp import data
+from rmu_exp.data.sources import Corpus
 from rmu_exp.evaluate import base_answers, harness
+from rmu_exp.evaluate.harness import Answers
 from rmu_exp.evaluate.perplexity import perplexity
-from rmu_exp.pipeline.job import Job
+from rmu_exp.model.delta import Delta
+from rmu_exp.pipeline.models import Models
+from rmu_exp.pipeline.record import Record, made_from
+from rmu_exp.record import rundir
+from rmu_exp.record.results import PerplexityRow, Pruned, Results
+from rmu_exp.settings import Judge, Run
 from rmu_exp.support.files import write_atomic
-from rmu_exp.tracking import Tracker
 
-PERPLEXITY_TOKENS = 4096  # a forward pass; its logits are what takes memory
+PERPLEXITY_TOKENS = 4096  # per forward pass; its logits are what takes memory
 
 
-class EarlyStop(Protocol):
-    """A rule by which a search gives a run up on a part of the questions.
+class GiveUp(Protocol):
+    """An early stopping rule of a search.
 
     Attributes:
-        questions: how many questions per task it is asked on.
+        questions: how many questions of each task are asked first.
     """
 
     @property
     def questions(self) -> int: ...
 
-    def __call__(self, partly: dict[str, Any], /) -> str | None:
-        """Why the run is given up, or None; ``partly`` in the form of results.json."""
+    def __call__(self, partly: Results) -> str | None:
+        """Why the run is given up after the questions in ``partly.pruned.qa``; None: it is not."""
 
 
-class Judging:
-    """Writes answers.jsonl, and the parts ``qa`` and ``perplexity`` of results.json.
+@dataclass(frozen=True)
+class Evaluation:
+    """What is still to be evaluated.
 
-    Args:
-        early_stop: the rule by which a search gives the run up on a part of the questions.
+    Attributes:
+        asks: whether questions are.
+        held_out: the texts to measure perplexity on; None: it is not measured.
     """
 
-    def __init__(self, job: Job, early_stop: EarlyStop | None = None) -> None:
-        self.job, self.early_stop = job, early_stop
+    run: Run | Judge
+    models: Models
+    asks: bool
+    held_out: Corpus | None
 
-    @cached_property
-    def held_out(self) -> data.Corpus:
-        """The texts that perplexity is measured on."""
-        return data.held_out(self.job.run.data, self.job.run.eval)
 
-    @property
-    def asks(self) -> bool:
-        """Whether questions are still to be asked."""
-        return bool(self.job.run.eval.tasks) and not {"qa", "pruned"} & set(self.job.results)
+def prepare_evaluation(run: Run | Judge, models: Models, results: Results | None) -> Evaluation:
+    """What of the evaluation an earlier start has not done. Raises UserError for unknown tasks and texts."""
+    given_up = results is not None and results.pruned is not None
+    if run.eval.tasks:
+        harness.task_manager(run.eval.tasks)
+    asks = bool(run.eval.tasks) and not given_up and not (results and results.qa)
+    reads = run.eval.perplexity is not None and not given_up and not (results and results.perplexity)
+    return Evaluation(run, models, asks, data.held_out(run.data, run.eval) if reads else None)
 
-    @property
-    def reads(self) -> bool:
-        """Whether perplexity is still to be measured."""
-        return self.job.run.eval.perplexity is not None and "perplexity" not in self.job.results
 
-    def preflight(self) -> None:
-        if self.job.run.eval.tasks:
-            harness.task_manager(self.job.run.eval.tasks)
-        if self.reads:
-            _ = self.held_out
+def evaluate(
+    plan: Evaluation, delta: Delta, record: Record, results: Results, give_up: GiveUp | None
+) -> Iterator[Results]:
+    """Ask and measure; gives the results each time a part is added. Writes answers.jsonl.
 
-    def carry_out(self, tracker: Tracker) -> None:
-        if self.asks and self.job.run.eval.backend not in harness.IN_MEMORY:
-            self._ask_outside()
-        if not (self.asks or self.reads):
-            return
-        tokenizer, model = self.job.checkpoint.tokenizer(), self.job.open(None)
-        if self.asks:
-            self._ask(model, tokenizer)
-        if self.reads and "pruned" not in self.job.results:
-            self._read(model, tokenizer)
+    Args:
+        give_up: an early stopping rule; when it says so, what it has seen is the last that is added.
+    """
+    run, models = plan.run, plan.models
+    if plan.asks and run.eval.backend not in harness.IN_MEMORY:
+        results = _ask_outside(plan, record, results)
+        yield results
+    elif plan.asks:
+        results = _ask(plan, delta, record, results, give_up)
+        yield results
+    if plan.held_out is not None and results.pruned is None:
+        tokenizer, model = models.base.tokenizer(), models.open(None)
+        texts, size = plan.held_out.texts, {"max_length": models.base.context, "max_batch_tokens": PERPLEXITY_TOKENS}
+        base = perplexity(model, tokenizer, texts, **size)
+        with delta.applied(model):
+            row = PerplexityRow(base=base, unlearned=perplexity(model, tokenizer, texts, **size))
+        yield results.model_copy(update={"perplexity": {plan.held_out.source: row}})
 
-    def _ask(self, model: Any, tokenizer: Any) -> None:
-        job = self.job
 
-        def ask(who: str, *about: object) -> harness.Answers:
-            return harness.ask(model, tokenizer, job.run.eval, job.journal(f"questions-{who}", *about))
+def _ask(plan: Evaluation, delta: Delta, record: Record, results: Results, give_up: GiveUp | None) -> Results:
+    run, models = plan.run, plan.models
+    tokenizer, model = models.base.tokenizer(), models.open(None)
 
-        before = self._base(lambda _folder: ask("base"))
-        with job.changes.applied(model):
-            if self.early_stop is not None and self._given_up(self.early_stop, before, model, tokenizer):
-                return
-            after = ask("unlearned", job.changes.digest())
-        self._answered(before, after, lambda _folder: ask("base"))
+    def ask(who: str, *parts: object) -> Answers:
+        store = record.store(f"questions-{who}", made_from(run, models.base, *parts))
+        return harness.ask(model, tokenizer, run.eval, store)
 
-    def _base(self, ask: Callable[[Path], harness.Answers], anew: bool = False) -> harness.Answers:
-        job = self.job
-        return base_answers.judged(job.checkpoint, job.run.eval, job.dtype, job.device, ask, anew)
+    def ask_base(_folder: Path) -> Answers:
+        return ask("base")
 
-    def _read(self, model: Any, tokenizer: Any) -> None:
-        size = {"max_length": self.job.checkpoint.context, "max_batch_tokens": PERPLEXITY_TOKENS}
-        measured = {"base": perplexity(model, tokenizer, self.held_out.texts, **size)}
-        with self.job.changes.applied(model):
-            measured["unlearned"] = perplexity(model, tokenizer, self.held_out.texts, **size)
-        self.job.results["perplexity"] = {self.held_out.source: measured}
-        self.job.save()
+    before = _base(plan, ask_base)
+    with delta.applied(model):
+        if give_up is not None:
+            pruned = _first_questions(plan, model, tokenizer, before, give_up)
+            if because := give_up(results.model_copy(update={"pruned": pruned})):
+                return results.model_copy(update={"pruned": pruned.model_copy(update={"because": because})})
+        after = ask("unlearned", delta.digest())
+    if before.hashes != after.hashes:  # kept answers to other questions
+        before = _base(plan, ask_base, anew=True)
+    return _answered(record, results, before, after)
 
-    def _ask_outside(self) -> None:
-        """Let one of lm-eval's own backends judge the checkpoints on disk."""
-        job = self.job
 
-        def outside(folder: Path) -> harness.Answers:
-            return harness.ask_backend(folder, job.run.eval, job.run.model)
+def _ask_outside(plan: Evaluation, record: Record, results: Results) -> Results:
+    """Let one of lm-eval's own backends evaluate the checkpoints on disk."""
 
-        self._answered(self._base(outside), outside(job.folder / "model"), outside)
+    def ask(folder: Path) -> Answers:
+        return harness.ask_backend(folder, plan.run.eval, plan.run.model)
 
-    def _given_up(self, early_stop: EarlyStop, before: harness.Answers, model: Any, tokenizer: Any) -> bool:
-        """Whether the first questions of each task already show that the run is beaten."""
-        settings = self.job.run.eval
-        count = min(early_stop.questions, settings.limit or early_stop.questions)
-        after = harness.ask(model, tokenizer, dataclasses.replace(settings, limit=count))
-        partly = {"questions": count, "qa": harness.compare(before.first(count), after)}
-        because = early_stop({"pruned": partly})
-        if because is not None:
-            self.job.results["pruned"] = partly | {"because": because}
-            self.job.save()
-        return because is not None
+    before, after = _base(plan, ask), ask(record.folder / rundir.MODEL)
+    if before.hashes != after.hashes:
+        before = _base(plan, ask, anew=True)
+    return _answered(record, results, before, after)
 
-    def _answered(
-        self, before: harness.Answers, after: harness.Answers, ask_base: Callable[[Path], harness.Answers]
-    ) -> None:
-        if before.hashes != after.hashes:  # kept answers to other questions
-            before = self._base(ask_base, anew=True)
-        lines = [
-            json.dumps({"task": task, "question": i, "target": target, "base": b, "unlearned": u})
-            for task in before.targets
-            for i, (target, b, u) in enumerate(
-                zip(before.targets[task], before.chosen[task], after.chosen[task], strict=True)
-            )
-        ]
-        write_atomic(self.job.folder / "answers.jsonl", "\n".join(lines) + "\n")
-        self.job.results["qa"] = harness.compare(before, after)
-        self.job.results["provenance"]["question_hashes"] = after.hashes
-        self.job.save()
+
+def _base(plan: Evaluation, ask: base_answers.Ask, anew: bool = False) -> Answers:
+    models = plan.models
+    return base_answers.judged(models.base, plan.run.eval, models.dtype, models.device, ask, anew)
+
+
+def _first_questions(plan: Evaluation, model: nn.Module, tokenizer: Any, before: Answers, give_up: GiveUp) -> Pruned:
+    """The first questions of each task, for the early stopping rule."""
+    settings = plan.run.eval
+    count = min(give_up.questions, settings.limit or give_up.questions)
+    after = harness.ask(model, tokenizer, dataclasses.replace(settings, limit=count))
+    return Pruned(questions=count, qa=harness.compare(before.first(count), after), because="")
+
+
+def _answered(record: Record, results: Results, before: Answers, after: Answers) -> Results:
+    """Write the answers, and add what they say to the results."""
+    lines = [
+        json.dumps({"task": task, "question": i, "target": target, "base": b, "unlearned": u})
+        for task in before.targets
+        for i, (target, b, u) in enumerate(
+            zip(before.targets[task], before.chosen[task], after.chosen[task], strict=True)
+        )
+    ]
+    write_atomic(record.folder / rundir.ANSWERS, "\n".join(lines) + "\n")
+    assert results.provenance is not None
+    origin = results.provenance.model_copy(update={"question_hashes": after.hashes})
+    return results.model_copy(update={"qa": harness.compare(before, after), "provenance": origin})

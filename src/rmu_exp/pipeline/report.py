@@ -3,36 +3,32 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
-from rmu_exp.pipeline.job import Job
-from rmu_exp.report import attacks as attacks_report
-from rmu_exp.report import markdown, plots, tables
+from rmu_exp.record import rundir
+from rmu_exp.record.results import Results
+from rmu_exp.report import attacks, markdown, plots, tables
 from rmu_exp.report.card import card
 from rmu_exp.support.files import write_atomic
 from rmu_exp.tracking import Tracker
 
 
-class Reporting:
-    """Shows what results.json holds; report.md is what a run writes last."""
+def report(folder: Path, results: Results, tracker: Tracker) -> None:
+    """Write plots and report, which is the last that a run writes, and hand them on to the tracker."""
+    drawn = plots.draw_all(folder)
+    if (folder / rundir.MODEL).is_dir():
+        write_atomic(folder / rundir.MODEL / "README.md", card(results))
+    markdown.write_report(folder)
+    tracker.finish(results, drawn, folder / rundir.DELTA)
 
-    def __init__(self, job: Job) -> None:
-        self.job = job
 
-    def preflight(self) -> None:
-        """Nothing to refuse."""
+def show(folder: Path, results: Results) -> None:
+    """Print the results."""
+    from rich.console import Console
 
-    def carry_out(self, tracker: Tracker) -> None:
-        from rich.console import Console
-
-        folder, results = self.job.folder, self.job.results
-        drawn = plots.draw_all(folder)
-        markdown.write_report(folder)
-        if (folder / "model").is_dir():
-            write_atomic(folder / "model" / "README.md", card(results))
-        tracker.finish(results, drawn, self.job.delta)
-        console = Console(width=None if sys.stdout.isatty() else 100)
-        if "qa" in results:
-            console.print(tables.qa_table(results))
-        if line := attacks_report.sentence(results):
-            console.print(line.replace("**", ""), highlight=False, soft_wrap=True)
-        console.print(f"Results and plots: {folder}", highlight=False)
+    console = Console(width=None if sys.stdout.isatty() else 100)
+    if results.qa:
+        console.print(tables.on_screen(results.qa).rich(tables.title(results.run)))
+    if line := attacks.sentence(results):
+        console.print(line.replace("**", ""), highlight=False, soft_wrap=True)
+    console.print(f"Results and plots: {folder}", highlight=False)

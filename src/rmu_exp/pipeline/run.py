@@ -1,196 +1,157 @@
-"""One run from start to end: unlearn, judge, report. What an earlier start has done is not done again.
+"""One run from start to end: prepare, train, evaluate, attack, report.
 
-Data flows one way: each stage reads what earlier ones left in the run's folder and writes its own part.
+A judgement is the same with another source of the changed weights: they are those of a model that exists. What an
+earlier start has done is not done again, and a finished run started again does nothing.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import logging
-import os
-import re
 import shutil
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-import yaml
-from filelock import FileLock, Timeout
-
-from rmu_exp.pipeline.attack import Attacking
-from rmu_exp.pipeline.evaluate import EarlyStop, Judging
-from rmu_exp.pipeline.export import Exporting
-from rmu_exp.pipeline.job import Job, Stage
-from rmu_exp.pipeline.report import Reporting
-from rmu_exp.pipeline.train import Training
-from rmu_exp.record import provenance
-from rmu_exp.settings import Run
-from rmu_exp.support import boundary, memory, signals
-from rmu_exp.support.errors import BusyError, RunError, UserError, first_line
-from rmu_exp.support.files import LOCK, write_atomic
-from rmu_exp.support.redaction import Formatter
+from rmu_exp.model.delta import Delta
+from rmu_exp.model.export import export
+from rmu_exp.pipeline import judgement, process_cache
+from rmu_exp.pipeline import train as training
+from rmu_exp.pipeline.attack import AttackPlan, attack, prepare_attacks
+from rmu_exp.pipeline.evaluate import Evaluation, GiveUp, evaluate, prepare_evaluation
+from rmu_exp.pipeline.judgement import Judged, prepare_judgement
+from rmu_exp.pipeline.models import Models, Texts
+from rmu_exp.pipeline.record import Record, made_from
+from rmu_exp.pipeline.report import report, show
+from rmu_exp.pipeline.session import logged, session
+from rmu_exp.pipeline.train import TrainPlan, prepare_training, train
+from rmu_exp.record import rundir
+from rmu_exp.settings import Judge, Run
+from rmu_exp.support import memory
 from rmu_exp.tracking import Tracker, open_tracker
 
-log = logging.getLogger("rmu_exp")
-THREADS = torch.get_num_threads()  # what this process may use
 
-
-def execute(run: Run, folder: Path, early_stop: EarlyStop | None = None) -> None:
-    """Carry out a run in its folder.
+def execute(run: Run | Judge, folder: Path, give_up: GiveUp | None = None) -> None:
+    """Run or judge in a folder.
 
     Args:
-        early_stop: the rule by which a search gives the run up on a part of the questions.
+        give_up: the early stopping rule of a search, asked after a part of the questions.
 
     Raises:
         UserError: what the run asks for does not exist or does not fit; nothing has been written.
         RunError: it failed on the way.
     """
-    job = Job(run, folder)
-    carry_out(job, [Training(job), Exporting(job), Judging(job, early_stop), Attacking(job), Reporting(job)])
+    with session(run.model, folder):
+        plan = prepare(run, folder)
+        if plan.finished and plan.record.results:
+            return show(folder, plan.record.results)
+        record = plan.record
+        record.begin()
+        with logged(folder), tracked(plan) as tracker, memory.limited(run.model.memory):
+            delta = changed_weights(plan, tracker)
+            results = record.results
+            assert results is not None
+            if plan.exports:
+                export(plan.models.base, delta, folder / rundir.MODEL)
+            for measured in evaluate(plan.evaluation, delta, record, results, give_up):
+                results = record.save(measured)
+            if plan.attacks is not None:
+                for measured in attack(plan.attacks, delta, record, results):
+                    results = record.save(measured)
+            report(folder, results, tracker)
+            show(folder, results)
+        shutil.rmtree(folder / rundir.STATE, ignore_errors=True)
 
 
-def carry_out(job: Job, stages: Sequence[Stage]) -> None:
-    """Check all stages, then carry them out one after the other. Raises as :func:`execute`."""
-    torch.set_num_threads(job.run.model.threads or THREADS)
-    bits = deterministic(job.run.model.deterministic)
-    with signals.listening(), warned(), boundary.one_line(job.folder), claimed(job.folder), bits:
-        preflight(job, stages)
-        with logged(job), tracked(job) as tracker, memory.limited(job.run.model.memory):
-            for stage in stages:
-                stage.carry_out(tracker)
-        shutil.rmtree(job.state, ignore_errors=True)
-
-
-def preflight(job: Job, stages: Sequence[Stage]) -> None:
-    """Refuse what cannot work before anything is written."""
-    _check_device(job.device)
-    job.take_up()
-    for stage in stages:
-        stage.preflight()
-    job.check()
-
-
-def _check_device(device: str) -> None:
-    if not re.fullmatch(r"cpu|cuda(:\d+)?|mps", device):
-        raise UserError(f"model.device: got {device!r}, allowed is auto, cpu, cuda, cuda:1, …")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"model.device: got {device!r}, but no GPU is visible; allowed here is cpu")
-
-
-@contextmanager
-def claimed(folder: Path) -> Iterator[None]:
-    """Have a folder to oneself.
-
-    Raises:
-        BusyError: another process is at it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / LOCK
-    try:
-        with FileLock(file, timeout=0):
-            yield
-    except Timeout as error:
-        raise BusyError(f"output: another process is at {folder}; wait for it, or choose another folder") from error
-    finally:
-        if [f.name for f in folder.iterdir()] == [LOCK]:
-            file.unlink(missing_ok=True)  # a folder that was refused is left as it was
-
-
-@contextmanager
-def deterministic(wanted: bool) -> Iterator[None]:
-    """Inside the block torch takes kernels that give the same bits each time, or none."""
-    if not wanted:
-        yield
-        return
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when a GPU is first used
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)
-
-
-@contextmanager
-def warned() -> Iterator[None]:
-    """Show warnings of the project on standard error."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setLevel(logging.WARNING)
-    handler.setFormatter(Formatter("rmu_exp: %(message)s"))
-    handler.addFilter(lambda record: not record.exc_info)  # the log has it; the screen gets one line at the end
-    log.addHandler(handler)
-    try:
-        yield
-    finally:
-        log.removeHandler(handler)
-
-
-class RunLog(logging.FileHandler):
-    """run.log. Once it cannot be written it stays as it is: the run goes on, and says so at its end.
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done, checked.
 
     Attributes:
-        lost: why it ends early; empty: it does not.
+        source: where the changed weights come from: a training, a model that exists, or an earlier start's Delta.
+        evaluation: what of it an earlier start has not done.
+        attacks: None: none are chosen.
     """
 
-    lost = ""
+    run: Run | Judge
+    record: Record
+    models: Models
+    texts: Texts
+    source: TrainPlan | Judged | Delta
+    evaluation: Evaluation
+    attacks: AttackPlan | None
 
-    def emit(self, record: logging.LogRecord) -> None:
-        if not self.lost:
-            super().emit(record)
+    @property
+    def exports(self) -> bool:
+        """Whether the full checkpoint is wanted and not there yet."""
+        return isinstance(self.run, Run) and self.run.export and not (self.record.folder / rundir.MODEL).exists()
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
-        self.lost = first_line(sys.exc_info()[1] or OSError())
+    @property
+    def finished(self) -> bool:
+        """Whether an earlier start has done everything."""
+        results, folder = self.record.results, self.record.folder
+        if isinstance(self.source, TrainPlan) or results is None or not (folder / rundir.REPORT).is_file():
+            return False
+        if self.exports or self.evaluation.asks or self.evaluation.held_out is not None:
+            return False
+        delta = self.source.delta if isinstance(self.source, Judged) else self.source
+        return self.attacks is None or not self.attacks.missing(delta, results)
 
-    def close(self) -> None:
-        with suppress(OSError):
-            super().close()
+
+def prepare(run: Run | Judge, folder: Path) -> Plan:
+    """Refuse what cannot work, before anything is written. Raises as :func:`execute`."""
+    record, texts = Record(run, folder), Texts(run.data)
+    source: TrainPlan | Judged | Delta
+    if isinstance(run, Judge):
+        source = prepare_judgement(run, record)
+        models = source.models
+    else:
+        shared = process_cache.wanted(run.share)
+        models = Models.find(run.model, None, run.model.revision or record.revision, shared=shared)
+        if record.results and record.results.train and (folder / rundir.DELTA).is_file():
+            source = Delta.load(folder / rundir.DELTA)
+        else:
+            source = prepare_training(run, models, texts)
+    evaluation = prepare_evaluation(run, models, record.results)
+    attacks = prepare_attacks(run, models, texts)
+    if isinstance(source, Judged):  # reading weights comes last
+        source.check(record)
+    elif isinstance(source, Delta):
+        source.refuse_other_base(models.base, f"output: {folder}")
+    return Plan(run, record, models, texts, source, evaluation, attacks)
+
+
+def changed_weights(plan: Plan, tracker: Tracker) -> Delta:
+    """The weights that unlearning changed; the results begin with what they are."""
+    run, record, source = plan.run, plan.record, plan.source
+    if isinstance(source, Delta):
+        return source
+    if isinstance(run, Judge) and isinstance(source, Judged):
+        record.save(judgement.describe(run, source, plan.texts, record))
+        return source.delta
+    assert isinstance(source, TrainPlan)
+    belongs = made_from(run, plan.models.base, plan.texts.digests)
+    trained = train(source, record.folder, belongs, lambda metrics: tracker.log(metrics, metrics["step"]))
+    trained.delta.save(record.folder / rundir.DELTA)
+    record.save(training.describe(source, trained, record.command))
+    return trained.delta
 
 
 @contextmanager
-def logged(job: Job) -> Iterator[None]:
-    """run.log for the time of the run, and config.yaml."""
-    settings = provenance.settings(job.run) | {"digest": job.run.digest, "command": job.command}
-    write_atomic(job.folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
-    file = job.folder / "run.log"
-    handler = RunLog(file, encoding="utf-8")
-    handler.setFormatter(Formatter("%(asctime)s %(levelname)s %(message)s"))
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
-    try:
-        yield
-        if handler.lost:
-            log.warning("%s ends early (%s)", file, handler.lost)
-    except (UserError, KeyboardInterrupt):
-        raise
-    except RunError as error:
-        raise RunError(f"{error} (log: {file})") from error
-    except Exception as error:
-        log.exception("the run failed")
-        raise RunError(f"{type(error).__name__}: {error} (log: {file})") from error
-    finally:
-        log.removeHandler(handler)
-        handler.close()
-
-
-@contextmanager
-def tracked(job: Job) -> Iterator[Tracker]:
+def tracked(plan: Plan) -> Iterator[Tracker]:
     """The run's tracker, closed at the end whatever happens."""
-    t, (name, tags) = job.run.tracking, job.name
-    tracker = open_tracker(
-        t.kind,
-        job.folder,
-        dataclasses.asdict(job.run),
-        t.name or name,
-        t.group,
-        [*t.tags, *tags],
-        t.project,
-        t.entity,
-        t.mode,
-        t.wait,
-    )
+    run, base = plan.run, plan.models.base.name.rstrip("/").split("/")[-1]
+    if isinstance(run, Judge):
+        name, tags = f"judge-{Path(run.unlearned).name}", ["judge", run.data.name]
+    else:
+        setting = f"layer{run.layer}-steer{_short(run.steer)}-alpha{_short(run.alpha)}-seed{run.seed}"
+        name, tags = f"{base}-{run.method.name}-{setting}", [run.method.name, run.data.name]
+    tracker = open_tracker(run.tracking, plan.record.folder, dataclasses.asdict(run), name, tags)
     try:
         yield tracker
     finally:
         tracker.close()
+
+
+def _short(values: list[float] | str) -> str:
+    return values if isinstance(values, str) else "-".join(f"{v:g}" for v in dict.fromkeys(values))

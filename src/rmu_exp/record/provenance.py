@@ -11,8 +11,10 @@ import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
+from pydantic import JsonValue
+
+from rmu_exp.record.results import Git, Provenance
 from rmu_exp.settings import Judge, Run
 from rmu_exp.support.redaction import redact
 
@@ -35,20 +37,24 @@ PACKAGES = (
 SWITCHES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "CUBLAS_WORKSPACE_CONFIG", "PYTHONHASHSEED")
 
 
-def describe(run: Run | Judge, device: str) -> dict[str, Any]:
-    """The settings and their hash, versions, git state, hardware, seeds and command line of this process.
+def describe(run: Run | Judge, device: str, **made_from: object) -> Provenance:
+    """The settings and their hash, versions, git state, hardware and seeds of this process.
 
     Args:
-        device: the device that the run used.
+        device: the device that the run uses.
+        made_from: further fields of :class:`Provenance`: command, data_hashes, model_revision, model_digest, ….
     """
-    return {
-        "config": settings(run),
-        "config_hash": run.digest,
-        "seeds": {"seed": run.seed},
-        "versions": versions(),
-        "git": git_state(),
-        "hardware": hardware(device),
-    }
+    return Provenance.model_validate(
+        {
+            "config": settings(run),
+            "config_hash": run.digest,
+            "seeds": {"seed": run.seed},
+            "versions": versions(),
+            "git": git_state(),
+            "hardware": hardware(device),
+        }
+        | made_from
+    )
 
 
 def command() -> str:
@@ -56,7 +62,7 @@ def command() -> str:
     return redact("python " + shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))
 
 
-def settings(run: Run | Judge) -> dict[str, Any]:
+def settings(run: Run | Judge) -> dict[str, JsonValue]:
     """Every setting but the place of the folder: the content of config.yaml."""
     return {key: value for key, value in dataclasses.asdict(run).items() if key != "output"}
 
@@ -73,11 +79,10 @@ def _version(name: str) -> str:
         return "not installed"
 
 
-def git_state() -> dict[str, Any] | None:
+def git_state() -> Git | None:
     """Commit of the checkout that this package runs from, and what its files differ from it by.
 
-    Returns:
-        ``commit``, ``dirty`` and, when dirty, ``diff``: sha256 of ``git diff HEAD``; None: there is no checkout.
+    None: there is no checkout.
     """
     here = Path(__file__).parent
 
@@ -88,19 +93,18 @@ def git_state() -> dict[str, Any] | None:
         return done.stdout.decode(errors="replace")
 
     try:
-        state: dict[str, Any] = {"commit": git("rev-parse", "HEAD").strip()}
-        difference = git("diff", "HEAD")
+        commit, difference = git("rev-parse", "HEAD").strip(), git("diff", "HEAD")
     except (OSError, subprocess.SubprocessError):
         return None
-    state["dirty"] = bool(difference)
-    return state | ({"diff": hashlib.sha256(difference.encode()).hexdigest()} if difference else {})
+    digest = hashlib.sha256(difference.encode()).hexdigest() if difference else None
+    return Git(commit=commit, dirty=bool(difference), diff=digest)
 
 
-def hardware(device: str) -> dict[str, Any]:
+def hardware(device: str) -> dict[str, JsonValue]:
     """The processor, what of it is used, and the accelerator: bits may differ where these do."""
     import torch
 
-    found: dict[str, Any] = {
+    found: dict[str, JsonValue] = {
         "machine": platform.machine(),
         "system": f"{platform.system()} {platform.release()}",
         "processor": _processor(),
@@ -117,7 +121,7 @@ def hardware(device: str) -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """Its name, where the system tells it."""
+    """Its name, where the system says it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

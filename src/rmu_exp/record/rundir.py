@@ -1,6 +1,6 @@
-"""The folder of a run or a judgement, as read by commands that did not write it. Nothing here writes.
+"""The folder of a run or a judgement: its files' names, and how commands read what they did not write.
 
-What is damaged is told in one line that names the file.
+What is damaged is reported in one line that names the file. Nothing here writes.
 """
 
 from __future__ import annotations
@@ -10,19 +10,25 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import JsonValue
 
-from rmu_exp.config.parse import stored
-from rmu_exp.evaluate import statistics
-from rmu_exp.model.delta import Delta
+from rmu_exp.config.parse import one_line, stored
 from rmu_exp.record import results as results_json
-from rmu_exp.record.results import Accuracy, Results, State
+from rmu_exp.record.results import Results, State
 from rmu_exp.settings import Judge, Run
 from rmu_exp.support.errors import UserError
 
-WHO: tuple[State, ...] = ("base", "unlearned")
+CONFIG, DELTA, METRICS, ANSWERS = "config.yaml", "delta.safetensors", "metrics.jsonl", "answers.jsonl"
+REPORT, MODEL, LOG = "report.md", "model", "run.log"
+STATE = "state"  # the folder of what unfinished stages keep; gone when the run is done
+WHO: tuple[State, State] = ("base", "unlearned")
+Object = dict[str, JsonValue]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -33,9 +39,13 @@ class TaskAnswers:
     base: list[int] = field(default_factory=list)
     unlearned: list[int] = field(default_factory=list)
 
-    def correct(self, who: str) -> list[int]:
+    def chosen(self, who: State) -> list[int]:
+        """The option that a model chose for each question."""
+        return self.base if who == "base" else self.unlearned
+
+    def correct(self, who: State) -> list[int]:
         """1 or 0 for each question."""
-        return [int(chosen == right) for chosen, right in zip(getattr(self, who), self.target, strict=True)]
+        return [int(chosen == right) for chosen, right in zip(self.chosen(who), self.target, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -44,26 +54,21 @@ class RunDir:
 
     Attributes:
         config: the settings in config.yaml.
+        judged: whether it is a judgement of a model that exists.
         digest: of the settings, as config.yaml says.
+        command: what it was first started by; empty: config.yaml does not say.
     """
 
     folder: Path
-    config: dict[str, Any]
+    config: Object
+    judged: bool
     digest: str
+    command: str
 
     @cached_property
     def results(self) -> Results:
-        """The content of results.json.
-
-        Raises:
-            UserError: there is none, or it is damaged.
-        """
+        """The content of results.json. Raises UserError when it is damaged or missing."""
         return results_json.load(self.folder / results_json.NAME)
-
-    @property
-    def judged(self) -> bool:
-        """Whether it is a judgement of a model that somebody else unlearned."""
-        return "unlearned" in self.config
 
     @cached_property
     def settings(self) -> Run | Judge:
@@ -75,16 +80,24 @@ class RunDir:
         try:
             return stored(self.config)
         except UserError as error:
-            raise UserError(f"{self.folder / 'config.yaml'}: {error}") from error
+            raise UserError(f"{self.folder / CONFIG}: {error}") from error
 
-    @cached_property
-    def delta(self) -> Delta:
-        """What unlearning changed; of a judgement, of what was judged.
+    def part(self, key: str, schema: type[T]) -> T:
+        """One group of the settings, as this version has it: keys that it does not know are left out.
 
         Raises:
-            UserError: there is none, or it is damaged.
+            UserError: the group is not there, or holds a wrong type.
         """
-        return Delta.load(self.folder / "delta.safetensors")
+        values, known = self.config.get(key), getattr(schema, "__dataclass_fields__", {})
+        if not isinstance(values, dict):
+            raise UserError(f"{self.folder / CONFIG}: damaged (no {key} in it)")
+        try:
+            kept = {k: v for k, v in values.items() if k in known}
+            made = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), kept))
+        except OmegaConfBaseException as error:
+            raise UserError(f"{self.folder / CONFIG}: {key}.{one_line(error)}") from error
+        assert isinstance(made, schema)
+        return made
 
     @cached_property
     def answers(self) -> dict[str, TaskAnswers]:
@@ -93,22 +106,22 @@ class RunDir:
         Raises:
             UserError: answers.jsonl is damaged.
         """
-        file, found = self.folder / "answers.jsonl", dict[str, TaskAnswers]()
+        file, found = self.folder / ANSWERS, dict[str, TaskAnswers]()
         if not file.is_file():
             return found
         for number, line in enumerate(lines(file), 1):
             task, question = line.get("task"), line.get("question")
-            row = [line.get(key) for key in ("target", *WHO)]
+            row = [value for key in ("target", *WHO) if isinstance(value := line.get(key), int)]
             mine = found.setdefault(str(task), TaskAnswers())
-            if not all(isinstance(v, int) for v in row) or question != len(mine.target):
+            if len(row) < 3 or question != len(mine.target):
                 raise UserError(
                     f"{file}: damaged (line {number} is no answer to question {len(mine.target)} of {task})"
                 )
             for values, value in zip((mine.target, mine.base, mine.unlearned), row, strict=True):
-                values.append(value)  # type: ignore[arg-type]
+                values.append(value)
         return found
 
-    def correct(self, name: str, who: str) -> list[int] | None:
+    def correct(self, name: str, who: State) -> list[int] | None:
         """1 or 0 for each question of a task or group; None: its answers are not all there."""
         row = self.results.qa.get(name)
         tasks = row.tasks if row and row.tasks is not None else [name]
@@ -117,39 +130,38 @@ class RunDir:
         return [c for task in tasks for c in self.answers[task].correct(who)]
 
     @property
-    def metrics(self) -> list[dict[str, Any]]:
-        """metrics.jsonl, a line a step; empty when there is none. Raises UserError when it is damaged."""
-        file = self.folder / "metrics.jsonl"
+    def metrics(self) -> list[Object]:
+        """metrics.jsonl, one line per step; empty when there is none. Raises UserError when it is damaged."""
+        file = self.folder / METRICS
         return list(lines(file)) if file.is_file() else []
 
 
 def read(folder: Path) -> RunDir:
-    """A run's folder.
+    """The folder of a run that has results.
 
     Raises:
         UserError: it is none, or its settings or results are missing or damaged.
     """
-    config = folder / "config.yaml"
-    for file in (config, folder / results_json.NAME):
+    for file in (folder / CONFIG, folder / results_json.NAME):
         if not file.is_file():
             raise UserError(f"{folder}: no {file.name} in it; give the folder of a run or a judgement that has results")
-    found = of(config)
+    found = of(folder / CONFIG)
     _ = found.results
     return found
 
 
 def of(config: Path) -> RunDir:
-    """A run's folder by its config.yaml; it may have no results yet. Raises UserError when config.yaml is damaged."""
+    """A run's folder by its config.yaml. Raises UserError when that is damaged."""
     values = settings(config)
-    digest = values.pop("digest", None)
-    values.pop("command", None)
-    return RunDir(config.parent, values, str(digest))
+    digest, command = values.pop("digest", None), values.pop("command", None)
+    kind = values.pop("kind", "judge" if "unlearned" in values else "train")  # schema 1 had no kind
+    return RunDir(config.parent, values, kind == "judge", str(digest), command if isinstance(command, str) else "")
 
 
-def settings(file: Path) -> dict[str, Any]:
+def settings(file: Path) -> Object:
     """The content of a config.yaml. Raises UserError when it is damaged."""
     try:
-        values: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise UserError(f"{file}: damaged ({reason(error)}); remove it") from error
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
@@ -157,7 +169,7 @@ def settings(file: Path) -> dict[str, Any]:
     return values
 
 
-def lines(file: Path) -> Iterator[dict[str, Any]]:
+def lines(file: Path) -> Iterator[Object]:
     """The objects in a file of JSON lines. Raises UserError at the first line that is none."""
     try:
         for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
@@ -169,9 +181,9 @@ def lines(file: Path) -> Iterator[dict[str, Any]]:
         raise UserError(f"{file}: damaged ({reason(error)})") from error
 
 
-def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(nested: Mapping[str, JsonValue], prefix: str = "") -> Object:
     """Nested settings by their dotted keys."""
-    found: dict[str, Any] = {}
+    found: Object = {}
     for key, value in nested.items():
         if isinstance(value, Mapping) and value:
             found |= flat(value, f"{prefix}{key}.")
@@ -185,21 +197,3 @@ def reason(error: Exception) -> str:
     if isinstance(error, OSError):
         return error.strerror or type(error).__name__
     return " ".join((str(error).splitlines() or [""])[0].split()) or type(error).__name__
-
-
-def close(a: float, b: float) -> bool:
-    """Whether two numbers are the same but for the last digits, which another library's version may round otherwise."""
-    return a == b or abs(a - b) <= 1e-9 * max(abs(a), abs(b), 1e-300)
-
-
-def summary_differs(given: Accuracy, correct: list[int]) -> str | None:
-    """Where an accuracy with its error and interval is not that of these answers; None: nowhere."""
-    if not correct:
-        return "no answers"
-    made = statistics.summary(correct)
-    for key in ("n", "acc", "stderr"):
-        if not close(getattr(given, key), made[key]):
-            return f"{key} {getattr(given, key):g}, the answers give {made[key]:g}"
-    if not all(map(close, given.ci95, made["ci95"])):
-        return f"ci95 {list(given.ci95)}, the answers give {made['ci95']}"
-    return None

@@ -65,7 +65,8 @@ def changed(run: Run) -> list[str]:
     They go into results.json as ``run.changed``. Those that change no number in this run are left out. A model in a
     folder (``model.path``) is taken for a copy of the preset's.
     """
-    mine, usual = flat(dataclasses.asdict(run)), flat(dataclasses.asdict(Run()))
+    usual: dict[str, object] = {**flat(dataclasses.asdict(Run()))}
+    mine: dict[str, object] = {**flat(dataclasses.asdict(run))}
     mine |= {"layers.parameters": run.parameters, "method.faithful": run.faithful}
     theirs = run.model.published_settings | PUBLISHED | {key: usual[key] for key in UNCHANGED}
     if run.steer != AUTO:

@@ -15,17 +15,45 @@ from typing import Any
 
 import yaml
 from hydra.core.override_parser.types import Override
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
+from pydantic import BaseModel, ValidationError
 
 from rmu_exp.record import rundir
-from rmu_exp.settings import Judge, Run, digest_of, result_settings
-from rmu_exp.support.errors import UserError
+from rmu_exp.report.objectives import NAMES
+from rmu_exp.settings import Judge, Run, Tracking, digest_of, result_settings
+from rmu_exp.support.errors import UserError, first_line
 from rmu_exp.support.files import write_atomic
 from rmu_exp.sweep import check, names, report, trials
-from rmu_exp.report.objectives import NAMES
 from rmu_exp.sweep.overrides import values
 
 NOTES = "sweep.yaml"
+
+
+class Notes(BaseModel):
+    """What sweep.yaml keeps, so that the same command resumes the sweep and its report can be written again.
+
+    Attributes:
+        swept: the swept keys.
+        one: the swept values of one trial, with which ``settings`` were composed.
+        objectives, asked: what the report compares, and the tasks that each axis stands for.
+        trials: names of the trials' folders; empty when the sweeper chooses as it goes.
+    """
+
+    swept: list[str]
+    one: list[str] = []
+    settings: dict[str, Any] = {}
+    objectives: list[str]
+    asked: dict[str, list[str]]
+    tracking: dict[str, Any] = {}
+    trials: list[str] = []
+
+    @classmethod
+    def read(cls, folder: Path) -> Notes:
+        """The notes of a sweep's folder. Raises UserError when they are damaged."""
+        try:
+            return cls.model_validate(rundir.settings(folder / NOTES))
+        except ValidationError as error:
+            raise UserError(f"{folder / NOTES}: damaged ({first_line(error)}); remove it") from error
 
 
 def begin(
@@ -58,14 +86,20 @@ def begin(
     if (folder / "config.yaml").is_file():
         raise UserError(f"output: {folder} holds a single run; choose another folder")
     if (folder / NOTES).is_file():
-        before = rundir.settings(folder / NOTES)
-        one = list(before.get("one") or one)
+        before = Notes.read(folder)
+        one = before.one or one
         _same(folder, before, keys, settings([*plain, *one]))
-    notes: dict[str, object] = {"swept": keys, "one": one, "settings": dataclasses.asdict(settings([*plain, *one]))}
     own = {key: list(config.hydra.sweeper.get(key) or value) for key, value in compared.items()}
-    notes["report"] = own | {"tracking": OmegaConf.to_container(config.tracking, resolve=True)}
-    notes["trials"] = [names.name(words) for words in combinations]
-    write_atomic(folder / NOTES, yaml.safe_dump(notes, sort_keys=False))
+    notes = Notes(
+        swept=keys,
+        one=one,
+        settings=dataclasses.asdict(settings([*plain, *one])),
+        objectives=own.pop("objectives"),
+        asked=own,
+        tracking=dataclasses.asdict(settings([*plain, *one]).tracking),
+        trials=[names.name(words) for words in combinations],
+    )
+    write_atomic(folder / NOTES, yaml.safe_dump(notes.model_dump(), sort_keys=False))
     done = 0
     for number, words in enumerate(combinations):
         place = folder / names.name(words)
@@ -76,16 +110,15 @@ def begin(
         print(f"{len(combinations)} trials{there}: {folder}", file=sys.stderr)
 
 
-def _same(folder: Path, before: Mapping[str, Any], swept: list[str], now: Run | Judge) -> None:
+def _same(folder: Path, before: Notes, swept: list[str], now: Run | Judge) -> None:
     """Refuse a folder whose trials have other settings, beside the swept ones, than those to come."""
     other = f"output: {folder} holds another sweep"
-    if before.get("swept") != swept:
-        had, has = ", ".join(map(str, before.get("swept") or ())), ", ".join(swept)
+    if before.swept != swept:
+        had, has = ", ".join(before.swept), ", ".join(swept)
         raise UserError(f"{other} (of {had or 'nothing'}; now: of {has or 'nothing'}); choose another folder")
-    settings = before.get("settings") or {}
-    if digest_of(settings) == now.digest:
+    if digest_of(before.settings) == now.digest:
         return
-    flat_had, flat_has = (rundir.flat(result_settings(s)) for s in (settings, dataclasses.asdict(now)))
+    flat_had, flat_has = (rundir.flat(result_settings(s)) for s in (before.settings, dataclasses.asdict(now)))
     key = next((k for k in flat_has if flat_has[k] != flat_had.get(k)), "settings")
     raise UserError(f"{other} ({key}: {flat_had.get(key)}; now: {flat_has.get(key)}); choose another folder")
 
@@ -96,9 +129,10 @@ def finish(folder: Path, why: str = "") -> int:
     Args:
         why: what ended it early.
     """
-    notes = rundir.settings(folder / NOTES)
-    asked, mine = notes["report"], set(notes["trials"])
-    listed = report.write(folder, asked["objectives"], asked, asked["tracking"])
+    notes = Notes.read(folder)
+    tracking = Tracking(**notes.tracking)
+    listed = report.write(folder, notes.objectives, notes.asked, tracking if tracking.kind != "off" else None)
+    mine = set(notes.trials)
     bad = [t for t in listed if (not mine or t.name in mine) and t.state in ("failed", "unfinished")]
     for trial in bad:
         print(f"rmu_exp: {trial.name}: {trial.state}{': ' * bool(trial.reason)}{trial.reason}", file=sys.stderr)

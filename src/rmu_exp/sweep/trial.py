@@ -9,15 +9,14 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from rmu_exp.pipeline import judgement
-from rmu_exp.pipeline import run as pipeline
+from rmu_exp.pipeline.run import execute
 from rmu_exp.record import results as results_json
 from rmu_exp.record import rundir
+from rmu_exp.report.objectives import score
 from rmu_exp.settings import Judge, Run
 from rmu_exp.support.errors import BusyError, RunError, UserError, first_line
 from rmu_exp.sweep import names, trials
 from rmu_exp.sweep.prune import EarlyStopRule
-from rmu_exp.tracking.weights_and_biases import score
 
 
 def run(asked: Callable[[], Run | Judge], folder: Path, hydra: DictConfig) -> float:
@@ -39,7 +38,7 @@ def run(asked: Callable[[], Run | Judge], folder: Path, hydra: DictConfig) -> fl
         wanted.tracking.group = wanted.tracking.group or folder.parent.name
         if not is_finished(folder, wanted):
             print(f"trial {folder.name}", file=sys.stderr, flush=True)
-            launch(wanted, folder, EarlyStopRule.of(folder.parent, hydra.sweeper))
+            execute(wanted, folder, EarlyStopRule.of(folder.parent, hydra.sweeper))
     except BusyError:
         print(f"rmu_exp: {folder.name}: another process is at it", file=sys.stderr)
         return math.nan
@@ -51,28 +50,20 @@ def run(asked: Callable[[], Run | Judge], folder: Path, hydra: DictConfig) -> fl
     return metric(folder)
 
 
-def launch(wanted: Run | Judge, folder: Path, early_stop: EarlyStopRule | None = None) -> None:
-    """A run or a judgement in its folder. Raises as :func:`rmu_exp.pipeline.run.execute`."""
-    if isinstance(wanted, Judge):
-        judgement.execute(wanted, folder)
-    else:
-        pipeline.execute(wanted, folder, early_stop)
-
-
 def is_finished(folder: Path, wanted: Run | Judge) -> bool:
     """Whether all that is asked for is in a folder, by its files alone: nothing is loaded."""
     if not trials.is_done(folder) or trials.digest_in(folder) != wanted.digest:
         return False
     results = results_json.load(folder / results_json.NAME)
-    if "pruned" in results:
+    if results.pruned is not None:
         return True
-    if isinstance(wanted, Run) and wanted.export and not (folder / "model").is_dir():
+    if isinstance(wanted, Run) and wanted.export and not (folder / rundir.MODEL).is_dir():
         return False
-    stored, made = rundir.settings(folder / "config.yaml"), results.get("attacks", {})
-    asks = [stored.get("model", {}).get("oracle"), stored.get("data", {}).get("forget_tasks")]
+    stored = rundir.flat(rundir.settings(folder / rundir.CONFIG))
+    asks = [stored.get("model.oracle"), stored.get("data.forget_tasks")]
     same = asks == [wanted.model.oracle, wanted.data.forget_tasks]
-    there = all(made.get(n, {}).get("settings") == s and "error" not in made[n] for n, s in wanted.attacks.items())
-    return not wanted.attacks or (same and there)
+    made = {name: entry.settings for name, entry in results.attacks.items() if entry.error is None}
+    return not wanted.attacks or (same and all(made.get(name) == values for name, values in wanted.attacks.items()))
 
 
 def metric(folder: Path) -> float:

@@ -114,7 +114,7 @@ def digest_in(folder: Path) -> str | None:
     file = folder / "config.yaml"
     if not file.is_file():
         return None
-    return rundir.settings(file).get("digest")
+    return rundir.of(file).digest
 
 
 def is_planned(folder: Path) -> bool:

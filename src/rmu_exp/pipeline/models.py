@@ -1,0 +1,116 @@
+"""The models and the texts of a run, each found or read when it is first asked for."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+import torch
+from torch import nn
+
+from rmu_exp import data
+from rmu_exp.data.sources import Corpus
+from rmu_exp.model import diff
+from rmu_exp.model.checkpoint import Checkpoint, locate, named
+from rmu_exp.pipeline import process_cache
+from rmu_exp.settings import Data, Model
+from rmu_exp.support.errors import UserError
+
+
+@dataclass(frozen=True)
+class Models:
+    """The base model and the oracle, and how they are loaded.
+
+    Attributes:
+        base: the checkpoint that was, or is to be, unlearned.
+        device: where everything computes.
+        shared: whether trials in one process share what they load.
+    """
+
+    settings: Model
+    base: Checkpoint
+    device: str
+    shared: bool = False
+
+    @classmethod
+    def find(
+        cls, settings: Model, base: str | None = None, revision: str | None = None, *, shared: bool = False
+    ) -> Models:
+        """Find the base model; nothing large is read.
+
+        Args:
+            base: a folder or hub id, in place of the one of the settings.
+            revision: the base's commit on the hub.
+
+        Raises:
+            UserError: no such model or device.
+        """
+        device = settings.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        refuse_device(device)
+        if base is not None:
+            return cls(settings, named(base, "base", settings), device, shared)
+        where = settings.name, settings.path, revision or settings.revision, settings.trust_remote_code
+        return cls(settings, locate(*where), device, shared)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """fp32 on a CPU, where bf16 is slow; the checkpoint's own on a GPU; or the one of the settings."""
+        if self.settings.dtype == "auto":
+            return torch.float32 if self.device == "cpu" else self.base.dtype
+        dtype = getattr(torch, self.settings.dtype)
+        assert isinstance(dtype, torch.dtype)
+        return dtype
+
+    @cached_property
+    def oracle(self) -> Checkpoint | None:
+        """The model that never saw the forget topics. Raises UserError when it does not match the base."""
+        if self.settings.oracle is None:
+            return None
+        found = named(self.settings.oracle, "model.oracle", self.settings)
+        self.refuse_other(found, "model.oracle")
+        return found
+
+    def refuse_other(self, other: Checkpoint, key: str) -> None:
+        """Refuse a checkpoint that is not of the base model's shape and tokenizer."""
+        if difference := diff.difference(self.base, other):
+            raise UserError(f"{key}: {other.name} does not match {self.base.name}: {difference}")
+
+    def load(self, checkpoint: Checkpoint | None = None) -> nn.Module:
+        """A full model of its own: the base, or another checkpoint."""
+        return (checkpoint or self.base).open(None, self.dtype, torch.device(self.device))
+
+    def open(self, depth: int | None) -> nn.Module:
+        """The first layers of the base, or all of it (None); whoever uses it leaves it as it is."""
+        make = partial(self.base.open, depth, self.dtype, torch.device(self.device))
+        if not self.shared:
+            return make()
+        key = (self.base, self.base.digest(), depth, self.dtype, self.device)
+        return process_cache.once("full model" if depth is None else "first layers", key, make)
+
+
+def refuse_device(device: str) -> None:
+    """Refuse a device that there is not."""
+    if not re.fullmatch(r"cpu|cuda(:\d+)?|mps", device):
+        raise UserError(f"model.device: got {device!r}, allowed is auto, cpu, cuda, cuda:1, …")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"model.device: got {device!r}, but no GPU is visible; allowed here is cpu")
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The forget and the retain corpora, one per topic; read when they are first needed."""
+
+    settings: Data
+
+    @cached_property
+    def corpora(self) -> tuple[list[Corpus], list[Corpus]]:
+        """Forget and retain. Raises UserError for a source that is missing, damaged or empty."""
+        return data.load(self.settings)
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """Corpus to the sha256 of its texts."""
+        return {c.source: c.digest for side in self.corpora for c in side}

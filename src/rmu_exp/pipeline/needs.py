@@ -1,0 +1,78 @@
+"""What a run takes from the hub, said by the run's own settings: for a machine that will have no network."""
+
+from __future__ import annotations
+
+import dataclasses
+import pkgutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rmu_exp import worlds
+from rmu_exp.data import sources
+from rmu_exp.settings import Run
+from rmu_exp.unlearn import method as methods
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What is to be fetched.
+
+    Attributes:
+        models: ``ORG/NAME`` or ``ORG/NAME@REVISION``.
+        corpora: hub datasets, as in ``data.forget``.
+        tasks: lm-eval tasks and groups whose questions lie on the hub.
+        depth: how many layers; None: all.
+        trust_remote_code: whether the code that comes with a model is wanted.
+    """
+
+    models: Sequence[str] = ()
+    corpora: Sequence[str] = ()
+    tasks: Sequence[str] = ()
+    depth: int | None = None
+    trust_remote_code: bool = False
+
+
+def of(runs: Sequence[Run]) -> Needs:
+    """What a run takes from the hub, or all runs of a sweep together."""
+    models: list[str | None] = []
+    texts: list[str] = []
+    tasks: list[str] = []
+    for run in runs:
+        model = run.model
+        if model.path is None and model.name:
+            models.append(f"{model.name}@{model.revision}" if model.revision else model.name)
+        texts += [*run.data.forget, *run.data.retain, *([run.eval.perplexity] if run.eval.perplexity else [])]
+        tasks += run.eval.tasks
+        if run.attacks:  # which ask about the forget topics, of the oracle too
+            models.append(model.oracle)
+            tasks += run.data.forget_tasks
+    depths = [depth(run) for run in runs]
+    return Needs(
+        models=[name for name in dict.fromkeys(models) if name and _on_hub(name)],
+        corpora=[source for source in dict.fromkeys(texts) if sources.dataset(source) is not None],
+        tasks=[task for task in dict.fromkeys(tasks) if task.partition("_")[0] not in _worlds()],
+        depth=None if None in depths else max(d for d in depths if d is not None),
+        trust_remote_code=any(run.model.trust_remote_code for run in runs),
+    )
+
+
+def depth(run: Run) -> int | None:
+    """How many layers of the base a run loads; None: all, which whoever asks questions needs."""
+    method = methods.find(run.method.name)
+    if run.eval.tasks or run.eval.perplexity or run.attacks or run.export or run.train.check_every:
+        return None
+    if method.Method.logits:
+        return None
+    given = dataclasses.asdict(run.method)
+    settings = method.Settings(**{key: value for key, value in given.items() if key != "name"})
+    return int(max(method.Method.targets(settings, run.layer))) + 1
+
+
+def _on_hub(name: str) -> bool:
+    return name.partition(":")[0] not in _worlds() and not Path(name).expanduser().is_dir()
+
+
+def _worlds() -> set[str]:
+    """The worlds that come with this package: their models and questions are here already."""
+    return {module.name for module in pkgutil.iter_modules(worlds.__path__)}
