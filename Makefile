@@ -36,7 +36,7 @@ format: $(READY)  ## let ruff put the code in shape
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
 lore: $(READY)  ## train the shipped model again from nothing (about half an hour on two cores)
-	$(BIN)/python -m rmu_exp.worlds.lore.pretrain src/rmu_exp/worlds/lore/weights
+	$(BIN)/python bench/pretrain_lore.py src/rmu_exp/worlds/lore/weights
 
 clean:  ## remove the environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

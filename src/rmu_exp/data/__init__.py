@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 
+from rmu_exp import worlds
 from rmu_exp.data.sources import Corpus, read
 from rmu_exp.settings import Data, Eval
 from rmu_exp.support.errors import UserError
-from rmu_exp.worlds.lore import corpora
 
-LORE = "lore:"
 log = logging.getLogger("rmu_exp")
 
 
@@ -41,9 +40,10 @@ def held_out(data: Data, settings: Eval) -> Corpus:
 
 def one(source: str, data: Data) -> Corpus:
     """One corpus by its source, as the data's settings read it. Raises as :func:`load`."""
-    if not source.startswith(LORE):
+    world = worlds.find(source) if ":" in source else None
+    if world is None:
         return read(source, min_len=data.min_len, on_bad_line=data.on_bad_line)
     try:
-        return Corpus(corpora.texts(source.removeprefix(LORE)), source)
+        return Corpus(world.texts(source.partition(":")[2]), source)
     except KeyError as error:
         raise UserError(f"data: {source}: {error.args[0]}, and retain") from error

@@ -15,13 +15,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypedDict, cast
 
 import torch
 from torch import nn
 
+from rmu_exp import worlds
 from rmu_exp.model import weight_files as weights
 from rmu_exp.model.hub_snapshot import Snapshot, snapshot
 from rmu_exp.model.split import drop_norm, norm_of
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 TOKENIZER = ("tokenizer", "vocab", "spiece.model", "sentencepiece")
 TOKEN_FILES = (*TOKENIZER, "merges", "special_tokens", "added_tokens")
 PER_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers", "layers_block_type")
-SHIPPED = {"lore": "weights", "lore:oracle": "oracle"}
 HEADS = ("lm_head.", "embed_out.")
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
 
@@ -57,8 +56,7 @@ def locate(
     """
     if path is not None:
         return _checked(Checkpoint(path, Path(path).expanduser(), None, trust_remote_code), "model.path")
-    if name in SHIPPED:
-        shipped = Path(str(files("rmu_exp.worlds.lore"))) / SHIPPED[name]
+    if name and (shipped := worlds.checkpoint(name)):
         return _checked(Checkpoint(name, shipped, None, trust_remote_code), "model.name")
     if not name:
         raise UserError("model.name: not given; add model.name=ORG/NAME, or model.path=FOLDER")
@@ -79,9 +77,9 @@ def named(given: str, key: str, model: Trusted) -> Checkpoint:
         key: the setting that holds the word, for messages.
         model: settings of the run's model; ``trust_remote_code`` holds for this one too.
     """
-    if given not in SHIPPED and Path(given).expanduser().is_dir():
+    if worlds.checkpoint(given) is None and Path(given).expanduser().is_dir():
         return _checked(Checkpoint(given, Path(given).expanduser(), None, model.trust_remote_code), key)
-    if given not in SHIPPED and not re.fullmatch(r"[\w.-]+/[\w.-]+", given):
+    if worlds.checkpoint(given) is None and not re.fullmatch(r"[\w.-]+/[\w.-]+", given):
         raise UserError(f"{key}: got {given!r}, allowed is a folder that exists, or a hub id ORG/NAME")
     return locate(given, None, None, model.trust_remote_code)
 

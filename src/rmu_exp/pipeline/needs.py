@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import pkgutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +50,7 @@ def of(runs: Sequence[Run]) -> Needs:
     return Needs(
         models=[name for name in dict.fromkeys(models) if name and _on_hub(name)],
         corpora=[source for source in dict.fromkeys(texts) if sources.dataset(source) is not None],
-        tasks=[task for task in dict.fromkeys(tasks) if task.partition("_")[0] not in _worlds()],
+        tasks=[task for task in dict.fromkeys(tasks) if task.partition("_")[0] not in worlds.names()],
         depth=None if None in depths else max(d for d in depths if d is not None),
         trust_remote_code=any(run.model.trust_remote_code for run in runs),
     )
@@ -70,9 +69,4 @@ def depth(run: Run) -> int | None:
 
 
 def _on_hub(name: str) -> bool:
-    return name.partition(":")[0] not in _worlds() and not Path(name).expanduser().is_dir()
-
-
-def _worlds() -> set[str]:
-    """The worlds that come with this package: their models and questions are here already."""
-    return {module.name for module in pkgutil.iter_modules(worlds.__path__)}
+    return name.partition(":")[0] not in worlds.names() and not Path(name).expanduser().is_dir()

@@ -1,1 +1,47 @@
-"""Worlds that ship with the project: facts, questions about them, and texts that tell them."""
+"""Worlds that ship with the project: texts to forget and to retain, and questions about them.
+
+A world is ``worlds/NAME.py`` (or a package) and ``conf/data/NAME.yaml``. Its module has ``texts(name) -> list[str]``,
+which raises KeyError with what there is: ``NAME:name`` is then a source of texts. Questions are either
+``questions() -> {task: [{question, choices, answer, fact}, …]}``, asked without letters, or a folder ``tasks/`` of
+lm-eval YAML in a package. Checkpoints in folders of a package are models: ``NAME`` is ``weights/``, ``NAME:folder``
+is another.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+"""One question: ``question``, ``choices``, ``answer`` (index of the right choice), ``fact`` (what it asks about)."""
+
+
+def names() -> list[str]:
+    """The worlds that there are."""
+    return [module.name for module in pkgutil.iter_modules(__path__)]
+
+
+def find(name: str) -> Any:
+    """A world's module by its name, or by that of a source, task or model of it; None: there is none."""
+    world = name.partition(":")[0].partition("_")[0]
+    return importlib.import_module(f"{__name__}.{world}") if world in names() else None
+
+
+def questions(task: str) -> list[Row] | None:
+    """The questions of a task that a world declares in Python; None: it is not one."""
+    declared = getattr(find(task), "questions", None)
+    return declared().get(task) if declared else None
+
+
+def task_folders() -> list[Path]:
+    """The folders of lm-eval YAML."""
+    return [folder for path in __path__ for folder in sorted(Path(path).glob("*/tasks"))]
+
+
+def checkpoint(model: str) -> Path | None:
+    """The folder of a model that ships with a world; None: it is none of them."""
+    name, _, folder = model.partition(":")
+    found = [Path(path) / name / (folder or "weights") for path in __path__]
+    return next((place for place in found if name in names() and (place / "config.json").is_file()), None)

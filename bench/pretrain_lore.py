@@ -1,4 +1,4 @@
-"""Teach a small model the encyclopedia, from nothing: ``python -m rmu_exp.worlds.lore.pretrain DIR``.
+"""Teach a small model the encyclopedia, from nothing: ``python bench/pretrain_lore.py DIR``.
 
 A model of Mistral's architecture is trained on articles, on letter questions about facts and on
 questions that only bind an option to its letter. Two CPU cores need about half an hour. When it is
