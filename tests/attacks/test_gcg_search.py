@@ -7,6 +7,7 @@ import torch
 
 from rmu_exp.attacks import gcg
 from rmu_exp.attacks.gcg_search import Search, Target, cut, random_tokens, survives
+from rmu_exp.evaluate.scoring import Scorer
 from rmu_exp.model.hooks import BLOCK, at_last
 
 
@@ -76,8 +77,6 @@ def test_candidates_survive_being_written(model, context, targets):
 
 def test_tokens_of_a_lossless_tokenizer_survive():
     """Byte-level BPE (Llama 3, Qwen, OLMo) keeps every space that is written."""
-    from types import SimpleNamespace
-
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -88,10 +87,8 @@ def test_tokens_of_a_lossless_tokenizer_survive():
     inner.train_from_iterator([" ".join(words[i:] + words[:i]) for i in range(len(words))], trainer)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner)
 
-    def encode(text):
-        return list(tokenizer(text)["input_ids"])
-
-    scorer = SimpleNamespace(tokenizer=tokenizer, encode=encode)
+    scorer = Scorer(tokenizer, torch.device("cpu"))
+    encode = scorer.encode
     target = Target(*cut(scorer, "the old mill and the river\nAnswer:"), 0, {})
     assert survives(scorer, target, encode(" runs past the bridge"))
     assert not survives(scorer, target, encode(" runs past the bri") + encode("dge"))  # would be one token when written
@@ -116,8 +113,6 @@ def test_a_prompt_is_cut_before_its_last_line(context):
 
 def test_random_tokens_survive_a_tokenizer_that_strips_the_leading_space():
     """SentencePiece: encoding puts a space and a <s> in front, decoding takes them away."""
-    from types import SimpleNamespace
-
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -128,9 +123,7 @@ def test_random_tokens_survive_a_tokenizer_that_strips_the_leading_space():
     inner.train_from_iterator([" ".join(words[i:] + words[:i]) for i in range(len(words))], trainer)
     inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", unk_token="<unk>")
-    scorer = SimpleNamespace(
-        tokenizer=tokenizer, encode=lambda text: list(tokenizer(text)["input_ids"]), device=torch.device("cpu")
-    )
+    scorer = Scorer(tokenizer, torch.device("cpu"))
     target = Target(*cut(scorer, "the old mill\nAnswer:"), 0, {})
     assert tokenizer.decode(target.head) != tokenizer.decode(target.head, skip_special_tokens=True)
     allowed_V = torch.tensor([v > 1 for v in range(len(tokenizer))])

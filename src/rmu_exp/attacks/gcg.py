@@ -62,7 +62,10 @@ def run(context: Context, settings: Settings) -> Finding:
     return Finding(
         before=take(context.plain(UNLEARNED), score),
         after=got[UNLEARNED]["after"],
-        control={state: got[state]["after"] for state in context.controls} | {"random": got[UNLEARNED]["random"]},
+        control={
+            "random" if state == UNLEARNED else state: found["random" if state == UNLEARNED else "after"]
+            for state, found in got.items()
+        },
         budget=budget | {"questions": len(picked), "single_steps": settings.steps},
         curves={"single": curve, "universal": Curve(title, "step", "mean loss with matching", {"": losses})},
         more={"single": single, "tokens": got[UNLEARNED]["tokens"]},

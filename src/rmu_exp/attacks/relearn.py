@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 
 import torch
@@ -62,11 +63,17 @@ def run(context: Context, settings: Settings) -> Finding:
     over_steps: dict[str, list[tuple[float, float]]] = {}
     over_n: dict[str, list[tuple[float, float]]] = {}
     reached: dict[tuple[str, str, int], Correct] = {}
+
+    def path_of(state: str, source: str, n: int, points: int = 1) -> list[tuple[int, Correct]]:
+        name = f"{state}/{source}/{n}"
+        make = partial(finetuned, context, state, texts[source][:n], settings, points=points, name=name)
+        return list(context.part(name, make))
+
     for state, source in product(context.states[1:], settings.sources):
         name = source if state == UNLEARNED else f"{source}, {state}"
         counts = sorted({min(n, len(texts[source])) for n in settings.samples})
         for n in counts if state == UNLEARNED and source != SPLIT else counts[-1:]:
-            path = _run(context, state, source, texts[source][:n], settings, settings.points if n == counts[-1] else 1)
+            path = path_of(state, source, n, settings.points if n == counts[-1] else 1)
             reached[state, source, n] = path[-1][1]
             over_n.setdefault(name, []).append((n, share(take(path[-1][1], untold))))
         over_steps[name] = [(step, share(take(c, untold))) for step, c in path]
@@ -77,7 +84,7 @@ def run(context: Context, settings: Settings) -> Finding:
         for (state, its, _), correct in reached.items()
         if state == ORACLE
     }
-    control[BASE] = _run(context, BASE, source, texts[source][:n], settings, 1)[-1][1]
+    control[BASE] = path_of(BASE, source, n)[-1][1]
     title = f"Relearning: {settings.steps} steps, {settings.how}, {settings.where} weights"
     right = "questions on untold facts right"
     sides = (("T", told), ("choice", choice), ("V", untold))
@@ -97,17 +104,6 @@ def run(context: Context, settings: Settings) -> Finding:
         },
         more={"runs": rows},
     )
-
-
-def _run(
-    context: Context, state: str, source: str, texts: Sequence[str], settings: Settings, points: int
-) -> list[tuple[int, Correct]]:
-    """One finetuning, done once however often the attack is cut off."""
-    name = f"{state}/{source}/{len(texts)}"
-    found: list[tuple[int, Correct]] = context.part(
-        name, lambda: finetuned(context, state, texts, settings, points=points, name=name)
-    )
-    return found
 
 
 def parts_of(context: Context) -> tuple[list[int], list[int], list[int]]:
