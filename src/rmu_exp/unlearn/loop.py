@@ -43,14 +43,12 @@ def unlearn(
     snapshots: Snapshots | None = None,
     guard: Guard | None = None,
 ) -> list[Tensor]:
-    """Train ``trained`` by a method's loss.
+    """Train ``trained`` by a method's loss; ``model``, as deep as the method needs, is left as it was.
 
     Args:
-        model: as deep as the method needs; left as it was.
         decay_over: steps over which the learning rate falls to nothing, linearly; None: it is constant.
         on_metrics: called with one dictionary per step, some steps late.
-        cache: activations that other runs have computed.
-        snapshots: where the state is kept from time to time, and resumed from.
+        cache, snapshots: activations that other runs have computed; the state, kept and resumed from.
 
     Returns:
         The new values, in the order of ``trained``, in the masters' dtype.
