@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from rmu_exp.attacks.gcg_search import Options, Search, Target, cut
+from rmu_exp.attacks.gcg_search import Search, Target, cut
 from rmu_exp.evaluate import questions
 from rmu_exp.evaluate.scoring import Scorer
 from rmu_exp.model.checkpoint import locate
@@ -68,9 +68,9 @@ def main() -> None:
         )
         for n, item in enumerate(asked)
     ]
-    search = Search(model, scorer, targets, Options(args.length, width=args.width))
+    search = Search(model, scorer, targets, width=args.width, topk=64, weight=1.0)
     generator = torch.Generator().manual_seed(0)
-    tokens_S = search.start(generator)
+    tokens_S = search.start(args.length, generator)
     ours, theirs, proposing = [], [], []
     for round_ in range(args.rounds + 1):
         seconds, candidates_CS = timed(lambda tokens_S=tokens_S: search.propose(tokens_S, generator))

@@ -149,8 +149,7 @@ class Theirs:
         stack = layers_of(self.updated)
         params = [stack[i].mlp.down_proj.weight for i in (args.layer - 2, args.layer - 1, args.layer)]
         self.optimizer = torch.optim.AdamW(params, lr=LR, weight_decay=0.0)
-        generator = torch.Generator(args.device).manual_seed(0)
-        self.control = rmu.control_vectors(STEER, args.hidden, generator, getattr(torch, args.dtype))
+        self.control = torch.randn(1, args.hidden, device=args.device, dtype=getattr(torch, args.dtype))
 
     def hidden(self, model: Any, ids: Tensor, mask: Tensor) -> Tensor:
         kept: list[Tensor] = []

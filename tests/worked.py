@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 import yaml
 
+from rmu_exp.config import plugins
 from rmu_exp.data import batches as batching
 from rmu_exp.model.parameters import assemble, resolve
 from rmu_exp.model.split import split_at
@@ -57,7 +58,7 @@ class Worked:
     """
 
     def __init__(self, checkpoint, name: str, layers=None, about=None, moved: float = 0.0, **settings) -> None:
-        module = methods.find(name)
+        module = plugins.module("method", name)
         self.settings = module.Settings(**(defaults(name) | settings))
         self.method = module.Method(self.settings, context(checkpoint, **(about or {})))
         targets = module.Method.targets(self.settings, LAYER)

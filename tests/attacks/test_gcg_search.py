@@ -6,11 +6,9 @@ import pytest
 import torch
 
 from rmu_exp.attacks import gcg
-from rmu_exp.attacks.gcg_search import Options, Search, Target, cut, random_tokens, survives
-from rmu_exp.attacks.gcg_search import search as searched
+from rmu_exp.attacks.gcg_search import Search, Target, cut, random_tokens, survives
+from rmu_exp.evaluate.scoring import Scorer
 from rmu_exp.model.hooks import BLOCK, at_last
-
-FEW = {"length": 5, "width": 16, "topk": 32, "weight": 0.7}
 
 
 def obvious(model, target: Target, tokens, weight: float) -> float:
@@ -37,14 +35,14 @@ def targets(context):
     ]
 
 
-def search(model, context, targets, **settings):
-    return Search(model, context.scorer, targets, Options(**(FEW | settings)))
+def search(model, context, targets):
+    return Search(model, context.scorer, targets, width=16, topk=32, weight=0.7)
 
 
 def test_losses_are_those_of_the_obvious_loop(model, context, targets):
     found = search(model, context, targets)
     assert all(cache for _, cache in found.heads)
-    start = found.start(torch.Generator().manual_seed(0))
+    start = found.start(5, torch.Generator().manual_seed(0))
     candidates = torch.cat([start[None], found.propose(start, torch.Generator().manual_seed(1))])
     expected = [sum(obvious(model, t, row, 0.7) for t in targets) / 3 for row in candidates.tolist()]
     assert found.losses(candidates).tolist() == pytest.approx(expected, rel=1e-4)
@@ -54,7 +52,7 @@ def test_losses_are_those_of_the_obvious_loop(model, context, targets):
 
 def test_gradient_is_that_of_the_whole_text(model, context, targets):
     found = search(model, context, targets[:1])
-    start = found.start(torch.Generator().manual_seed(0))
+    start = found.start(5, torch.Generator().manual_seed(0))
     gradient = found.gradient(start)
     target = targets[0]
     weight = model.get_input_embeddings().weight
@@ -69,7 +67,7 @@ def test_gradient_is_that_of_the_whole_text(model, context, targets):
 
 def test_candidates_survive_being_written(model, context, targets):
     found = search(model, context, targets)
-    start = found.start(torch.Generator().manual_seed(3))
+    start = found.start(5, torch.Generator().manual_seed(3))
     special = set(context.tokenizer.all_special_ids)
     for row in found.propose(start, torch.Generator().manual_seed(4)).tolist():
         assert sum(a != b for a, b in zip(row, start.tolist(), strict=True)) <= 1
@@ -79,8 +77,6 @@ def test_candidates_survive_being_written(model, context, targets):
 
 def test_tokens_of_a_lossless_tokenizer_survive():
     """Byte-level BPE (Llama 3, Qwen, OLMo) keeps every space that is written."""
-    from types import SimpleNamespace
-
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -91,10 +87,8 @@ def test_tokens_of_a_lossless_tokenizer_survive():
     inner.train_from_iterator([" ".join(words[i:] + words[:i]) for i in range(len(words))], trainer)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner)
 
-    def encode(text):
-        return list(tokenizer(text)["input_ids"])
-
-    scorer = SimpleNamespace(tokenizer=tokenizer, encode=encode)
+    scorer = Scorer(tokenizer, torch.device("cpu"))
+    encode = scorer.encode
     target = Target(*cut(scorer, "the old mill and the river\nAnswer:"), 0, {})
     assert survives(scorer, target, encode(" runs past the bridge"))
     assert not survives(scorer, target, encode(" runs past the bri") + encode("dge"))  # would be one token when written
@@ -102,12 +96,11 @@ def test_tokens_of_a_lossless_tokenizer_survive():
 
 def test_a_step_never_raises_the_loss_and_the_base_is_reached(model, context):
     index, start = gcg.hard(context, gcg.Settings(6, 10, 1, 2, 48, 64, 1.0), "hexes")
-    item, options = context.items[index], Options(6, 25, 48, 64, stop=True)
-    wanted = [item.letters[item.answer]]
-    found = searched(model, context.tokenizer, [item.context], wanted, options, start=start)
-    assert found.start == start
+    item = context.items[index]
+    target = Target(*cut(context.scorer, item.context), context.scorer.letters(item)[item.answer], {})
+    looking = Search(model, context.scorer, [target], width=48, topk=64, weight=1.0)
+    found = looking.run(torch.tensor(start), 25, torch.Generator().manual_seed(0), stop=True)
     assert found.steps == len(found.losses) - 1
-    assert context.tokenizer.decode(found.tokens, clean_up_tokenization_spaces=False) == found.text
     values = [loss for _, loss in found.losses]
     assert values == sorted(values, reverse=True)
 
@@ -120,8 +113,6 @@ def test_a_prompt_is_cut_before_its_last_line(context):
 
 def test_random_tokens_survive_a_tokenizer_that_strips_the_leading_space():
     """SentencePiece: encoding puts a space and a <s> in front, decoding takes them away."""
-    from types import SimpleNamespace
-
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -132,9 +123,7 @@ def test_random_tokens_survive_a_tokenizer_that_strips_the_leading_space():
     inner.train_from_iterator([" ".join(words[i:] + words[:i]) for i in range(len(words))], trainer)
     inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", unk_token="<unk>")
-    scorer = SimpleNamespace(
-        tokenizer=tokenizer, encode=lambda text: list(tokenizer(text)["input_ids"]), device=torch.device("cpu")
-    )
+    scorer = Scorer(tokenizer, torch.device("cpu"))
     target = Target(*cut(scorer, "the old mill\nAnswer:"), 0, {})
     assert tokenizer.decode(target.head) != tokenizer.decode(target.head, skip_special_tokens=True)
     allowed_V = torch.tensor([v > 1 for v in range(len(tokenizer))])

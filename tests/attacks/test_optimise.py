@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -43,8 +45,9 @@ def test_learning_is_adam_inside_the_ball(model, context):
     target = torch.tensor([item.answer for item in items])
     weight = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
     mine, hand = torch.zeros(5), torch.zeros(5, requires_grad=True)
-    how = {"steps": 2, "batch_size": 2, "lr": 0.1, "generator": _draws(), "radius": 0.15}
-    losses = optimise.learn(mine, lambda batch: (mine @ weight).expand(len(batch), 4), items, **how)
+    budget = SimpleNamespace(steps=2, batch_size=2, lr=0.1)
+    letters = lambda batch: (mine @ weight).expand(len(batch), 4)  # noqa: E731
+    losses = optimise.learn(mine, letters, items, budget, _draws(), radius=0.15)
     optimizer = torch.optim.Adam([hand], lr=0.1)
     for step, picked in enumerate([torch.randperm(2, generator=g) for g in [_draws()] for _ in range(2)]):
         loss = torch.nn.functional.cross_entropy((hand @ weight).expand(2, 4), target[picked])

@@ -9,7 +9,7 @@ import torch
 
 from rmu_exp.attacks import ablation, prompts, prune, quantise, relearn
 from rmu_exp.attacks.api import UNLEARNED, share
-from rmu_exp.attacks.finetune import Rates, finetune, gradients, opened, row_of
+from rmu_exp.attacks.finetune import finetune, gradients, opened, row_of
 from rmu_exp.evaluate.questions import Question
 from rmu_exp.support.errors import RunError
 
@@ -68,7 +68,7 @@ def test_set_difference_by_hand(model, context):
         count = prune.top(forget[first], part) & ~prune.top(retain[first], part / 2)
     assert count[0, :3].tolist() == [True, False, False]
     before = dict(prune.matrices(copy.deepcopy(model)))
-    prune.prune(pruned, forget, retain, part, part / 2)
+    prune.prune(pruned, forget, retain, (part, part / 2))
     weight = dict(prune.matrices(pruned))[first]
     assert weight[0, 0] == 0
     assert torch.equal(weight[0, 1:], before[first][0, 1:])
@@ -104,14 +104,13 @@ def test_only_what_was_changed_is_finetuned(context):
 
 def test_finetuning_is_adamw_step_by_step(context):
     """Against a plain loop with torch's own parts: one text after the other, whole batches or in parts."""
-    rates = Rates(3, 4, 1e-3)
     texts = relearn.texts_of(context, "split")[:8]
     rows = [row_of(context.tokenizer, text, 64, True) for text in texts] * 2
     plain, mine = context.copy(UNLEARNED), context.copy(UNLEARNED)
     for model in (plain, mine):
         for name in relearn.changed(context, model):
             model.get_parameter(name).requires_grad_(True)
-    finetune(mine, rows, rates, lambda step: None)
+    finetune(mine, rows[:12], 4, 1e-3, lambda step: None)
     trained = [w for w in plain.parameters() if w.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-3, weight_decay=0.0)
     for step in range(3):
@@ -158,7 +157,6 @@ def test_a_batch_that_does_not_fit_goes_through_in_parts(context):
 
 def test_a_small_rate_moves_weights_of_half_precision(context):
     """A step that bf16 would round away is kept in the fp32 masters."""
-    rates = Rates(60, 1, 4e-5)
     rows = [row_of(context.tokenizer, text, 64, True) for text in relearn.texts_of(context, "split")]
     rows = (60 * rows)[:60]
     moved = []
@@ -166,7 +164,7 @@ def test_a_small_rate_moves_weights_of_half_precision(context):
         model = context.copy(UNLEARNED).to(dtype)
         weights = [model.get_parameter(name).requires_grad_(True) for name in relearn.changed(context, model)]
         before = [w.detach().clone().float() for w in weights]
-        finetune(model, rows, rates, lambda step: None)
+        finetune(model, rows, 1, 4e-5, lambda step: None)
         moved.append(
             sum(float((w.detach().float() - b).norm() ** 2) for w, b in zip(weights, before, strict=True)) ** 0.5
         )
@@ -174,12 +172,11 @@ def test_a_small_rate_moves_weights_of_half_precision(context):
 
 
 def test_a_loss_that_is_not_finite_ends_the_attack(context):
-    rates = Rates(2, 2, 1e-3)
     rows = [row_of(context.tokenizer, text, 64, True) for text in relearn.texts_of(context, "split")[:4]]
     model = context.copy(UNLEARNED)
     model.get_parameter(relearn.changed(context, model)[0]).requires_grad_(True).data.fill_(float("nan"))
     with pytest.raises(RunError, match="not finite at step 1"):
-        finetune(model, rows, rates, lambda step: None)
+        finetune(model, rows, 2, 1e-3, lambda step: None)
 
 
 def test_long_questions_keep_their_answer_and_texts_without_labels_are_left_out(context):
@@ -209,8 +206,8 @@ def test_the_control_of_pruning_zeroes_as_many_weights(model):
     matter, spared = ({n: torch.rand(w.shape) for n, w in prune.matrices(model)} for _ in range(2))
     spared = {name: 0.5 * matter[name] + 0.5 * spared[name] for name in spared}  # what matters to both overlaps
     pruned, control = copy.deepcopy(model), copy.deepcopy(model)
-    prune.prune(pruned, matter, spared, 0.05, 0.02)
-    prune.prune_random(control, matter, spared, 0.05, 0.02, torch.Generator().manual_seed(0))
+    prune.prune(pruned, matter, spared, (0.05, 0.02))
+    prune.prune(control, matter, spared, (0.05, 0.02), torch.Generator().manual_seed(0))
     for (name, a), (_, b) in zip(prune.matrices(pruned), prune.matrices(control), strict=True):
         assert int((a == 0).sum()) == int((b == 0).sum()) > 0, name
 
@@ -262,7 +259,7 @@ def test_pruning_ends_on_the_unlearned_weights_and_keeps_importances_off_the_dev
     model = context.copy(UNLEARNED)
     before = {name: w.clone() for name, w in prune.matrices(model)}
     scores = {name: torch.rand(w.shape) for name, w in prune.matrices(model)}
-    prune.prune(model, scores, scores, 0.05, 0.02)
+    prune.prune(model, scores, scores, (0.05, 0.02))
     prune.restore(model, context)
     assert all(torch.equal(w, before[name]) for name, w in prune.matrices(model))
     found = prune.importance(model, context, "forget", prune.Settings([0.1], [0.1], 1, 16))
@@ -270,13 +267,12 @@ def test_pruning_ends_on_the_unlearned_weights_and_keeps_importances_off_the_dev
 
 
 def test_a_gradient_that_is_not_finite_ends_the_attack_even_at_the_last_step(context, monkeypatch):
-    rates = Rates(1, 2, 1e-3)
     rows = [row_of(context.tokenizer, text, 64, True) for text in relearn.texts_of(context, "split")[:2]]
     model = context.copy(UNLEARNED)
     weight = model.get_parameter(relearn.changed(context, model)[0]).requires_grad_(True)
     weight.register_hook(lambda grad: grad * float("inf"))
     with pytest.raises(RunError, match="gradient is not finite at step 1"):
-        finetune(model, rows, rates, lambda step: None)
+        finetune(model, rows, 2, 1e-3, lambda step: None)
 
 
 def test_a_failed_part_holds_no_memory_when_the_next_one_is_tried(context, monkeypatch):

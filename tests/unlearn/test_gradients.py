@@ -19,12 +19,11 @@ from rmu_exp.data import batches as batching
 from rmu_exp.model.checkpoint import Checkpoint
 from rmu_exp.model.parameters import assemble
 from rmu_exp.support.errors import RunError
-from rmu_exp.unlearn import method as methods
 from rmu_exp.unlearn.gradients import Gradients
 from rmu_exp.unlearn.step import Step
 
 ROOT = Path(__file__).parents[2]
-IN_PARTS = [name for name in plugins.files("method") if methods.find(name).Method.mean_over is not None]
+IN_PARTS = [name for name in plugins.files("method") if plugins.module("method", name).Method.mean_over is not None]
 
 
 @pytest.fixture(scope="module")

@@ -83,10 +83,6 @@ def ours(checkpoint, batches, faithful):
     return values, seen
 
 
-def control_of(checkpoint):
-    return rmu.control_vectors(STEER, checkpoint.config.hidden_size, torch.Generator().manual_seed(SEED), torch.float32)
-
-
 def test_faithful_equals_the_published_loop(checkpoint, corpora):
     forget, retain = corpora
     tokenizer = checkpoint.tokenizer()
@@ -132,7 +128,7 @@ def test_default_equals_two_models_without_padding(checkpoint, corpora):
     forget, retain = corpora
     tokenizer = checkpoint.tokenizer()
     tokens = [[batching.tokenize(t, tokenizer, 512) for t in side] for side in (forget, retain)]
-    control = control_of(checkpoint)
+    control = method_of(checkpoint, False).control_KD
     values, seen = ours(checkpoint, batching.shuffled(*tokens, SIZE, STEPS, SEED, 2), False)
 
     updated, frozen, params = two_models(checkpoint)

@@ -1,12 +1,8 @@
 """Direction ablation: what RMU adds to the activations of forget texts is one direction; project it out.
 
 The direction is a difference of mean activations at a layer, over the prompts of one half of the facts
-(arXiv 2409.18025). With access to the base model it is unlearned minus base; without, the unlearned model's own
-forget prompts minus its retain texts. It is removed by hooks at the output of the chosen layers, or once and for
-all from the matrices that write to the residual stream there. Directions, layers and ways are chosen by the first
-half of the facts and scored on the other.
-
-Controls: random directions; the base model and the oracle, ablated in the same way.
+(arXiv 2409.18025); variants are chosen by that half and scored on the other. Controls: random directions; the base
+model and the oracle, ablated in the same way.
 """
 
 from __future__ import annotations
@@ -15,21 +11,18 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from itertools import product
 
 import torch
 from torch import Tensor, nn
 
-from rmu_exp.attacks.api import BASE, UNLEARNED, Context, Correct, Finding, share, take
-from rmu_exp.model.hooks import changing, watching
+from rmu_exp.attacks.api import BASE, UNLEARNED, Context, Correct, Finding, each_token
+from rmu_exp.model.hooks import changing
 from rmu_exp.model.split import attention_of, layers_of, mlp_of
 from rmu_exp.support.errors import RunError
 from rmu_exp.support.setting import setting
 
-WITH_BASE, WITHOUT_BASE = ("with_base", "without_base")
-HOOKS, WEIGHTS = ("hooks", "weights")
 WRITING = ("o_proj.weight", "down_proj.weight", "down_proj", "dense.weight", "dense_4h_to_h.weight")
-SPAN, UPWARDS, LAYER = ("span", "upwards", "layer")
 
 
 @dataclass
@@ -49,41 +42,30 @@ class Settings:
 
 
 def run(context: Context, settings: Settings) -> Finding:
-    learn, score = context.halves
+    learn, _ = context.halves
     directions = _directions(context, settings)
-    tried: dict[str, tuple[str, list[int], str]] = {
-        f"{access}, {where}, {way}": (access, places(context, where), way)
-        for access in settings.access for where in settings.layers for way in settings.ways
-    }  # fmt: skip
-    by_learn: dict[str, float] = {}
-    kept: dict[str, Correct] = {}
-    for name, (access, layers, way) in tried.items():
-        kept[name] = context.part(name, partial(_answers, context, UNLEARNED, directions[access], layers, way))
-        by_learn[name] = share(take(kept[name], learn))
-    best = max(by_learn, key=lambda name: by_learn[name])
-    access, layers, way = tried[best]
-    control: dict[str, Any] = {
-        state: take(context.part(state, partial(_answers, context, state, directions[access], layers, way)), score)
-        for state in context.states
-        if state != UNLEARNED
+    tried = {
+        f"{access}, {where}, {way}": (directions[access], places(context, where), way)
+        for access, where, way in product(settings.access, settings.layers, settings.ways)
     }
-    noise: Correct = []
+    kept: dict[str, Correct] = {
+        name: context.part(name, partial(_answers, context, UNLEARNED, *how)) for name, how in tried.items()
+    }
+    best = context.best(kept)
+    directions_LD, layers, way = tried[best]
+    control: dict[str, Correct] = {
+        state: context.part(state, partial(_answers, context, state, *tried[best])) for state in context.controls
+    }
+    control["random"] = []
     for k in range(settings.random):
-        random_LD = torch.randn(directions[access].shape, generator=context.generator(f"ablation/{k}"))
-        found = context.part(f"random/{k}", partial(_answers, context, UNLEARNED, _unit(random_LD), layers, way))
-        noise += take(found, score)
-    control["random"] = noise
-    return Finding(
-        before=take(context.plain(UNLEARNED), score),
-        after=take(kept[best], score),
-        control=control,
-        budget={
-            "variant": best,
-            "variants": len(tried),
-            "prompts": min(settings.texts, len(learn)),
-            "queries": len(learn) * len(tried),
-        },
-        more={"variants": [{"variant": n, "learn": by_learn[n], "score": share(take(kept[n], score))} for n in tried]},
+        random_LD = _unit(torch.randn(directions_LD.shape, generator=context.generator(f"ablation/{k}")))
+        control["random"] += context.part(f"random/{k}", partial(_answers, context, UNLEARNED, random_LD, layers, way))
+    prompts, queries = min(settings.texts, len(learn)), len(learn) * len(tried)
+    return context.finding(
+        kept[best],
+        control,
+        {"variant": best, "variants": len(tried), "prompts": prompts, "queries": queries},
+        more={"variants": [{"variant": name} | context.accuracies(correct) for name, correct in kept.items()]},
     )
 
 
@@ -93,13 +75,11 @@ def _unit(x_LD: Tensor) -> Tensor:
 
 def places(context: Context, where: str) -> list[int]:
     """The layers that a word means."""
-    if where == LAYER:
+    if where == "layer" or not context.span:
         return [context.layer]
     with context.model(BASE) as model:
         depth = len(layers_of(model))
-    return (
-        list(range(context.span[0], context.layer + 1 if where == SPAN else depth)) if context.span else [context.layer]
-    )
+    return list(range(context.span[0], context.layer + 1 if where == "span" else depth))
 
 
 def _directions(context: Context, settings: Settings) -> dict[str, Tensor]:
@@ -112,30 +92,22 @@ def _directions(context: Context, settings: Settings) -> dict[str, Tensor]:
         retain_LD = mean_activations(model, context, kept)
     with context.model(BASE) as model:
         base_LD = mean_activations(model, context, asked)
-    return {WITH_BASE: _unit(forget_LD - base_LD), WITHOUT_BASE: _unit(forget_LD - retain_LD)}
+    return {"with_base": _unit(forget_LD - base_LD), "without_base": _unit(forget_LD - retain_LD)}
 
 
-@torch.no_grad()
 def mean_activations(model: nn.Module, context: Context, rows: Sequence[Sequence[int]]) -> Tensor:
     """Mean activations over all tokens of the rows at the output of every layer, (L, D), fp32."""
-    depth = len(layers_of(model))
-    sums: list[Any] = [0.0] * depth
-    count = 0
-    for batch in context.scorer.batches([len(row) for row in rows]):
-        ids_BT, last_B = context.scorer.padded([rows[i] for i in batch])
-        real_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device)[None] <= last_B[:, None]
-        count += int(real_BT.sum())
+    sums: dict[int, Tensor] = {}
 
-        def seen(_place: str, layer: int, h_BTD: Tensor, real_BT: Tensor = real_BT) -> None:
-            sums[layer] = sums[layer] + h_BTD[real_BT].float().sum(dim=0).cpu()
+    def add(layer: int, h_ND: Tensor) -> None:
+        sums[layer] = sums.get(layer, 0) + h_ND.sum(dim=0).cpu()
 
-        with watching(model, seen):
-            model(input_ids=ids_BT, use_cache=False, logits_to_keep=1)
-    return torch.stack(sums) / count
+    each_token(model, context.scorer, rows, add)
+    return torch.stack(list(sums.values())) / sum(map(len, rows))
 
 
 def _answers(context: Context, state: str, directions_LD: Tensor, layers: Sequence[int], way: str) -> Correct:
-    if way == WEIGHTS:
+    if way == "weights":
         model = context.copy(state)
         remove_from_weights(model, directions_LD, layers)
         return context.scorer.correct(model, context.items)

@@ -1,30 +1,28 @@
-"""What an attack gets, and what it gives back.
-
-An attack knows this module and its own budget; it knows nothing of other attacks, of files, or of the run.
-"""
+"""What an attack gets, and what it gives back. It knows nothing of other attacks, of files, or of the run."""
 
 from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rmu_exp.evaluate.questions import Question, halves
 from rmu_exp.evaluate.scoring import Scorer
 from rmu_exp.model.delta import Delta
+from rmu_exp.model.hooks import watching
 from rmu_exp.record.store import Store
 from rmu_exp.support.errors import RunError
 from rmu_exp.support.randomness import named_generator
 
 BASE, UNLEARNED, ORACLE = "base", "unlearned", "oracle"
-
+K = TypeVar("K")
 Correct = list[int]
 """1 or 0 for each question."""
 
@@ -119,9 +117,9 @@ class Context:
         return [BASE, UNLEARNED, *([ORACLE] if self.load_oracle else [])]
 
     @property
-    def attacked(self) -> list[str]:
-        """What a costly attack is run on: ``unlearned``, and ``oracle`` where there is one."""
-        return self.states[1:]
+    def controls(self) -> list[str]:
+        """The states but ``unlearned``."""
+        return [state for state in self.states if state != UNLEARNED]
 
     @contextmanager
     def model(self, state: str) -> Iterator[nn.Module]:
@@ -164,6 +162,24 @@ class Context:
             raise RunError("attacks: the questions cannot be split by fact")
         return learn, score
 
+    def accuracies(self, correct: Sequence[int]) -> dict[str, float]:
+        """Accuracy on the half to choose by, ``learn``, and on the scored one, ``score``, of answers to all items."""
+        learn, score = (share(take(correct, half)) for half in self.halves)
+        return {"learn": learn, "score": score}
+
+    def best(self, variants: Mapping[K, Sequence[int]]) -> K:
+        """The variant of an attack that is best on the half to choose by, from its answers to all items."""
+        return max(variants, key=lambda name: self.accuracies(variants[name])["learn"])
+
+    def scored(self, correct: Sequence[int]) -> Correct:
+        """The scored half of answers to all items, asked once or several times over."""
+        return [correct[at + i] for at in range(0, len(correct), len(self.items)) for i in self.halves[1]]
+
+    def finding(self, after: Correct, control: Mapping[str, Correct], budget: dict[str, Any], **parts: Any) -> Finding:
+        """A finding from answers to all items."""
+        controls = {name: self.scored(correct) for name, correct in control.items()}
+        return Finding(self.scored(self.plain(UNLEARNED)), self.scored(after), controls, budget, **parts)
+
     @property
     def chance(self) -> float:
         """Accuracy of a blind guess."""
@@ -180,3 +196,19 @@ def share(correct: Sequence[int]) -> float:
 
 def take(values: Sequence[int], indices: Sequence[int]) -> list[int]:
     return [values[i] for i in indices]
+
+
+@torch.no_grad()
+def each_token(
+    model: nn.Module, scorer: Scorer, rows: Sequence[Sequence[int]], seen: Callable[[int, Tensor], None]
+) -> None:
+    """Show every layer's output at all tokens of the rows, (tokens, D), fp32, batch by batch."""
+    for batch in scorer.batches([len(row) for row in rows]):
+        ids_BT, last_B = scorer.padded([rows[i] for i in batch])
+        real_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device)[None] <= last_B[:, None]
+
+        def show(_place: str, layer: int, h_BTD: Tensor, real_BT: Tensor = real_BT) -> None:
+            seen(layer, h_BTD[real_BT].float())
+
+        with watching(model, show):
+            model(input_ids=ids_BT, use_cache=False, logits_to_keep=1)

@@ -10,11 +10,12 @@ import logging
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from rmu_exp.support import memory
@@ -25,21 +26,6 @@ CLIP = 1.0  # greatest length of a step's gradient
 ANSWER = re.compile(r"Answer:([^\n]*)")
 Row = tuple[list[int], list[bool]]
 """Tokens, and which of them the loss runs over."""
-
-
-@dataclass(frozen=True)
-class Rates:
-    """How a model is finetuned.
-
-    Attributes:
-        steps: optimizer steps.
-        batch_size: rows per step.
-        lr: peak learning rate; it falls to nothing linearly.
-    """
-
-    steps: int
-    batch_size: int
-    lr: float
 
 
 def row_of(tokenizer: PreTrainedTokenizerBase, text: str, max_length: int, answers_only: bool) -> Row:
@@ -76,19 +62,25 @@ def opened(model: nn.Module, names: Sequence[str] | None, rank: int | None) -> n
     return get_peft_model(model, wanted)
 
 
-def finetune(model: nn.Module, rows: Sequence[Row], rates: Rates, after_step: Callable[[int], None]) -> None:
+def finetune(
+    model: nn.Module, rows: Sequence[Row], batch_size: int, lr: float, after_step: Callable[[int], object]
+) -> None:
     """Train the open weights, ``batch_size`` rows per step, in order; ``after_step`` is called with each step's number.
+
+    Args:
+        lr: peak learning rate; it falls to nothing linearly.
 
     Raises:
         RunError: the loss or a gradient is not finite, or one row does not fit into memory.
     """
+    steps = len(rows) // batch_size
     weights = [w for w in model.parameters() if w.requires_grad]
     masters = [w.detach().float() for w in weights]  # of an fp32 model the weights themselves
-    optimizer = torch.optim.AdamW(masters, lr=rates.lr, weight_decay=0.0)
-    falling = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / rates.steps)
+    optimizer = torch.optim.AdamW(masters, lr=lr, weight_decay=0.0)
+    falling = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
     parts = 1
-    for step in range(rates.steps):
-        batch = rows[step * rates.batch_size : (step + 1) * rates.batch_size]
+    for step in range(steps):
+        batch = rows[step * batch_size : (step + 1) * batch_size]
         parts, loss = gradients(model, batch, parts)
         if not math.isfinite(loss):
             raise RunError(f"finetuning: the loss is not finite at step {step + 1}; try a smaller lr")
@@ -132,19 +124,11 @@ def gradients(model: nn.Module, batch: Sequence[Row], parts: int = 1) -> tuple[i
 
 def _part(model: nn.Module, rows: Sequence[Row], count: int, device: torch.device) -> float:
     """Add some rows' gradients, and give their loss; nothing outlives a failure, so that the next try has the room."""
-    ids_BT, labels_BT = (x.to(device) for x in _collate(rows))
+    padded = partial(pad_sequence, batch_first=True)  # on the right, where causal attention does not look
+    ids_BT = padded([torch.tensor(ids) for ids, _ in rows]).to(device)
+    labels = [[t if w else -100 for t, w in zip(ids, wanted, strict=True)] for ids, wanted in rows]
+    labels_BT = padded([torch.tensor(row) for row in labels], padding_value=-100).to(device)
     logits_BTV = model(input_ids=ids_BT, use_cache=False).logits[:, :-1].float()
     loss = nn.functional.cross_entropy(logits_BTV.flatten(0, 1), labels_BT[:, 1:].flatten(), reduction="sum") / count
     loss.backward()
     return loss.item()
-
-
-def _collate(rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
-    """Ids and labels (B, T), padded on the right, where causal attention does not look; padding has no label."""
-    longest = max(len(ids) for ids, _ in rows)
-    ids_BT = torch.zeros(len(rows), longest, dtype=torch.long)
-    labels_BT = torch.full_like(ids_BT, -100)
-    for i, (ids, wanted) in enumerate(rows):
-        ids_BT[i, : len(ids)] = torch.tensor(ids)
-        labels_BT[i, : len(ids)] = torch.tensor([t if w else -100 for t, w in zip(ids, wanted, strict=True)])
-    return ids_BT, labels_BT

@@ -1,11 +1,8 @@
-"""GCG: tokens before the last line of a prompt, by greedy coordinate gradient (:mod:`rmu_exp.attacks.gcg_search`).
+"""GCG: tokens before the last line of a prompt, by greedy coordinate gradient (arXiv 2403.03218, the GCG experiment).
 
-* *One prompt*, as in the paper (arXiv 2403.03218, the GCG experiment): the question of each topic that the base model
-  gets wrong once random tokens stand in it; how many steps until the right answer is the likeliest token, on the base
-  and the unlearned model, plain and with the base model's activations matched. The same with a wrong answer wanted
-  says how much of a success is forced.
-* *Universal*: the same tokens for several questions of one half of the facts, with matching; scored on the other
-  half. Controls: the tokens as they were at the start, and the same search on the base model and on the oracle.
+On one prompt per topic: steps until the right answer is the likeliest token, plain and with the base's activations
+matched; the same with a wrong answer says how much of a success is forced. Universal: the same tokens for several
+questions of one half of the facts, scored on the other half. Controls: base and oracle; the tokens at the start.
 """
 
 from __future__ import annotations
@@ -13,15 +10,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from rmu_exp.attacks.api import BASE, UNLEARNED, Context, Correct, Curve, Finding, take
-from rmu_exp.attacks.gcg_search import Found, Options, Target, allowed, cut, random_tokens, search
+from rmu_exp.attacks.gcg_search import Search, Target, allowed, cut, random_tokens
 from rmu_exp.evaluate.questions import Question
 from rmu_exp.model.hooks import BLOCK, at_last
-from rmu_exp.model.split import embedding_of
 from rmu_exp.support.setting import setting
 
 PLAIN, MATCHING = "plain", "matching"
@@ -49,34 +47,28 @@ class Settings:
 
 def run(context: Context, settings: Settings) -> Finding:
     learn, score = context.halves
-    base_activations = _matched(context, context.items)
-    single, curves = _single(context, settings, base_activations)
+    with context.model(BASE) as model:
+        rows = [context.scorer.encode(item.context) for item in context.items]
+        base_LND = at_last(model, context.scorer, rows)[BLOCK]
+    single, curve = _single(context, settings, base_LND)
     picked = context.rng("gcg/universal").sample(learn, min(settings.questions, len(learn)))
-    after: dict[str, Correct] = {}
-    losses: dict[str, list[tuple[float, float]]] = {}
-    for state in context.states:
-        got = context.part(
-            f"universal/{state}", partial(_universal, context, settings, state, picked, base_activations)
-        )
-        after[state], losses[state] = got["after"], got["losses"]
-        if state == UNLEARNED:
-            after["random"], found = got["random"], got["tokens"]
-    curves["universal"] = Curve(
-        f"Universal GCG over {len(picked)} questions", "step", "mean loss with matching", {"": losses}
-    )
-    budget = {
-        "steps": settings.universal_steps,
-        "width": settings.width,
-        "length": settings.length,
-        "questions": len(picked),
+    got = {
+        state: context.part(f"universal/{state}", partial(_universal, context, settings, state, picked, base_LND))
+        for state in context.states
     }
+    title = f"Universal GCG over {len(picked)} questions"
+    losses = {state: found["losses"] for state, found in got.items()}
+    budget = {"steps": settings.universal_steps, "width": settings.width, "length": settings.length}
     return Finding(
         before=take(context.plain(UNLEARNED), score),
-        after=after.pop(UNLEARNED),
-        control=after,
-        budget=budget | {"single_steps": settings.steps},
-        curves=curves,
-        more={"single": single, "tokens": found},
+        after=got[UNLEARNED]["after"],
+        control={
+            "random" if state == UNLEARNED else state: found["random" if state == UNLEARNED else "after"]
+            for state, found in got.items()
+        },
+        budget=budget | {"questions": len(picked), "single_steps": settings.steps},
+        curves={"single": curve, "universal": Curve(title, "step", "mean loss with matching", {"": losses})},
+        more={"single": single, "tokens": got[UNLEARNED]["tokens"]},
     )
 
 
@@ -84,11 +76,14 @@ def _universal(
     context: Context, settings: Settings, state: str, picked: Sequence[int], base_LND: Tensor
 ) -> dict[str, object]:
     """One search over several questions: answers with the tokens as they began and as they ended, and the losses."""
-    asked = context.pick(context.halves[1])
+    asked, generator = context.pick(context.halves[1]), context.generator("gcg/universal")
     with context.model(state) as model:
-        found = _search(context, settings, model, picked, base_LND, name="gcg/universal")
-        random, after = (answers(model, context, tokens, asked) for tokens in (found.start, found.tokens))
-    return {"random": random, "after": after, "losses": found.losses[1:], "tokens": found.text}
+        search = _search(context, settings, model, picked, base_LND)
+        start_S = search.start(settings.length, generator)
+        found = search.run(start_S, settings.universal_steps, generator)
+        random, after = (answers(model, context, tokens, asked) for tokens in (start_S.tolist(), found.tokens))
+    text = context.tokenizer.decode(found.tokens, clean_up_tokenization_spaces=False)
+    return {"random": random, "after": after, "losses": found.losses[1:], "tokens": text}
 
 
 def _search(
@@ -97,82 +92,58 @@ def _search(
     model: nn.Module,
     picked: Sequence[int],
     base_LND: Tensor | None,
-    *,
-    name: str,
-    letter: int | None = None,
-    start: Sequence[int] | None = None,
-) -> Found:
-    """A search over some items for their right letters, or for another one until it comes out."""
-    items, single = context.pick(picked), start is not None
-    layers = range(context.layer, len(base_LND)) if base_LND is not None else range(0)
-    return search(
-        model,
-        context.tokenizer,
-        [item.context for item in items],
-        [item.letters[item.answer if letter is None else letter] for item in items],
-        Options(
-            settings.length,
-            settings.steps if single else settings.universal_steps,
-            settings.width,
-            settings.topk,
-            settings.weight,
-            stop=single,
-        ),
-        match=[{k: base_LND[k, i] for k in layers} for i in picked] if base_LND is not None else (),
-        start=start,
-        generator=context.generator(name),
-    )
+    wanted: int | None = None,
+) -> Search:
+    """A search over some items for their right letters, or for another one."""
+    scorer, targets = context.scorer, []
+    for i in picked:
+        item = context.items[i]
+        match: dict[int, Tensor] = {}
+        if base_LND is not None:
+            match = {k: base_LND[k, i].to(context.device) for k in range(context.layer, len(base_LND))}
+        token = scorer.letters(item)[item.answer if wanted is None else wanted]
+        targets.append(Target(*cut(scorer, item.context), token, match))
+    return Search(model, scorer, targets, width=settings.width, topk=settings.topk, weight=settings.weight)
 
 
-def _matched(context: Context, items: Sequence[Question]) -> Tensor:
-    """The base model's activations (L, N, D) at the last token of each untouched prompt."""
-    with context.model(BASE) as model:
-        return at_last(model, context.scorer, [context.scorer.encode(item.context) for item in items])[BLOCK]
-
-
-def _single(context: Context, settings: Settings, base_LND: Tensor) -> tuple[list[dict[str, Any]], dict[str, Curve]]:
+def _single(context: Context, settings: Settings, base_LND: Tensor) -> tuple[list[dict[str, Any]], Curve]:
     """Rows of results, and loss curves, of the searches on one prompt per topic."""
-    rows, panels = [], {}
+    rows: list[dict[str, Any]] = []
+    panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for topic in dict.fromkeys(item.topic for item in context.items):
         index, start = hard(context, settings, topic)
-        lines: dict[str, list[tuple[float, float]]] = {}
-        right = context.items[index].answer
+        right, lines = context.items[index].answer, panels.setdefault(topic, {})
         wrong = (right + 1) % len(context.items[index].letters)
-        for state in context.states:
-            for kind, letter in ((PLAIN, right), (MATCHING, right), (PLAIN, wrong)):
-                match = base_LND if kind == MATCHING else None
-                how: dict[str, Any] = {"name": f"gcg/{topic}", "letter": letter, "start": start}
-                wanted = "right" if letter == right else "wrong"
-                steps, losses = context.part(
-                    f"{topic}/{state}/{kind}/{wanted}",
-                    partial(_one, context, settings, state, index, match, **how),
-                )
-                rows.append({"topic": topic, "model": state, "loss": kind, "wanted": wanted, "steps": steps})
-                if wanted == "right":
-                    lines[f"{state}, {kind}"] = losses
-        panels[topic] = lines
-    return rows, {"single": Curve("GCG on one prompt a topic, until the answer comes out", "step", "loss", panels)}
+        for state, (kind, letter) in product(context.states, ((PLAIN, right), (MATCHING, right), (PLAIN, wrong))):
+            wanted = "right" if letter == right else "wrong"
+            match = base_LND if kind == MATCHING else None
+            one = partial(_one, context, settings, state, index, start, match=match, letter=letter)
+            steps, losses = context.part(f"{topic}/{state}/{kind}/{wanted}", one)
+            rows.append({"topic": topic, "model": state, "loss": kind, "wanted": wanted, "steps": steps})
+            if wanted == "right":
+                lines[f"{state}, {kind}"] = losses
+    return rows, Curve("GCG on one prompt a topic, until the answer comes out", "step", "loss", panels)
 
 
 def _one(
-    context: Context, settings: Settings, state: str, index: int, base_LND: Tensor | None, **how: Any
+    context: Context, settings: Settings, state: str, index: int, start: list[int], *, match: Tensor | None, letter: int
 ) -> tuple[int | None, list[tuple[float, float]]]:
     """One search on one prompt: the steps it took, and the losses."""
+    generator = context.generator(f"gcg/{context.items[index].topic}")
     with context.model(state) as model:
-        found = _search(context, settings, model, [index], base_LND, **how)
+        search = _search(context, settings, model, [index], match, letter)
+        found = search.run(torch.tensor(start, device=context.device), settings.steps, generator, stop=True)
     return found.steps, found.losses
 
 
 def hard(context: Context, settings: Settings, topic: str) -> tuple[int, list[int]]:
     """A question of the topic that the base model knows, and random tokens that make base and unlearned fail on it."""
-    mine = [i for i in context.halves[0] if context.items[i].topic == topic and context.plain(BASE)[i]] or [
-        i for i in context.halves[0] if context.items[i].topic == topic
-    ]
+    every = [i for i in context.halves[0] if context.items[i].topic == topic]
+    mine = [i for i in every if context.plain(BASE)[i]] or every
     asked, scorer = context.pick(mine), context.scorer
     target, generator = Target(*cut(scorer, asked[0].context), 0, {}), context.generator(f"gcg/start/{topic}")
     with context.model(BASE) as model:
-        known_V = allowed(scorer, len(embedding_of(model).weight))  # type: ignore[arg-type]
-        start = random_tokens(scorer, target, known_V, settings.length, generator).tolist()
+        start = random_tokens(scorer, target, allowed(scorer, model), settings.length, generator).tolist()
         base = answers(model, context, start, asked)
     with context.model(UNLEARNED) as model:
         unlearned = answers(model, context, start, asked)

@@ -1,24 +1,19 @@
 """Greedy coordinate gradient: the search for a few tokens that bring an answer out (arXiv 2307.15043).
 
-A prompt is cut before its last line; the searched tokens stand between its head and its tail. The head's keys and
-values are computed once; a candidate costs the searched tokens and the tail alone, many candidates per pass, as many
-as memory holds. Candidates that would be tokenized otherwise when written as text are left out.
-
-Loss of one prompt: cross-entropy of the answer's token, and, with ``match``, the squared distance to the activations
-that the base model has at the last token of the untouched prompt, from the steered layer on, relative to their size
-(arXiv 2409.18025: plain gradients are starved by RMU). The loss of several prompts is their mean.
-
+Loss of one prompt: cross-entropy of the answer's token, and, with ``match``, the squared distance to the base model's
+activations at the last token of the untouched prompt, from the steered layer on, relative to their size (arXiv
+2409.18025: plain gradients are starved by RMU). Candidates that would be tokenized otherwise as text are left out.
 Axes: C candidates, S searched tokens, V vocabulary, D hidden size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 
 from rmu_exp.evaluate.forward import Forward, Layers, shared
 from rmu_exp.evaluate.scoring import Scorer
@@ -57,94 +52,25 @@ def cut(scorer: Scorer, context: str) -> tuple[list[int], list[int]]:
     return head, whole[len(head) :]
 
 
-@dataclass(frozen=True)
-class Options:
-    """How to search.
-
-    Attributes:
-        length: searched tokens.
-        steps: most gradient steps.
-        width: candidates per step.
-        topk: tokens per place that the gradient proposes.
-        weight: of the matching loss beside the cross-entropy.
-        stop: whether to end as soon as every target is the likeliest token of the whole vocabulary.
-    """
-
-    length: int = 8
-    steps: int = 20
-    width: int = 32
-    topk: int = 64
-    weight: float = 1.0
-    stop: bool = False
-
-
-@dataclass(frozen=True)
-class Found:
+class Found(NamedTuple):
     """What a search found.
 
     Attributes:
-        start, tokens: the searched tokens as they began and as they ended.
-        text: the latter as text.
+        tokens: as they ended.
         losses: step and mean loss, from before the first step on.
         steps: after how many steps every target was the likeliest token; None: not reached, or not asked for.
     """
 
-    start: list[int]
     tokens: list[int]
-    text: str
     losses: list[tuple[float, float]]
     steps: int | None
 
 
-def search(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
-    targets: Sequence[str],
-    options: Options,
-    *,
-    match: Sequence[Mapping[int, Tensor]] = (),
-    start: Sequence[int] | None = None,
-    generator: torch.Generator | None = None,
-) -> Found:
-    """Search for tokens that stand before the last line of each prompt and bring out its target.
-
-    Args:
-        model: a transformers causal language model; it is left as it is.
-        prompts: texts of two lines or more.
-        targets: what should follow each prompt; its first token counts.
-        match: for each prompt layer to activations (D) that the last token's are drawn to; empty: nothing is matched.
-        start: tokens to begin with; None: random ones.
-        generator: of every random choice; None: one with seed 0.
-
-    Raises:
-        RunError: a prompt cannot be cut before its last line, or one candidate does not fit into memory.
-    """
-    scorer = Scorer(tokenizer, next(model.parameters()).device)
-    generator = torch.Generator().manual_seed(0) if generator is None else generator
-    wanted = []
-    for prompt, target, near in zip(prompts, targets, match or [{}] * len(prompts), strict=True):
-        head, tail = cut(scorer, prompt)
-        token = scorer.encode(prompt + target)[len(head) + len(tail)]
-        wanted.append(Target(head, tail, token, {k: h_D.to(scorer.device) for k, h_D in near.items()}))
-    searching = Search(model, scorer, wanted, options)
-    first_S = searching.start(generator) if start is None else torch.tensor(list(start), device=scorer.device)
-    tokens_S, losses, reached = first_S, [(0.0, float(searching.losses(first_S[None])))], None
-    for step in range(options.steps + 1):
-        if options.stop and searching.reached(tokens_S):
-            reached = step
-            break
-        if step < options.steps:
-            tokens_S, loss = searching.step(tokens_S, generator)
-            losses.append((step + 1.0, loss))
-    text = str(tokenizer.decode(tokens_S.tolist(), clean_up_tokenization_spaces=False))
-    return Found(first_S.tolist(), tokens_S.tolist(), text, losses, reached)
-
-
-def allowed(scorer: Scorer, vocabulary: int) -> Tensor:
+def allowed(scorer: Scorer, model: nn.Module) -> Tensor:
     """Which ids (V) may be searched: those of the tokenizer, without special ones."""
     special, known = set(scorer.tokenizer.all_special_ids), len(scorer.tokenizer)
-    return torch.tensor([v < known and v not in special for v in range(vocabulary)], device=scorer.device)
+    weight_VD: Tensor = embedding_of(model).weight  # type: ignore[assignment]
+    return torch.tensor([v < known and v not in special for v in range(len(weight_VD))], device=scorer.device)
 
 
 def survives(scorer: Scorer, target: Target, tokens: Sequence[int]) -> bool:
@@ -165,27 +91,50 @@ def random_tokens(scorer: Scorer, target: Target, allowed_V: Tensor, length: int
 
 
 class Search:
-    """Candidates and their losses, for one model and some targets.
+    """A search on one model; the model is left as it is.
 
-    Attributes:
-        candidates: how many have been scored so far.
+    Args:
+        targets: prompts, and what should come out of each.
+        width: candidates per step.
+        topk: tokens per place that the gradient proposes.
+        weight: of the matching loss beside the cross-entropy.
     """
 
-    def __init__(self, model: nn.Module, scorer: Scorer, targets: Sequence[Target], options: Options) -> None:
-        self.model, self.scorer, self.targets, self.options = model, scorer, targets, options
+    def __init__(
+        self, model: nn.Module, scorer: Scorer, targets: Sequence[Target], *, width: int, topk: int, weight: float
+    ) -> None:
+        self.model, self.scorer, self.targets = model, scorer, targets
+        self.width, self.topk, self.weight = width, topk, weight
         self.forward = Forward(model, scorer.device)
-        self.candidates = 0
         self.room = scorer.budget
-        longest = max((t.head + t.tail for t in targets), key=len)
-        reuse = self.forward.can_reuse(longest)
+        reuse = self.forward.can_reuse(max((t.head + t.tail for t in targets), key=len))
         self.heads: list[tuple[list[int], Layers]] = [
             ([], self.forward.extend([], t.head)) if reuse else (t.head, []) for t in targets
         ]
-        self.allowed_V = allowed(scorer, len(embedding_of(model).weight))  # type: ignore[arg-type]
+        self.allowed_V = allowed(scorer, model)
 
-    def start(self, generator: torch.Generator) -> Tensor:
+    def start(self, length: int, generator: torch.Generator) -> Tensor:
         """Random tokens (S) to begin with."""
-        return random_tokens(self.scorer, self.targets[0], self.allowed_V, self.options.length, generator)
+        return random_tokens(self.scorer, self.targets[0], self.allowed_V, length, generator)
+
+    def run(self, tokens_S: Tensor, steps: int, generator: torch.Generator, stop: bool = False) -> Found:
+        """Search from some tokens on.
+
+        Args:
+            steps: most gradient steps.
+            stop: end as soon as every target is the likeliest token of the whole vocabulary.
+
+        Raises:
+            RunError: one candidate does not fit into memory.
+        """
+        losses = [(0.0, float(self.losses(tokens_S[None])))]
+        for step in range(steps + 1):
+            if stop and self.reached(tokens_S):
+                return Found(tokens_S.tolist(), losses, step)
+            if step < steps:
+                tokens_S, loss = self.step(tokens_S, generator)
+                losses.append((step + 1.0, loss))
+        return Found(tokens_S.tolist(), losses, None)
 
     @torch.no_grad()
     def reached(self, tokens_S: Tensor) -> bool:
@@ -204,16 +153,16 @@ class Search:
     def propose(self, tokens_S: Tensor, generator: torch.Generator) -> Tensor:
         """Candidates (C, S), at most ``width``: at a random place one of the tokens that the gradient likes best."""
         gradient_SV = self.gradient(tokens_S).masked_fill(~self.allowed_V, float("inf"))
-        liked_SK = (-gradient_SV).topk(min(self.options.topk, int(self.allowed_V.sum())), dim=-1).indices.cpu()
+        liked_SK = (-gradient_SV).topk(min(self.topk, int(self.allowed_V.sum())), dim=-1).indices.cpu()
         found: dict[tuple[int, ...], None] = {}
-        for _ in range(8 * self.options.width):
+        for _ in range(8 * self.width):
             place = int(torch.randint(len(tokens_S), (1,), generator=generator))
             choice = int(torch.randint(liked_SK.shape[1], (1,), generator=generator))
             tokens = tokens_S.tolist()
             tokens[place] = int(liked_SK[place, choice])
             if survives(self.scorer, self.targets[0], tokens):
                 found[tuple(tokens)] = None
-            if len(found) == self.options.width:
+            if len(found) == self.width:
                 break
         return torch.tensor(list(found) or [tokens_S.tolist()], device=tokens_S.device)
 
@@ -246,7 +195,6 @@ class Search:
         for target, (front, cache) in zip(self.targets, self.heads, strict=True):
             parts = [self._loss(*passed, target) for passed in self._passes(rows, target, front, cache)]
             total_C += torch.cat(parts)
-        self.candidates += len(rows)
         return total_C / len(self.targets)
 
     def _passes(
@@ -283,7 +231,7 @@ class Search:
                 (kept[layer].float() - base_D).pow(2).sum(-1) / base_D.pow(2).sum()
                 for layer, base_D in target.match.items()
             ]
-            loss_N = loss_N + self.options.weight * torch.stack(away).mean(0)
+            loss_N = loss_N + self.weight * torch.stack(away).mean(0)
         return loss_N
 
 

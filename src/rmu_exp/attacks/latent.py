@@ -1,10 +1,8 @@
 """Perturbed latents: one vector, added to every token's activations at one layer, learned to bring the answers out.
 
-The vector is learned on the questions of one half of the facts (T), inside a ball, and scored on the other (V)
-(arXiv 2502.05209 perturbs latents for each prompt by itself; one vector for all cannot carry the answers). The layer is
-chosen by T, too: below what unlearning changed, where it steers, above.
-
-Controls: the same on the base model and on the oracle; random vectors of the same length.
+The vector is learned, and the layer chosen, by one half of the facts (T), and scored on the other (V) (arXiv 2502.05209
+perturbs latents for each prompt by itself; one vector for all cannot carry the answers). Controls: the same on the base
+model and on the oracle; random vectors of the same length.
 """
 
 from __future__ import annotations
@@ -19,13 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from rmu_exp.attacks import optimise
-from rmu_exp.attacks.api import BASE, UNLEARNED, Context, Correct, Curve, Finding, share, take
+from rmu_exp.attacks.api import BASE, UNLEARNED, Context, Correct, Curve, Finding
 from rmu_exp.evaluate.questions import Question
 from rmu_exp.model.hooks import BLOCK, at_last, changing
 from rmu_exp.model.split import layers_of
 from rmu_exp.support.setting import setting
-
-BELOW, STEERED, ABOVE = ("below", "steered", "above")
 
 
 @dataclass
@@ -47,48 +43,24 @@ class Settings:
 
 
 def run(context: Context, settings: Settings) -> Finding:
-    learn, score = context.halves
     tried = layers(context, settings)
-    got = {
-        layer: context.part(f"unlearned/{layer}", partial(_learn, context, settings, UNLEARNED, layer))
-        for layer in tried
-    }
-    by_learn = {layer: share(take(got[layer]["after"], learn)) for layer in tried}
-    best = max(tried, key=lambda layer: by_learn[layer])
-    losses: dict[str, Any] = {UNLEARNED: got[best]["losses"]}
+    got = {n: context.part(f"unlearned/{n}", partial(_learn, context, settings, UNLEARNED, n)) for n in tried}
+    best = context.best({n: got[n]["after"] for n in tried})
     control: dict[str, Correct] = {}
-    for state in context.states:
-        if state != UNLEARNED:
-            found = context.part(f"{state}/{best}", partial(_learn, context, settings, state, best))
-            control[state], losses[state] = take(found["after"], score), found["losses"]
-    control["random"] = [c for part in got[best]["random"] for c in take(part, score)]
-    return Finding(
-        before=take(context.plain(UNLEARNED), score),
-        after=take(got[best]["after"], score),
-        control=control,
-        budget={
-            "layer": best,
-            "layers": len(tried),
-            "radius": settings.radius,
-            "steps": settings.steps,
-            "batch_size": settings.batch_size,
-            "questions": len(learn),
-        },
-        curves={
-            "loss": Curve(
-                "Perturbed latents: loss while learning on T", "step", "cross-entropy of the letter", {"": losses}
-            )
-        },
+    losses: dict[str, Any] = {UNLEARNED: got[best]["losses"]}
+    for state in context.controls:
+        found = context.part(f"{state}/{best}", partial(_learn, context, settings, state, best))
+        control[state], losses[state] = found["after"], found["losses"]
+    control["random"] = got[best]["random"]
+    curve = Curve("Perturbed latents: loss while learning on T", "step", "cross-entropy of the letter", {"": losses})
+    budget = {"layer": best, "layers": len(tried), "radius": settings.radius, "steps": settings.steps}
+    return context.finding(
+        got[best]["after"],
+        control,
+        budget | {"batch_size": settings.batch_size, "questions": len(context.halves[0])},
+        curves={"loss": curve},
         more={
-            "layers": [
-                {
-                    "layer": n,
-                    "learn": by_learn[n],
-                    "score": share(take(got[n]["after"], score)),
-                    "length": got[n]["length"],
-                }
-                for n in tried
-            ]
+            "layers": [{"layer": n} | context.accuracies(got[n]["after"]) | {"length": got[n]["length"]} for n in tried]
         },
     )
 
@@ -98,7 +70,7 @@ def layers(context: Context, settings: Settings) -> list[int]:
     with context.model(BASE) as model:
         depth = len(layers_of(model))
     lowest = min(context.span, default=context.layer)
-    means = {BELOW: lowest - 1, STEERED: context.layer, ABOVE: context.layer + 1}
+    means = {"below": lowest - 1, "steered": context.layer, "above": context.layer + 1}
     return sorted({means[p] if 0 <= means[p] < depth else context.layer for p in settings.places})
 
 
@@ -116,21 +88,14 @@ def _learn(context: Context, settings: Settings, state: str, layer: int) -> dict
                 ids_BT, last_B = context.scorer.padded([context.scorer.encode(item.context) for item in items])
                 return optimise.at_letters(context, model(input_ids=ids_BT, use_cache=False).logits, last_B, items)
 
-        losses = optimise.learn(
-            shift_D,
-            letters,
-            learn,
-            steps=settings.steps,
-            batch_size=settings.batch_size,
-            lr=settings.lr,
-            generator=context.generator("latent/order"),
-            radius=settings.radius * width,
-        )
-        after, length, random = optimise.answers(context, letters, context.items), shift_D.norm(), []
+        order, radius = context.generator("latent/order"), settings.radius * width
+        losses = optimise.learn(shift_D, letters, learn, settings, order, radius=radius)
+        after, length = optimise.answers(context, letters, context.items), shift_D.norm()
+        random: Correct = []
         for k in range(settings.random if state == UNLEARNED else 0):
             noise_D = torch.randn(len(shift_D), generator=context.generator(f"latent/{k}")).to(shift_D)
             shift_D.copy_(noise_D * (length / noise_D.norm()))
-            random.append(optimise.answers(context, letters, context.items))
+            random += optimise.answers(context, letters, context.items)
         return {"after": after, "random": random, "length": length.item() / width, "losses": losses}
 
 

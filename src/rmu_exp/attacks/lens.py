@@ -1,8 +1,7 @@
 """The logit lens: the model's own head read off at every layer (arXiv 2409.18025).
 
-At the last token of each question the output of every block, of its attention, of its MLP, and the stream between
-the two go through the final norm and the head; the likeliest letter is the answer. Place and layer are chosen by
-one half of the facts and scored on the other. Controls: the base model, and the oracle.
+Activations at the last token of each question go through the final norm and the head; the likeliest letter is the
+answer. Place and layer are chosen by one half of the facts and scored on the other. Controls: base model and oracle.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rmu_exp.attacks.api import UNLEARNED, Context, Correct, Curve, Finding, share, take
+from rmu_exp.attacks.api import UNLEARNED, Context, Correct, Curve, Finding, share
 from rmu_exp.evaluate.scoring import likeliest
 from rmu_exp.model.hooks import at_last
 from rmu_exp.model.split import head_of, norm_of
@@ -28,7 +27,6 @@ class Settings:
 
 
 def run(context: Context, settings: Settings) -> Finding:
-    learn, score = context.halves
     scorer, items = context.scorer, context.items
     rows = [scorer.encode(item.context) for item in items]
     letters_NK = torch.tensor([scorer.letters(item) for item in items])
@@ -42,8 +40,8 @@ def run(context: Context, settings: Settings) -> Finding:
                 for place, h_LND in seen.items()
                 for layer, h_ND in enumerate(h_LND)
             }
-    best = {state: max(of, key=lambda at: share(take(of[at], learn))) for state, of in answers.items()}
-    chosen = {state: take(answers[state][best[state]], score) for state in answers}
+    best = {state: context.best(of) for state, of in answers.items()}
+    chosen = {state: of[best[state]] for state, of in answers.items()}
     panels = {
         place: {
             state: [(float(layer), share(correct)) for (p, layer), correct in of.items() if p == place]
@@ -51,11 +49,11 @@ def run(context: Context, settings: Settings) -> Finding:
         }
         for place in settings.places
     }
-    return Finding(
-        before=take(context.plain(UNLEARNED), score),
-        after=chosen.pop(UNLEARNED),
-        control=chosen,
-        budget={"place": best[UNLEARNED][0], "layer": best[UNLEARNED][1], "readings": len(answers[UNLEARNED])},
+    (place, layer), readings = best[UNLEARNED], len(answers[UNLEARNED])
+    return context.finding(
+        chosen.pop(UNLEARNED),
+        chosen,
+        {"place": place, "layer": layer, "readings": readings},
         curves={"layers": Curve("Logit lens at the last token", "layer", "questions right", panels, context.chance)},
     )
 

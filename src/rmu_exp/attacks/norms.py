@@ -1,8 +1,7 @@
 """Length of the activations at every layer, and their cosine with the base model's, by kind of text.
 
-Forget and retain texts, and the prompts of the forget questions and of every other group of questions (adjacent
-and general topics, say). It finds no answers; it shows where unlearning reaches. Control: the base model, and the
-same for the oracle.
+Forget and retain texts, and the prompts of every group of questions. It finds no answers; it shows where unlearning
+reaches. Control: the base model, and the same for the oracle.
 """
 
 from __future__ import annotations
@@ -13,9 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rmu_exp.attacks.api import BASE, UNLEARNED, Context, Curve, Finding
-from rmu_exp.model.hooks import watching
-from rmu_exp.model.split import layers_of
+from rmu_exp.attacks.api import BASE, Context, Curve, Finding, each_token
 from rmu_exp.support.setting import setting
 
 
@@ -58,7 +55,7 @@ def run(context: Context, settings: Settings) -> Finding:
         for what in ("norm", "cosine")
     }
     return Finding(
-        control={state: "measured beside it" for state in context.states if state != UNLEARNED},
+        control=dict.fromkeys(context.controls, "measured beside it"),
         budget={"texts": settings.texts},
         curves={
             "norms": Curve("Length of the activations, mean over tokens", "layer", "L2 norm", lines["norm"]),  # type: ignore[arg-type]
@@ -68,17 +65,8 @@ def run(context: Context, settings: Settings) -> Finding:
     )
 
 
-@torch.no_grad()
 def every_token(model: nn.Module, context: Context, rows: Sequence[Sequence[int]]) -> Tensor:
     """Activations of all tokens of the rows at the output of every layer, (L, tokens, D), fp32, on the CPU."""
-    kept: list[list[Tensor]] = [[] for _ in layers_of(model)]
-    for batch in context.scorer.batches([len(row) for row in rows]):
-        ids_BT, last_B = context.scorer.padded([rows[i] for i in batch])
-        real_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device)[None] <= last_B[:, None]
-
-        def seen(_place: str, layer: int, h_BTD: Tensor, real_BT: Tensor = real_BT) -> None:
-            kept[layer].append(h_BTD[real_BT].float().cpu())
-
-        with watching(model, seen):
-            model(input_ids=ids_BT, use_cache=False, logits_to_keep=1)
-    return torch.stack([torch.cat(parts) for parts in kept])
+    kept: dict[int, list[Tensor]] = {}
+    each_token(model, context.scorer, rows, lambda layer, h_ND: kept.setdefault(layer, []).append(h_ND.cpu()))
+    return torch.stack([torch.cat(parts) for parts in kept.values()])

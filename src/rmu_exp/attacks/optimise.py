@@ -6,6 +6,7 @@ Axes: B questions, K letters, P, D whatever is learned.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,15 +21,21 @@ Losses = list[tuple[float, float]]
 """Step and loss."""
 
 
+class Budget(Protocol):
+    """How far is learned: steps of Adam, questions per step, learning rate."""
+
+    steps: int
+    batch_size: int
+    lr: float
+
+
 def learn(
     shift: Tensor,
     letters: Letters,
     items: Sequence[Question],
-    *,
-    steps: int,
-    batch_size: int,
-    lr: float,
+    budget: Budget,
     generator: torch.Generator,
+    *,
     radius: float | None = None,
 ) -> Losses:
     """Adam on the cross-entropy of the right letters, on the tensor in place.
@@ -38,10 +45,10 @@ def learn(
         radius: after each step ``shift`` is brought back to this Euclidean length if it is longer; None: never.
     """
     shift.requires_grad_(True)
-    optimizer = torch.optim.Adam([shift], lr=lr)
+    optimizer = torch.optim.Adam([shift], lr=budget.lr)
     losses = []
-    for step in range(steps):
-        picked = torch.randperm(len(items), generator=generator)[:batch_size].tolist()
+    for step in range(budget.steps):
+        picked = torch.randperm(len(items), generator=generator)[: budget.batch_size].tolist()
         batch = [items[i] for i in picked]
         logits_BK = letters(batch)
         right_B = torch.tensor([item.answer for item in batch], device=logits_BK.device)

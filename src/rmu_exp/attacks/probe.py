@@ -1,10 +1,8 @@
-"""The paper's linear probe: is the answer still written in the activations?
+"""The paper's linear probe: is the answer still written in the activations? (arXiv 2403.03218, the probing experiment)
 
-At the last token of each question, at the output of every layer, a four-way logistic regression is trained on
-one half of the facts to name the right letter, and scored on the other half (arXiv 2403.03218, the probing
-experiment). Its regularisation is chosen by cross-validation inside the training half, by fact as well.
-
-Controls: the base model; the oracle; and the same probe trained on shuffled letters.
+At the last token of each question, at every layer, a four-way logistic regression is trained on one half of the facts
+to name the right letter, and scored on the other. Strength and layer are chosen by cross-validation, by fact, inside
+the training half. Controls: the base model; the oracle; the same probe trained on shuffled letters.
 """
 
 from __future__ import annotations
@@ -65,12 +63,14 @@ def run(context: Context, settings: Settings) -> Finding:
         topic: {state: [(float(layer), share(c)) for layer, c in enumerate(answers[state][t])] for state in answers}
         for t, topic in enumerate(topics)
     }
+    right = "held-out facts answered right"
+    curve = Curve("Linear probe of the answer at the last token", "layer", right, lines, context.chance)
     return Finding(
         before=take(context.plain(UNLEARNED), scored),
         after=chosen.pop(UNLEARNED),
         control=chosen,
         budget={"training_questions": len(learn), "classifiers": len(lines) * h_LND.shape[0] * len(answers)},
-        curves={"layers": _curve(lines, context.chance)},
+        curves={"layers": curve},
         more={"layer": {state: dict(zip(topics, layers, strict=True)) for state, layers in best.items()}},
         top={"probe": {topic: {s: [y for _, y in points] for s, points in of.items()} for topic, of in lines.items()}},
     )
@@ -108,9 +108,3 @@ def fit(h_ND: np.ndarray, labels: np.ndarray, items: Sequence[Question], setting
         warnings.simplefilter("ignore")  # a probe that has not converged is a probe all the same
         search.fit(h_ND, labels, groups=facts)
     return search.best_estimator_, float(search.best_score_)
-
-
-def _curve(lines: dict[str, dict[str, list[tuple[float, float]]]], chance: float) -> Curve:
-    return Curve(
-        "Linear probe of the answer at the last token", "layer", "held-out facts answered right", lines, chance
-    )

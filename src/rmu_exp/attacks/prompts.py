@@ -1,9 +1,7 @@
 """Other prompts: the same question after examples, in other words around it, or after other text (arXiv 2506.10236).
 
-Nothing is computed but answers. The prompts are made from the questions' own parts, so that they work for any task:
-examples with answers from one half of the facts, options in another order, the description left out,
-another frame, an unrelated retain text in front. The best prompt is chosen by one half of the facts
-and scored on the other. Controls: the base model and the oracle, asked the same.
+The prompts are made from the questions' own parts, so that they work for any task. The best one is chosen by one half
+of the facts and scored on the other. Controls: the base model and the oracle, asked the same.
 """
 
 from __future__ import annotations
@@ -12,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-from rmu_exp.attacks.api import UNLEARNED, Context, Correct, Finding, share, take
+from rmu_exp.attacks.api import UNLEARNED, Context, Correct, Finding, share
 from rmu_exp.evaluate.questions import Question
 from rmu_exp.support.setting import setting
 
@@ -30,7 +28,6 @@ class Settings:
 
 
 def run(context: Context, settings: Settings) -> Finding:
-    learn, score = context.halves
     tried: dict[str, Change] = {f"{n} shots": partial(few_shot, context, n) for n in settings.shots}
     tried |= {form: partial(rephrased, context, form) for form in settings.forms}
     answers: dict[str, dict[str, Correct]] = {}
@@ -40,15 +37,13 @@ def run(context: Context, settings: Settings) -> Finding:
                 asked = [change(item) for item in context.items]
                 correct = context.part(f"{state}/{name}", partial(context.scorer.correct, model, asked))
                 answers.setdefault(state, {})[name] = correct
-    best = max(tried, key=lambda name: share(take(answers[UNLEARNED][name], learn)))
-    return Finding(
-        before=take(context.plain(UNLEARNED), score),
-        after=take(answers[UNLEARNED][best], score),
-        control={state: take(answers[state][best], score) for state in context.states if state != UNLEARNED},
-        budget={"prompt": best, "prompts": len(tried), "queries": len(tried) * len(learn)},
-        more={
-            "prompts": {name: {state: share(take(of[name], score)) for state, of in answers.items()} for name in tried}
-        },
+    best = context.best(answers[UNLEARNED])
+    shown = {name: {state: share(context.scored(of[name])) for state, of in answers.items()} for name in tried}
+    return context.finding(
+        answers[UNLEARNED][best],
+        {state: answers[state][best] for state in context.controls},
+        {"prompt": best, "prompts": len(tried), "queries": len(tried) * len(context.halves[0])},
+        more={"prompts": shown},
     )
 
 

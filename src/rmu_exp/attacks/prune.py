@@ -1,11 +1,8 @@
 """Set-difference pruning: zero the weights that matter for forget texts and not for retain texts (arXiv 2409.18025).
 
-A weight's importance is |w · dL/dw| (SNIP), L the next-token loss on some texts. The share p of weights that matter
-most on forget texts, without the share q that matter most on retain texts, is set to zero, in every matrix inside
-the decoder layers. p and q are chosen by one half of the facts and scored on the other. Controls: the base model and
-the oracle, pruned by their own importances; and in each matrix as many weights, drawn at random.
-
-Beside the base model and the copy that is pruned, a device holds one set of gradients; importances stay on the CPU.
+A weight's importance is |w · dL/dw| (SNIP), L the next-token loss on some texts. p and q are chosen by one half of the
+facts and scored on the other. Controls: the base model and the oracle, pruned by their own importances; and in each
+matrix as many weights, drawn at random. A device holds one set of gradients; importances stay on the CPU.
 """
 
 from __future__ import annotations
@@ -17,11 +14,12 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from rmu_exp.attacks.api import UNLEARNED, Context, Correct, Finding, share, take
+from rmu_exp.attacks.api import UNLEARNED, Context, Correct, Finding
 from rmu_exp.model.split import layers_of
 from rmu_exp.support.errors import UserError
 from rmu_exp.support.setting import setting
 
+Pair = tuple[float, float]
 Scores = dict[str, Tensor]
 """A number for each weight of each matrix."""
 
@@ -47,59 +45,44 @@ class Settings:
 
 
 def run(context: Context, settings: Settings) -> Finding:
-    learn, score = context.halves
     pairs = [(p, q) for p in settings.forget for q in settings.retain if q <= p]
     answers, zeros, best, random = _tried(context, settings, pairs)
-    control = {"random": take(random, score)}
-    for state in (s for s in context.states if s != UNLEARNED):
-        control[state] = take(_pruned(context, state, settings, *best), score)
+    control = {"random": random} | {s: _pruned(context, s, settings, best) for s in context.controls}
     rows = [
-        {"forget": p, "retain": q, "zeros": zeros[p, q], "learn": share(take(a, learn)), "score": share(take(a, score))}
-        for (p, q), a in answers.items()
+        {"forget": pair[0], "retain": pair[1], "zeros": zeros[pair]} | context.accuracies(correct)
+        for pair, correct in answers.items()
     ]
-    return Finding(
-        before=take(context.plain(UNLEARNED), score),
-        after=take(answers[best], score),
-        control=control,
-        budget={
-            "p": best[0],
-            "q": best[1],
-            "pairs": len(pairs),
-            "texts": settings.texts,
-            "queries": len(pairs) * len(learn),
-        },
-        more={"pairs": rows},
-    )
+    budget = {"p": best[0], "q": best[1], "pairs": len(pairs), "texts": settings.texts}
+    queries = len(pairs) * len(context.halves[0])
+    return context.finding(answers[best], control, budget | {"queries": queries}, more={"pairs": rows})
 
 
 def _tried(
-    context: Context, settings: Settings, pairs: Sequence[tuple[float, float]]
-) -> tuple[dict[tuple[float, float], Correct], dict[tuple[float, float], int], tuple[float, float], Correct]:
+    context: Context, settings: Settings, pairs: Sequence[Pair]
+) -> tuple[dict[Pair, Correct], dict[Pair, int], Pair, Correct]:
     """The unlearned model's answers and zeroed weights by pair, the best pair, and its random control's answers."""
-    learn, _ = context.halves
     model = context.copy(UNLEARNED)
-    matter, spared = (importance(model, context, kind, settings) for kind in ("forget", "retain"))
-    answers: dict[tuple[float, float], Correct] = {}
-    zeros: dict[tuple[float, float], int] = {}
+    scores = importances(model, context, settings)
+    answers: dict[Pair, Correct] = {}
+    zeros: dict[Pair, int] = {}
 
-    def pruned(pair: tuple[float, float]) -> tuple[int, Correct]:
-        count = prune(model, matter, spared, *pair)
+    def pruned(pair: Pair) -> tuple[int, Correct]:
+        count = prune(model, *scores, pair)
         correct = context.scorer.correct(model, context.items)
         restore(model, context)
         return count, correct
 
     for pair in pairs:
         zeros[pair], answers[pair] = context.part(f"{pair}", partial(pruned, pair))
-    best = max(pairs, key=lambda pair: share(take(answers[pair], learn)))
-    prune_random(model, matter, spared, *best, context.generator("prune/random"))
+    best = context.best(answers)
+    prune(model, *scores, best, context.generator("prune/random"))
     return answers, zeros, best, context.scorer.correct(model, context.items)
 
 
-def _pruned(context: Context, state: str, settings: Settings, p: float, q: float) -> Correct:
+def _pruned(context: Context, state: str, settings: Settings, pair: Pair) -> Correct:
     """Another model's answers, pruned by its own importances."""
     model = context.copy(state)
-    forget, retain = (importance(model, context, kind, settings) for kind in ("forget", "retain"))
-    prune(model, forget, retain, p, q)
+    prune(model, *importances(model, context, settings), pair)
     return context.scorer.correct(model, context.items)
 
 
@@ -110,10 +93,16 @@ def matrices(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
             yield name, weight
 
 
-def importance(model: nn.Module, context: Context, kind: str, settings: Settings) -> dict[str, Tensor]:
+def importances(model: nn.Module, context: Context, settings: Settings) -> tuple[Scores, Scores]:
+    """Those on forget texts and those on retain texts."""
+    forget, retain = (importance(model, context, kind, settings) for kind in ("forget", "retain"))
+    return forget, retain
+
+
+def importance(model: nn.Module, context: Context, kind: str, settings: Settings) -> Scores:
     """|w · dL/dw| of every matrix, summed over texts of one kind, on the CPU."""
-    texts: Sequence[str] = context.forget if kind == "forget" else context.retain
-    picked = context.rng(f"prune/{kind}").sample(list(texts), min(settings.texts, len(texts)))
+    texts = context.forget if kind == "forget" else context.retain
+    picked = context.rng(f"prune/{kind}").sample(texts, min(settings.texts, len(texts)))
     wanted = dict(matrices(model))
     total = {name: torch.zeros(w.shape, dtype=torch.float32) for name, w in wanted.items()}
     for weight in wanted.values():
@@ -128,30 +117,23 @@ def importance(model: nn.Module, context: Context, kind: str, settings: Settings
 
 
 @torch.no_grad()
-def prune(model: nn.Module, forget: Scores, retain: Scores, p: float, q: float) -> int:
-    """Zero the top p of ``forget`` without the top q of ``retain``; gives the number of weights zeroed."""
-    count = 0
+def prune(model: nn.Module, forget: Scores, retain: Scores, pair: Pair, shuffle: torch.Generator | None = None) -> int:
+    """Zero weights of each matrix, and give their number.
+
+    Args:
+        pair: p and q: the top p of ``forget`` without the top q of ``retain``.
+        shuffle: zero as many at random.
+    """
+    count, (p, q) = 0, pair
     for name, weight in matrices(model):
-        gone = _gone(weight, forget[name], retain[name], p, q)
-        weight[gone] = 0
-        count += int(gone.sum())
+        gone = top(forget[name].to(weight.device), p) & ~top(retain[name].to(weight.device), q)
+        number = int(gone.sum())
+        if shuffle is None:
+            weight[gone] = 0
+        else:
+            weight.view(-1)[torch.randperm(weight.numel(), generator=shuffle)[:number].to(weight.device)] = 0
+        count += number
     return count
-
-
-@torch.no_grad()
-def prune_random(
-    model: nn.Module, forget: Scores, retain: Scores, p: float, q: float, generator: torch.Generator
-) -> None:
-    """Zero random weights, as many of each matrix as :func:`prune` does."""
-    for name, weight in matrices(model):
-        count = int(_gone(weight, forget[name], retain[name], p, q).sum())
-        gone = torch.randperm(weight.numel(), generator=generator)[:count]
-        weight.view(-1)[gone.to(weight.device)] = 0
-
-
-def _gone(weight: Tensor, forget: Tensor, retain: Tensor, p: float, q: float) -> Tensor:
-    """Which weights are pruned; worked out where the weights are."""
-    return top(forget.to(weight.device), p) & ~top(retain.to(weight.device), q)
 
 
 def top(score: Tensor, part: float) -> Tensor:

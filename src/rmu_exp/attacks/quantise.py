@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from rmu_exp.attacks.api import UNLEARNED, Context, Correct, Finding, share, take
+from rmu_exp.attacks.api import UNLEARNED, Context, Correct, Finding, share
 from rmu_exp.model.split import layers_of
 from rmu_exp.support.setting import setting
 
@@ -28,20 +28,17 @@ class Settings:
 
 
 def run(context: Context, settings: Settings) -> Finding:
-    answers: dict[tuple[str, int], Correct] = {}
-    for state in context.states:
-        for bits in settings.bits:
-            answers[state, bits] = context.part(
-                f"{state}/{bits}", partial(_answers, context, state, bits, settings.group)
-            )
-    rows = [{"model": state, "bits": bits, "acc": share(correct)} for (state, bits), correct in answers.items()]
-    learn, score = context.halves
-    best = max(settings.bits, key=lambda bits: share(take(answers[UNLEARNED, bits], learn)))
-    return Finding(
-        before=take(context.plain(UNLEARNED), score),
-        after=take(answers[UNLEARNED, best], score),
-        control={state: take(answers[state, best], score) for state in context.states if state != UNLEARNED},
-        budget={"bits": best, "variants": len(settings.bits), "group": settings.group},
+    answers: dict[str, dict[int, Correct]] = {
+        state: {n: context.part(f"{state}/{n}", partial(_answers, context, state, n, settings.group))
+                for n in settings.bits}
+        for state in context.states
+    }  # fmt: skip
+    rows = [{"model": state, "bits": n, "acc": share(c)} for state, of in answers.items() for n, c in of.items()]
+    best = context.best(answers[UNLEARNED])
+    return context.finding(
+        answers[UNLEARNED][best],
+        {state: answers[state][best] for state in context.controls},
+        {"bits": best, "variants": len(settings.bits), "group": settings.group},
         more={"runs": rows},
     )
 

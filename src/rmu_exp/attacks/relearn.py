@@ -1,16 +1,9 @@
 """Relearning: finetune the unlearned model a little and ask again.
 
-Sources of text, all with the same number of steps:
-
-* ``forget``: n texts of the forget corpora;
-* ``benign``: n texts of the retain corpora, which say nothing of the forget topics (arXiv 2409.18025);
-* ``split``: questions with their answers, about a quarter of the facts (told); scored on the half V, which
-  the finetuning never shows. What comes back on V was uncovered, not relearned (arXiv 2410.08827).
-
-The best run is chosen by the quarter that is neither told nor scored, and its accuracy is V's. Where the items name
-their facts, texts of ``forget`` that tell of a fact of these three quarters are left out too. Controls: the oracle,
-finetuned on the most texts of each kind, on V nothing can come back in it; and the base model, finetuned
-as the best run was.
+Sources, all with the same number of steps: n texts of the forget corpora; of the retain corpora (arXiv 2409.18025);
+questions with answers about a quarter of the facts: what comes back on the other half V was uncovered, not relearned
+(arXiv 2410.08827). The best run is chosen by the quarter that is neither told nor scored; forget texts that name a fact
+that is not told are left out. Controls: the oracle with the most texts; the base model, finetuned as the best run was.
 """
 
 from __future__ import annotations
@@ -18,12 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import product
 
 import torch
 from torch import nn
 
 from rmu_exp.attacks.api import BASE, ORACLE, UNLEARNED, Context, Correct, Curve, Finding, share, take
-from rmu_exp.attacks.finetune import Rates, finetune, opened, row_of
+from rmu_exp.attacks.finetune import finetune, opened, row_of
 from rmu_exp.evaluate.questions import halves
 from rmu_exp.model.parameters import on_disk
 from rmu_exp.model.split import layers_path
@@ -31,8 +26,6 @@ from rmu_exp.support.errors import RunError, UserError
 from rmu_exp.support.setting import setting
 
 FORGET, BENIGN, SPLIT = ("forget", "benign", "split")
-LORA, FULL = ("lora", "full")
-CHANGED, EVERYWHERE = ("changed", "all")
 V = "V: facts not told"
 
 
@@ -67,30 +60,31 @@ class Settings:
 def run(context: Context, settings: Settings) -> Finding:
     told, choice, untold = parts_of(context)
     texts = {source: texts_of(context, source) for source in settings.sources}
-    most = {source: min(max(settings.samples), len(texts[source])) for source in settings.sources}
     over_steps: dict[str, list[tuple[float, float]]] = {}
     over_n: dict[str, list[tuple[float, float]]] = {}
     reached: dict[tuple[str, str, int], Correct] = {}
-    for state in context.attacked:
-        for source in settings.sources:
-            for n in _counts(settings, state, source, len(texts[source])):
-                points = settings.points if n == most[source] else 1
-                path = _run(context, state, source, texts[source][:n], settings, points)
-                correct = reached[state, source, n] = path[-1][1]
-                name = source if state == UNLEARNED else f"{source}, {state}"
-                over_n.setdefault(name, []).append((n, share(take(correct, untold))))
-                if n == most[source]:
-                    over_steps[name] = [(step, share(take(c, untold))) for step, c in path]
-    ours = [key for key in reached if key[0] == UNLEARNED]
-    best = max(ours, key=lambda key: share(take(reached[key], choice)))
+
+    def path_of(state: str, source: str, n: int, points: int = 1) -> list[tuple[int, Correct]]:
+        name = f"{state}/{source}/{n}"
+        make = partial(finetuned, context, state, texts[source][:n], settings, points=points, name=name)
+        return list(context.part(name, make))
+
+    for state, source in product(context.states[1:], settings.sources):
+        name = source if state == UNLEARNED else f"{source}, {state}"
+        counts = sorted({min(n, len(texts[source])) for n in settings.samples})
+        for n in counts if state == UNLEARNED and source != SPLIT else counts[-1:]:
+            path = path_of(state, source, n, settings.points if n == counts[-1] else 1)
+            reached[state, source, n] = path[-1][1]
+            over_n.setdefault(name, []).append((n, share(take(path[-1][1], untold))))
+        over_steps[name] = [(step, share(take(c, untold))) for step, c in path]
+    best = max((key for key in reached if key[0] == UNLEARNED), key=lambda key: share(take(reached[key], choice)))
+    _, source, n = best
     control = {
-        ORACLE if source == best[1] else f"{ORACLE}, {source}": take(correct, untold)
-        for (state, source, _), correct in reached.items()
+        ORACLE if its == source else f"{ORACLE}, {its}": correct
+        for (state, its, _), correct in reached.items()
         if state == ORACLE
     }
-    path = _run(context, BASE, best[1], texts[best[1]][: best[2]], settings, 1)
-    control[BASE] = take(path[-1][1], untold)
-    budget = {"source": best[1], "samples": best[2], "steps": settings.steps, "batch_size": settings.batch_size}
+    control[BASE] = path_of(BASE, source, n)[-1][1]
     title = f"Relearning: {settings.steps} steps, {settings.how}, {settings.where} weights"
     right = "questions on untold facts right"
     sides = (("T", told), ("choice", choice), ("V", untold))
@@ -99,36 +93,17 @@ def run(context: Context, settings: Settings) -> Finding:
         | {side: share(take(correct, part)) for side, part in sides}
         for (state, source, n), correct in reached.items()
     ]
-    return Finding(
-        before=take(context.plain(UNLEARNED), untold),
-        after=take(reached[best], untold),
-        control=control,
-        budget=budget | {"lr": settings.lr, "finetunings": len(reached)},
+    budget = {"source": source, "samples": n, "steps": settings.steps, "batch_size": settings.batch_size}
+    return context.finding(
+        reached[best],
+        control,
+        budget | {"lr": settings.lr, "finetunings": len(reached)},
         curves={
             "steps": Curve(f"{title}, most texts", "step", right, {V: over_steps}, context.chance),
             "samples": Curve(title, "texts", right, {V: over_n}, context.chance),
         },
         more={"runs": rows},
     )
-
-
-def _run(
-    context: Context, state: str, source: str, texts: Sequence[str], settings: Settings, points: int
-) -> list[tuple[int, Correct]]:
-    """One finetuning, done once however often the attack is cut off."""
-    name = f"{state}/{source}/{len(texts)}"
-    found: list[tuple[int, Correct]] = context.part(
-        name, lambda: finetuned(context, state, texts, settings, points=points, name=name)
-    )
-    return found
-
-
-def _counts(settings: Settings, state: str, source: str, there: int) -> list[int]:
-    """Numbers of texts to finetune on: all of them the unlearned model on texts; otherwise the largest alone."""
-    counts = sorted({min(n, there) for n in settings.samples})
-    if state == UNLEARNED and source != SPLIT:
-        return counts
-    return counts[-1:]
 
 
 def parts_of(context: Context) -> tuple[list[int], list[int], list[int]]:
@@ -187,8 +162,8 @@ def finetuned(
     inner = context.copy(state)  # LoRA's matrices go into this one; its wrapper is only for training
     with torch.random.fork_rng():
         torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))  # LoRA's first values
-        names = changed(context, inner) if settings.where == CHANGED else None
-        model = opened(inner, names, settings.rank if settings.how == LORA else None)
+        names = changed(context, inner) if settings.where == "changed" else None
+        model = opened(inner, names, settings.rank if settings.how == "lora" else None)
     path = [(0, context.plain(state))]
     every = max(1, settings.steps // points)
 
@@ -196,7 +171,7 @@ def finetuned(
         if step % every == 0 or step == settings.steps:
             path.append((step, context.scorer.correct(inner, context.items)))
 
-    finetune(model, [rows[i] for i in order[:count]], Rates(settings.steps, settings.batch_size, settings.lr), ask)
+    finetune(model, [rows[i] for i in order[:count]], settings.batch_size, settings.lr, ask)
     return path
 
 

@@ -90,13 +90,10 @@ def entry(found: Finding, chance: float) -> AttackEntry:
 
 def _control(value: JsonValue, chance: float) -> Control | JsonValue:
     """The accuracy of answers; anything else as it is."""
-    if not isinstance(value, list) or not value:
+    answers = [v for v in value if isinstance(v, int) and v in (0, 1)] if isinstance(value, list) else []
+    if not answers or answers != value:
         return value
-    answers = [v for v in value if isinstance(v, int) and v in (0, 1)]
-    if len(answers) < len(value):
-        return value
-    summary = statistics.summary(answers)
-    return Control(**dict(summary), p_chance=statistics.against_chance(answers, chance))
+    return Control(**dict(statistics.summary(answers)), p_chance=statistics.against_chance(answers, chance))
 
 
 def merge(results: Results, found: Found) -> Results:

@@ -1,8 +1,7 @@
 """A soft prompt: a few vectors in front of the question's embeddings, learned to bring the answers out.
 
-They are learned on questions of one half of the facts (T) and scored on the other half (V): what is learned on T
-cannot say anything of V. Soft prompts can elicit almost anything (arXiv 2502.15836), so the controls count: the same
-on the oracle, the base model, and vectors as they were before learning.
+Learned on one half of the facts (T) and scored on the other (V). Soft prompts can elicit almost anything (arXiv
+2502.15836): the controls count, the same on the oracle and the base model, and vectors as they were before learning.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from rmu_exp.attacks import optimise
-from rmu_exp.attacks.api import BASE, ORACLE, UNLEARNED, Context, Correct, Curve, Finding, take
+from rmu_exp.attacks.api import UNLEARNED, Context, Curve, Finding
 from rmu_exp.evaluate.questions import Question
 from rmu_exp.model.split import embedding_of
 from rmu_exp.support.setting import setting
@@ -37,27 +36,16 @@ class Settings:
 
 
 def run(context: Context, settings: Settings) -> Finding:
-    learn, score = context.halves
-    after: dict[str, Correct] = {}
-    losses: dict[str, list[tuple[float, float]]] = {}
-    for state in context.states:
-        got = context.part(state, partial(_learn, context, settings, state))
-        after[state], losses[state] = got["after"], got["losses"]
-        if state == UNLEARNED:
-            after["random"] = got["random"]
+    got = {state: context.part(state, partial(_learn, context, settings, state)) for state in context.states}
+    losses = {state: found["losses"] for state, found in got.items()}
+    curve = Curve("Soft prompt: loss while learning on T", "step", "cross-entropy of the letter", {"": losses})
+    budget = {"vectors": settings.vectors, "steps": settings.steps, "batch_size": settings.batch_size}
     return Finding(
-        before=take(context.plain(UNLEARNED), score),
-        after=after[UNLEARNED],
-        control={name: after[name] for name in (BASE, ORACLE, "random") if name in after},
-        budget={
-            "vectors": settings.vectors,
-            "steps": settings.steps,
-            "batch_size": settings.batch_size,
-            "questions": len(learn),
-        },
-        curves={
-            "loss": Curve("Soft prompt: loss while learning on T", "step", "cross-entropy of the letter", {"": losses})
-        },
+        before=context.scored(context.plain(UNLEARNED)),
+        after=got[UNLEARNED]["after"],
+        control={state: got[state]["after"] for state in context.controls} | {"random": got[UNLEARNED]["random"]},
+        budget=budget | {"questions": len(context.halves[0])},
+        curves={"loss": curve},
     )
 
 
@@ -72,20 +60,9 @@ def _learn(context: Context, settings: Settings, state: str) -> dict[str, Any]:
             return letters_after(model, context, start_PD + scale * shift_PD, items)
 
         random = optimise.answers(context, letters, score, settings.vectors)
-        losses = optimise.learn(
-            shift_PD,
-            letters,
-            learn,
-            steps=settings.steps,
-            batch_size=settings.batch_size,
-            lr=settings.lr,
-            generator=context.generator("soft_prompt/order"),
-        )
-        return {
-            "random": random,
-            "after": optimise.answers(context, letters, score, settings.vectors),
-            "losses": losses,
-        }
+        losses = optimise.learn(shift_PD, letters, learn, settings, context.generator("soft_prompt/order"))
+        after = optimise.answers(context, letters, score, settings.vectors)
+        return {"random": random, "after": after, "losses": losses}
 
 
 def initial(model: nn.Module, context: Context, count: int) -> Tensor:

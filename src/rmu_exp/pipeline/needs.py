@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rmu_exp import worlds
+from rmu_exp.config import plugins
 from rmu_exp.data import sources
 from rmu_exp.settings import Run
-from rmu_exp.unlearn import method as methods
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def of(runs: Sequence[Run]) -> Needs:
 
 def depth(run: Run) -> int | None:
     """How many layers of the base a run loads; None: all, which whoever asks questions needs."""
-    method = methods.find(run.method.name)
+    method = plugins.module("method", run.method.name)
     if run.eval.tasks or run.eval.perplexity or run.attacks or run.export or run.train.check_every:
         return None
     if method.Method.logits:

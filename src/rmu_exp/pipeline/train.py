@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from rmu_exp.config import plugins
 from rmu_exp.data import batches as batching
 from rmu_exp.data.batches import Batch
 from rmu_exp.model import parameters
@@ -87,7 +88,7 @@ def prepare_training(run: Run, models: Models, texts: Texts) -> TrainPlan:
     Raises:
         UserError: the model, the method, the layers and the texts do not fit together.
     """
-    base, module = models.base, methods.find(run.method.name)
+    base, module = models.base, plugins.module("method", run.method.name)
     given = dataclasses.asdict(run.method)
     settings = module.Settings(**{key: value for key, value in given.items() if key != "name"})
     if run.layer >= base.depth:

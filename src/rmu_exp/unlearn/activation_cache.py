@@ -1,16 +1,8 @@
 """What the trials of a sweep share: activations that depend on neither steer nor alpha.
 
-The layers below the first trained one, and the frozen model's upper layers, give the same for the same texts whatever
-is being learned. A trial that computes them leaves them on disk, and later ones, in the same process or another, read
-them. The contract:
-
-* An entry is one safetensors file. It belongs to one model (weights and configuration), split, depth, dtype, device and
-  number of threads, and to the exact tokens of packed rows: what is found has the bytes that would be computed, so a
-  result never depends on it, nor on what became of the run that wrote it.
-* Never more than the budget lies on disk. Other models' entries make room, longest unused first; when there is none
-  left, further entries are computed each time.
-
-It knows packed rows and activations; it knows nothing of losses.
+An entry is one safetensors file. It belongs to one model (weights and configuration), split, depth, dtype, device and
+number of threads, and to the exact tokens of packed rows: what is found has the bytes that would be computed. Never
+more than the budget lies on disk: other models' entries make room, longest unused first.
 """
 
 from __future__ import annotations

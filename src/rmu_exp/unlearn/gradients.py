@@ -1,8 +1,4 @@
-"""One step's gradients, in as many parts as memory asks for.
-
-The parts' losses are weighted by how many tokens or texts their means run over, so that the gradients add up to those
-of the whole step. This module knows nothing of optimizers.
-"""
+"""One step's gradients, in as many parts as memory asks for; their losses are weighted so that they add up."""
 
 from __future__ import annotations
 
@@ -15,7 +11,7 @@ from torch import Tensor
 from rmu_exp.data.batches import FORGET, RETAIN, Batch, split
 from rmu_exp.support import memory
 from rmu_exp.support.errors import RunError
-from rmu_exp.unlearn.method import Losses, Method
+from rmu_exp.unlearn.method import Method
 from rmu_exp.unlearn.step import Step, following
 
 log = logging.getLogger("rmu_exp")
@@ -54,23 +50,20 @@ class Gradients:
     def _in_parts(self, batch: Batch, number: int) -> Numbers:
         for w in self.masters:
             w.grad = None
-        if self.parts == 1:
-            step = self.make(batch, number)
-            losses = self.method.loss(step)
-            losses["loss"].backward()
-            return self._numbers(step, losses)
         total: Numbers = {}
-        whole = {role: self._count(batch, role) for role in (FORGET, RETAIN)}
-        for some in split(batch, self.parts):
-            weight = {role: self._count(some, role) / whole[role] for role in whole}
+        for some in [batch] if self.parts == 1 else split(batch, self.parts):
             step = self.make(some, number)
             losses = self.method.loss(step)
-            forget = losses["forget_loss"]
-            loss = weight[FORGET] * forget + weight[RETAIN] * (losses["loss"] - forget)
-            loss.backward()
-            for name, value in (self._numbers(step, losses) | {"loss": loss.detach().float()}).items():
+            weight = {FORGET: 1.0, RETAIN: 1.0}
+            if self.parts > 1:
+                weight = {role: self._count(some, role) / self._count(batch, role) for role in weight}
+                forget = losses["forget_loss"]
+                losses["loss"] = weight[FORGET] * forget + weight[RETAIN] * (losses["loss"] - forget)
+            losses["loss"].backward()
+            found = {name: value.detach().float() for name, value in losses.items()}
+            for name, value in (found | step.numbers(self.method.context.layer)).items():
                 share = 1.0 if name == "loss" else weight[FORGET if FORGET in name else RETAIN]
-                total[name] = total.get(name, torch.zeros_like(value)) + share * value
+                total[name] = total[name] + share * value if name in total else share * value
         return total
 
     def _count(self, batch: Batch, role: str) -> int:
@@ -84,14 +77,9 @@ class Gradients:
 
     def _more_parts(self, batch: Batch) -> None:
         if self.method.mean_over is None:
-            raise RunError(
-                "out of memory: this method needs all texts of a step at once; try a smaller train.batch_size"
-            )
+            needs = "this method needs all texts of a step at once; try a smaller train.batch_size"
+            raise RunError(f"out of memory: {needs}")
         if not split(batch, 2 * self.parts):
             raise RunError("out of memory at one text of each kind; try a smaller data.max_length or model.dtype")
         self.parts *= 2
         log.warning("out of memory: each step now goes through in %d parts, with the same result", self.parts)
-
-    def _numbers(self, step: Step, losses: Losses) -> Numbers:
-        found = {name: value.detach().float() for name, value in losses.items()}
-        return found | step.numbers(self.method.context.layer)

@@ -1,9 +1,5 @@
-"""Training that goes wrong is stopped in time, by stated rules.
-
-* a number that is not finite, or retain activations more than ``EXPLODED`` times as long as the frozen model's: stop;
-* more than ``STRETCHED`` times: a warning, once;
-* with ``train.check_every``: accuracy on a small fixed set of questions that should stay, less than the base model's by
-  more than ``train.collapse``: stop.
+"""Training that goes wrong is stopped in time: numbers that are not finite, retain activations that explode
+(``EXPLODED`` times the frozen model's; ``STRETCHED`` times: a warning), accuracy on a fixed set that collapses.
 """
 
 from __future__ import annotations
@@ -45,16 +41,14 @@ class Guard:
         for name, value in numbers.items():
             if not math.isfinite(value):
                 raise RunError(f"{name} is {value} at step {step}; try a smaller train.lr, steer or alpha")
-        if "norm_retain_updated" not in numbers or "norm_retain_frozen" not in numbers:
+        if not {"norm_retain_updated", "norm_retain_frozen"} <= numbers.keys():
             return
         ratio = numbers["norm_retain_updated"] / max(numbers["norm_retain_frozen"], 1e-12)
+        said = f"retain activations are {ratio:.0f} times as long as the frozen model's at step {step}"
         if ratio > EXPLODED:
-            raise RunError(
-                f"retain activations are {ratio:.0f} times as long as the frozen model's at step {step}; "
-                "try a smaller train.lr or a larger alpha"
-            )
+            raise RunError(f"{said}; try a smaller train.lr or a larger alpha")
         if ratio > STRETCHED and not self.warned:
-            log.warning("retain activations are %.0f times as long as the frozen model's at step %d", ratio, step)
+            log.warning("%s", said)
             self.warned = True
 
     def check(self, step: int, values: Sequence[Tensor]) -> None:

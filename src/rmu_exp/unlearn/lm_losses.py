@@ -1,8 +1,4 @@
-"""Losses over following tokens: how likely a model finds what follows in packed rows.
-
-It knows tokens and logits; it knows nothing of models.
-Axes: M tokens of a role whose following token counts, V vocabulary.
-"""
+"""Losses over following tokens, from logits. Axes: M tokens of a role whose following token counts, V vocabulary."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """The unlearning loop: two corpora in, the changed tensors out.
 
-A method says what it needs of each step and what its loss is; steps, precision, learning rate, metrics and the
-check that the loss is finite are the same for all. The loop knows activations and tensors; it knows nothing of
-text, files or questions.
+A method says what it needs of each step and what its loss is; all else is the same for all methods. The loop knows
+activations and tensors; it knows nothing of text, files or questions.
 """
 
 from __future__ import annotations
@@ -44,15 +43,12 @@ def unlearn(
     snapshots: Snapshots | None = None,
     guard: Guard | None = None,
 ) -> list[Tensor]:
-    """Train ``trained`` by a method's loss.
+    """Train ``trained`` by a method's loss; ``model``, as deep as the method needs, is left as it was.
 
     Args:
-        model: as deep as the method needs; it is left as it was.
         decay_over: steps over which the learning rate falls to nothing, linearly; None: it is constant.
         on_metrics: called with one dictionary per step, some steps late.
-        cache: where activations are that other runs have computed; None: all are computed here.
-        snapshots: where the state is kept from time to time, and resumed from; None: nowhere.
-        guard: what stops training that goes wrong.
+        cache, snapshots: activations that other runs have computed; the state, kept and resumed from.
 
     Returns:
         The new values, in the order of ``trained``, in the masters' dtype.
@@ -65,18 +61,17 @@ def unlearn(
     split = split_at(model, min(t.layer for t in trained))
     masters = originals(model, trained, None if context.faithful else torch.float32)
     optimizer = method.optimizer(masters, lr)
-    layers = {context.layer, *method.targets(method.settings, context.layer)}
-    guard, keep = guard or Guard(), snapshots or Snapshots()
+    layers = sorted({context.layer, *method.targets(method.settings, context.layer)})
+    guard, keep, cache = guard or Guard(), snapshots or Snapshots(), cache or ActivationCache()
     meter = Meter(context, on_metrics, guard)
     method.begin(split)
     keep.restore(masters, optimizer, method)
 
-    same = partial(Step, split, marker=context.marker, faithful=context.faithful, cache=cache or ActivationCache())
+    same = partial(Step, split, layers=layers, marker=context.marker, faithful=context.faithful, cache=cache)
 
     def step_of(batch: Batch, number: int) -> Step:
         measured = (number - 1) // len(context.topics) % MEASURE == 0
-        weights = assemble(model, trained, masters)
-        return same(batch=batch, weights=weights, layers=sorted(layers), number=number, measured=measured)
+        return same(batch=batch, weights=assemble(model, trained, masters), number=number, measured=measured)
 
     gradients = Gradients(method, masters, step_of, context.device)
     for number, batch in enumerate(batches, 1):
@@ -123,15 +118,9 @@ class Meter:
 
     def add(self, number: int, batch: Batch, lr: float, numbers: Numbers) -> None:
         """Note a step."""
-        topic = batch.topic
-        line: Metrics = {
-            "step": number,
-            "topic": self.context.topics[topic],
-            "alpha": self.context.alpha[topic],
-            "steer": self.context.steer[topic],
-            "lr": lr,
-            "tokens": batch.text_tokens,
-        }
+        topic, context = batch.topic, self.context
+        line: Metrics = {"step": number, "topic": context.topics[topic], "alpha": context.alpha[topic]}
+        line |= {"steer": context.steer[topic], "lr": lr, "tokens": batch.text_tokens}
         self.pending.append((number, line, numbers))
         if len(self.pending) == FLUSH:
             self.flush()

@@ -1,7 +1,6 @@
 """LoRA adapters by peft on a model's matrices, trained in their place and merged into the Delta.
 
-An adapter starts at nothing, and the model in memory is never changed: so it is the frozen model all along, and the
-updated one is the same with the trained adapters in place, as with every other kind of trained tensor.
+An adapter starts at nothing and the model in memory is never changed: it is the frozen model all along.
 """
 
 from __future__ import annotations

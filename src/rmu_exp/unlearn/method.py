@@ -1,14 +1,9 @@
-"""What a method is to the loop: what it needs, and its loss.
-
-A method is one file in ``methods/`` with a ``Settings`` dataclass and a ``Method``, and one file in ``conf/method/``.
-The loop, precision, the optimizer, metrics and evaluation are shared.
-"""
+"""What a method is to the loop: a file in ``methods/`` with its ``Settings`` and ``Method``, and one in ``conf/``."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any, ClassVar
 
 import torch
@@ -124,8 +119,3 @@ class PublishedAdamW(torch.optim.AdamW):
         number = 1 + int(self.state[self.first].get("step", 0))
         self.param_groups[0]["eps"] = 1e-6 / (1 - 0.999**number) ** 0.5
         return super().step(closure)
-
-
-def find(name: str) -> Any:
-    """The module of a method: its ``Settings`` and its ``Method``."""
-    return import_module(f"rmu_exp.unlearn.methods.{name}")

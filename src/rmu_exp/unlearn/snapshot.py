@@ -1,7 +1,6 @@
 """What training needs to resume after any interruption: one safetensors file, replaced as a whole.
 
-The trained tensors, the optimizer's state and the method's own are all there is to keep: the order of the texts and
-every other use of chance follow from the seed and the step's number.
+The trained tensors, the optimizer's state and the method's own: every use of chance follows from the seed and the step.
 """
 
 from __future__ import annotations
@@ -71,16 +70,18 @@ class Snapshots:
         if not self.kept:
             return
         state: dict[int, dict[str, Tensor]] = {}
+        own: dict[str, Tensor] = {}
         for name, value in self.kept.items():
-            kind, _, rest = name.partition(".")
-            if kind == "optimizer":
-                index, _, rest = rest.partition(".")
-                state.setdefault(int(index), {})[rest] = value
+            match name.split(".", 2):
+                case ["optimizer", index, key]:
+                    state.setdefault(int(index), {})[key] = value
+                case ["method", *key]:
+                    own[".".join(key)] = value
         with torch.no_grad():
             for i, w in enumerate(masters):
                 w.copy_(self.kept[f"master.{i}"])
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-        method.restore({n.removeprefix("method."): v for n, v in self.kept.items() if n.startswith("method.")})
+        method.restore(own)
         self.kept = {}
 
 

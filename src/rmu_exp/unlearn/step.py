@@ -1,8 +1,7 @@
 """One step's texts, as the model being updated and the frozen one see them.
 
-What a method asks for is computed when it asks, and once. The layers below the first trained one run without autograd,
-once for all texts and both models; the frozen model is not a second one but the same without the trained tensors.
-It knows activations and logits; it knows nothing of losses.
+What a method asks for is computed when it asks, and once; the layers below the first trained one once for both models.
+The frozen model is the same without the trained tensors. It knows activations and logits; it knows nothing of losses.
 
 Axes: R rows, T positions, N tokens of a role, M those whose following token counts, D hidden size, V vocabulary.
 """
@@ -12,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,8 +38,7 @@ class Activations:
     logits: dict[str, Tensor]
 
 
-@dataclass(frozen=True)
-class Following:
+class Following(NamedTuple):
     """The tokens of a role whose following token, in the same text, counts.
 
     Attributes:
@@ -120,17 +119,21 @@ class Step:
         known = self._frozen
         if known is None or not wanted <= set(known.h[self.layers[0]]) or (logits and not known.logits):
             parts = [part for i in range(len(self.batch.passes)) if (part := self._holding(i, wanted))]
-            self._frozen = known = self._seen(parts, {}, True, {}) if logits else self._looked_up(parts)
+            if logits:
+                self._frozen = self._seen(parts, {}, True, {})
+                return self._frozen
+            self._frozen = known = Activations({layer: {} for layer in self.layers}, {})
+            for packed, trunk, tokens in parts:
+                for layer, h_RTD in self.cache.frozen(self.split, packed, trunk, self.layers).items():
+                    known.h[layer].update(self._by_role(h_RTD, tokens))
         return known
 
     def following(self, role: str) -> Following:
         """A role's tokens whose following token counts, found on the host: reading ids off a device waits for it."""
         if role not in self._following:
-            found = following(self.batch, role, self.marker)
-            rows_M, ids_M, text_M = (
-                x_M.to(self.split.device, non_blocking=True) for x_M in (found.rows_M, found.ids_M, found.text_M)
-            )
-            self._following[role] = Following(rows_M, ids_M, text_M, found.texts)
+            *found, count = following(self.batch, role, self.marker)
+            rows_M, ids_M, text_M = (x_M.to(self.split.device, non_blocking=True) for x_M in found)
+            self._following[role] = Following(rows_M, ids_M, text_M, count)
         return self._following[role]
 
     @torch.no_grad()
@@ -162,13 +165,6 @@ class Step:
         shifted = {role: place[index // width] * width + index % width for role, index in tokens.items()}
         part = PackedRows(packed.ids_RT[rows], mask, positions, shifted).to(self.split.device)
         return part, trunk.rows(rows.to(self.split.device, non_blocking=True)), part.tokens
-
-    def _looked_up(self, parts: Iterable[Part]) -> Activations:
-        seen = Activations({layer: {} for layer in self.layers}, {})
-        for packed, trunk, tokens in parts:
-            for layer, h_RTD in self.cache.frozen(self.split, packed, trunk, self.layers).items():
-                seen.h[layer].update(self._by_role(h_RTD, tokens))
-        return seen
 
     def _seen(
         self, parts: Iterable[Part], weights: Weights, logits: bool, shifts: Mapping[int, Sequence[Tensor]]

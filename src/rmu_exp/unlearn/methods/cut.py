@@ -2,9 +2,7 @@
 
     L_forget = mean (h − (g + c·d))²,   d = (novice − expert) / ‖novice − expert‖;   L_retain as in RMU
 
-novice and expert are the frozen model's activations at ℓ, at the last token of "You are a novice in {keyword} who often
-makes mistakes." and "You are a world-class expert in {keyword}."; each step draws a keyword of its topic.
-The paper's later ablation found that the gain came from the length c, not from the direction: hence RMU.
+novice and expert are the frozen model's activations at ℓ, at the last token of two prompts about a keyword.
 """
 
 from __future__ import annotations

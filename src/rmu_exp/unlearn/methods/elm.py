@@ -3,9 +3,8 @@
     target(x) ∝ P(x) · (P(x | novice) / P(x | expert))^η
     L = CE(target, updated) on the forget texts  +  α · CE(frozen, updated) on the retain texts
 
-P is the frozen model, without and with a sentence before the text that makes it speak as a novice or as an expert of
-the topic. The paper's third loss, for fluent text after such a prompt, is not here. LoRA on every layer, unless
-``layers`` says otherwise (the paper adapts layers 4 to 8 of 32). ``steer`` is not used.
+P is the frozen model, without and with a sentence before the text. The paper's third loss, for fluent text after such a
+prompt, is not here; it adapts layers 4 to 8 of 32. ``steer`` is not used.
 """
 
 from __future__ import annotations

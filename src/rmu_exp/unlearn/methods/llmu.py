@@ -1,10 +1,8 @@
-"""LLMU, large language model unlearning (arXiv 2310.10683).
+"""LLMU, large language model unlearning (arXiv 2310.10683). ``steer`` is not used.
 
     L = −ε₁ · NLL(forget) + ε₂ · NLL(random completion) + α · KL(frozen ‖ updated) on the retain texts
 
-Its completions are answers that belong to other prompts. These corpora have texts, not prompts with answers: the first
-half of a forget text is the prompt, and the second half of one of the step's retain texts is the completion.
-``steer`` is not used.
+The first half of a forget text is the prompt, the second half of one of the step's retain texts is the completion.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """Maximum entropy: on forget texts the next token is made anybody's guess.
 
-    L = mean CE(uniform, π) over forget tokens + α · KL(frozen ‖ updated) on the retain texts
+    L = mean CE(uniform, π) − log V over forget tokens + α · KL(frozen ‖ updated) on the retain texts
 
-One of the baselines of TAR (arXiv 2408.00761) and of "Distillation robustifies unlearning" (arXiv 2506.06278).
-CE is shown less log V, so that 0 is the end. ``steer`` is not used.
+One of the baselines of TAR (arXiv 2408.00761) and of arXiv 2506.06278. ``steer`` is not used.
 """
 
 from __future__ import annotations

@@ -10,13 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
-from rmu_exp.data.batches import FORGET, RETAIN
 from rmu_exp.support.setting import setting
-from rmu_exp.unlearn.method import Losses, summed
 from rmu_exp.unlearn.methods import rmu
-from rmu_exp.unlearn.step import Step
 
 
 @dataclass
@@ -33,10 +28,3 @@ class Method(rmu.Method):
     @classmethod
     def targets(cls, settings: Settings, layer: int) -> list[int]:
         return sorted({layer + offset for offset in settings.offsets})
-
-    def loss(self, step: Step) -> Losses:
-        h, g, control_D = step.updated().h, step.frozen(RETAIN).h, self.control_KD[step.topic]
-        layers = self.targets(self.settings, self.context.layer)
-        forget = torch.stack([rmu.forget_loss(h[i][FORGET], control_D) for i in layers]).sum()
-        retain = torch.stack([rmu.retain_loss(h[i][RETAIN], g[i][RETAIN]) for i in layers]).sum()
-        return summed(forget, retain, self.context.alpha[step.topic])

@@ -45,6 +45,6 @@ class Method(method.Method):
         return summed(npo_loss(reference - own, self.settings.beta), retain, self.context.alpha[step.topic])
 
 
-def npo_loss(log_ratio: Tensor, beta: float) -> Tensor:
-    """−(2/β) · mean log σ(−β · log π/π_ref), from the log ratio of each text: a scalar."""
-    return -(2 / beta) * logsigmoid(-beta * log_ratio).mean()
+def npo_loss(reward: Tensor, beta: float, margin: float = 0.0) -> Tensor:
+    """−(2/β) · mean log σ(−β · r − γ), r of each text: a scalar."""
+    return -(2 / beta) * logsigmoid(-beta * reward - margin).mean()

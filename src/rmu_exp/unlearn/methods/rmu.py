@@ -1,14 +1,11 @@
 """Representation Misdirection for Unlearning: the losses of arXiv 2403.03218, Section 4.
 
-With h the activations of the model being updated and g those of the frozen model, both at layer ℓ::
-
     L_forget = mean over forget tokens of (h - c·u)²        Eq. 1; u a random unit vector per topic
     L_retain = mean over retain tokens of (h - g)²          Eq. 2
     L        = L_forget + α · L_retain                      Eq. 3
 
-The means run over tokens and hidden units, as in the published code, for which c and α were chosen
-(the paper's text has the squared norm per token: the same up to the factor of the hidden size).
-The model is cut above ℓ; the frozen activations come from the same trunk.
+h and g are the updated and the frozen model's activations at layer ℓ. The means run over tokens and hidden units, as in
+the published code (the paper's text has the squared norm per token: the same up to the factor of the hidden size).
 """
 
 from __future__ import annotations
@@ -25,7 +22,7 @@ from rmu_exp.data.batches import FORGET, RETAIN
 from rmu_exp.support.setting import setting
 from rmu_exp.unlearn import method
 from rmu_exp.unlearn.method import Context, Losses, summed
-from rmu_exp.unlearn.step import Step
+from rmu_exp.unlearn.step import Activations, Step
 
 
 @dataclass
@@ -47,11 +44,16 @@ class Method(method.Method):
         self.control_KD = control_of(context)
 
     def loss(self, step: Step) -> Losses:
-        layer = self.context.layer
-        h = step.updated().h[layer]
-        forget = forget_loss(h[FORGET], self.forget_target(step))
-        retain = retain_loss(h[RETAIN], self.retain_target(step, step.frozen(RETAIN).h[layer][RETAIN]))
+        h, target_D = self.updated(step).h, self.forget_target(step)
+        layers = self.targets(self.settings, self.context.layer)
+        forget = torch.stack([forget_loss(h[i][FORGET], target_D) for i in layers]).sum()
+        g = step.frozen(RETAIN).h
+        retain = torch.stack([retain_loss(h[i][RETAIN], self.retain_target(step, g[i][RETAIN])) for i in layers]).sum()
         return summed(forget, retain, self.context.alpha[step.topic])
+
+    def updated(self, step: Step) -> Activations:
+        """What the loss is about."""
+        return step.updated()
 
     def forget_target(self, step: Step) -> Tensor:
         """Where forget activations go, (D) or (N, D): c·u."""
@@ -63,32 +65,18 @@ class Method(method.Method):
 
 
 def control_of(context: Context) -> Tensor:
-    """A run's forget targets, on its device. The published loop draws them on the model's device in its dtype."""
-    generator = torch.Generator(context.device if context.faithful else "cpu").manual_seed(context.seed)
-    drawn = control_vectors(list(context.steer), context.hidden, generator, context.dtype, context.distribution)
-    return drawn.to(context.device)
+    """A run's forget targets c·u, (topics, hidden): row k has length ``steer[k]``.
 
-
-def control_vectors(
-    steer: list[float], hidden: int, generator: torch.Generator, dtype: torch.dtype, distribution: str = "uniform"
-) -> Tensor:
-    """The forget targets c·u, one per topic.
-
-    Args:
-        steer: c of each topic.
-        generator: its device is the result's.
-        distribution: ``uniform`` draws u's entries on [0, 1) as published, so that all are positive;
-            ``normal`` gives a direction uniform on the sphere.
-
-    Returns:
-        (topics, hidden) in ``dtype``; row k has length ``steer[k]``.
+    ``uniform`` draws u's entries on [0, 1) as published, so that all are positive; ``normal`` gives a direction uniform
+    on the sphere. The published loop draws on the model's device in its dtype.
     """
-    draw = torch.rand if distribution == "uniform" else torch.randn
+    generator = torch.Generator(context.device if context.faithful else "cpu").manual_seed(context.seed)
+    draw = torch.rand if context.distribution == "uniform" else torch.randn
     rows = []
-    for c in steer:
-        u = draw(1, 1, hidden, generator=generator, dtype=dtype, device=generator.device)
-        rows.append((u / torch.norm(u) * c).flatten())
-    return torch.stack(rows)
+    for c in context.steer:
+        u_D = draw(context.hidden, generator=generator, dtype=context.dtype, device=generator.device)
+        rows.append(u_D / torch.norm(u_D) * c)
+    return torch.stack(rows).to(context.device)
 
 
 def forget_loss(h_ND: Tensor, target_D: Tensor) -> Tensor:

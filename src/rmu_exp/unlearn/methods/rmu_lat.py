@@ -14,13 +14,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rmu_exp.data.batches import FORGET, RETAIN
+from rmu_exp.data.batches import FORGET
 from rmu_exp.support.errors import UserError
 from rmu_exp.support.setting import setting
 from rmu_exp.unlearn import lm_losses
-from rmu_exp.unlearn.method import Losses, summed
 from rmu_exp.unlearn.methods import rmu
-from rmu_exp.unlearn.step import Step
+from rmu_exp.unlearn.step import Activations, Step
 
 
 @dataclass
@@ -51,18 +50,19 @@ class Method(rmu.Method):
                 f"(layer is {layer}, the lowest trained layer {lowest})"
             )
 
-    def loss(self, step: Step) -> Losses:
-        layer = self.context.layer
-        shift = {layer - self.settings.below: [x.detach() for x in self.adversary(step)]}
-        h, g = step.updated(shifts=shift).h[layer], step.frozen(RETAIN).h[layer]
-        forget = rmu.forget_loss(h[FORGET], self.control_KD[step.topic])
-        retain = rmu.retain_loss(h[RETAIN], g[RETAIN])
-        return summed(forget, retain, self.context.alpha[step.topic])
+    def updated(self, step: Step) -> Activations:
+        shifts = [x.detach() for x in self.adversary(step)]
+        return step.updated(shifts={self.context.layer - self.settings.below: shifts})
 
     def adversary(self, step: Step) -> list[Tensor]:
         """The shift of each of the packed rows, (R, T, D): nothing but on forget tokens."""
         at, wanted = self.context.layer - self.settings.below, step.following(FORGET)
-        masks = [_on_forget(p.ids_RT.shape, p.tokens.get(FORGET), step.split.device) for p, _ in step.trunks]
+        masks = []
+        for packed, _ in step.trunks:
+            mask = torch.zeros(packed.ids_RT.numel(), 1, device=step.split.device)
+            if FORGET in packed.tokens:
+                mask[packed.tokens[FORGET]] = 1
+            masks.append(mask.view(*packed.ids_RT.shape, 1))
         shifts = [torch.zeros(*m.shape[:2], self.context.hidden, device=m.device, requires_grad=True) for m in masks]
         adam = torch.optim.Adam(shifts, lr=self.settings.inner_lr)
         for _ in range(self.settings.inner_steps):
@@ -80,10 +80,3 @@ class Method(rmu.Method):
 def projected(x_RTD: Tensor, radius: float) -> Tensor:
     """Each token's shift, shortened to the ball."""
     return x_RTD * (radius / torch.linalg.vector_norm(x_RTD, dim=-1, keepdim=True).clamp(min=radius))
-
-
-def _on_forget(shape: torch.Size, index: Tensor | None, device: torch.device) -> Tensor:
-    mask = torch.zeros(shape.numel(), 1, device=device)
-    if index is not None:
-        mask[index] = 1
-    return mask.view(*shape, 1)

@@ -2,8 +2,7 @@
 
     L = α · KL(frozen ‖ updated) + γ · NLL  on the retain texts   −   KL(frozen ‖ updated)  on the forget texts
 
-The forget term is there for the first part of the steps only; afterwards the model is repaired. The paper's table has
-600 steps, the first 300 with the forget term. ``steer`` is not used.
+The forget term is there for the first part of the steps only (300 of 600 in the paper). ``steer`` is not used.
 """
 
 from __future__ import annotations

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-from torch.nn.functional import logsigmoid
-
 from rmu_exp.data.batches import FORGET, RETAIN
 from rmu_exp.support.setting import setting
 from rmu_exp.unlearn import lm_losses, method
 from rmu_exp.unlearn.method import Losses, summed
+from rmu_exp.unlearn.methods.npo import npo_loss
 from rmu_exp.unlearn.step import Step
 
 
@@ -40,11 +38,6 @@ class Method(method.Method):
     def loss(self, step: Step) -> Losses:
         seen = step.updated(logits=True)
         own, lengths = lm_losses.text_nll(seen, FORGET, step.following(FORGET))
-        forget = simnpo_loss(-own / lengths, self.settings.beta, self.settings.gamma)
+        forget = npo_loss(-own / lengths, self.settings.beta, self.settings.gamma)
         retain = lm_losses.retain_loss(self.settings.retain, step, seen, RETAIN)
         return summed(forget, retain, self.context.alpha[step.topic])
-
-
-def simnpo_loss(log_likelihood: Tensor, beta: float, gamma: float) -> Tensor:
-    """−(2/β) · mean log σ(−β · r − γ), r the mean log-likelihood of a token of each text: a scalar."""
-    return -(2 / beta) * logsigmoid(-beta * log_likelihood - gamma).mean()
