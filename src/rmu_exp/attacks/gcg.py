@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from rmu_exp.attacks.api import BASE, UNLEARNED, Context, Correct, Curve, Finding, take
 from rmu_exp.attacks.gcg_search import Found, Options, Target, allowed, cut, random_tokens, search
 from rmu_exp.evaluate.questions import Question
-from rmu_exp.model.hooks import BLOCK, at_last
+from rmu_exp.model.hooks import BLOCK
 from rmu_exp.model.split import embedding_of
 from rmu_exp.support.setting import setting
 
@@ -127,7 +127,7 @@ def _search(
 def _matched(context: Context, items: Sequence[Question]) -> Tensor:
     """The base model's activations (L, N, D) at the last token of each untouched prompt."""
     with context.model(BASE) as model:
-        return at_last(model, context.scorer, [context.scorer.encode(item.context) for item in items])[BLOCK]
+        return context.scorer.at_last(model, [context.scorer.encode(item.context) for item in items])[BLOCK]
 
 
 def _single(context: Context, settings: Settings, base_LND: Tensor) -> tuple[list[dict[str, Any]], dict[str, Curve]]:

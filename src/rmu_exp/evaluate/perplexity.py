@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from rmu_exp.record.results import Perplexity
 from rmu_exp.support.errors import UserError
@@ -111,9 +112,8 @@ def _nll(model: nn.Module, batch: Sequence[Piece]) -> list[float]:
     Padded on the right, where a causal model's earlier positions do not see it.
     """
     device = next(model.parameters()).device
-    longest = len(batch[0].ids)
-    ids_BT = torch.tensor([[*p.ids, *[0] * (longest - len(p.ids))] for p in batch], device=device)
-    mask_BT = torch.tensor([[1] * len(p.ids) + [0] * (longest - len(p.ids)) for p in batch], device=device)
+    ids_BT = pad_sequence([torch.tensor(p.ids) for p in batch], batch_first=True).to(device)
+    mask_BT = pad_sequence([torch.ones(len(p.ids), dtype=torch.long) for p in batch], batch_first=True).to(device)
     logits_BTV: Tensor = model(input_ids=ids_BT, attention_mask=mask_BT).logits
     sums = []
     for b, piece in enumerate(batch):  # one text's logits at a time in fp32: all at once would take twice the memory
