@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import IO, cast
 
 from rmu_exp.data import hub_datasets
-from rmu_exp.data.rows import TEXT, Bad, Dataset, checked, values
+from rmu_exp.data.hub_datasets import TEXT, Bad, Dataset, checked, values
 from rmu_exp.support.errors import UserError, first_line
 
 KINDS = (".jsonl", ".txt", ".parquet")

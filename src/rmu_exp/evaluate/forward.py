@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
@@ -50,16 +51,7 @@ class Work:
 
 
 class Forward:
-    """Runs a causal model.
-
-    Args:
-        model: a transformers causal language model.
-        device: where its inputs go.
-        mixed: dtype of autocast; None: off.
-
-    Attributes:
-        work: counts of what has been run.
-    """
+    """Runs a causal language model of transformers; ``mixed`` is the dtype of autocast, None: off."""
 
     def __init__(self, model: nn.Module, device: torch.device, mixed: torch.dtype | None = None) -> None:
         self.model, self.device, self.mixed = model, device, mixed
@@ -76,12 +68,11 @@ class Forward:
             spots: (row, position), positions counted without the prefix.
             prefix: what :meth:`extend` gave for the tokens before all rows; empty or None: there are none.
         """
-        cache = shared(prefix) if prefix else None
-        return self._run(rows, spots, cache)
+        return self._run(rows, spots, shared(prefix) if prefix else None)
 
     def extend(self, prefix: Layers, ids: Sequence[int]) -> Layers:
         """Keys and values after further tokens; ``prefix`` stays as it is."""
-        cache = _cache(DynamicLayer, prefix)
+        cache = shared(prefix, DynamicLayer)
         self._run([ids], [(0, len(ids) - 1)], cache)
         return [(layer.keys, layer.values) for layer in cache.layers]  # type: ignore[union-attr,misc]
 
@@ -89,8 +80,8 @@ class Forward:
     def _run(
         self, rows: Sequence[Sequence[int]], spots: Sequence[tuple[int, int]], cache: DynamicCache | None
     ) -> Tensor:
-        longest = max(map(len, rows))
-        ids_BT = torch.tensor([[*row, *([0] * (longest - len(row)))] for row in rows]).to(self.device)
+        ids_BT = pad_sequence([torch.tensor(row) for row in rows], batch_first=True).to(self.device)
+        longest = ids_BT.shape[1]
         spots_2N = torch.tensor(spots).T.to(self.device)
         known = 0 if cache is None else cache.get_seq_length()
         self.work.forwards += 1
@@ -167,12 +158,8 @@ class _SharedLayer(DynamicLayer):
         return torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2)
 
 
-def shared(prefix: Layers) -> DynamicCache:
+def shared(prefix: Layers, kind: type[DynamicLayer] = _SharedLayer) -> DynamicCache:
     """A cache that gives every row of a batch the prefix's keys and values, and stays as it is."""
-    return _cache(_SharedLayer, prefix)
-
-
-def _cache(kind: type[DynamicLayer], prefix: Layers) -> DynamicCache:
     cache = DynamicCache()
     for keys, values in prefix:
         layer = kind()

@@ -11,20 +11,25 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rmu_exp.evaluate import statistics
+from rmu_exp.model.checkpoint import Checkpoint
 from rmu_exp.record.results import Qa, QaRow
-from rmu_exp.record.store import Store
+from rmu_exp.record.store import Store, cached, fingerprint
 from rmu_exp.settings import Eval, Model
 from rmu_exp.support import hub
 from rmu_exp.support.errors import RunError, UserError, chain, first_line
 from rmu_exp.support.progress import asking_progress
+
+if TYPE_CHECKING:
+    import torch
 
 IN_MEMORY = ("fast", "stock")
 METRICS = ("acc", "acc_norm")  # the first of them that a task has is its accuracy
@@ -69,6 +74,10 @@ class Answers:
             return self.chance[name]
         tasks = self.groups[name]
         return sum(self.chance[t] * len(self.correct[t]) for t in tasks) / sum(len(self.correct[t]) for t in tasks)
+
+
+Ask = Callable[[Path], Answers]
+"""Asks the checkpoint in a folder."""
 
 
 def task_manager(tasks: Sequence[str]) -> Any:
@@ -237,6 +246,30 @@ def _leaves(name: str, members: dict[str, list[str]]) -> list[str]:
     if name not in members:
         return [name]
     return [leaf for child in members[name] for leaf in _leaves(child, members)]
+
+
+def base_answers(
+    checkpoint: Checkpoint, settings: Eval, dtype: torch.dtype, device: str, ask: Ask, anew: bool = False
+) -> Answers:
+    """The answers of the base model, from the cache when it was asked the same questions before.
+
+    Args:
+        ask: asks the checkpoint in a folder.
+        anew: the kept answers are to other questions, since the tasks' data have changed.
+    """
+    made_from = fingerprint(
+        checkpoint.identity(),
+        asdict(replace(settings, perplexity=None)),
+        str(dtype),
+        device.partition(":")[0],
+        [version(name) for name in ("rmu_exp", "lm-eval", "torch", "transformers")],
+    )
+
+    def make() -> dict[str, Any]:
+        checkpoint.fetch()
+        return asdict(ask(checkpoint.folder))
+
+    return Answers(**cached("base_answers", made_from, make, anew))
 
 
 def compare(base: Answers, unlearned: Answers) -> Qa:
