@@ -49,8 +49,6 @@ def perplexity(
     before it; tokens that the tokenizer adds are never predicted.
 
     Args:
-        model: a transformers causal language model, ready for use (eval mode).
-        tokenizer: its tokenizer; how it pads does not matter.
         max_length: tokens of context that the model takes, 2 or more; of more than 4096 only so many are used.
         max_batch_tokens: tokens per forward pass, padding counted; a longer piece goes alone.
 

@@ -39,12 +39,7 @@ def likeliest(logits_NK: Tensor) -> list[int]:
 
 
 class Scorer:
-    """Asks letter questions.
-
-    Args:
-        tokenizer: the models' tokenizer.
-        device: where the models are.
-    """
+    """Asks letter questions of models on a device, with their tokenizer."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> None:
         self.tokenizer, self.device = tokenizer, device

@@ -11,15 +11,8 @@ from pathlib import Path
 LOCK = ".lock"  # in a run's folder, held by the process that is at it
 
 
-def cache_dir() -> Path:
-    """The cache folder: ``RMU_EXP_CACHE``, or ``rmu_exp`` in the user's cache folder. Made when missing."""
-    folder = cache_path()
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
 def cache_path() -> Path:
-    """The cache folder, which may not be there yet."""
+    """The cache folder, ``RMU_EXP_CACHE`` or ``rmu_exp`` in the user's cache folder; it may not be there yet."""
     given = os.environ.get("RMU_EXP_CACHE")
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return Path(given) if given else home / "rmu_exp"

@@ -96,7 +96,7 @@ def check(settings: object, prefix: str = "") -> None:
 
 
 def _check(settings: Any, prefix: str) -> None:
-    types = types_of(type(settings))
+    types = typing.get_type_hints(type(settings))
     for field in dataclasses.fields(settings):
         value, key = getattr(settings, field.name), f"{prefix}{field.name}"
         if dataclasses.is_dataclass(value):
@@ -135,11 +135,6 @@ def _fits(value: object, kind: object) -> bool:
     if kind in (int, float) and isinstance(value, bool):
         return False
     return isinstance(value, (int, float) if kind is float else kind)
-
-
-def types_of(schema: type) -> dict[str, Any]:
-    """The types of a dataclass's fields."""
-    return typing.get_type_hints(schema)
 
 
 def groups_of(schema: type) -> dict[str, type]:
