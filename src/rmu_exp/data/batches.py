@@ -36,19 +36,12 @@ PUBLISHED_LENGTHS = (512, 768)  # tokens: the first topic's forget texts, the ot
 
 @dataclass
 class PackedRows:
-    """One forward pass.
+    """One forward pass."""
 
-    Attributes:
-        ids_RT: token ids, int64.
-        mask_RT: 1 for text and 0 for padding, or None when rows are packed.
-        positions_RT: position of each token in its text, or None for the model's own.
-        tokens: role to indices into the flattened (R·T) tokens that the role's loss runs over.
-    """
-
-    ids_RT: Tensor
-    mask_RT: Tensor | None
-    positions_RT: Tensor | None
-    tokens: dict[str, Tensor]
+    ids_RT: Tensor  # int64
+    mask_RT: Tensor | None  # 1 for text and 0 for padding; None when rows are packed
+    positions_RT: Tensor | None  # of each token in its text; None for the model's own
+    tokens: dict[str, Tensor]  # role to indices into the flattened (R·T) tokens that the role's loss runs over
 
     @cached_property
     def digest(self) -> str:

@@ -37,19 +37,12 @@ _ENDING = re.compile(r"\.[a-z]{2,8}$")
 
 @dataclass(frozen=True)
 class Corpus:
-    """Texts in the order of their source.
+    """Texts in the order of their source."""
 
-    Attributes:
-        texts: what is trained on, each longer than ``min_len`` characters.
-        source: as given to :func:`read`.
-        bad_lines: malformed lines (or rows) that were skipped.
-        dropped: texts of ``min_len`` characters or fewer that were left out.
-    """
-
-    texts: list[str]
-    source: str
-    bad_lines: int = 0
-    dropped: int = 0
+    texts: list[str]  # what is trained on, each longer than ``min_len`` characters
+    source: str  # as given to :func:`read`
+    bad_lines: int = 0  # malformed lines (or rows) that were skipped
+    dropped: int = 0  # texts of ``min_len`` characters or fewer that were left out
 
     @cached_property
     def digest(self) -> str:

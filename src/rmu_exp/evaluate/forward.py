@@ -33,21 +33,13 @@ Layers = list[tuple[Tensor, Tensor]]
 
 @dataclass
 class Work:
-    """What has been run so far.
+    """What has been run so far."""
 
-    Attributes:
-        forwards: calls of the model.
-        tokens: tokens run, padding counted.
-        text: tokens run that are no padding.
-        pairs: query-key pairs that attention needs, padding counted, a causal half only.
-        scored: positions that reached the head.
-    """
-
-    forwards: int = 0
-    tokens: int = 0
-    text: int = 0
-    pairs: int = 0
-    scored: int = 0
+    forwards: int = 0  # calls of the model
+    tokens: int = 0  # padding counted
+    text: int = 0  # tokens that are no padding
+    pairs: int = 0  # query-key pairs that attention needs, padding counted, a causal half only
+    scored: int = 0  # positions that reached the head
 
 
 class Forward:
@@ -108,10 +100,7 @@ class Forward:
 
         Asked of the model itself, once, with a few tokens: what a cut changes must be small beside what
         leaving the first part out changes. So an architecture that keeps something else than keys and values,
-        or keeps them elsewhere, is run without reuse.
-
-        Args:
-            ids: the longest row there is.
+        or keeps them elsewhere, is run without reuse. ``ids`` is the longest row there is.
         """
         config = self.model.config.get_text_config()  # type: ignore[operator,union-attr]
         rope = getattr(config, "rope_parameters", None) or {}

@@ -40,23 +40,14 @@ _PER_QUESTION = ("correct", "chosen", "targets")
 
 @dataclass
 class Answers:
-    """What one model answered.
+    """What one model answered, by task."""
 
-    Attributes:
-        correct: task to 1 or 0 for each question, in the task's order.
-        chosen: task to the index of the chosen option.
-        targets: task to the index of the right option.
-        chance: task to the accuracy of a blind guess.
-        groups: group to its tasks, largest group first.
-        hashes: task to the sha256 of what was asked: documents, prompts and right options.
-    """
-
-    correct: dict[str, list[int]] = field(default_factory=dict)
-    chosen: dict[str, list[int]] = field(default_factory=dict)
-    targets: dict[str, list[int]] = field(default_factory=dict)
-    chance: dict[str, float] = field(default_factory=dict)
-    groups: dict[str, list[str]] = field(default_factory=dict)
-    hashes: dict[str, str] = field(default_factory=dict)
+    correct: dict[str, list[int]] = field(default_factory=dict)  # 1 or 0 for each question, in the task's order
+    chosen: dict[str, list[int]] = field(default_factory=dict)  # index of the chosen option
+    targets: dict[str, list[int]] = field(default_factory=dict)  # index of the right option
+    chance: dict[str, float] = field(default_factory=dict)  # accuracy of a blind guess
+    groups: dict[str, list[str]] = field(default_factory=dict)  # group to its tasks, largest group first
+    hashes: dict[str, str] = field(default_factory=dict)  # sha256 of documents, prompts and right options
 
     def pooled(self) -> dict[str, list[int]]:
         """Group and task to its questions' results; a group's are those of all its tasks."""

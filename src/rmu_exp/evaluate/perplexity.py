@@ -25,17 +25,11 @@ LONGEST = 4096  # tokens of a piece: the logits of 131072, the context of some m
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of one text that fits the model.
-
-    Attributes:
-        ids: its tokens.
-        scored: for each token but the first, whether its probability counts.
-        text: index of the text that it is from.
-    """
+    """A stretch of one text that fits the model."""
 
     ids: list[int]
-    scored: list[bool]
-    text: int
+    scored: list[bool]  # for each token but the first, whether its probability counts
+    text: int  # index of the text that it is from
 
 
 def perplexity(

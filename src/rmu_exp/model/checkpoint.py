@@ -82,21 +82,13 @@ def named(given: str, key: str, model: Model) -> Checkpoint:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder in Hugging Face's format.
+    """A folder in Hugging Face's format."""
 
-    Attributes:
-        name: as the user gave it.
-        folder: where it lies; for a hub model, the part that has been downloaded so far.
-        revision: the commit, when it came from the hub.
-        trust_remote_code: whether code that comes with it may run.
-        hub: where to get more of it.
-    """
-
-    name: str
-    folder: Path
-    revision: str | None = None
-    trust_remote_code: bool = False
-    hub: Snapshot | None = None
+    name: str  # as the user gave it
+    folder: Path  # where it lies; for a hub model, the part that has been downloaded so far
+    revision: str | None = None  # the commit, when it came from the hub
+    trust_remote_code: bool = False  # whether code that comes with it may run
+    hub: Snapshot | None = None  # where to get more of it
 
     @cached_property
     def config(self) -> PreTrainedConfig:

@@ -30,19 +30,12 @@ KEY = "rmu_exp"
 
 @dataclass
 class Delta:
-    """Changed tensors of one base model.
+    """Changed tensors of one base model."""
 
-    Attributes:
-        tensors: full name on disk to new value, in the base checkpoint's dtype.
-        control: forget targets c·u, (topics, hidden); None for methods without.
-        topics: names of control's rows.
-        base: the model it belongs to: ``name``, ``revision`` (may be empty), ``digest``.
-    """
-
-    tensors: dict[str, Tensor]
-    control: Tensor | None = None
-    topics: list[str] = field(default_factory=list)
-    base: dict[str, str] = field(default_factory=dict)
+    tensors: dict[str, Tensor]  # full name on disk to new value, in the base checkpoint's dtype
+    control: Tensor | None = None  # forget targets c·u, (topics, hidden); None for methods without
+    topics: list[str] = field(default_factory=list)  # names of control's rows
+    base: dict[str, str] = field(default_factory=dict)  # ``name``, ``revision`` (may be empty), ``digest``
 
     @staticmethod
     def from_trained(
@@ -85,11 +78,7 @@ class Delta:
 
     @staticmethod
     def load(path: Path) -> Delta:
-        """Read a file written by :meth:`save`.
-
-        Raises:
-            UserError: missing, damaged, or not a Delta.
-        """
+        """Read a file written by :meth:`save`. Raises UserError: missing, damaged, or not a Delta."""
         try:
             with safe_open(str(path), "pt") as file:
                 about = json.loads((file.metadata() or {})[KEY])

@@ -29,18 +29,12 @@ ABOVE = re.compile(r"^(?:lm_head|embed_out)\.|(?:^|\.)(?:norm|final_layer_norm|l
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor in a safetensors file.
+    """A tensor in a safetensors file."""
 
-    Attributes:
-        dtype: as the format spells it, such as ``BF16``.
-        begin: its first byte in the file.
-        end: the byte behind its last.
-    """
-
-    dtype: str
+    dtype: str  # as the format spells it, such as ``BF16``
     shape: tuple[int, ...]
-    begin: int
-    end: int
+    begin: int  # its first byte in the file
+    end: int  # the byte after its last
 
 
 def check_folder(folder: Path, key: str) -> None:
@@ -87,11 +81,7 @@ def no_safetensors(where: str, names: Iterable[str]) -> UserError:
 
 
 def weight_map(folder: Path) -> dict[str, str] | None:
-    """Tensor name to file name from the index; None when there is no index.
-
-    Raises:
-        UserError: the index is damaged.
-    """
+    """Tensor name to file name from the index; None when there is no index. Raises UserError: the index is damaged."""
     index = folder / INDEX
     if not index.is_file():
         return None
