@@ -99,8 +99,13 @@ def read(
                 break
         else:
             dropped += 1
+    if not (texts or bad or dropped):
+        raise UserError(f"{source}: is empty, no text in it; give a corpus with one text per line")
     if not texts:
-        raise UserError(_nothing(source, bad, dropped, min_len))
+        counts = [f"{dropped:,} are of {min_len} characters or fewer"] * bool(dropped)
+        counts += [f"{bad:,} are malformed"] * bool(bad)
+        reason = " and ".join(counts)
+        raise UserError(f"{source}: no text is left ({reason}); lower data.min_len or give another corpus")
     return Corpus(texts, source, bad, dropped)
 
 
@@ -132,14 +137,6 @@ def _open(source: str, split: str | None) -> Iterator[str | Bad]:
 def _looks_like_path(source: str) -> bool:
     last = source.removesuffix(".gz")
     return source.startswith(("/", "./", "../", "~")) or bool(_ENDING.search(last)) or source.count("/") > 1
-
-
-def _nothing(source: str, bad: int, dropped: int, min_len: int) -> str:
-    if not (bad or dropped):
-        return f"{source}: is empty, no text in it; give a corpus with one text per line"
-    counts = [f"{dropped:,} are of {min_len} characters or fewer"] * bool(dropped)
-    counts += [f"{bad:,} are malformed"] * bool(bad)
-    return f"{source}: no text is left ({' and '.join(counts)}); lower data.min_len or give another corpus"
 
 
 def _file(path: Path, source: str) -> Iterator[str | Bad]:

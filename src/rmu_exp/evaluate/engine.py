@@ -171,7 +171,11 @@ class Engine(HFLM):
 
         def smaller() -> None:
             nonlocal todo
-            self._halve(todo[0], known)
+            longest = len(todo[0][0].ids)
+            if len(todo[0]) == 1:
+                raise _too_large(longest)
+            self.max_batch_tokens = max(1, min(self.max_batch_tokens, len(todo[0]) * (longest - known)) // 2)
+            log.info("out of memory: batches of questions now have %d tokens", self.max_batch_tokens)
             todo = self._batches([row for batch in todo for row in batch], known)
 
         while todo:
@@ -212,13 +216,6 @@ class Engine(HFLM):
         lengths = [len(row.ids) - known for row in rows]
         extra = [KEY * known + head * row.scored for row in rows]
         return [rows[part] for part in batching.batches(lengths, extra, self.max_batch_tokens, self._overhead)]
-
-    def _halve(self, batch: Sequence[Row], known: int) -> None:
-        if len(batch) == 1:
-            raise _too_large(len(batch[0].ids))
-        used = len(batch) * (len(batch[0].ids) - known)
-        self.max_batch_tokens = max(1, min(self.max_batch_tokens, used) // 2)
-        log.info("out of memory: batches of questions now have %d tokens", self.max_batch_tokens)
 
 
 def _key(prefix: Prefix, batch: Sequence[Row], requests: Sequence[Request]) -> str:

@@ -98,12 +98,11 @@ def needed(table: Mapping[str, str], depth: int | None) -> dict[str, str]:
 
     Without the head and the final norm, which such a model does not have.
     """
-    return {name: file for name, file in table.items() if depth is None or _within(name, depth)}
-
-
-def _within(name: str, depth: int) -> bool:
-    layer = LAYER.search(name)
-    return int(layer[1]) < depth if layer else ABOVE.search(name) is None
+    if depth is None:
+        return dict(table)
+    layers = {name: LAYER.search(name) for name in table}
+    kept = {name for name, layer in layers.items() if (int(layer[1]) < depth if layer else not ABOVE.search(name))}
+    return {name: file for name, file in table.items() if name in kept}
 
 
 def header(file: Path) -> dict[str, Entry]:

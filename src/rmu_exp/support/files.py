@@ -46,13 +46,8 @@ def replace_atomic(path: Path, write: Callable[[Path], object]) -> None:
         if isinstance(error, OSError):
             error.filename = str(path)
         raise
-    _flush_folder(path.parent)
-
-
-def _flush_folder(folder: Path) -> None:
-    """Let a rename outlive a power cut, where the file system can."""
-    with suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
+    with suppress(OSError):  # lets the rename outlive a power cut, where the file system can
+        handle = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(handle)
         finally:
