@@ -22,7 +22,7 @@ from rmu_exp.attacks.gcg_search import Search, Target, cut
 from rmu_exp.evaluate import questions
 from rmu_exp.evaluate.scoring import Scorer
 from rmu_exp.model.checkpoint import locate
-from rmu_exp.model.hooks import BLOCK, at_last, watching
+from rmu_exp.model.hooks import BLOCK, watching
 
 LAYER = 7
 
@@ -61,7 +61,7 @@ def main() -> None:
     model = checkpoint.open(None, torch.float32, torch.device("cpu"))
     scorer = Scorer(checkpoint.tokenizer(), torch.device("cpu"))
     asked = questions.needed(["lore_forget"], ["hexes", "wards"], args.questions)[: args.questions]
-    h_LND = at_last(model, scorer, [scorer.encode(item.context) for item in asked])[BLOCK]
+    h_LND = scorer.at_last(model, [scorer.encode(item.context) for item in asked])[BLOCK]
     targets = [
         Target(
             *cut(scorer, item.context), scorer.letters(item)[item.answer], {k: h_LND[k, n] for k in range(LAYER, 12)}

@@ -10,7 +10,7 @@ import yaml
 from rmu_exp.config import plugins
 from rmu_exp.data import batches as batching
 from rmu_exp.model.parameters import assemble, resolve
-from rmu_exp.model.split import split_at
+from rmu_exp.model.split import SplitModel
 from rmu_exp.unlearn import method as methods
 from rmu_exp.unlearn.loop import originals
 from rmu_exp.unlearn.step import Step
@@ -72,7 +72,7 @@ class Worked:
         with torch.no_grad():
             for w in self.masters:
                 w += moved * torch.randn(w.shape, generator=generator)
-        self.split = split_at(self.model, min(t.layer for t in self.trained))
+        self.split = SplitModel(self.model, min(t.layer for t in self.trained))
         self.layers = sorted({LAYER, *targets})
         self.method.begin(self.split)
 

@@ -8,7 +8,7 @@ import torch
 from rmu_exp.attacks import gcg
 from rmu_exp.attacks.gcg_search import Search, Target, cut, random_tokens, survives
 from rmu_exp.evaluate.scoring import Scorer
-from rmu_exp.model.hooks import BLOCK, at_last
+from rmu_exp.model.hooks import BLOCK
 
 
 def obvious(model, target: Target, tokens, weight: float) -> float:
@@ -28,7 +28,7 @@ def obvious(model, target: Target, tokens, weight: float) -> float:
 def targets(context):
     items, scorer = context.items[:3], context.scorer
     with context.model("base") as model:
-        base_LND = at_last(model, scorer, [scorer.encode(item.context) for item in items])[BLOCK][:-1]
+        base_LND = scorer.at_last(model, [scorer.encode(item.context) for item in items])[BLOCK][:-1]
     return [
         Target(*cut(scorer, item.context), scorer.letters(item)[item.answer], {k: base_LND[k, i] for k in range(7, 11)})
         for i, item in enumerate(items)

@@ -35,7 +35,7 @@ def test_recorded_is_what_transformers_gives(model, scorer, asked):
     texts = [item.context for item in asked] + ["The hour", "The hour of dawn is dusk"]
     rows = [scorer.encode(text) for text in texts]
     scorer.budget = 120  # several batches, rows of several lengths
-    seen = hooks.at_last(model, scorer, rows, hooks.PLACES)
+    seen = scorer.at_last(model, rows, hooks.PLACES)
     scorer.budget = 1024
     for n, row in enumerate(rows):
         hidden = model(input_ids=torch.tensor([row]), output_hidden_states=True).hidden_states
@@ -46,7 +46,7 @@ def test_recorded_is_what_transformers_gives(model, scorer, asked):
 
 
 def test_the_lens_at_the_last_block_is_the_model(model, scorer, asked):
-    h_LND = hooks.at_last(model, scorer, [scorer.encode(item.context) for item in asked])["block"]
+    h_LND = scorer.at_last(model, [scorer.encode(item.context) for item in asked])["block"]
     letters = torch.tensor([scorer.letters(item) for item in asked])
     assert lens.read(model, h_LND[-1], letters) == scorer.chosen(model, asked)
 

@@ -10,7 +10,7 @@ import pytest
 from pyarrow import parquet
 
 from rmu_exp.data import held_out, one, sources
-from rmu_exp.data.rows import Dataset
+from rmu_exp.data.hub_datasets import Dataset
 from rmu_exp.settings import Data, Eval
 from rmu_exp.support.errors import UserError
 

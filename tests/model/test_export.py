@@ -44,8 +44,8 @@ def test_transformers_loads_it_as_base_and_delta(checkpoint, tmp_path, changed):
     delta = changed(checkpoint)
     loaded = AutoModelForCausalLM.from_pretrained(export(checkpoint, delta, tmp_path / "out")).state_dict()
     model = checkpoint.open(None, torch.float32, CPU)
-    delta.apply(model)
-    assert all(torch.equal(loaded[name], tensor) for name, tensor in model.state_dict().items())
+    with delta.applied(model):
+        assert all(torch.equal(loaded[name], tensor) for name, tensor in model.state_dict().items())
     ids = checkpoint.tokenizer()("w1")["input_ids"]
     assert ids
     assert AutoTokenizer.from_pretrained(tmp_path / "out")("w1")["input_ids"] == ids

@@ -8,7 +8,7 @@ from torch import nn
 
 from rmu_exp.model import split as anatomy
 from rmu_exp.model.parameters import assemble, resolve
-from rmu_exp.model.split import layers_of, split_at
+from rmu_exp.model.split import SplitModel, layers_of
 from rmu_exp.support.errors import UserError
 
 CPU = torch.device("cpu")
@@ -36,13 +36,13 @@ def test_split_equals_the_plain_forward_bit_for_bit(checkpoint, side):
     plain = layer_output(full, 2, input_ids=IDS, attention_mask=MASKS[side])
     model = checkpoint.open(3, torch.float32, CPU)
     for first in range(3):
-        split = split_at(model, first)
+        split = SplitModel(model, first)
         assert torch.equal(split.upper(split.trunk(IDS, MASKS[side]), {}), plain)
 
 
 def test_split_in_bfloat16_equals_the_plain_forward(checkpoint):
     model = checkpoint.open(3, torch.bfloat16, CPU)
-    split = split_at(model, 1)
+    split = SplitModel(model, 1)
     assert torch.equal(
         split.upper(split.trunk(IDS, MASKS["left"]), {}),
         layer_output(model, 2, input_ids=IDS, attention_mask=MASKS["left"]),
@@ -50,7 +50,7 @@ def test_split_in_bfloat16_equals_the_plain_forward(checkpoint):
 
 
 def test_rows_of_a_batch_equal_that_part_of_the_whole(checkpoint):
-    split = split_at(checkpoint.open(3, torch.float32, CPU), 1)
+    split = SplitModel(checkpoint.open(3, torch.float32, CPU), 1)
     trunk = split.trunk(IDS, MASKS["left"])
     whole = split.upper(trunk, {})
     for rows in (torch.tensor([0]), torch.tensor([1, 2])):
@@ -58,7 +58,7 @@ def test_rows_of_a_batch_equal_that_part_of_the_whole(checkpoint):
 
 
 def test_packed_texts_do_not_see_each_other(mistral):
-    split = split_at(mistral.open(3, torch.float32, CPU), 1)
+    split = SplitModel(mistral.open(3, torch.float32, CPU), 1)
     positions = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4]])
     packed = split.upper(split.trunk(IDS[:1], None, positions), {})
     for part in (slice(0, 4), slice(4, 9)):
@@ -68,7 +68,7 @@ def test_packed_texts_do_not_see_each_other(mistral):
 
 def test_new_weights_count_and_only_they_get_gradients(checkpoint):
     model = checkpoint.open(3, torch.float32, CPU)
-    split, trained = split_at(model, 1), resolve(model, [1, 2], None)
+    split, trained = SplitModel(model, 1), resolve(model, [1, 2], None)
     values = [(t.read(layers_of(model)[t.layer]) * 2).requires_grad_() for t in trained]
     trunk = split.trunk(IDS, MASKS["left"])
     out = split.upper(trunk, assemble(model, trained, values))
@@ -84,7 +84,7 @@ def test_new_weights_count_and_only_they_get_gradients(checkpoint):
 def test_nothing_is_left_behind(checkpoint):
     model = checkpoint.open(3, torch.float32, CPU)
     before = [(name, id(module), len(module._forward_hooks)) for name, module in model.named_modules()]
-    split = split_at(model, 1)
+    split = SplitModel(model, 1)
     split.upper(split.trunk(IDS, MASKS["left"]), {})
     with pytest.raises(IndexError):  # a token beyond the vocabulary
         split.trunk(IDS + 1000, MASKS["left"])
@@ -135,7 +135,7 @@ class Old(nn.Module):
 
 def test_layers_that_return_tuples():
     model = Old()
-    split = split_at(model, 1)
+    split = SplitModel(model, 1)
     assert torch.equal(split.upper(split.trunk(IDS), {}), model(IDS, None, False))
 
 
@@ -146,13 +146,13 @@ def test_an_unknown_architecture_is_told_what_was_looked_for():
 
 def test_a_cut_above_the_model_is_refused(mistral):
     with pytest.raises(UserError, match="got 3, allowed is 0 to 2"):
-        split_at(mistral.open(3, torch.float32, CPU), 3)
+        SplitModel(mistral.open(3, torch.float32, CPU), 3)
 
 
 @pytest.mark.parametrize("first", [0, 2])
 def test_logits_over_a_split_equal_the_whole_model_bit_for_bit(checkpoint, first):
     full = checkpoint.open(None, torch.float32, CPU)
-    split = split_at(full, first)
+    split = SplitModel(full, first)
     with torch.no_grad():
         plain = full(input_ids=IDS, attention_mask=MASKS["left"], use_cache=False).logits
         h = split.upper(split.trunk(IDS, MASKS["left"]), {})
@@ -167,6 +167,6 @@ def test_a_shift_is_added_to_a_layers_output(mistral):
     plain = layer_output(model, 2, input_ids=IDS)
     hook.remove()
     for first in (0, 1, 2):
-        split = split_at(model, first)
+        split = SplitModel(model, first)
         *_, (_, h) = split.walk(split.trunk(IDS), {}, {1: shift})
         torch.testing.assert_close(h, plain, rtol=1e-6, atol=1e-6)

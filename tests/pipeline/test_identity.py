@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rmu_exp.cli import compose
-from rmu_exp.evaluate import base_answers
+from rmu_exp.evaluate import harness
 from rmu_exp.evaluate.harness import Answers
 from rmu_exp.model.checkpoint import locate
 from rmu_exp.model.delta import Delta
@@ -90,7 +90,7 @@ def test_the_base_is_asked_again_when_its_tokenizer_or_the_questions_are_others(
 
     def judged(**how: bool) -> Answers:
         checkpoint = locate(None, str(place / "model"))
-        return base_answers.judged(checkpoint, run.eval, torch.float32, "cpu", ask, **how)
+        return harness.base_answers(checkpoint, run.eval, torch.float32, "cpu", ask, **how)
 
     judged()
     judged()

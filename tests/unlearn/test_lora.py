@@ -11,7 +11,7 @@ from worked import CPU, LAYER, context
 from rmu_exp.data import batches as batching
 from rmu_exp.model.checkpoint import Checkpoint
 from rmu_exp.model.parameters import assemble, resolve
-from rmu_exp.model.split import layers_of, split_at
+from rmu_exp.model.split import SplitModel, layers_of
 from rmu_exp.support.errors import UserError
 from rmu_exp.unlearn.loop import unlearn
 from rmu_exp.unlearn.lora import Adapters, matrices
@@ -34,7 +34,7 @@ def adapted(checkpoint, seed=0):
 def test_adapters_sit_on_every_matrix_and_start_at_nothing(checkpoint):
     model, adapters = adapted(checkpoint)
     assert len(adapters.on) == 7 * (LAYER + 1), "norms have none"
-    split, plain = split_at(model, 0), split_at(checkpoint.open(LAYER + 1, torch.float32, CPU), 0)
+    split, plain = SplitModel(model, 0), SplitModel(checkpoint.open(LAYER + 1, torch.float32, CPU), 0)
     h = split.upper(split.trunk(IDS), {})
     assert torch.equal(h, plain.upper(plain.trunk(IDS), {}))
 
@@ -46,10 +46,10 @@ def test_merged_matrices_are_what_was_trained(checkpoint):
     method = rmu.Method(rmu.Settings(faithful=False), context(checkpoint))
     values = unlearn(model, adapters.trained, batches, method, 1e-2)
     merged = adapters.merged(values)
-    split = split_at(model, 0)
+    split = SplitModel(model, 0)
     trained = split.upper(split.trunk(IDS), assemble(model, adapters.trained, values))
     plain = checkpoint.open(LAYER + 1, torch.float32, CPU)
-    base = split_at(plain, 0)
+    base = SplitModel(plain, 0)
     before = base.upper(base.trunk(IDS), {})
     assert torch.equal(split.upper(split.trunk(IDS), {}), before), "the model is left as it was"
     for t, value in zip(adapters.on, merged, strict=True):

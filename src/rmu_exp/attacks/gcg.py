@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from rmu_exp.attacks.api import BASE, UNLEARNED, Context, Correct, Curve, Finding, take
 from rmu_exp.attacks.gcg_search import Search, Target, allowed, cut, random_tokens
 from rmu_exp.evaluate.questions import Question
-from rmu_exp.model.hooks import BLOCK, at_last
+from rmu_exp.model.hooks import BLOCK
 from rmu_exp.support.setting import setting
 
 PLAIN, MATCHING = "plain", "matching"
@@ -49,7 +49,7 @@ def run(context: Context, settings: Settings) -> Finding:
     learn, score = context.halves
     with context.model(BASE) as model:
         rows = [context.scorer.encode(item.context) for item in context.items]
-        base_LND = at_last(model, context.scorer, rows)[BLOCK]
+        base_LND = context.scorer.at_last(model, rows)[BLOCK]
     single, curve = _single(context, settings, base_LND)
     picked = context.rng("gcg/universal").sample(learn, min(settings.questions, len(learn)))
     got = {

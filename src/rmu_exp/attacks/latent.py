@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from rmu_exp.attacks import optimise
 from rmu_exp.attacks.api import BASE, UNLEARNED, Context, Correct, Curve, Finding
 from rmu_exp.evaluate.questions import Question
-from rmu_exp.model.hooks import BLOCK, at_last, changing
+from rmu_exp.model.hooks import BLOCK, changing
 from rmu_exp.model.split import layers_of
 from rmu_exp.support.setting import setting
 
@@ -79,7 +79,7 @@ def _learn(context: Context, settings: Settings, state: str, layer: int) -> dict
     learn, _ = (context.pick(half) for half in context.halves)
     with context.model(state) as model:
         rows = [context.scorer.encode(item.context) for item in learn]
-        h_ND = at_last(model, context.scorer, rows)[BLOCK][layer]
+        h_ND = context.scorer.at_last(model, rows)[BLOCK][layer]
         mean, width = h_ND.norm(dim=-1).mean().item(), h_ND.shape[-1] ** 0.5
         shift_D = torch.zeros(h_ND.shape[-1], device=context.device)  # in units of the root mean square
 

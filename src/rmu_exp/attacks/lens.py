@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from rmu_exp.attacks.api import UNLEARNED, Context, Correct, Curve, Finding, share
 from rmu_exp.evaluate.scoring import likeliest
-from rmu_exp.model.hooks import at_last
 from rmu_exp.model.split import head_of, norm_of
 from rmu_exp.support.setting import setting
 
@@ -34,7 +33,7 @@ def run(context: Context, settings: Settings) -> Finding:
     answers: dict[str, dict[tuple[str, int], Correct]] = {}
     for state in context.states:
         with context.model(state) as model:
-            seen = at_last(model, scorer, rows, settings.places)
+            seen = scorer.at_last(model, rows, settings.places)
             answers[state] = {
                 (place, layer): [int(a == b) for a, b in zip(read(model, h_ND, letters_NK), right, strict=True)]
                 for place, h_LND in seen.items()

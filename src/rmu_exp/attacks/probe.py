@@ -18,7 +18,7 @@ import torch
 
 from rmu_exp.attacks.api import UNLEARNED, Context, Correct, Curve, Finding, share, take
 from rmu_exp.evaluate.questions import Question
-from rmu_exp.model.hooks import BLOCK, at_last
+from rmu_exp.model.hooks import BLOCK
 from rmu_exp.support.errors import RunError
 from rmu_exp.support.setting import setting
 
@@ -46,7 +46,7 @@ def run(context: Context, settings: Settings) -> Finding:
     topics = list(dict.fromkeys(item.topic for item in items))
     for state in [*context.states, SHUFFLED]:
         with context.model(UNLEARNED if state == SHUFFLED else state) as model:
-            h_LND = at_last(model, scorer, rows)[BLOCK].numpy()
+            h_LND = scorer.at_last(model, rows)[BLOCK].numpy()
         for topic in topics:
             correct, values = context.part(
                 f"{state}/{topic}", partial(_probe, context, settings, h_LND, topic, shuffled=state == SHUFFLED)

@@ -16,8 +16,7 @@ from rmu_exp.config import parse, plugins
 from rmu_exp.evaluate import statistics
 from rmu_exp.record.results import AttackEntry, BeforeAfter, Control, Intervals, Results
 from rmu_exp.record.store import Store
-from rmu_exp.support import disk
-from rmu_exp.support.boundary import line_for
+from rmu_exp.support.boundary import full_disk, line_for
 from rmu_exp.support.errors import RunError, explain, first_line
 
 log = logging.getLogger("rmu_exp")
@@ -64,7 +63,7 @@ def run_attacks(
             finding = plugins.module("attacks", name).run(context, parse.plugin("attacks", name, values))
             found = Found(name, entry(finding, context.chance), finding.top)
         except Exception as error:
-            if explain(error, [disk.explain]):
+            if explain(error, [full_disk]):
                 raise  # the next attack would find the disk no better
             log.exception("attack %s failed", name)
             line = str(line_for(error) or RunError(f"{type(error).__name__}: {first_line(error)}"))

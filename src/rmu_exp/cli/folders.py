@@ -6,7 +6,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from rmu_exp.support import disk
+from rmu_exp.support.boundary import FULL, full_disk
 from rmu_exp.support.errors import UserError
 
 
@@ -25,8 +25,8 @@ def existing_part(folder: Path) -> Path:
             pass
     except (OSError, ValueError) as error:
         number = getattr(error, "errno", None)
-        full = disk.explain(error, folder, f"the same command with output={folder} resumes it")
-        if full is not None and number in disk.FULL:
+        full = full_disk(error, folder, f"the same command with output={folder} resumes it")
+        if full is not None and number in FULL:
             raise full from error
         reason = os.strerror(number).lower() if number else str(error)
         raise UserError(f"output: cannot write to {folder} ({reason}); choose another folder") from error

@@ -36,19 +36,12 @@ PUBLISHED_LENGTHS = (512, 768)  # tokens: the first topic's forget texts, the ot
 
 @dataclass
 class PackedRows:
-    """One forward pass.
+    """One forward pass."""
 
-    Attributes:
-        ids_RT: token ids, int64.
-        mask_RT: 1 for text and 0 for padding, or None when rows are packed.
-        positions_RT: position of each token in its text, or None for the model's own.
-        tokens: role to indices into the flattened (R·T) tokens that the role's loss runs over.
-    """
-
-    ids_RT: Tensor
-    mask_RT: Tensor | None
-    positions_RT: Tensor | None
-    tokens: dict[str, Tensor]
+    ids_RT: Tensor  # int64
+    mask_RT: Tensor | None  # 1 for text and 0 for padding; None when rows are packed
+    positions_RT: Tensor | None  # of each token in its text; None for the model's own
+    tokens: dict[str, Tensor]  # role to indices into the flattened (R·T) tokens that the role's loss runs over
 
     @cached_property
     def digest(self) -> str:
@@ -94,11 +87,7 @@ class Tokens:
 def tokenize(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int, source: str = "") -> Tokens:
     """Token ids of each text, truncated to ``max_length``; texts without a token are left out."""
     rows = tokenizer(list(texts))["input_ids"]
-    return Tokens(
-        [row[:max_length] for row in rows if row],
-        sum(len(row) > max_length for row in rows),
-        source,
-    )
+    return Tokens([row[:max_length] for row in rows if row], sum(len(row) > max_length for row in rows), source)
 
 
 def check_enough(count: int, batch_size: int, source: str) -> None:
@@ -225,18 +214,15 @@ def published(
     steps: int,
 ) -> Iterator[Batch]:
     """The published order: batch i of topic i mod topics, at most as many as the shortest corpus has."""
-    batched = [[_in_batches(texts, batch_size) for texts in corpora] for corpora in (forget, retain)]
-    steps = min(steps, *(len(batches) for corpora in batched for batches in corpora))
     tokenizer.pad_token = tokenizer.eos_token  # even where it has a padding token of its own
     tokenizer.padding_side, tokenizer.truncation_side = "left", "right"
-    for step in range(steps):
-        topic, index = step % len(forget), step // len(forget)
+    for step in range(published_steps(forget, retain, batch_size, steps)):
+        topic, first = step % len(forget), step // len(forget) * batch_size
         cut = {FORGET: PUBLISHED_LENGTHS[min(topic, 1)], RETAIN: PUBLISHED_LENGTHS[0]}
         passes, count = [], 0
-        for role, corpora in zip((FORGET, RETAIN), batched, strict=True):
-            rows = tokenizer(
-                list(corpora[topic][index]), return_tensors="pt", padding=True, truncation=True, max_length=cut[role]
-            )
+        for role, corpora in ((FORGET, forget), (RETAIN, retain)):
+            texts = list(corpora[topic][first : first + batch_size])
+            rows = tokenizer(texts, return_tensors="pt", padding=True, truncation=True, max_length=cut[role])
             ids, mask = rows["input_ids"], rows["attention_mask"]
             passes.append(PackedRows(ids, mask, None, {role: torch.arange(ids.numel())}))
             count += int(mask.sum())
@@ -257,7 +243,3 @@ def ahead(batches: Iterator[Batch], count: int = 4) -> Iterator[Batch]:
         while (batch := made.popleft().result()) is not None:
             made.append(pool.submit(next, batches, None))
             yield batch
-
-
-def _in_batches(texts: Sequence[str], size: int) -> list[Sequence[str]]:
-    return [texts[i : i + size] for i in range(0, len(texts), size)]

@@ -1,25 +1,62 @@
-"""A hub dataset's texts, through the ``datasets`` library.
-
-This module knows the library's ways (its errors, its cache); :mod:`rmu_exp.data.sources` knows sources.
-"""
+"""A hub dataset's texts, through the ``datasets`` library, its errors and its cache; and what a row may give."""
 
 from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rmu_exp.data.rows import TEXT, Bad, Dataset, values
 from rmu_exp.support import hub
 from rmu_exp.support.errors import RunError, UserError, chain, first_line
 
 if TYPE_CHECKING:
     import datasets
+    import pyarrow
 
+TEXT = "text"  # the field of an object and the column of a table
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset on the hub, as a source names it."""
+
+    repo: str
+    config: str | None = None
+    split: str | None = None
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A line or row that gives no text: where it stands and what is wrong with it."""
+
+    where: str
+    reason: str
+
+
+def checked(value: object) -> str:
+    """A value as a text. Raises ValueError with what is wrong."""
+    if not isinstance(value, str):
+        raise ValueError(f"the text is of type {type(value).__name__}, allowed is a string")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("the text holds half of a surrogate pair") from error
+    return value
+
+
+def values(scalars: Iterable[pyarrow.Scalar]) -> Iterator[str | Bad]:
+    """The texts of a column's Arrow scalars; a null, a number or broken UTF-8 is a :class:`Bad` row."""
+    for number, scalar in enumerate(scalars, 1):
+        try:
+            yield checked(scalar.as_py())
+        except ValueError as error:  # UnicodeDecodeError is one
+            yield Bad(f"row {number}", "not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error))
 
 
 def rows(dataset: Dataset, split: str, source: str) -> Iterator[str | Bad]:

@@ -26,10 +26,10 @@ from pathlib import Path
 from typing import IO, cast
 
 from rmu_exp.data import hub_datasets
-from rmu_exp.data.rows import TEXT, Bad, Dataset, checked, values
+from rmu_exp.data.hub_datasets import TEXT, Bad, Dataset, checked, values
 from rmu_exp.support.errors import UserError, first_line
 
-KINDS = (".jsonl", ".txt", ".parquet")
+KINDS = ".jsonl, .txt, .parquet, or one of these with .gz"
 _HUB = "hub://"
 _DATASET = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(?:@(?P<revision>[^:@]+))?(?::(?P<rest>.*))?")
 _ENDING = re.compile(r"\.[a-z]{2,8}$")
@@ -37,19 +37,12 @@ _ENDING = re.compile(r"\.[a-z]{2,8}$")
 
 @dataclass(frozen=True)
 class Corpus:
-    """Texts in the order of their source.
+    """Texts in the order of their source."""
 
-    Attributes:
-        texts: what is trained on, each longer than ``min_len`` characters.
-        source: as given to :func:`read`.
-        bad_lines: malformed lines (or rows) that were skipped.
-        dropped: texts of ``min_len`` characters or fewer that were left out.
-    """
-
-    texts: list[str]
-    source: str
-    bad_lines: int = 0
-    dropped: int = 0
+    texts: list[str]  # what is trained on, each longer than ``min_len`` characters
+    source: str  # as given to :func:`read`
+    bad_lines: int = 0  # malformed lines (or rows) that were skipped
+    dropped: int = 0  # texts of ``min_len`` characters or fewer that were left out
 
     @cached_property
     def digest(self) -> str:
@@ -77,25 +70,18 @@ class Corpus:
 
 
 def read(
-    source: str,
-    *,
-    min_len: int = 0,
-    on_bad_line: str = "error",
-    split: str | None = None,
-    limit: int | None = None,
+    source: str, *, min_len: int = 0, on_bad_line: str = "error", split: str | None = None, limit: int | None = None
 ) -> Corpus:
     """The texts of a file or a hub dataset, in their order.
 
     Args:
-        source: see the module's docstring.
         min_len: characters; a text is kept when ``len(text) > min_len``, as in the published loop.
         on_bad_line: ``error``, or ``skip`` to leave malformed lines out and count them.
         split: of a hub dataset when the source names none; None: ``train``.
         limit: keep the first so many texts and read no further; None: all.
 
     Raises:
-        UserError: no such file or dataset, no access to it, a malformed line (with its number), an
-            empty source, or one in which no text is longer than ``min_len``.
+        UserError: no such file or dataset, no access, a malformed line, or no text longer than ``min_len``.
         RunError: the hub cannot be reached, or a download broke off.
     """
     if on_bad_line not in ("error", "skip"):
@@ -113,8 +99,13 @@ def read(
                 break
         else:
             dropped += 1
+    if not (texts or bad or dropped):
+        raise UserError(f"{source}: is empty, no text in it; give a corpus with one text per line")
     if not texts:
-        raise UserError(_nothing(source, bad, dropped, min_len))
+        counts = [f"{dropped:,} are of {min_len} characters or fewer"] * bool(dropped)
+        counts += [f"{bad:,} are malformed"] * bool(bad)
+        reason = " and ".join(counts)
+        raise UserError(f"{source}: no text is left ({reason}); lower data.min_len or give another corpus")
     return Corpus(texts, source, bad, dropped)
 
 
@@ -135,29 +126,17 @@ def _open(source: str, split: str | None) -> Iterator[str | Bad]:
         return hub_datasets.rows(hub, split or "train", source)
     path = Path(source).expanduser()
     if path.is_dir():
-        raise UserError(f"{source}: is a folder, allowed is a file ({_kinds()}) or a hub dataset (hub://ORG/NAME)")
+        raise UserError(f"{source}: is a folder, allowed is a file ({KINDS}) or a hub dataset (hub://ORG/NAME)")
     if not path.exists():
         if _looks_like_path(source):
             raise UserError(f"{source}: no such file (looked in {path.absolute().parent}); check its name")
-        raise UserError(f"{source}: neither a file ({_kinds()}) nor a hub dataset ORG/NAME[:CONFIG[:SPLIT]]")
+        raise UserError(f"{source}: neither a file ({KINDS}) nor a hub dataset ORG/NAME[:CONFIG[:SPLIT]]")
     return _file(path, source)
 
 
 def _looks_like_path(source: str) -> bool:
     last = source.removesuffix(".gz")
     return source.startswith(("/", "./", "../", "~")) or bool(_ENDING.search(last)) or source.count("/") > 1
-
-
-def _kinds() -> str:
-    return ", ".join(KINDS) + ", or one of these with .gz"
-
-
-def _nothing(source: str, bad: int, dropped: int, min_len: int) -> str:
-    if not (bad or dropped):
-        return f"{source}: is empty, no text in it; give a corpus with one text per line"
-    counts = [f"{dropped:,} are of {min_len} characters or fewer"] * bool(dropped)
-    counts += [f"{bad:,} are malformed"] * bool(bad)
-    return f"{source}: no text is left ({' and '.join(counts)}); lower data.min_len or give another corpus"
 
 
 def _file(path: Path, source: str) -> Iterator[str | Bad]:
@@ -168,7 +147,7 @@ def _file(path: Path, source: str) -> Iterator[str | Bad]:
         ".parquet": lambda file: _parquet(file, source),
     }
     if kind not in readers:
-        raise UserError(f"{source}: got a file of kind {kind or 'unknown'}, allowed is {_kinds()}")
+        raise UserError(f"{source}: got a file of kind {kind or 'unknown'}, allowed is {KINDS}")
     try:
         with cast(IO[bytes], gzip.open(path) if path.suffix == ".gz" else path.open("rb")) as file:
             yield from readers[kind](file)

@@ -14,53 +14,30 @@ import numpy as np
 
 @dataclass(eq=False)
 class Row:
-    """One input of the model.
-
-    Attributes:
-        ids: its tokens.
-        scored: how many of the last positions are read.
-        asked_by: index and number of scored positions of each request that it answers.
-    """
+    """One input of the model."""
 
     ids: tuple[int, ...]
-    scored: int = 1
-    asked_by: list[tuple[int, int]] = field(default_factory=list)
-
-    @property
-    def body(self) -> int:
-        """How many tokens come before the first scored position: as much may be taken from a cache."""
-        return len(self.ids) - self.scored
+    scored: int = 1  # how many of the last positions are read
+    asked_by: list[tuple[int, int]] = field(default_factory=list)  # each request's index, and its scored positions
 
 
 @dataclass(eq=False)
 class Prefix:
-    """A prefix that is computed once.
+    """A prefix that is computed once."""
 
-    Attributes:
-        ids: all of its tokens, its parent's included.
-        rows: rows that begin with it and with no longer shared prefix.
-        longer: shared prefixes that begin with this one.
-    """
-
-    ids: tuple[int, ...] = ()
-    rows: list[Row] = field(default_factory=list)
-    longer: list[Prefix] = field(default_factory=list)
+    ids: tuple[int, ...] = ()  # all of its tokens, its parent's included
+    rows: list[Row] = field(default_factory=list)  # those that begin with it and with no longer shared prefix
+    longer: list[Prefix] = field(default_factory=list)  # shared prefixes that begin with this one
 
 
 def share(rows: Sequence[Row], least_saving: int) -> Prefix:
     """The tree of prefixes that are worth computing once.
 
     A prefix is worth it when the tokens that its rows need not run again number at least ``least_saving``,
-    counted beyond the nearest shorter prefix that is shared already.
-
-    Args:
-        rows: all rows, in any order.
-        least_saving: tokens.
-
-    Returns:
-        The root, with no tokens of its own; every row is in exactly one prefix of the tree.
+    counted beyond the nearest shorter prefix that is shared already. The root that is returned has no tokens of its
+    own; every row is in exactly one prefix of the tree.
     """
-    bodies = [np.asarray(row.ids[: row.body], dtype=">u4") for row in rows]
+    bodies = [np.asarray(row.ids[: len(row.ids) - row.scored], dtype=">u4") for row in rows]  # what a cache may give
     order = sorted(range(len(rows)), key=lambda i: bodies[i].tobytes())  # big-endian bytes sort as the ids do
     rows, bodies = [rows[i] for i in order], [bodies[i] for i in order]
     common = np.array([0, *(_common(a, b) for a, b in itertools.pairwise(bodies))])  # with the row before

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import Any, NoReturn
 
 import torch
@@ -49,10 +50,6 @@ class Engine(HFLM):
         on_progress: called with the number of newly answered requests; lm-eval's own bar is then off.
         journal: where the answers of batches that are done are kept, and found again; None: nowhere.
         kwargs: those of HFLM.
-
-    Attributes:
-        on_progress: as above; may be set later.
-        max_batch_tokens: the budget now in force.
     """
 
     def __init__(
@@ -89,11 +86,7 @@ class Engine(HFLM):
     # Texts to ids
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[Answer]:
-        """Log-likelihood of each continuation after its context, and whether greedy decoding gives it.
-
-        Args:
-            requests: lm-eval instances; their ``args`` are (context, continuation).
-        """
+        """Log-likelihood of each continuation after its context, and whether greedy decoding gives it."""
         pairs = [request.args for request in requests]
         batched = getattr(self.tokenizer, "is_fast", False) and not self.enable_thinking
         if not (batched and self.backend == "causal" and all(context for context, _ in pairs)):
@@ -102,7 +95,8 @@ class Engine(HFLM):
 
     def _encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[Request]:
         """The stock class's ids of every pair; each different text is tokenized once."""
-        moved = [_move_spaces(context, continuation) for context, continuation in pairs]
+        kept = [context.rstrip() for context, _ in pairs]  # spaces at its end belong to the continuation
+        moved = [(k, context[len(k) :] + rest) for k, (context, rest) in zip(kept, pairs, strict=True)]
         contexts = list(dict.fromkeys(context for context, _ in moved))
         ids_of = dict(zip(contexts, self._encode(contexts), strict=True))
         wholes = list(dict.fromkeys(moved))
@@ -129,11 +123,7 @@ class Engine(HFLM):
     def _loglikelihood_tokens(
         self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[Answer]:
-        """As the stock class's, which also takes what is not handled here.
-
-        Args:
-            requests: (texts or None, ids of the context, ids of the continuation).
-            override_bs: the stock class's; batches are sized by tokens here.
+        """As the stock class's, which also takes what is not handled here; batches are sized by tokens.
 
         Raises:
             RunError: a single row does not fit into memory.
@@ -144,7 +134,8 @@ class Engine(HFLM):
         answers: list[Answer | None] = [None] * len(requests)
         hidden = disable_tqdm or self.rank != 0 or self.on_progress is not None
         with tqdm(total=len(requests), disable=hidden, desc="Running loglikelihood requests") as bar:
-            for found in self._answers(self._rows(requests), requests):
+            prefixes = self._prefixes(self._rows(requests))
+            for found in chain.from_iterable(self._of_prefix(*prefix, requests) for prefix in prefixes):
                 for index, score, greedy in found:
                     answers[index] = answer = (score, greedy)
                     if requests[index][0] is not None:  # parts of a rolling request are cached by the caller
@@ -170,11 +161,6 @@ class Engine(HFLM):
             log.warning("%d questions are longer than the model's %d tokens: cut from the left", cut, self.max_length)
         return list(rows.values())
 
-    def _answers(self, rows: list[Row], requests: Sequence[Request]) -> Iterator[Found]:
-        """Answers, a batch at a time."""
-        for prefix, cache in self._prefixes(rows):
-            yield from self._of_prefix(prefix, cache, requests)
-
     def _of_prefix(self, prefix: Prefix, cache: Layers, requests: Sequence[Request]) -> Iterator[Found]:
         known = len(prefix.ids)
         todo = self._batches(sorted(prefix.rows, key=lambda row: -len(row.ids)), known)  # the same order always
@@ -185,7 +171,11 @@ class Engine(HFLM):
 
         def smaller() -> None:
             nonlocal todo
-            self._halve(todo[0], known)
+            longest = len(todo[0][0].ids)
+            if len(todo[0]) == 1:
+                raise _too_large(longest)
+            self.max_batch_tokens = max(1, min(self.max_batch_tokens, len(todo[0]) * (longest - known)) // 2)
+            log.info("out of memory: batches of questions now have %d tokens", self.max_batch_tokens)
             todo = self._batches([row for batch in todo for row in batch], known)
 
         while todo:
@@ -227,13 +217,6 @@ class Engine(HFLM):
         extra = [KEY * known + head * row.scored for row in rows]
         return [rows[part] for part in batching.batches(lengths, extra, self.max_batch_tokens, self._overhead)]
 
-    def _halve(self, batch: Sequence[Row], known: int) -> None:
-        if len(batch) == 1:
-            raise _too_large(len(batch[0].ids))
-        used = len(batch) * (len(batch[0].ids) - known)
-        self.max_batch_tokens = max(1, min(self.max_batch_tokens, used) // 2)
-        log.info("out of memory: batches of questions now have %d tokens", self.max_batch_tokens)
-
 
 def _key(prefix: Prefix, batch: Sequence[Row], requests: Sequence[Request]) -> str:
     """What a batch is in the journal: its tokens, and the requests that it answers."""
@@ -263,12 +246,6 @@ def _read(batch: Sequence[Row], scores_NV: Tensor, requests: Sequence[Request]) 
         found.append((index, total, all(hits[start:stop])))
         start = stop
     return found
-
-
-def _move_spaces(context: str, continuation: str) -> tuple[str, str]:
-    """Spaces at the end of the context belong to the continuation."""
-    kept = context.rstrip()
-    return kept, context[len(kept) :] + continuation
 
 
 def _too_large(tokens: int) -> RunError:

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
@@ -32,34 +33,17 @@ Layers = list[tuple[Tensor, Tensor]]
 
 @dataclass
 class Work:
-    """What has been run so far.
+    """What has been run so far."""
 
-    Attributes:
-        forwards: calls of the model.
-        tokens: tokens run, padding counted.
-        text: tokens run that are no padding.
-        pairs: query-key pairs that attention needs, padding counted, a causal half only.
-        scored: positions that reached the head.
-    """
-
-    forwards: int = 0
-    tokens: int = 0
-    text: int = 0
-    pairs: int = 0
-    scored: int = 0
+    forwards: int = 0  # calls of the model
+    tokens: int = 0  # padding counted
+    text: int = 0  # tokens that are no padding
+    pairs: int = 0  # query-key pairs that attention needs, padding counted, a causal half only
+    scored: int = 0  # positions that reached the head
 
 
 class Forward:
-    """Runs a causal model.
-
-    Args:
-        model: a transformers causal language model.
-        device: where its inputs go.
-        mixed: dtype of autocast; None: off.
-
-    Attributes:
-        work: counts of what has been run.
-    """
+    """Runs a causal language model of transformers; ``mixed`` is the dtype of autocast, None: off."""
 
     def __init__(self, model: nn.Module, device: torch.device, mixed: torch.dtype | None = None) -> None:
         self.model, self.device, self.mixed = model, device, mixed
@@ -76,12 +60,11 @@ class Forward:
             spots: (row, position), positions counted without the prefix.
             prefix: what :meth:`extend` gave for the tokens before all rows; empty or None: there are none.
         """
-        cache = shared(prefix) if prefix else None
-        return self._run(rows, spots, cache)
+        return self._run(rows, spots, shared(prefix) if prefix else None)
 
     def extend(self, prefix: Layers, ids: Sequence[int]) -> Layers:
         """Keys and values after further tokens; ``prefix`` stays as it is."""
-        cache = _cache(DynamicLayer, prefix)
+        cache = shared(prefix, DynamicLayer)
         self._run([ids], [(0, len(ids) - 1)], cache)
         return [(layer.keys, layer.values) for layer in cache.layers]  # type: ignore[union-attr,misc]
 
@@ -89,8 +72,8 @@ class Forward:
     def _run(
         self, rows: Sequence[Sequence[int]], spots: Sequence[tuple[int, int]], cache: DynamicCache | None
     ) -> Tensor:
-        longest = max(map(len, rows))
-        ids_BT = torch.tensor([[*row, *([0] * (longest - len(row)))] for row in rows]).to(self.device)
+        ids_BT = pad_sequence([torch.tensor(row) for row in rows], batch_first=True).to(self.device)
+        longest = ids_BT.shape[1]
         spots_2N = torch.tensor(spots).T.to(self.device)
         known = 0 if cache is None else cache.get_seq_length()
         self.work.forwards += 1
@@ -117,10 +100,7 @@ class Forward:
 
         Asked of the model itself, once, with a few tokens: what a cut changes must be small beside what
         leaving the first part out changes. So an architecture that keeps something else than keys and values,
-        or keeps them elsewhere, is run without reuse.
-
-        Args:
-            ids: the longest row there is.
+        or keeps them elsewhere, is run without reuse. ``ids`` is the longest row there is.
         """
         config = self.model.config.get_text_config()  # type: ignore[operator,union-attr]
         rope = getattr(config, "rope_parameters", None) or {}
@@ -167,12 +147,8 @@ class _SharedLayer(DynamicLayer):
         return torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2)
 
 
-def shared(prefix: Layers) -> DynamicCache:
+def shared(prefix: Layers, kind: type[DynamicLayer] = _SharedLayer) -> DynamicCache:
     """A cache that gives every row of a batch the prefix's keys and values, and stays as it is."""
-    return _cache(_SharedLayer, prefix)
-
-
-def _cache(kind: type[DynamicLayer], prefix: Layers) -> DynamicCache:
     cache = DynamicCache()
     for keys, values in prefix:
         layer = kind()

@@ -11,20 +11,25 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rmu_exp.evaluate import statistics
+from rmu_exp.model.checkpoint import Checkpoint
 from rmu_exp.record.results import Qa, QaRow
-from rmu_exp.record.store import Store
+from rmu_exp.record.store import Store, cached, fingerprint
 from rmu_exp.settings import Eval, Model
 from rmu_exp.support import hub
 from rmu_exp.support.errors import RunError, UserError, chain, first_line
 from rmu_exp.support.progress import asking_progress
+
+if TYPE_CHECKING:
+    import torch
 
 IN_MEMORY = ("fast", "stock")
 METRICS = ("acc", "acc_norm")  # the first of them that a task has is its accuracy
@@ -35,23 +40,14 @@ _PER_QUESTION = ("correct", "chosen", "targets")
 
 @dataclass
 class Answers:
-    """What one model answered.
+    """What one model answered, by task."""
 
-    Attributes:
-        correct: task to 1 or 0 for each question, in the task's order.
-        chosen: task to the index of the chosen option.
-        targets: task to the index of the right option.
-        chance: task to the accuracy of a blind guess.
-        groups: group to its tasks, largest group first.
-        hashes: task to the sha256 of what was asked: documents, prompts and right options.
-    """
-
-    correct: dict[str, list[int]] = field(default_factory=dict)
-    chosen: dict[str, list[int]] = field(default_factory=dict)
-    targets: dict[str, list[int]] = field(default_factory=dict)
-    chance: dict[str, float] = field(default_factory=dict)
-    groups: dict[str, list[str]] = field(default_factory=dict)
-    hashes: dict[str, str] = field(default_factory=dict)
+    correct: dict[str, list[int]] = field(default_factory=dict)  # 1 or 0 for each question, in the task's order
+    chosen: dict[str, list[int]] = field(default_factory=dict)  # index of the chosen option
+    targets: dict[str, list[int]] = field(default_factory=dict)  # index of the right option
+    chance: dict[str, float] = field(default_factory=dict)  # accuracy of a blind guess
+    groups: dict[str, list[str]] = field(default_factory=dict)  # group to its tasks, largest group first
+    hashes: dict[str, str] = field(default_factory=dict)  # sha256 of documents, prompts and right options
 
     def pooled(self) -> dict[str, list[int]]:
         """Group and task to its questions' results; a group's are those of all its tasks."""
@@ -69,6 +65,10 @@ class Answers:
             return self.chance[name]
         tasks = self.groups[name]
         return sum(self.chance[t] * len(self.correct[t]) for t in tasks) / sum(len(self.correct[t]) for t in tasks)
+
+
+Ask = Callable[[Path], Answers]
+"""Asks the checkpoint in a folder."""
 
 
 def task_manager(tasks: Sequence[str]) -> Any:
@@ -105,20 +105,15 @@ def _folders(tasks: Sequence[str]) -> list[Path]:
 
 def _folders_that_mention(tasks: Sequence[str]) -> list[Path]:
     """Folders with a YAML file that names one of the tasks; reading all is a tenth of indexing all."""
-    wanted = [task.encode() for task in tasks]
-    found = {
-        _root() / file.relative_to(_root()).parts[0]
-        for file in _root().rglob("*.yaml")
-        if any(task in file.read_bytes() for task in wanted)
-    }
-    return sorted(found)
+    wanted = re.compile("|".join(map(re.escape, tasks)).encode())
+    mentioning = [file for file in _root().rglob("*.yaml") if wanted.search(file.read_bytes())]
+    return sorted({_root() / file.relative_to(_root()).parts[0] for file in mentioning})
 
 
 def ask(model: Any, tokenizer: Any, settings: Eval, journal: Store | None = None) -> Answers:
     """Ask a causal language model in memory the questions of lm-eval's tasks.
 
     Args:
-        model: a transformers causal language model.
         settings: its ``backend`` says by which class: ``fast`` is :class:`rmu_exp.evaluate.engine.Engine`, ``stock``
             lm-eval's own, with the same answers.
         journal: where ``fast`` keeps the batches that are done, and finds them.
@@ -237,6 +232,30 @@ def _leaves(name: str, members: dict[str, list[str]]) -> list[str]:
     if name not in members:
         return [name]
     return [leaf for child in members[name] for leaf in _leaves(child, members)]
+
+
+def base_answers(
+    checkpoint: Checkpoint, settings: Eval, dtype: torch.dtype, device: str, ask: Ask, anew: bool = False
+) -> Answers:
+    """The answers of the base model, from the cache when it was asked the same questions before.
+
+    Args:
+        ask: asks the checkpoint in a folder.
+        anew: the kept answers are to other questions, since the tasks' data have changed.
+    """
+    made_from = fingerprint(
+        checkpoint.identity(),
+        asdict(replace(settings, perplexity=None)),
+        str(dtype),
+        device.partition(":")[0],
+        [version(name) for name in ("rmu_exp", "lm-eval", "torch", "transformers")],
+    )
+
+    def make() -> dict[str, Any]:
+        checkpoint.fetch()
+        return asdict(ask(checkpoint.folder))
+
+    return Answers(**cached("base_answers", made_from, make, anew))
 
 
 def compare(base: Answers, unlearned: Answers) -> Qa:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from rmu_exp.record.results import Perplexity
 from rmu_exp.support.errors import UserError
@@ -24,17 +25,11 @@ LONGEST = 4096  # tokens of a piece: the logits of 131072, the context of some m
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of one text that fits the model.
-
-    Attributes:
-        ids: its tokens.
-        scored: for each token but the first, whether its probability counts.
-        text: index of the text that it is from.
-    """
+    """A stretch of one text that fits the model."""
 
     ids: list[int]
-    scored: list[bool]
-    text: int
+    scored: list[bool]  # for each token but the first, whether its probability counts
+    text: int  # index of the text that it is from
 
 
 def perplexity(
@@ -48,8 +43,6 @@ def perplexity(
     before it; tokens that the tokenizer adds are never predicted.
 
     Args:
-        model: a transformers causal language model, ready for use (eval mode).
-        tokenizer: its tokenizer; how it pads does not matter.
         max_length: tokens of context that the model takes, 2 or more; of more than 4096 only so many are used.
         max_batch_tokens: tokens per forward pass, padding counted; a longer piece goes alone.
 
@@ -111,9 +104,8 @@ def _nll(model: nn.Module, batch: Sequence[Piece]) -> list[float]:
     Padded on the right, where a causal model's earlier positions do not see it.
     """
     device = next(model.parameters()).device
-    longest = len(batch[0].ids)
-    ids_BT = torch.tensor([[*p.ids, *[0] * (longest - len(p.ids))] for p in batch], device=device)
-    mask_BT = torch.tensor([[1] * len(p.ids) + [0] * (longest - len(p.ids)) for p in batch], device=device)
+    ids_BT = pad_sequence([torch.tensor(p.ids) for p in batch], batch_first=True).to(device)
+    mask_BT = pad_sequence([torch.ones(len(p.ids), dtype=torch.long) for p in batch], batch_first=True).to(device)
     logits_BTV: Tensor = model(input_ids=ids_BT, attention_mask=mask_BT).logits
     sums = []
     for b, piece in enumerate(batch):  # one text's logits at a time in fp32: all at once would take twice the memory

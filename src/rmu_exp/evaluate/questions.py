@@ -17,29 +17,17 @@ from rmu_exp.support.errors import UserError
 
 @dataclass(frozen=True)
 class Question:
-    """One question.
+    """One question."""
 
-    Attributes:
-        task: lm-eval's name.
-        topic: the forget topic that the task belongs to, or the task's name.
-        fact: what the question asks about; splits are by fact.
-        context: the whole prompt, ending in "Answer:" or the like.
-        letters: the possible continuations, each one token, such as " A".
-        answer: index of the right one.
-        stem: the question alone, as it stands in the context.
-        choices: the options' texts, as they stand in the context; empty when the task's documents do not have them.
-        named: whether the documents name the fact, as the texts about it do.
-    """
-
-    task: str
-    topic: str
-    fact: str
-    context: str
-    letters: tuple[str, ...]
-    answer: int
-    stem: str = ""
-    choices: tuple[str, ...] = ()
-    named: bool = False
+    task: str  # lm-eval's name
+    topic: str  # the forget topic that the task belongs to, or the task's name
+    fact: str  # what the question asks about; splits are by fact
+    context: str  # the whole prompt, ending in "Answer:" or the like
+    letters: tuple[str, ...]  # the possible continuations, each one token, such as " A"
+    answer: int  # index of the right one
+    stem: str = ""  # the question alone, as it stands in the context
+    choices: tuple[str, ...] = ()  # the options' texts, as in the context; empty when the documents do not have them
+    named: bool = False  # whether the documents name the fact, as the texts about it do
 
 
 def load(tasks: Sequence[str], topics: Sequence[str], limit: int | None = None) -> dict[str, list[Question]]:

@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from rmu_exp.evaluate.forward import Forward
 from rmu_exp.evaluate.questions import Question
+from rmu_exp.model.hooks import BLOCK, watching
+from rmu_exp.model.split import layers_of
 from rmu_exp.support import memory
 from rmu_exp.support.errors import RunError, UserError
 
@@ -36,12 +39,7 @@ def likeliest(logits_NK: Tensor) -> list[int]:
 
 
 class Scorer:
-    """Asks letter questions.
-
-    Args:
-        tokenizer: the models' tokenizer.
-        device: where the models are.
-    """
+    """Asks letter questions of models on a device, with their tokenizer."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> None:
         self.tokenizer, self.device = tokenizer, device
@@ -129,9 +127,28 @@ class Scorer:
 
     def padded(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Rows padded on the right, and the index of each row's last token; no mask is needed for what comes before."""
-        longest = max(map(len, rows))
-        ids = torch.tensor([[*row, *([0] * (longest - len(row)))] for row in rows], device=self.device)
-        return ids, torch.tensor([len(row) - 1 for row in rows], device=self.device)
+        ids_BT = pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
+        return ids_BT.to(self.device), torch.tensor([len(row) - 1 for row in rows], device=self.device)
+
+    @torch.no_grad()
+    def at_last(
+        self, model: nn.Module, rows: Sequence[Sequence[int]], places: Sequence[str] = (BLOCK,)
+    ) -> dict[str, Tensor]:
+        """Activations at the last token of each row: place to (layers, rows, hidden size), fp32, on the CPU."""
+        kept: dict[str, list[list[Tensor]]] = {place: [[] for _ in layers_of(model)] for place in places}
+        order: list[int] = []
+        for batch in self.batches([len(row) for row in rows]):
+            ids_BT, last_B = self.padded([rows[i] for i in batch])
+            rows_B = torch.arange(len(batch), device=self.device)
+
+            def seen(place: str, layer: int, h_BTD: Tensor, rows_B: Tensor = rows_B, last_B: Tensor = last_B) -> None:
+                kept[place][layer].append(h_BTD[rows_B, last_B].float().cpu())
+
+            with watching(model, seen, places):
+                model(input_ids=ids_BT, use_cache=False, logits_to_keep=1)
+            order += batch
+        back = torch.tensor(order).argsort()
+        return {place: torch.stack([torch.cat(parts)[back] for parts in layers]) for place, layers in kept.items()}
 
 
 def _longest_first(lengths: Sequence[int]) -> list[int]:

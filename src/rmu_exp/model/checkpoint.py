@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypedDict, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -25,6 +25,7 @@ from rmu_exp import worlds
 from rmu_exp.model import weight_files as weights
 from rmu_exp.model.hub_snapshot import Snapshot, snapshot
 from rmu_exp.model.split import drop_norm, norm_of
+from rmu_exp.settings import Model
 from rmu_exp.support import memory
 from rmu_exp.support.errors import RunError, UserError, first_line
 
@@ -64,50 +65,28 @@ def locate(
     return _checked(Checkpoint(name, found.folder, found.commit, trust_remote_code, found), "model.name")
 
 
-class Trusted(Protocol):
-    """Settings that say whether code that comes with a checkpoint may run."""
-
-    trust_remote_code: bool
-
-
-def named(given: str, key: str, model: Trusted) -> Checkpoint:
+def named(given: str, key: str, model: Model) -> Checkpoint:
     """A checkpoint by one word: a folder that exists, a shipped model, or a hub id.
 
     Args:
         key: the setting that holds the word, for messages.
-        model: settings of the run's model; ``trust_remote_code`` holds for this one too.
     """
     if worlds.checkpoint(given) is None and Path(given).expanduser().is_dir():
         return _checked(Checkpoint(given, Path(given).expanduser(), None, model.trust_remote_code), key)
     if worlds.checkpoint(given) is None and not re.fullmatch(r"[\w.-]+/[\w.-]+", given):
         raise UserError(f"{key}: got {given!r}, allowed is a folder that exists, or a hub id ORG/NAME")
-    return locate(given, None, None, model.trust_remote_code)
-
-
-class LoadingInfo(TypedDict):
-    """What transformers says about the weights that it has loaded."""
-
-    missing_keys: set[str]
-    mismatched_keys: set[tuple[str, torch.Size, torch.Size]]
+    return locate(given, trust_remote_code=model.trust_remote_code)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder in Hugging Face's format.
+    """A folder in Hugging Face's format."""
 
-    Attributes:
-        name: as the user gave it.
-        folder: where it lies; for a hub model, the part that has been downloaded so far.
-        revision: the commit, when it came from the hub.
-        trust_remote_code: whether code that comes with it may run.
-        hub: where to get more of it.
-    """
-
-    name: str
-    folder: Path
-    revision: str | None = None
-    trust_remote_code: bool = False
-    hub: Snapshot | None = None
+    name: str  # as the user gave it
+    folder: Path  # where it lies; for a hub model, the part that has been downloaded so far
+    revision: str | None = None  # the commit, when it came from the hub
+    trust_remote_code: bool = False  # whether code that comes with it may run
+    hub: Snapshot | None = None  # where to get more of it
 
     @cached_property
     def config(self) -> PreTrainedConfig:
@@ -119,17 +98,17 @@ class Checkpoint:
 
     @property
     def depth(self) -> int:
-        """Number of decoder layers, from config.json alone."""
+        """Number of decoder layers."""
         return self._size("num_hidden_layers", "n_layer")
 
     @property
     def hidden_size(self) -> int:
-        """Width of the residual stream, from config.json alone."""
+        """Width of the residual stream."""
         return self._size("hidden_size", "n_embd")
 
     @property
     def context(self) -> int:
-        """Tokens that the model takes, from config.json alone."""
+        """Tokens that the model takes."""
         return self._size("max_position_embeddings", "n_positions")
 
     @property
@@ -255,7 +234,7 @@ class Checkpoint:
                 loaded = AutoModelForCausalLM.from_pretrained(folder, **shared)
             else:
                 loaded = AutoModel.from_pretrained(folder, config=self._cut(depth), **shared)
-        model, info = cast(tuple[nn.Module, LoadingInfo], loaded)
+        model, info = cast(tuple[nn.Module, dict[str, set[Any]]], loaded)
         self._check_loaded(model, info, depth)
         if depth is not None:
             drop_norm(model)
@@ -295,7 +274,7 @@ class Checkpoint:
             (view / weights.INDEX).write_text(json.dumps({"metadata": {}, "weight_map": mine}))
             yield view
 
-    def _check_loaded(self, model: nn.Module, info: LoadingInfo, depth: int | None) -> None:
+    def _check_loaded(self, model: nn.Module, info: dict[str, set[Any]], depth: int | None) -> None:
         """Refuse a model of which some tensors did not come from the files: they would be random."""
         norm = {id(p) for p in norm_of(model).parameters()} if depth is not None else set()
         unused = {name for name, p in model.named_parameters() if id(p) in norm}

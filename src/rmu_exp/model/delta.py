@@ -30,19 +30,12 @@ KEY = "rmu_exp"
 
 @dataclass
 class Delta:
-    """Changed tensors of one base model.
+    """Changed tensors of one base model."""
 
-    Attributes:
-        tensors: full name on disk to new value, in the base checkpoint's dtype.
-        control: forget targets c·u, (topics, hidden); None for methods without.
-        topics: names of control's rows.
-        base: the model it belongs to: ``name``, ``revision`` (may be empty), ``digest``.
-    """
-
-    tensors: dict[str, Tensor]
-    control: Tensor | None = None
-    topics: list[str] = field(default_factory=list)
-    base: dict[str, str] = field(default_factory=dict)
+    tensors: dict[str, Tensor]  # full name on disk to new value, in the base checkpoint's dtype
+    control: Tensor | None = None  # forget targets c·u, (topics, hidden); None for methods without
+    topics: list[str] = field(default_factory=list)  # names of control's rows
+    base: dict[str, str] = field(default_factory=dict)  # ``name``, ``revision`` (may be empty), ``digest``
 
     @staticmethod
     def from_trained(
@@ -85,11 +78,7 @@ class Delta:
 
     @staticmethod
     def load(path: Path) -> Delta:
-        """Read a file written by :meth:`save`.
-
-        Raises:
-            UserError: missing, damaged, or not a Delta.
-        """
+        """Read a file written by :meth:`save`. Raises UserError: missing, damaged, or not a Delta."""
         try:
             with safe_open(str(path), "pt") as file:
                 about = json.loads((file.metadata() or {})[KEY])
@@ -118,19 +107,7 @@ class Delta:
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[nn.Module]:
-        """The model with the Delta in it, inside the block; exactly the base again after it."""
-        before = self.apply(model)
-        try:
-            yield model
-        finally:
-            before.restore()
-
-    @torch.no_grad()
-    def apply(self, model: nn.Module) -> Originals:
-        """Put the tensors into a model in memory, in the model's dtype.
-
-        Returns:
-            What was there, and the way back.
+        """The model with the Delta in it, in the model's dtype, inside the block; exactly the base again after it.
 
         Raises:
             UserError: a name or shape that the model does not have; the model is unchanged.
@@ -144,27 +121,17 @@ class Delta:
             if views[name].shape != value.shape:
                 has, given = tuple(views[name].shape), tuple(value.shape)
                 raise UserError(f"delta: {name} is {given}, the model has {has}; it was made for {self._base()}")
-        originals = Originals(views, {name: view.clone() for name, view in views.items()})
-        for name, view in views.items():
-            view.copy_(self.tensors[name])
-        return originals
+        before = {name: view.clone() for name, view in views.items()}
+        try:
+            for name, view in views.items():
+                view.copy_(self.tensors[name])
+            yield model
+        finally:
+            for name, view in views.items():
+                view.copy_(before[name])
 
     def _base(self) -> str:
         return self.base.get("name") or "another model"
-
-
-@dataclass(frozen=True)
-class Originals:
-    """A model's own tensors, while a Delta is in their place."""
-
-    views: dict[str, Tensor]
-    values: dict[str, Tensor]
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        """Make the model exactly what it was."""
-        for name, view in self.views.items():
-            view.copy_(self.values[name])
 
 
 def _check(path: Path, about: object, tensors: dict[str, Tensor], control: Tensor | None) -> None:

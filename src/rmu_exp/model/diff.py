@@ -21,15 +21,11 @@ def difference(base: Checkpoint, other: Checkpoint) -> str | None:
         mine, theirs = getattr(base.config, key, None), getattr(other.config, key, None)
         if mine != theirs:
             return f"its {key} is {theirs}, not {mine}"
-    mine, theirs = _vocabulary(base), _vocabulary(other)
+    mine, theirs = (dict(checkpoint.tokenizer().get_vocab()) for checkpoint in (base, other))
     if mine != theirs:
         word = next((w for w in mine if theirs.get(w) != mine[w]), None) or next(w for w in theirs if w not in mine)
         return f"another tokenizer (token {word!r} is {theirs.get(word)}, not {mine.get(word)})"
     return None
-
-
-def _vocabulary(checkpoint: Checkpoint) -> dict[str, int]:
-    return dict(checkpoint.tokenizer().get_vocab())
 
 
 def changes(base: Checkpoint, other: Checkpoint) -> Delta:

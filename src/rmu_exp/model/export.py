@@ -85,16 +85,12 @@ def _write(
             shutil.copyfile(file, folder / file.name)
     for name, value in changes.items():
         file, entry = places[name]
+        raw = value.detach().cpu().to(DTYPES[entry.dtype]).contiguous().flatten().view(torch.uint8)
         with (folder / file.name).open("r+b") as handle:
             handle.seek(entry.begin)
-            handle.write(_bytes(value, DTYPES[entry.dtype]))
+            handle.write(raw.numpy().tobytes())
     if card is not None:
         (folder / "README.md").write_text(card, encoding="utf-8")
     for file in folder.iterdir():
         with file.open("rb") as handle:
             os.fsync(handle.fileno())
-
-
-def _bytes(value: Tensor, dtype: torch.dtype) -> bytes:
-    raw = value.detach().cpu().to(dtype).contiguous().flatten().view(torch.uint8)
-    return raw.numpy().tobytes()

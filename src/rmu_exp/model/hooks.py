@@ -1,15 +1,10 @@
-"""Activations of every layer, kept where they are wanted, or changed.
-
-Axes: L layers, N texts, D hidden size, B rows, T positions.
-"""
+"""Activations of every layer, shown or changed. Axes: B rows, T positions, D hidden size."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 
 from rmu_exp.model.split import attention_of, layers_of, mlp_of
@@ -18,21 +13,7 @@ BLOCK, ATTENTION, MLP, MIDDLE = "block", "attention", "mlp", "middle"
 PLACES = (BLOCK, ATTENTION, MLP, MIDDLE)
 Observer = Callable[[str, int, Tensor], None]
 """Called with a place, a layer's index and its activations (B, T, D)."""
-
-
 Hook = Callable[..., object]
-
-
-class Batcher(Protocol):
-    """Makes batches of rows of tokens."""
-
-    device: torch.device
-
-    def batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
-        """Indices of the rows of each batch."""
-
-    def padded(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """Rows padded on the right (B, T), and the index of each row's last token (B)."""
 
 
 @contextmanager
@@ -99,29 +80,3 @@ def _keep(inside: dict[str, Tensor]) -> Hook:
 
 def _middle(seen: Observer, index: int, inside: dict[str, Tensor]) -> Hook:
     return lambda _module, _inputs, out: seen(MIDDLE, index, inside["h"] + _first(out))
-
-
-@torch.no_grad()
-def at_last(
-    model: nn.Module, scorer: Batcher, rows: Sequence[Sequence[int]], places: Sequence[str] = (BLOCK,)
-) -> dict[str, Tensor]:
-    """Activations at the last token of each row.
-
-    Returns:
-        Place to (L, N, D), fp32, on the CPU.
-    """
-    depth = len(layers_of(model))
-    kept: dict[str, list[list[Tensor]]] = {place: [[] for _ in range(depth)] for place in places}
-    order: list[int] = []
-    for batch in scorer.batches([len(row) for row in rows]):
-        ids_BT, last_B = scorer.padded([rows[i] for i in batch])
-        rows_B = torch.arange(len(batch), device=scorer.device)
-
-        def seen(place: str, layer: int, h_BTD: Tensor, rows_B: Tensor = rows_B, last_B: Tensor = last_B) -> None:
-            kept[place][layer].append(h_BTD[rows_B, last_B].float().cpu())
-
-        with watching(model, seen, places):
-            model(input_ids=ids_BT, use_cache=False, logits_to_keep=1)
-        order += batch
-    back = torch.tensor(order).argsort()
-    return {place: torch.stack([torch.cat(parts)[back] for parts in layers]) for place, layers in kept.items()}

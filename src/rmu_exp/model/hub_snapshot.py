@@ -24,19 +24,12 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One version of a repository.
+    """One version of a repository."""
 
-    Attributes:
-        repo: ``org/name``.
-        commit: of this version.
-        folder: where the hub library's cache keeps it; holds what has been downloaded so far.
-        digests: sha256 of the large files, by name, as the hub tells it.
-    """
-
-    repo: str
+    repo: str  # ``org/name``
     commit: str
-    folder: Path
-    digests: dict[str, str]
+    folder: Path  # where the hub library's cache keeps it; holds what has been downloaded so far
+    digests: dict[str, str]  # sha256 of the large files, by name, as the hub gives it
 
     def fetch(self, names: Sequence[str]) -> None:
         """Download those of the files that are not there yet.

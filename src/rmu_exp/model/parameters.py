@@ -50,19 +50,12 @@ ROUTER, GATE_UP, DOWN_PROJ = "mlp.gate.weight", "mlp.experts.gate_up_proj", "mlp
 
 @dataclass(frozen=True)
 class TrainedTensor:
-    """One trained tensor.
+    """One trained tensor."""
 
-    Attributes:
-        layer: index of its layer.
-        name: its full name on disk.
-        parameter: the in-memory parameter, by its name inside the layer, that holds it.
-        index: which slice of that parameter it is; None: all of it.
-    """
-
-    layer: int
-    name: str
-    parameter: str
-    index: Index | None = None
+    layer: int  # index of its layer
+    name: str  # its full name on disk
+    parameter: str  # the in-memory parameter that holds it, by its name inside the layer
+    index: Index | None = None  # which slice of that parameter it is; None: all of it
 
     def read(self, layer: nn.Module) -> Tensor:
         """A copy of the tensor in the model."""

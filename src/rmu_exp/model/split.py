@@ -9,7 +9,7 @@ Shapes: B rows, T positions, D hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar, cast
@@ -34,7 +34,7 @@ def body_of(model: nn.Module) -> nn.Module:
     """The part of a model that holds the decoder layers: the model itself when it has no head.
 
     Raises:
-        UserError: the architecture keeps its layers elsewhere.
+        UserError: the architecture keeps its layers elsewhere; so do the functions below for their parts.
     """
     for body in (model, *(getattr(model, name, None) for name in BODY)):
         if body is not None and any(isinstance(getattr(body, name, None), nn.ModuleList) for name in LAYERS):
@@ -44,7 +44,7 @@ def body_of(model: nn.Module) -> nn.Module:
 
 
 def layers_of(model: nn.Module) -> nn.ModuleList:
-    """The decoder layers, lowest first. Raises UserError on an unknown architecture."""
+    """The decoder layers, lowest first."""
     layers = getattr(body_of(model), _layers_name(model))
     assert isinstance(layers, nn.ModuleList)
     return layers
@@ -56,27 +56,27 @@ def layers_path(model: nn.Module) -> str:
 
 
 def norm_of(model: nn.Module) -> nn.Module:
-    """The norm after the last layer. Raises UserError on an unknown architecture."""
+    """The norm after the last layer."""
     return _part(body_of(model), NORM, "final norm")
 
 
 def embedding_of(model: nn.Module) -> nn.Module:
-    """The token embedding. Raises UserError on an unknown architecture."""
+    """The token embedding."""
     return _part(body_of(model), EMBEDDING, "token embedding")
 
 
 def head_of(model: nn.Module) -> nn.Module:
-    """The head of a causal model. Raises UserError for a headless model."""
+    """The head of a causal model."""
     return _part(model, HEAD, "head")
 
 
 def attention_of(layer: nn.Module) -> nn.Module:
-    """A layer's attention block. Raises UserError on an unknown architecture."""
+    """A layer's attention block."""
     return _part(layer, ATTENTION, "attention")
 
 
 def mlp_of(layer: nn.Module) -> nn.Module:
-    """A layer's MLP or mixture of experts. Raises UserError on an unknown architecture."""
+    """A layer's MLP or mixture of experts."""
     return _part(layer, MLP, "MLP")
 
 
@@ -142,9 +142,10 @@ class SplitModel:
     """A model cut below layer ``first``; the model itself is left as it is.
 
     Attributes:
-        model: the model.
         first, last: index of the lowest and of the highest upper layer.
-        device: where it lives.
+
+    Raises:
+        UserError: the model has no such layer, or keeps its layers in an unknown place.
     """
 
     def __init__(self, model: nn.Module, first: int) -> None:
@@ -171,14 +172,13 @@ class SplitModel:
             positions_BT: positions that restart at every text make the model mask packed texts apart.
             known_BTD: what these layers gave for the same rows before; they are then not run again.
         """
-        recorders = [_Recorder(layer, self._tuples) for layer in self._layers[self.first :]]
-        if known_BTD is None:
-            self._run(recorders, ids_BT, mask_BT, positions_BT)
-        else:
-            skipped = [_Recorder(layer, self._tuples) for layer in self._layers[: self.first]]
-            self._run([*skipped, *recorders], ids_BT, mask_BT, positions_BT, 0)
-        h_BTD = recorders[0].hidden if known_BTD is None else known_BTD
-        return Trunk(h_BTD, [recorder.call for recorder in recorders])
+        first = self.first if known_BTD is None else 0
+        stand_ins = [_StandIn(layer, self._tuples) for layer in self._layers[first:]]
+        extra = {} if positions_BT is None else {"position_ids": positions_BT}
+        with self._replaced([*self._layers[:first], *stand_ins]):
+            body_of(self.model)(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False, **extra)
+        upper = stand_ins[self.first - first :]
+        return Trunk(upper[0].hidden if known_BTD is None else known_BTD, [stand_in.call for stand_in in upper])
 
     def upper(self, trunk: Trunk, weights: dict[int, dict[str, Tensor]]) -> Tensor:
         """The last layer's output, before any final norm.
@@ -222,8 +222,7 @@ class SplitModel:
 
         Its own forward is run with that output in the place of its layers, so that scaling and capping stay its own.
         """
-        sources = [_Source(layer, self._tuples, h_BTD) for layer in self._layers]
-        with self._replaced(sources, 0):
+        with self._replaced([_StandIn(layer, self._tuples, h_BTD) for layer in self._layers]):
             out = self.model(input_ids=ids_BT, use_cache=False).logits
         assert isinstance(out, Tensor)
         return out
@@ -231,86 +230,45 @@ class SplitModel:
     @torch.no_grad()
     def _returns_tuple(self) -> bool:
         """Whether the layers give their hidden states in a tuple: asked with one token, once."""
-        probe = _Probe(self._layers[self.first])
-        self._run([probe], torch.zeros(1, 1, dtype=torch.long, device=self.device), None, None)
-        return probe.gave_tuple
-
-    def _run(
-        self,
-        upper: Sequence[nn.Module],
-        ids_BT: Tensor,
-        mask_BT: Tensor | None,
-        positions_BT: Tensor | None,
-        first: int | None = None,
-    ) -> None:
-        extra = {} if positions_BT is None else {"position_ids": positions_BT}
-        with self._replaced(upper, first):
-            body_of(self.model)(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False, **extra)
+        layer, tuples = self._layers[self.first], list[bool]()
+        with (
+            layer.register_forward_hook(lambda _module, _inputs, out: tuples.append(type(out) is tuple)),
+            self._replaced(self._layers[: self.first + 1]),
+        ):
+            ids_BT = torch.zeros(1, 1, dtype=torch.long, device=self.device)
+            body_of(self.model)(input_ids=ids_BT, attention_mask=None, use_cache=False)
+        return tuples[0]
 
     @contextmanager
-    def _replaced(self, upper: Sequence[nn.Module], first: int | None = None) -> Iterator[None]:
+    def _replaced(self, layers: Iterable[nn.Module]) -> Iterator[None]:
         body, name = body_of(self.model), _layers_name(self.model)
-        setattr(body, name, nn.ModuleList([*self._layers[: self.first if first is None else first], *upper]))
+        setattr(body, name, nn.ModuleList(layers))
         try:
             yield
         finally:
             setattr(body, name, self._layers)
 
 
-def split_at(model: nn.Module, first: int) -> SplitModel:
-    """A view of a model, cut below layer ``first``.
-
-    Raises:
-        UserError: the model has no such layer, or keeps its layers in an unknown place.
-    """
-    return SplitModel(model, first)
-
-
 class _StandIn(nn.Module):
-    """Takes a layer's place, and has its attributes: some models read them when they choose its mask."""
+    """Takes a layer's place: keeps what the model hands the layer, and gives the hidden states on, or others instead.
 
-    def __init__(self, layer: nn.Module) -> None:
+    It has the layer's attributes, because some models read them when they choose its mask.
+    """
+
+    hidden: Tensor
+    call: Call
+
+    def __init__(self, layer: nn.Module, returns_tuple: bool, given_BTD: Tensor | None = None) -> None:
         super().__init__()
         self._stands_for = (layer,)  # in a tuple, so that it is not registered as a submodule
+        self._returns_tuple, self._given = returns_tuple, given_BTD
 
     def __getattr__(self, name: str) -> Tensor | nn.Module:
         if name.startswith("_"):
             return super().__getattr__(name)
         return getattr(self._stands_for[0], name)
 
-
-class _Recorder(_StandIn):
-    """Keeps what the model hands the layer and passes the hidden states through."""
-
-    hidden: Tensor
-    call: Call
-
-    def __init__(self, layer: nn.Module, returns_tuple: bool) -> None:
-        super().__init__(layer)
-        self._returns_tuple = returns_tuple
-
     def forward(self, hidden_states: Tensor, *args: object, **kwargs: object) -> object:
         self.hidden, self.call = hidden_states, (args, kwargs)
-        return (hidden_states,) if self._returns_tuple else hidden_states
-
-
-class _Source(_StandIn):
-    """Answers with given hidden states, whatever it is handed."""
-
-    def __init__(self, layer: nn.Module, returns_tuple: bool, h_BTD: Tensor) -> None:
-        super().__init__(layer)
-        self._returns_tuple, self._given = returns_tuple, (h_BTD,)
-
-    def forward(self, hidden_states: Tensor, *args: object, **kwargs: object) -> object:
-        return self._given if self._returns_tuple else self._given[0]
-
-
-class _Probe(_StandIn):
-    """Runs the layer and notes the form of its answer."""
-
-    gave_tuple = False
-
-    def forward(self, *args: object, **kwargs: object) -> object:
-        out = self._stands_for[0](*args, **kwargs)
-        self.gave_tuple = type(out) is tuple
-        return out
+        out = hidden_states if self._given is None else self._given
+        return (out,) if self._returns_tuple else out

@@ -13,7 +13,7 @@ from torch import nn
 
 from rmu_exp import data
 from rmu_exp.data.sources import Corpus
-from rmu_exp.evaluate import base_answers, harness
+from rmu_exp.evaluate import harness
 from rmu_exp.evaluate.harness import Answers
 from rmu_exp.evaluate.perplexity import perplexity
 from rmu_exp.model.delta import Delta
@@ -125,9 +125,9 @@ def _ask_outside(plan: Evaluation, record: Record, results: Results) -> Results:
     return _answered(record, results, before, after)
 
 
-def _base(plan: Evaluation, ask: base_answers.Ask, anew: bool = False) -> Answers:
+def _base(plan: Evaluation, ask: harness.Ask, anew: bool = False) -> Answers:
     models = plan.models
-    return base_answers.judged(models.base, plan.run.eval, models.dtype, models.device, ask, anew)
+    return harness.base_answers(models.base, plan.run.eval, models.dtype, models.device, ask, anew)
 
 
 def _first_questions(plan: Evaluation, model: nn.Module, tokenizer: Any, before: Answers, give_up: GiveUp) -> Pruned:

@@ -11,15 +11,8 @@ from pathlib import Path
 LOCK = ".lock"  # in a run's folder, held by the process that is at it
 
 
-def cache_dir() -> Path:
-    """The cache folder: ``RMU_EXP_CACHE``, or ``rmu_exp`` in the user's cache folder. Made when missing."""
-    folder = cache_path()
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
 def cache_path() -> Path:
-    """The cache folder, which may not be there yet."""
+    """The cache folder, ``RMU_EXP_CACHE`` or ``rmu_exp`` in the user's cache folder; it may not be there yet."""
     given = os.environ.get("RMU_EXP_CACHE")
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return Path(given) if given else home / "rmu_exp"
@@ -53,13 +46,8 @@ def replace_atomic(path: Path, write: Callable[[Path], object]) -> None:
         if isinstance(error, OSError):
             error.filename = str(path)
         raise
-    _flush_folder(path.parent)
-
-
-def _flush_folder(folder: Path) -> None:
-    """Let a rename outlive a power cut, where the file system can."""
-    with suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
+    with suppress(OSError):  # lets the rename outlive a power cut, where the file system can
+        handle = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(handle)
         finally:

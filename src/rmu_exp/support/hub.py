@@ -81,8 +81,9 @@ def _hub_error(error: BaseException, repo: str, kind: str, revision: str | None)
     if isinstance(error, errors.OfflineModeIsEnabled):
         return _switched_off(repo)
     if isinstance(error, errors.GatedRepoError):
+        refused = " that the token in use may not read" if error.response.status_code == 403 else ""
         return UserError(
-            f"{repo}: a gated {kind}{_refused(error)}; ask for access at {page}, "
+            f"{repo}: a gated {kind}{refused}; ask for access at {page}, "
             "then `hf auth login` with a token of that account"
         )
     if isinstance(error, errors.RepositoryNotFoundError):
@@ -109,11 +110,6 @@ def _switched_off(repo: str) -> UserError:
         f"{repo}: not in {constants.HF_HOME}, and the hub is switched off (HF_HUB_OFFLINE); "
         "fetch it where there is a network (python -m rmu_exp fetch) and set HF_HOME to that folder"
     )
-
-
-def _refused(error: BaseException) -> str:
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    return " that the token in use may not read" if status == 403 else ""
 
 
 def _network_error(error: BaseException, repo: str) -> UserError | RunError | None:

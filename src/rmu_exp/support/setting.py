@@ -24,21 +24,14 @@ SECRET = "holds a token or a password, which would be written down; keep it in t
 
 @dataclass(frozen=True)
 class Allowed:
-    """What a setting, or each entry of a list of them, may be.
+    """What a setting, or each entry of a list of them, may be."""
 
-    Attributes:
-        least, most: the ends of its range.
-        above, below: bounds that it may not reach.
-        choices: the words that it may be.
-        filled: whether a list needs at least one entry.
-    """
-
-    least: float | None = None
-    above: float | None = None
+    least: float | None = None  # the lower end of its range
+    above: float | None = None  # a bound that it may not reach
     most: float | None = None
     below: float | None = None
-    choices: tuple[str, ...] = ()
-    filled: bool = False
+    choices: tuple[str, ...] = ()  # the words that it may be
+    filled: bool = False  # whether a list needs at least one entry
 
     def __str__(self) -> str:
         if self.choices:
@@ -75,10 +68,9 @@ def setting(default: object = dataclasses.MISSING, *, changes_result: bool = Tru
 
 
 def check(settings: object, prefix: str = "") -> None:
-    """Refuse a value that its declaration does not allow, in a group of settings and in the groups inside it.
+    """Refuse a value that its declaration does not allow, in a dataclass of settings and in the groups inside it.
 
     Args:
-        settings: an instance of a dataclass.
         prefix: of its keys in messages, such as ``attacks.prune.``.
 
     Raises:
@@ -96,7 +88,7 @@ def check(settings: object, prefix: str = "") -> None:
 
 
 def _check(settings: Any, prefix: str) -> None:
-    types = types_of(type(settings))
+    types = typing.get_type_hints(type(settings))
     for field in dataclasses.fields(settings):
         value, key = getattr(settings, field.name), f"{prefix}{field.name}"
         if dataclasses.is_dataclass(value):
@@ -135,11 +127,6 @@ def _fits(value: object, kind: object) -> bool:
     if kind in (int, float) and isinstance(value, bool):
         return False
     return isinstance(value, (int, float) if kind is float else kind)
-
-
-def types_of(schema: type) -> dict[str, Any]:
-    """The types of a dataclass's fields."""
-    return typing.get_type_hints(schema)
 
 
 def groups_of(schema: type) -> dict[str, type]:

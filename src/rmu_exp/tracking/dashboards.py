@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rmu_exp.support.errors import RunError, UserError, first_line
-from rmu_exp.support.files import cache_dir, write_atomic
+from rmu_exp.support.files import cache_path, write_atomic
 
 NAME = "RMU: forget against general"
 WORDS = """\
@@ -124,7 +124,7 @@ def publish(shown: DashboardSpec) -> dict[str, str]:
 
     if not wandb.login(prompt=False):
         raise UserError("dashboard: no W&B login; run `wandb login`, or set WANDB_API_KEY")
-    file = cache_dir() / "dashboards.json"
+    file = cache_path() / "dashboards.json"
     known: dict[str, dict[str, str]] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     before = known.get(f"{shown.entity}/{shown.project}", {})
     made: dict[str, str] = {}

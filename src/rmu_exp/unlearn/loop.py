@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rmu_exp.data.batches import FORGET, Batch
 from rmu_exp.model.parameters import TrainedTensor, assemble
-from rmu_exp.model.split import layers_of, split_at
+from rmu_exp.model.split import SplitModel, layers_of
 from rmu_exp.support import signals
 from rmu_exp.unlearn.activation_cache import ActivationCache
 from rmu_exp.unlearn.gradients import Gradients, Numbers
@@ -58,7 +58,7 @@ def unlearn(
         Stopped: somebody asked for it; the state is kept.
     """
     context = method.context
-    split = split_at(model, min(t.layer for t in trained))
+    split = SplitModel(model, min(t.layer for t in trained))
     masters = originals(model, trained, None if context.faithful else torch.float32)
     optimizer = method.optimizer(masters, lr)
     layers = sorted({context.layer, *method.targets(method.settings, context.layer)})
@@ -101,7 +101,7 @@ def originals(model: torch.nn.Module, trained: Sequence[TrainedTensor], dtype: t
 
 def frozen_norms(model: torch.nn.Module, layer: int, batches: Iterable[Batch]) -> dict[int, float]:
     """Topic to the mean norm of the model's activations at a layer on the topic's forget texts."""
-    split, norms = split_at(model, layer), dict[int, list[Tensor]]()
+    split, norms = SplitModel(model, layer), dict[int, list[Tensor]]()
     for batch in batches:
         h_ND = Step(split, batch, {}, [layer]).frozen().h[layer][FORGET]
         norms.setdefault(batch.topic, []).append(torch.linalg.vector_norm(h_ND, dim=-1))
