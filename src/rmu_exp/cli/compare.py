@@ -1,7 +1,6 @@
 """Compare two runs: what was set, where they were made, what came out, how far apart their weights are.
 
-``python -m rmu_exp compare DIR1 DIR2``. Questions that both answered are compared one by one (McNemar's exact test);
-nothing is computed anew but that.
+Questions that both answered are compared one by one (McNemar's exact test); nothing else is computed anew.
 """
 
 from __future__ import annotations
@@ -233,10 +232,6 @@ def _worst(pair: Sequence[Worst | None]) -> RenderableType | None:
 
 def add(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
-    parser.description = (
-        "What differs between two runs or judgements: settings, versions, hardware, answers (McNemar's test on the "
-        "questions that both were asked), tensors, worst attack."
-    )
     parser.add_argument("first", type=Path, metavar="DIR1", help="the folder of a run or a judgement")
     parser.add_argument("second", type=Path, metavar="DIR2", help="another")
     parser.add_argument("--json", action="store_true", help="as JSON, in place of tables")

@@ -1,9 +1,8 @@
 """Fetch all that a run needs from the hub into one folder, for a machine without a network.
 
-The folder is a Hugging Face home: there, ``HF_HOME=FOLDER HF_HUB_OFFLINE=1 python train.py …`` finds
-everything, because every library looks there by itself. It can be copied (``rsync -a`` or ``tar``,
-which keep links). Files are whole or absent, and a second call brings what is missing. No token is
-ever written to it.
+Name the run as for train.py, or the models, corpora and tasks one by one. The folder is a Hugging Face home: there,
+HF_HOME=DIR HF_HUB_OFFLINE=1 python train.py … finds everything. It can be copied (rsync -a or tar, which keep links).
+Files are whole or absent, and a second call brings what is missing. No token is written to it.
 """
 
 from __future__ import annotations
@@ -132,10 +131,6 @@ def _questions(tasks: Sequence[str]) -> int:
 
 def add(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
-    parser.description = (
-        "Bring all that a run needs from the hub (model, tokenizer, corpora, questions) into a folder that a machine "
-        "without a network runs from. Name the run as for train.py, or what is wanted one by one."
-    )
     parser.add_argument(
         "folder", type=Path, metavar="DIR", help="made when missing; what it holds is not fetched again"
     )

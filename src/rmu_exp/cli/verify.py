@@ -1,7 +1,7 @@
 """Verify a run: recompute everything in its folder that can be recomputed, and compare.
 
-``python -m rmu_exp verify DIR`` reads the folder, the model and the texts, and changes none of them; ``--answers``
-puts the questions again, ``--training`` trains again in a temporary folder.
+Settings, hashes of data and weights and the numbers that follow from answers: line by line what agrees, differs, or
+cannot be checked here. Changes nothing.
 """
 
 from __future__ import annotations
@@ -367,10 +367,6 @@ def _sha256(file: Path) -> str:
 
 def add(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
-    parser.description = (
-        "Recompute what can be of a run's or a judgement's folder (settings, hashes of data and weights, numbers from "
-        "answers), and report line by line what agrees, differs, or cannot be checked here. Changes nothing."
-    )
     parser.add_argument("folder", type=Path, metavar="DIR", help="the folder of a run or a judgement")
     parser.add_argument("--answers", action="store_true", help="ask the questions again, of base and base with Delta")
     parser.add_argument("--training", action="store_true", help="train again, and compare the Delta byte for byte")
