@@ -259,7 +259,8 @@ def _attacks(run: RunDir) -> Iterator[Check]:
 
 
 def _attack_differs(entry: AttackEntry) -> str | None:
-    assert entry.forget_acc and entry.ci95  # results.json is not read without them, nor without n
+    assert entry.forget_acc  # results.json is not read without them
+    assert entry.ci95
     assert entry.n
     n, intervals = entry.n, dict(entry.ci95)
     for when, acc in dict(entry.forget_acc).items():
