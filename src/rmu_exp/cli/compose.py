@@ -151,6 +151,8 @@ def ended(
 
 def refused(error: BaseException, words: Sequence[str] = ()) -> UserError | None:
     """What Hydra or OmegaConf refuse, as one line: the key, what was given, what is allowed. None: something else."""
+    if str(error).startswith("Error merging override") and error.__cause__:
+        error = error.__cause__  # a wrong type, which OmegaConf says better
     if isinstance(error, OmegaConfBaseException) and "is not in struct" not in str(error):
         return UserError(one_line(error))
     if isinstance(error, OverrideParseException):
