@@ -19,8 +19,8 @@ def row(right: int, n: int, base: int | None = None) -> dict:
     """``right`` of ``n`` questions after unlearning, ``base`` (or all) before."""
     base = n if base is None else base
     return {
-        "base": statistics.summary([1] * base + [0] * (n - base)),
-        "unlearned": statistics.summary([1] * right + [0] * (n - right)),
+        "base": statistics.summary([1] * base + [0] * (n - base)).model_dump(mode="json"),
+        "unlearned": statistics.summary([1] * right + [0] * (n - right)).model_dump(mode="json"),
         "chance": 0.25,
     }
 

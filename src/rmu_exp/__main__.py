@@ -1,4 +1,4 @@
-"""What surrounds a run: ``python -m rmu_exp fetch | apply | export | table | sweep | verify | compare | dashboard``.
+"""What surrounds a run: ``python -m rmu_exp COMMAND``, a module of :mod:`rmu_exp.cli` each.
 
 Runs are started by train.py. Only the module of the command that is named is imported, and the environment is set
 before: Hugging Face's libraries read it when they are imported.
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from rmu_exp.cli.endings import ended
+from rmu_exp.cli.compose import ended
 from rmu_exp.support.errors import UserError
 
 COMMANDS = ("fetch", "apply", "export", "table", "sweep", "verify", "compare", "dashboard")
@@ -36,7 +36,7 @@ def main(words: Sequence[str] | None = None) -> int:
             commands.add_parser(name, help=_help(name), add_help=False)
         named = parser.parse_known_args(words[:1])[0].command
         command = importlib.import_module(f"rmu_exp.cli.{named}")
-        own = _Parser(prog=f"python -m rmu_exp {named}")
+        own = _Parser(prog=f"python -m rmu_exp {named}", description=command.__doc__)
         command.add(own)
         return int(command.run(own.parse_args(words[1:])))
     except (Exception, KeyboardInterrupt) as error:

@@ -221,19 +221,20 @@ def test_export_takes_a_base_that_has_moved(run: Path, base: Path, tmp_path: Pat
     [("org/model", "c0ffee"), ("org/model@v2", "v2"), ("org/other", None), ("org/other@v1", "v1")],
 )
 def test_a_base_of_the_hub_is_taken_at_the_deltas_commit(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, given: str, revision: str | None
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    given: str,
+    revision: str | None,
 ) -> None:
     def stop(*given: Any) -> None:
         raise UserError(f"asked for {given}")
 
-    monkeypatch.setattr("rmu_exp.model.checkpoint.locate", stop)
+    monkeypatch.setattr("rmu_exp.cli.apply.locate", stop)
     about = {"name": "org/model", "revision": "c0ffee", "digest": ""}
     Delta({NAME: torch.ones(1)}, None, [], about).save(tmp_path / "delta.safetensors")
-    with pytest.MonkeyPatch.context() as patch:
-        said: list[str] = []
-        patch.setattr("rmu_exp.__main__._tell", lambda message, status: said.append(str(message)) or status)
-        assert main(["apply", given, str(tmp_path), str(tmp_path / "out")]) == 2
-    assert said == [f"asked for {(given.partition('@')[0], None, revision)}"]
+    assert main(["apply", given, str(tmp_path), str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err == f"rmu_exp: asked for {(given.partition('@')[0], None, revision)}\n"
 
 
 BAD = {

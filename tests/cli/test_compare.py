@@ -29,7 +29,7 @@ def test_settings_answers_and_weights(two, capsys):
     assert found["settings"]["steer"] == [[6.0], [60.0]]
     assert found["settings"]["eval.limit"] == [6, 4]
     attack = {"attacks.norms.texts", "attacks.norms.max_length", "attacks"}
-    assert set(found["settings"]) == {"steer", "seed", "eval.limit", "export"} | attack
+    assert set(found["settings"]) == {"steer", "seed", "eval.limit"} | attack
     assert found["provenance"] == {}
     a, b = (load_file(folder / "delta.safetensors") for folder in two)
     name = "model.layers.1.mlp.down_proj.weight"

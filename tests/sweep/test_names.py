@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rmu_exp.sweep import names
+from rmu_exp.sweep.overrides import trial_name
 
 
 @pytest.mark.parametrize(
@@ -19,7 +19,7 @@ from rmu_exp.sweep import names
     ],
 )
 def test_plain_values_are_the_name(words, name):
-    assert names.name(words) == name
+    assert trial_name(words) == name
 
 
 @pytest.mark.parametrize(
@@ -32,6 +32,6 @@ def test_plain_values_are_the_name(words, name):
     ],
 )
 def test_other_values_have_other_names(values):
-    found = [names.name([f"model.path={value}"]) for value in values]
+    found = [trial_name([f"model.path={value}"]) for value in values]
     assert len(set(found)) == len(values), found
     assert not any("/" in name or " " in name for name in found)

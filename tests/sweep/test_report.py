@@ -10,7 +10,8 @@ from sweep_rows import results, row
 
 from rmu_exp.settings import Tracking
 from rmu_exp.support.errors import UserError
-from rmu_exp.sweep import prune, report, trials
+from rmu_exp.sweep import report, trials
+from rmu_exp.sweep.trial import EarlyStopRule
 
 AXES = ("forget", "general")
 
@@ -97,7 +98,7 @@ def test_questions_that_were_not_asked(make_trial, tmp_path):
 
 def test_given_up_only_when_beaten_beyond_doubt(make_trial, tmp_path):
     make_trial({"steer": 1}, 30, 99)
-    rule = prune.EarlyStopRule(tmp_path, 40, AXES, {})
+    rule = EarlyStopRule(tmp_path, 40, AXES, {})
 
     def part(forget: int, general: int):
         qa = {"lore_forget": row(forget, 40), "lore_general": row(general, 40)}
@@ -115,7 +116,7 @@ def test_the_same_in_wandb(grid, monkeypatch):
     import wandb_file
 
     monkeypatch.setenv("WANDB_MODE", "offline")
-    report.write(grid, AXES, tracking=Tracking(project="p"))
+    report.write(grid, AXES, tracking=Tracking(kind="wandb", project="p"))
     wandb.teardown()  # only now is all of it on the disk
     (file,) = (grid / "wandb").rglob("run-*.wandb")
     logged, groups = {}, []

@@ -15,7 +15,7 @@ optuna = pytest.importorskip("optuna")
 from hydra.core.override_parser.overrides_parser import OverridesParser  # noqa: E402
 from sweep_rows import HEAD, row  # noqa: E402
 
-from rmu_exp.sweep import names  # noqa: E402
+from rmu_exp.sweep.overrides import trial_name, trial_settings  # noqa: E402
 from rmu_exp.sweep.search import AGAIN, WORKER, Search, rounded  # noqa: E402
 
 ROOT = Path(__file__).parent.parent.parent
@@ -33,9 +33,9 @@ class Pretended:
         if self.breaks:
             raise ConnectionError("the scheduler went away")
         for words in jobs:
-            name = names.name(words)
+            name = trial_name(words)
             self.launched.append(name)
-            settings = names.settings(words)
+            settings = trial_settings(words)
             folder = self.folder / name
             folder.mkdir()
             steer = float(settings["steer"])

@@ -11,8 +11,7 @@ from sweep_rows import HEAD, RUN, attack, results, row
 
 from rmu_exp.record.results import Results
 from rmu_exp.settings import Tracking
-from rmu_exp.sweep.summary import Summary
-from rmu_exp.sweep.wandb_report import log_sweep
+from rmu_exp.sweep.summary import Summary, log_sweep
 from rmu_exp.tracking import Tracker, open_tracker, switched
 from rmu_exp.tracking.weights_and_biases import WandbTracker, summary
 

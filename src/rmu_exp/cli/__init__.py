@@ -1,5 +1,4 @@
 """The command lines: train.py and judge.py around Hydra, and the commands of ``python -m rmu_exp``, a module each.
 
-A command's module has ``add``, which gives a parser its arguments, and ``run``; the first line of its docstring is its
-help.
+A command's module has ``add``, which gives a parser its arguments, and ``run``; its docstring is its help.
 """

@@ -1,4 +1,7 @@
-"""Write a full checkpoint from a base and a Delta."""
+"""Write a full checkpoint from a base and a Delta.
+
+A Hugging Face checkpoint: the base with the Delta's tensors in it, and a model card.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from rmu_exp.model.delta import Delta
 from rmu_exp.model.export import export
 from rmu_exp.record import results as results_json
 from rmu_exp.record.results import Provenance, Results, RunInfo
+from rmu_exp.record.rundir import DELTA
 from rmu_exp.report.card import card
 
 _REPO = re.compile(r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(?:@(?P<revision>[^@]+))?")
@@ -18,7 +22,6 @@ _REPO = re.compile(r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(?:@(?P<revision>[^@]+))
 
 def add(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
-    parser.description = "Write a full Hugging Face checkpoint: the base with the Delta's tensors in it."
     parser.add_argument("base", metavar="BASE", help="the base checkpoint: a folder, ORG/NAME[@REVISION], or lore")
     parser.add_argument("delta", type=Path, metavar="DELTA", help="a run's delta.safetensors, or the run's folder")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write; must not exist")
@@ -26,7 +29,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write a full checkpoint from a base and a Delta."""
-    file = args.delta / "delta.safetensors" if args.delta.is_dir() else args.delta
+    file = args.delta / DELTA if args.delta.is_dir() else args.delta
     delta = Delta.load(file)
     write(base_of(args.base, delta), delta, file.parent, args.out)
     return 0

@@ -1,20 +1,18 @@
 """Compare two runs: what was set, where they were made, what came out, how far apart their weights are.
 
-``python -m rmu_exp compare DIR1 DIR2``. Questions that both answered are compared one by one (McNemar's exact test);
-nothing is computed anew but that.
+Questions that both answered are compared one by one (McNemar's exact test); nothing else is computed anew.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from pydantic import BaseModel, JsonValue
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
@@ -25,23 +23,20 @@ from rmu_exp.record.results import McNemar
 from rmu_exp.record.rundir import DELTA, RunDir, flat, read
 from rmu_exp.report.objectives import Worst, worst
 from rmu_exp.report.table import Table, numbers, percent
-from rmu_exp.report.tables import rows
+from rmu_exp.report.tables import rows as ordered
 from rmu_exp.settings import result_settings
 
 ORIGIN = {"versions", "git", "hardware", "data_hashes", "model_revision", "model_digest"}
 WIDE = 100
 Pair = list[float | None]
-Differing = dict[str, list[object]]
+Differing = dict[str, list[JsonValue]]
 
 
-@dataclass(frozen=True)
-class Questions:
+class Questions(BaseModel):
     """A group's or a task's questions in both runs.
 
     Attributes:
-        base, unlearned: the two accuracies.
-        shared: questions that both answered.
-        mcnemar: over these, from A to B.
+        shared: questions that both answered; ``mcnemar`` is over these, from A to B.
         whole: whether it stands for itself, and is not a task of a group.
     """
 
@@ -52,8 +47,7 @@ class Questions:
     whole: bool
 
 
-@dataclass(frozen=True)
-class Comparison:
+class Comparison(BaseModel):
     """What differs between two runs A and B, and what both measured.
 
     Attributes:
@@ -75,16 +69,6 @@ class Comparison:
     only: dict[str, list[list[str]]]
     worst: list[Worst | None]
 
-    def content(self) -> dict[str, object]:
-        """For JSON; a test that was not made is left out."""
-        made = dataclasses.asdict(self)
-        for name, row in self.qa.items():
-            if row.mcnemar is None:
-                del made["qa"][name]["mcnemar"]
-            else:
-                made["qa"][name]["mcnemar"] = row.mcnemar.model_dump()
-        return made
-
 
 def compare(first: Path, second: Path) -> Comparison:
     """Compare two runs or judgements.
@@ -99,7 +83,7 @@ def compare(first: Path, second: Path) -> Comparison:
         runs=[str(first), str(second)],
         settings=_differing(*(flat(result_settings(r.config) | {"attacks": r.config.get("attacks")}) for r in both)),
         provenance=_origins(a, b),
-        qa={name: _questions(name, a, b, whole=not depth) for depth, name in rows(qa)},
+        qa={name: _questions(name, a, b, whole=not depth) for depth, name in ordered(qa)},
         perplexity={
             source: [row.unlearned.perplexity if row.unlearned else None for row in (mine, read_by[1][source])]
             for source, mine in read_by[0].items()
@@ -111,7 +95,7 @@ def compare(first: Path, second: Path) -> Comparison:
     )
 
 
-def _differing(a: Mapping[str, object], b: Mapping[str, object]) -> Differing:
+def _differing(a: Mapping[str, JsonValue], b: Mapping[str, JsonValue]) -> Differing:
     keys = dict.fromkeys([*a, *b])
     return {key: [a.get(key), b.get(key)] for key in keys if a.get(key) != b.get(key)}
 
@@ -125,9 +109,14 @@ def _origins(a: RunDir, b: RunDir) -> Differing:
 
 def _questions(name: str, a: RunDir, b: RunDir, whole: bool) -> Questions:
     pair = [r.results.qa[name] for r in (a, b)]
-    tasks = [name] if pair[0].tasks is None else pair[0].tasks
-    shared = [_shared(task, a, b) for task in tasks]
-    first, second = ([c for part in shared for c in part[i]] for i in (0, 1))
+    first, second = list[int](), list[int]()
+    for task in [name] if pair[0].tasks is None else pair[0].tasks:
+        if task in a.answers and task in b.answers:
+            mine, theirs = a.answers[task], b.answers[task]
+            n = min(len(mine.target), len(theirs.target))
+            if mine.target[:n] == theirs.target[:n]:  # else other questions under the same name
+                first += mine.correct("unlearned")[:n]
+                second += theirs.correct("unlearned")[:n]
     return Questions(
         base=[row.base.acc for row in pair],
         unlearned=[row.unlearned.acc if row.unlearned else None for row in pair],
@@ -135,17 +124,6 @@ def _questions(name: str, a: RunDir, b: RunDir, whole: bool) -> Questions:
         mcnemar=statistics.mcnemar(first, second) if first else None,
         whole=whole,
     )
-
-
-def _shared(task: str, a: RunDir, b: RunDir) -> tuple[list[int], list[int]]:
-    """What the unlearned models of both answered to a task's questions that both were asked."""
-    if task not in a.answers or task not in b.answers:
-        return [], []
-    mine, theirs = a.answers[task], b.answers[task]
-    n = min(len(mine.target), len(theirs.target))
-    if mine.target[:n] != theirs.target[:n]:  # other questions under the same name
-        return [], []
-    return mine.correct("unlearned")[:n], theirs.correct("unlearned")[:n]
 
 
 def _only(a: RunDir, b: RunDir) -> dict[str, list[list[str]]]:
@@ -158,29 +136,32 @@ def _only(a: RunDir, b: RunDir) -> dict[str, list[list[str]]]:
 def show(found: Comparison, console: Console | None = None) -> None:
     """The comparison on the screen."""
     console = console or Console(width=None if sys.stdout.isatty() else WIDE)
-    a, b = found.runs
-    parts: list[RenderableType | None] = [
-        Text(f"A  {a}\nB  {b}"),
-        _values("settings", found.settings),
-        _values("made with", found.provenance),
+    parts: list[RenderableType | None] = [Text("A  {}\nB  {}".format(*found.runs)), *_differences(found), _qa(found.qa)]
+    read = [
+        [source, *("–" if v is None else f"{v:.3f}" for v in values)] for source, values in found.perplexity.items()
     ]
-    parts += [_qa(found.qa), _perplexities(found.perplexity), _distances(found.delta), _worst(found.worst)]
+    parts += [_table("perplexity", ["", *numbers("A", "B")], read), _distances(found.delta)]
+    attacked = [
+        [name, row.attack, percent(row.acc), str(row.n), str(row.attacks)] if row else [name, "none"]
+        for name, row in zip("AB", found.worst, strict=True)
+    ]
+    columns = ["", *numbers("attack", "accuracy under it", "n", "of so many attacks")]
+    parts += [_table("worst attack", columns, attacked if any(found.worst) else [])]
     for key, alone in found.only.items():
-        told = [(who, ", ".join(names)) for who, names in zip("AB", alone, strict=True) if names]
-        parts += [Text(f"{key} of {who} alone: {names}") for who, names in told]
+        parts += [Text(f"{key} of {who} alone: {', '.join(n)}") for who, n in zip("AB", alone, strict=True) if n]
     for part in parts:
         if part is not None:
             console.print(Group(part, ""), highlight=False)
 
 
-def _values(title: str, differing: Differing) -> RenderableType:
-    if not differing:
-        return Text(f"{title}: nothing differs")
-    return _table(title, ["", *numbers("A", "B")], [[key, *map(_short, values)] for key, values in differing.items()])
+def _table(title: str, columns: Sequence[str], body: Sequence[Sequence[str]]) -> RenderableType | None:
+    return Table(columns, body).rich(title, gap=2) if body else None
 
 
-def _table(title: str, columns: Sequence[str], body: Sequence[Sequence[str]]) -> RenderableType:
-    return Table(columns, body).rich(title, gap=2)
+def _differences(found: Comparison) -> Iterator[RenderableType | None]:
+    for title, differing in (("settings", found.settings), ("made with", found.provenance)):
+        body = [[key, *map(_short, values)] for key, values in differing.items()]
+        yield _table(title, ["", *numbers("A", "B")], body) or Text(f"{title}: nothing differs")
 
 
 def _short(value: object) -> str:
@@ -191,52 +172,29 @@ def _short(value: object) -> str:
 
 
 def _qa(qa: Mapping[str, Questions]) -> RenderableType | None:
-    if not qa:
-        return None
     body = []
     for name, row in qa.items():
-        if not row.whole:
-            continue  # a task of a group; --json has it
-        cells = [name, *map(percent, (*row.base, *row.unlearned))]
-        if test := row.mcnemar:
-            change = 100 * (test.gained - test.lost) / row.shared
-            cells += [f"{test.lost} / {test.gained}", str(row.shared), f"{change:+.1f}", f"{test.p:.2g}"]
-        body.append(cells)
+        if row.whole:  # of the tasks of a group --json has it
+            cells = [name, *map(percent, (*row.base, *row.unlearned))]
+            if test := row.mcnemar:
+                change = 100 * (test.gained - test.lost) / row.shared
+                cells += [f"{test.lost} / {test.gained}", str(row.shared), f"{change:+.1f}", f"{test.p:.2g}"]
+            body.append(cells)
     columns = ["", *numbers("base A", "base B", "A", "B", "lost / gained", "of", "B − A", "p")]
     note = "lost: correct in A and wrong in B, of the questions that both were asked; p: McNemar's exact test"
-    return Group(_table("questions answered correctly", columns, body), Text(note, style="dim"))
-
-
-def _perplexities(measured: Mapping[str, Pair]) -> RenderableType | None:
-    body = [[source, *("–" if v is None else f"{v:.3f}" for v in values)] for source, values in measured.items()]
-    return _table("perplexity", ["", *numbers("A", "B")], body) if body else None
+    table = _table("questions answered correctly", columns, body)
+    return Group(table, Text(note, style="dim")) if table else None
 
 
 def _distances(delta: Mapping[str, float]) -> RenderableType | None:
-    if not delta:
-        return None
-    if not any(delta.values()):
+    if delta and not any(delta.values()):
         return Text(f"Delta: the same {len(delta)} tensors, bit for bit")
     body = [[name, "not finite" if math.isnan(value) else f"{value:.3g}"] for name, value in delta.items()]
     return _table("Delta", ["tensor", *numbers("‖B − A‖ / ‖A‖")], body)
 
 
-def _worst(pair: Sequence[Worst | None]) -> RenderableType | None:
-    if not any(pair):
-        return None
-    body = [
-        [name, row.attack, percent(row.acc), str(row.n), str(row.attacks)] if row else [name, "none"]
-        for name, row in zip("AB", pair, strict=True)
-    ]
-    return _table("worst attack", ["", *numbers("attack", "accuracy under it", "n", "of so many attacks")], body)
-
-
 def add(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
-    parser.description = (
-        "What differs between two runs or judgements: settings, versions, hardware, answers (McNemar's test on the "
-        "questions that both were asked), tensors, worst attack."
-    )
     parser.add_argument("first", type=Path, metavar="DIR1", help="the folder of a run or a judgement")
     parser.add_argument("second", type=Path, metavar="DIR2", help="another")
     parser.add_argument("--json", action="store_true", help="as JSON, in place of tables")
@@ -246,7 +204,8 @@ def run(args: argparse.Namespace) -> int:
     """Compare two runs."""
     found = compare(args.first, args.second)
     if args.json:
-        print(json.dumps(found.content(), indent=2))
+        untested = {name: {"mcnemar"} for name, row in found.qa.items() if row.mcnemar is None}
+        print(json.dumps(found.model_dump(mode="json", exclude={"qa": untested}), indent=2))
     else:
         show(found)
     return 0

@@ -1,24 +1,36 @@
-"""The words of a command line, and the settings that they compose to. Imports nothing heavy."""
+"""The words of a command line, the settings that they compose to, and the one line for what is wrong with them.
+
+The only place that knows what Hydra and OmegaConf write. Imports nothing heavy.
+"""
 
 from __future__ import annotations
 
 import copy
+import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, OverrideParseException
 from hydra.utils import get_method
 from omegaconf import DictConfig, open_dict, read_write
+from omegaconf.errors import OmegaConfBaseException
 
-from rmu_exp.cli.endings import refused
-from rmu_exp.config.parse import parse, parse_judge, register
+from rmu_exp.config import plugins
+from rmu_exp.config.parse import one_line, parse, parse_judge, register, unknown_attack_key, unknown_key
 from rmu_exp.settings import Judge, Run
+from rmu_exp.support.boundary import line_for
 from rmu_exp.support.errors import RunError, UserError
-from rmu_exp.sweep.overrides import once_each, sweep_of
+from rmu_exp.support.redaction import redact
+from rmu_exp.support.setting import keys_of
+from rmu_exp.sweep.overrides import key_of, once_each, sweep_of
 
 SPECIAL = set("=,'\"()[]{}:;\\ \t")  # characters that mean something to Hydra inside a value
+# Launchers that their packages add to the choices, and the extra that installs them.
+EXTRAS = {"joblib": "joblib", "submitit_slurm": "slurm", "submitit_local": "slurm"}
 register()
 
 
@@ -31,13 +43,13 @@ def prepared(words: Sequence[str]) -> list[str]:
     """
     flags = [word for word in words if word in ("-m", "--multirun")]  # which Hydra does not take between overrides
     ready = [*flags, *(_quoted(word) for word in words if word not in flags)]
-    swept = [f"{key}." for key, _, value in (word.partition("=") for word in ready) if _is_sweep(f"{key}={value}")]
-    return [f"++{word}" if word.startswith(tuple(swept)) else word for word in ready] if swept else ready
+    swept = tuple(f"{word.partition('=')[0]}." for word in ready if _is_sweep(word))
+    return [f"++{word}" if word.startswith(swept) else word for word in ready]
 
 
 def _quoted(word: str) -> str:
-    key, equals, value = word.partition("=")
-    if word.startswith("-") or not equals or not value or not SPECIAL & set(value):
+    key, _, value = word.partition("=")
+    if word.startswith("-") or not SPECIAL & set(value):
         return word
     if paths := _paths(value.split(",")):
         return f"{key}={','.join(map(_quote, paths))}"
@@ -78,10 +90,9 @@ def _is_sweep(word: str) -> bool:
 
 
 def checked(config: DictConfig, given: Sequence[str] = ()) -> Run | Judge:
-    """A composed configuration as checked settings.
+    """A composed configuration, with or without Hydra's own part, as checked settings.
 
     Args:
-        config: with or without Hydra's own part.
         given: the overrides on the command line.
 
     Raises:
@@ -90,10 +101,9 @@ def checked(config: DictConfig, given: Sequence[str] = ()) -> Run | Judge:
     config = copy.deepcopy(config)
     with read_write(config), open_dict(config):
         config.pop("hydra", None)
-    keys = [word.partition("=")[0].lstrip("+~") for word in given]
     if "unlearned" not in config:
         return parse(config)
-    return parse_judge(get_method("rmu_exp.pipeline.judgement.taken_up")(config, keys))
+    return parse_judge(get_method("rmu_exp.pipeline.judgement.taken_up")(config, list(map(key_of, given))))
 
 
 def composed(words: Sequence[str], conf: Path, name: str = "train", multirun: bool = False) -> list[Run | Judge]:
@@ -114,3 +124,76 @@ def composed(words: Sequence[str], conf: Path, name: str = "train", multirun: bo
         raise
     except Exception as error:  # whatever Hydra raises at odd input is its refusal
         raise refused(error, words) or UserError(f"command line: {type(error).__name__}: {error}") from error
+
+
+def ended(
+    error: BaseException, words: Sequence[str] = (), folder: Path | None = None, interrupted: str = "interrupted"
+) -> int:
+    """Print the one line for an error. Raises the error when it is a fault of the program.
+
+    Args:
+        words: the command line.
+        folder: where the program writes.
+        interrupted: the line for an interruption.
+
+    Returns:
+        The exit status: 2 the user's input is wrong, 1 it failed or was stopped.
+    """
+    line: object = interrupted
+    if not isinstance(error, KeyboardInterrupt):
+        then = f"the same command with output={folder} resumes it" if folder else "run it again"
+        line = line_for(error, folder or Path(), then, (lambda cause: refused(cause, words),))
+    if line is None:
+        raise error
+    print(redact(f"rmu_exp: {line}"), file=sys.stderr, flush=True)
+    return 2 if isinstance(line, UserError) else 1
+
+
+def refused(error: BaseException, words: Sequence[str] = ()) -> UserError | None:
+    """What Hydra or OmegaConf refuse, as one line: the key, what was given, what is allowed. None: something else."""
+    if str(error).startswith("Error merging override") and error.__cause__:
+        error = error.__cause__  # a wrong type, which OmegaConf says better
+    if isinstance(error, OmegaConfBaseException) and "is not in struct" not in str(error):
+        return UserError(one_line(error))
+    if isinstance(error, OverrideParseException):
+        key, _, value = error.override.partition("=")
+        quotes = f"; a value with special characters stands in quotes: '{key}=\"{value}\"'" if value else ""
+        return UserError(f"command line: {_first_lines(error)}{quotes}")
+    if isinstance(error, HydraException):
+        return UserError(_composition(str(error), words))
+    return None
+
+
+def _composition(text: str, words: Sequence[str]) -> str:
+    if found := re.match(r"Could not override '([^']+)'", text):
+        return _no_such_key(found[1], words)
+    missing = re.search(r"Could not find '([^']+)'", text)
+    options = re.search(r"Available options in '([^']+)':\n((?:\t.*\n?)+)", text)
+    if missing and options:
+        group, choice = options[1], missing[1].removeprefix(f"{options[1]}/")
+        if group == "hydra/launcher" and choice in EXTRAS:
+            return f"{group}: {choice} is not installed; pip install 'rmu_exp[{EXTRAS[choice]}]'"
+        return f"{group}: got {choice!r}, allowed is {', '.join(options[2].split())}"
+    if found := re.match(r"(?:Ambiguous value for argument|Sweep parameters) '([^=']+)=", text):
+        return f"{found[1]}: several values need a sweep; add -m, or write '{found[1]}=[…]' for a list"
+    return f"command line: {_first_lines(text)}"
+
+
+def _no_such_key(key: str, words: Sequence[str]) -> str:
+    """The line for a key that is not there; the keys of a method are those of the one that the words name."""
+    if key.startswith("hydra."):
+        return f"{key}: no such key; `python train.py … --cfg hydra` shows those there are"
+    if key.startswith("attacks."):
+        return unknown_attack_key(key)
+    known = keys_of(Judge)
+    if Path(sys.argv[0]).stem != "judge":
+        named = [word.partition("=")[2] for word in words if word.startswith("method=")]
+        method = named[-1] if named and named[-1] in plugins.files(plugins.METHODS) else "rmu"
+        known = [*keys_of(Run), *(f"method.{name}" for name in plugins.declared(plugins.METHODS, method))]
+    near = [k for k in known if k.rpartition(".")[0] == key.rpartition(".")[0]]
+    return unknown_key(key, near or keys_of(Run))
+
+
+def _first_lines(error: object) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip() and set(line.strip()) != {"^"}]
+    return "; ".join(lines[:2])

@@ -1,4 +1,8 @@
-"""Create or update a W&B workspace and report for a project."""
+"""Create or update a W&B workspace and report for a project.
+
+Their panels are those of this work: forget against general, accuracy over layer and steer, activation norms, losses,
+attacks, tables. The next call updates both.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +14,6 @@ from rmu_exp.tracking.dashboards import DashboardSpec, publish
 
 def add(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
-    parser.description = (
-        "Save a W&B workspace and a report with the panels of this work: forget against general, accuracy over layer "
-        "and steer, activation norms, losses, attacks, tables. The next call updates both."
-    )
     parser.add_argument("project", metavar="ENTITY/PROJECT", help="a W&B project that runs were tracked in")
     parser.add_argument("--forget", default="lore_forget", metavar="TASK", help="the questions to be forgotten")
     parser.add_argument("--general", default="lore_general", metavar="TASK", help="the questions to be kept")

@@ -1,28 +1,31 @@
 """The command line of train.py and judge.py, around ``hydra.main``.
 
-Hydra composes; what is wrong is refused by :mod:`rmu_exp.cli.callback` before anything is written, and every error
-ends here as one line. Imports nothing heavy.
+Hydra composes, and calls :class:`Checks` before anything is written and after a sweep; every error ends here as one
+line. Imports nothing heavy; what a sweep needs beyond that is loaded when there is one.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import cast
 
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from hydra.utils import get_method
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, open_dict, read_write
 
-from rmu_exp.cli.callback import finish_sweep
-from rmu_exp.cli.compose import prepared
-from rmu_exp.cli.endings import ended, refused, say
-from rmu_exp.cli.folders import remove_if_empty
+from rmu_exp.cli.compose import checked, ended, prepared, refused
 from rmu_exp.config.reference import page
+from rmu_exp.settings import Judge, Run
+from rmu_exp.support.boundary import FULL, full_disk
 from rmu_exp.support.errors import UserError, first_line
+from rmu_exp.sweep import overrides as sweeping
 
 RESUME = "resume="
 NOTHING_DONE = "stopped before anything was done; the same command starts it"
@@ -31,13 +34,13 @@ ENVIRONMENT = {
     "TQDM_DISABLE": "1",  # other libraries' progress bars; read when they are imported, as is the next
     "HF_HUB_VERBOSITY": "error",  # the hub client reports every retry
 }
+sweeping.register()  # wherever Hydra unpickles its callbacks, trials have their names
 
 
 def start(main: Callable[[], object], conf: Path) -> None:
-    """Run a program, and leave it with its exit status.
+    """Run a program, decorated by ``hydra.main``, and leave it with its exit status.
 
     Args:
-        main: the program's function, decorated by ``hydra.main``.
         conf: the folder of configurations.
     """
     for name, value in ENVIRONMENT.items():
@@ -62,24 +65,128 @@ def start(main: Callable[[], object], conf: Path) -> None:
 def _end(error: BaseException, words: Sequence[str]) -> int:
     """Bring a program that did not end by itself to its end. Returns the exit status."""
     begun = HydraConfig.initialized()  # by the callback, once the settings were checked
-    hydra = cast(DictConfig, HydraConfig.get()) if begun else OmegaConf.create()
-    folder = Path(hydra.runtime.output_dir) if begun else None
-    sweeping = begun and hydra.mode == RunMode.MULTIRUN
+    hydra = cast(DictConfig, HydraConfig.get()) if begun else None
     if isinstance(error, SystemExit):
         status = error.code if isinstance(error.code, int) else int(error.code is not None)
-    elif sweeping and isinstance(error, KeyboardInterrupt):
-        return finish_sweep("interrupted")
-    elif sweeping and not isinstance(error, UserError):
-        return finish_sweep(
-            f"the launcher gave up ({refused(error, words) or f'{type(error).__name__}: {first_line(error)}'})"
-        )
+    elif hydra is None:
+        return _refuse(error, words)
+    elif hydra.mode == RunMode.MULTIRUN and not isinstance(error, UserError):
+        why = refused(error, words) or f"{type(error).__name__}: {first_line(error)}"
+        stopped = isinstance(error, KeyboardInterrupt)
+        return _finish_sweep("interrupted" if stopped else f"the launcher gave up ({why})")
     else:
-        try:
-            status = ended(error, words, folder, NOTHING_DONE)
-        except Exception as fault:
-            if begun:
-                raise
-            status = say(UserError(f"command line: {first_line(fault)}"), 2)
-    if folder and status:
-        remove_if_empty(folder, Path(hydra.runtime.existing))
+        status = ended(error, words, Path(hydra.runtime.output_dir), NOTHING_DONE)
+    if hydra is not None and status:
+        remove_if_empty(Path(hydra.runtime.output_dir), Path(hydra.runtime.existing))
     return status
+
+
+def _refuse(error: BaseException, words: Sequence[str]) -> int:
+    """The exit status where nothing has begun: whatever Hydra raises at odd input is its refusal."""
+    try:
+        return ended(error, words, interrupted=NOTHING_DONE)
+    except Exception:
+        return ended(UserError(f"command line: {first_line(error)}"))
+
+
+class Checks(Callback):
+    """Refuses wrong settings in one line with exit status 2, and sees a sweep to its report.
+
+    Hydra swallows what its callbacks raise, but lets them leave the program.
+
+    Args:
+        objectives: what the report of a sweep compares: forget, general, worst.
+        forget, general: the groups or tasks that these stand for; empty: found by name.
+    """
+
+    def __init__(self, objectives: Sequence[str], forget: Sequence[str] = (), general: Sequence[str] = ()) -> None:
+        self.compared = {"objectives": list(objectives), "forget": list(forget), "general": list(general)}
+
+    def on_run_start(self, config: DictConfig, **_: object) -> None:
+        """Check a run's settings and its folder."""
+        try:
+            checked(config, config.hydra.overrides.task)
+            _start(config, Path(config.hydra.run.dir))
+        except Exception as error:
+            sys.exit(_refuse(error, list(config.hydra.overrides.task)))
+
+    def on_multirun_start(self, config: DictConfig, **_: object) -> None:
+        """Check each value of a sweep, its launcher and its folder, and plan its trials."""
+        try:
+            self._check_sweep(config)
+        except Exception as error:
+            sys.exit(_refuse(error, list(config.hydra.overrides.task)))
+
+    def _check_sweep(self, config: DictConfig) -> None:
+        given, loader = list(config.hydra.overrides.task), GlobalHydra.instance().config_loader()
+        overrides = sweeping.sweep_of(given, config.hydra)
+
+        def settings(words: list[str]) -> Run | Judge:
+            return checked(loader.load_sweep_config(config, words), given)
+
+        for words in sweeping.once_each(overrides):
+            settings(words)
+        fixed = [o.key_or_group for o in overrides if not o.is_sweep_override()]
+        with read_write(config), open_dict(config):
+            config.hydra.overrides.hydra.append(sweeping.tell_trials(fixed))
+        get_method("rmu_exp.sweep.session.begin")(config, overrides, settings, self.compared)
+        _start(config, Path(config.hydra.sweep.dir))
+
+    def on_multirun_end(self, config: DictConfig, **_: object) -> None:
+        """Write the report. The program ends with status 1 when a trial did not finish."""
+        if status := _finish_sweep():
+            sys.exit(status)
+
+
+def _finish_sweep(why: str = "") -> int:
+    """Write the report of the sweep that this program has started. Returns the exit status.
+
+    Args:
+        why: what ended it early.
+    """
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    try:
+        return int(get_method("rmu_exp.sweep.session.finish")(folder, why))
+    except Exception as error:  # Hydra would swallow it
+        return ended(error, folder=folder)
+
+
+def _start(config: DictConfig, folder: Path) -> None:
+    """Note the folder, and what there is of it already, where the end of the program finds it."""
+    with read_write(config.hydra), open_dict(config.hydra.runtime):
+        config.hydra.runtime.output_dir = str(folder.absolute())
+        config.hydra.runtime.existing = str(existing_part(folder))
+    HydraConfig.instance().set_config(config)
+
+
+def existing_part(folder: Path) -> Path:
+    """The deepest folder of a path that exists.
+
+    Raises:
+        UserError: it cannot be written to. Nothing is left behind.
+        RunError: its disk is full.
+    """
+    existing = folder.absolute()
+    try:
+        while not existing.exists():
+            existing = existing.parent
+        with tempfile.TemporaryDirectory(dir=existing, prefix=".rmu_exp-"):
+            return existing
+    except (OSError, ValueError) as error:
+        number = getattr(error, "errno", None)
+        full = full_disk(error, folder, f"the same command with output={folder} resumes it")
+        if full is not None and number in FULL:
+            raise full from error
+        reason = os.strerror(number).lower() if number else str(error)
+        raise UserError(f"output: cannot write to {folder} ({reason}); choose another folder") from error
+
+
+def remove_if_empty(folder: Path, existing: Path) -> None:
+    """Remove the folders that were made for a run that was then refused, down to what was there before."""
+    for candidate in (folder, *folder.parents):
+        if candidate == existing or existing not in candidate.parents:
+            return
+        try:
+            candidate.rmdir()
+        except OSError:
+            return

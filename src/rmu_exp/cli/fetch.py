@@ -1,9 +1,8 @@
 """Fetch all that a run needs from the hub into one folder, for a machine without a network.
 
-The folder is a Hugging Face home: there, ``HF_HOME=FOLDER HF_HUB_OFFLINE=1 python train.py …`` finds
-everything, because every library looks there by itself. It can be copied (``rsync -a`` or ``tar``,
-which keep links). Files are whole or absent, and a second call brings what is missing. No token is
-ever written to it.
+Name the run as for train.py, or the models, corpora and tasks one by one. The folder is a Hugging Face home: there,
+HF_HOME=DIR HF_HUB_OFFLINE=1 python train.py … finds everything. It can be copied (rsync -a or tar, which keep links).
+Files are whole or absent, and a second call brings what is missing. No token is written to it.
 """
 
 from __future__ import annotations
@@ -56,86 +55,61 @@ def fetch(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder}: cannot be made ({error.strerror}); choose another folder") from error
-    with caches_in(folder):
-        for module, (name, place) in zip(
-            ("huggingface_hub.constants", "datasets.config"), _places(folder).items(), strict=True
-        ):
+    with caches_in(folder) as places:
+        for (name, place), module in zip(places.items(), ("huggingface_hub.constants", "datasets.config"), strict=True):
             if module in sys.modules and str(getattr(sys.modules[module], name)) != place:
                 raise RuntimeError(f"fetch must run before {module.partition('.')[0]} is imported")
-        yield from _all(models, corpora, tasks, depth, trust_remote_code)
+        for name in dict.fromkeys(models):
+            layers = "all layers" if depth is None else f"its first {depth} layers"
+            yield f"model {name}: {layers}, at commit {_model(name, depth, trust_remote_code)}"
+        for source in dict.fromkeys(corpora):
+            from rmu_exp.data import sources
 
+            if sources.dataset(source) is not None:
+                yield f"corpus {sources.read(source, on_bad_line='skip').describe()}"
+        if tasks:
+            from rmu_exp.evaluate.harness import loading, task_manager
 
-def _all(
-    models: Sequence[str], corpora: Sequence[str], tasks: Sequence[str], depth: int | None, trust_remote_code: bool
-) -> Iterator[str]:
-    for name in dict.fromkeys(models):
-        repo, _, revision = name.partition("@")
-        layers = "all layers" if depth is None else f"its first {depth} layers"
-        yield f"model {name}: {layers}, at commit {_model(repo, revision or None, depth, trust_remote_code)}"
-    for source in dict.fromkeys(corpora):
-        if found := _corpus(source):
-            yield f"corpus {found}"
-    if tasks:
-        yield f"questions of {', '.join(tasks)}: {_questions(tasks)} tasks"
-
-
-def _places(folder: Path) -> dict[str, str]:
-    """The caches' names in the environment; not HF_HOME, where the token is read from."""
-    return {"HF_HUB_CACHE": str(folder.absolute() / "hub"), "HF_DATASETS_CACHE": str(folder.absolute() / "datasets")}
+            with loading(tasks):  # lm-eval fetches its own; those of groups are counted one by one
+                found = len(task_manager(tasks).load(list(tasks))["tasks"])
+            yield f"questions of {', '.join(tasks)}: {found} tasks"
 
 
 @contextmanager
-def caches_in(folder: Path) -> Iterator[None]:
+def caches_in(folder: Path) -> Iterator[dict[str, str]]:
     """Inside the block Hugging Face's libraries, if they are not imported yet, take a folder for their caches.
 
-    What says what a run needs may import them, so it belongs into such a block, too.
+    What says what a run needs may import them, so it belongs into such a block, too. Gives the caches' names in the
+    environment; not HF_HOME, where the token is read from.
     """
-    before = dict(os.environ)
-    os.environ.update(_places(folder))
+    before, whole = dict(os.environ), folder.absolute()
+    places = {"HF_HUB_CACHE": str(whole / "hub"), "HF_DATASETS_CACHE": str(whole / "datasets")}
+    os.environ.update(places)
     for switch in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         os.environ.pop(switch, None)
     try:
-        yield
+        yield places
     finally:
         os.environ.clear()
         os.environ.update(before)
 
 
-def _model(repo: str, revision: str | None, depth: int | None, trust_remote_code: bool) -> str:
+def _model(name: str, depth: int | None, trust_remote_code: bool) -> str:
     """Download a model. Returns its commit."""
     from huggingface_hub import hf_hub_download
 
     from rmu_exp.model.checkpoint import locate
 
-    checkpoint = locate(repo, None, revision, trust_remote_code)
+    repo, _, revision = name.partition("@")
+    checkpoint = locate(repo, None, revision or None, trust_remote_code)
     checkpoint.fetch(depth)
-    with hub.asking(repo, "model", revision):
-        hf_hub_download(repo, "config.json", revision=revision)  # notes which commit the revision's name means
+    with hub.asking(repo, "model", revision or None):
+        hf_hub_download(repo, "config.json", revision=revision or None)  # notes which commit the revision's name means
     return checkpoint.revision or ""
-
-
-def _corpus(source: str) -> str:
-    from rmu_exp.data import sources
-
-    if sources.dataset(source) is None:
-        return ""
-    return sources.read(source, on_bad_line="skip").describe()
-
-
-def _questions(tasks: Sequence[str]) -> int:
-    """Let lm-eval load its own tasks' questions. Returns how many tasks, those of groups counted one by one."""
-    from rmu_exp.evaluate.harness import loading, task_manager
-
-    with loading(tasks):
-        return len(task_manager(tasks).load(list(tasks))["tasks"])
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
-    parser.description = (
-        "Bring all that a run needs from the hub (model, tokenizer, corpora, questions) into a folder that a machine "
-        "without a network runs from. Name the run as for train.py, or what is wanted one by one."
-    )
     parser.add_argument(
         "folder", type=Path, metavar="DIR", help="made when missing; what it holds is not fetched again"
     )
@@ -152,25 +126,24 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Fetch what a run needs into a folder, and print how to use it."""
-    given = args.model or args.corpus or args.task
-    if given and args.overrides:
-        raise UserError("fetch: give KEY=VALUE as for train.py, or --model, --corpus and --task, not both")
-    if given:
+    if args.model or args.corpus or args.task:
+        if args.overrides:
+            raise UserError("fetch: give KEY=VALUE as for train.py, or --model, --corpus and --task, not both")
         if args.layers is not None and args.layers < 1:
             raise UserError(f"--layers: got {args.layers}, allowed is 1 or more")
-        named = {"models": args.model, "corpora": args.corpus, "tasks": args.task, "depth": args.layers}
+        wanted = {"models": args.model, "corpora": args.corpus, "tasks": args.task, "depth": args.layers}
         command = "python train.py …"
+    elif args.layers is not None:
+        raise UserError("--layers: belongs to --model; a run says itself how many layers it needs")
     else:
-        if args.layers is not None:
-            raise UserError("--layers: belongs to --model; a run says itself how many layers it needs")
-        named, command = _needs(args.overrides, args.folder)
+        wanted, command = _needs(args.overrides, args.folder)
     was_there = args.folder.exists()
     try:
-        for line in fetch(args.folder, **named):
+        for line in fetch(args.folder, **wanted):
             print(line, flush=True)
     except (UserError, RunError):
-        if not was_there:
-            _remove_if_empty(args.folder)
+        if not was_there and not any(path.is_file() for path in args.folder.rglob("*")):
+            shutil.rmtree(args.folder, ignore_errors=True)
         raise
     folder = shlex.quote(str(args.folder.absolute()))
     print(f"\nOn a machine without a network:\n  HF_HOME={folder} HF_HUB_OFFLINE=1 {command}")
@@ -188,9 +161,3 @@ def _needs(overrides: Sequence[str], folder: Path) -> tuple[dict[str, Any], str]
     if not (found.models or found.corpora or found.tasks):
         raise UserError("fetch: this run needs nothing from the hub; name one that does, such as model=zephyr_7b")
     return vars(found), shlex.join(["python", "train.py", *["-m"] * (len(runs) > 1), *overrides])
-
-
-def _remove_if_empty(folder: Path) -> None:
-    """Leave no new folder behind in which there is no file."""
-    if folder.is_dir() and not any(path.is_file() for path in folder.rglob("*")):
-        shutil.rmtree(folder)

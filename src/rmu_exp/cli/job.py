@@ -15,10 +15,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from rmu_exp.cli.compose import checked
-from rmu_exp.cli.endings import ended
-from rmu_exp.cli.entry import NOTHING_DONE, RESUME
-from rmu_exp.cli.folders import existing_part, remove_if_empty
+from rmu_exp.cli.compose import checked, ended
+from rmu_exp.cli.entry import NOTHING_DONE, RESUME, existing_part, remove_if_empty
 from rmu_exp.pipeline import run as pipeline_run
 from rmu_exp.record import rundir
 from rmu_exp.settings import Judge, Run

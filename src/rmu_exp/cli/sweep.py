@@ -1,4 +1,7 @@
-"""Write the report of a sweep, or of any folder of runs."""
+"""Write the report of a sweep, or of any folder of runs.
+
+report.md, plots/ and report.html over the trials in a folder, as a sweep does at its end.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,6 @@ AXES = "what to compare by: forget, general, worst (the accuracy after the worst
 
 def add(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
-    parser.description = (
-        "Write report.md, plots/ and report.html over the trials in a folder, as a sweep does at its end."
-    )
     parser.add_argument("folder", type=Path, metavar="DIR", help="a sweep's folder, or one that holds runs' folders")
     parser.add_argument("--objectives", nargs="+", default=["forget", "general"], metavar="AXIS", help=AXES)
     parser.add_argument(
@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     tracking = None
     if args.wandb is not None:
         entity, _, project = args.wandb.rpartition("/")
-        tracking = Tracking(project=project, entity=entity or None)
+        tracking = Tracking(kind="wandb", project=project, entity=entity or None)
     asked = {"forget": args.forget or [], "general": args.general or []}
     write(args.folder, args.objectives, asked, tracking)
     return 0

@@ -1,4 +1,8 @@
-"""Write the paper's table: methods compared over the runs in a folder."""
+"""Write the paper's table: methods compared over the runs in a folder.
+
+methods.md (a table, seeds together) and methods.png (forget against general), from the runs below a folder such as
+that of train.py experiment=paper_table.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +14,6 @@ from rmu_exp.report import methods
 
 def add(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
-    parser.description = (
-        "Write methods.md (a table, seeds together) and methods.png (forget against general) from the runs below a "
-        "folder, such as that of train.py experiment=paper_table."
-    )
     parser.add_argument("folder", type=Path, metavar="DIR", help="a folder of runs")
 
 

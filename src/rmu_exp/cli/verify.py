@@ -1,25 +1,23 @@
 """Verify a run: recompute everything in its folder that can be recomputed, and compare.
 
-``python -m rmu_exp verify DIR`` reads the folder, the model and the texts, and changes none of them; ``--answers``
-puts the questions again, ``--training`` trains again in a temporary folder.
+Settings, hashes of data and weights and the numbers that follow from answers: line by line what agrees, differs, or
+cannot be checked here. Changes nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
+import filecmp
 import math
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-
-from torch import Tensor
 
 from rmu_exp import data
 from rmu_exp.evaluate import harness, statistics
-from rmu_exp.evaluate.harness import Answers
 from rmu_exp.model import diff
 from rmu_exp.model.checkpoint import locate, named
 from rmu_exp.model.delta import Delta
@@ -28,7 +26,7 @@ from rmu_exp.pipeline.models import Models, Texts, refuse_device
 from rmu_exp.pipeline.session import computing
 from rmu_exp.pipeline.train import prepare_training, train
 from rmu_exp.record import provenance
-from rmu_exp.record.results import SCHEMA, Accuracy, AttackEntry, Provenance, QaRow, State
+from rmu_exp.record.results import SCHEMA, Accuracy, AttackEntry, Provenance, QaRow
 from rmu_exp.record.rundir import DELTA, MODEL, WHO, RunDir, read
 from rmu_exp.settings import Data, Eval, Model, Run, digest_of
 from rmu_exp.support.errors import RunError, UserError
@@ -55,6 +53,8 @@ class Check:
 def verify(folder: Path, answers: bool = False, training: bool = False) -> Iterator[Check]:
     """Look at everything in a run's or a judgement's folder.
 
+    What is wrong in the folder itself differs; what else keeps a check from being made is reported as unchecked.
+
     Args:
         answers: put the questions again.
         training: train again, and compare the Delta byte for byte.
@@ -63,33 +63,27 @@ def verify(folder: Path, answers: bool = False, training: bool = False) -> Itera
         UserError: it is not the folder of a run with results.
     """
     run = read(folder)
-    origin = run.results.provenance
     yield from _settings(run)
     yield from _here(run)
-    if origin is not None:
-        yield from _guarded(folder, "weights of the base", lambda: _weights(run, origin))
-        for source, digest in origin.data_hashes.items():
-            yield from _guarded(folder, f"texts {source}", lambda s=source, d=digest: _texts(run, s, d))  # type: ignore[misc]
-    yield from _guarded(folder, "Delta", lambda: _delta(run))
-    yield from _guarded(folder, "questions", lambda: _questions(run))
-    for name, entry in run.results.attacks.items():
-        if entry.forget_acc is not None:
-            yield _right(f"attack {name}", _attack_differs(entry), "accuracies and intervals fit together")
-    yield from _guarded(folder, "metrics.jsonl", lambda: _metrics(run))
+    origin = run.results.provenance or Provenance(config_hash="", versions={}, command="")
+    looks: dict[str, Callable[[], Iterator[Check]]] = {}
+    if run.results.provenance is not None:
+        looks["weights of the base"] = partial(_weights, run, origin)
+    for source, digest in origin.data_hashes.items():
+        looks[f"texts {source}"] = partial(_texts, run, source, digest)
+    looks |= {"Delta": partial(_delta, run, origin), "questions": partial(_questions, run)}
+    looks |= {"attacks": partial(_attacks, run), "metrics.jsonl": partial(_metrics, run)}
     if (folder / MODEL).is_dir():
-        yield from _guarded(folder, "model/", lambda: _exported(run))
+        looks["model/"] = partial(_exported, run)
     if answers:
-        yield from _guarded(folder, "questions put again", lambda: _asked_again(run))
+        looks["questions put again"] = partial(_asked_again, run, origin)
     if training:
-        yield from _guarded(folder, "training again", lambda: _trained_again(run))
-
-
-def _guarded(folder: Path, what: str, checks: Callable[[], Iterable[Check]]) -> Iterator[Check]:
-    """The checks; what is wrong in the folder itself differs, what else keeps a check from being made is said."""
-    try:
-        yield from checks()
-    except (UserError, RunError) as error:
-        yield Check(DIFFERS if str(error).startswith(str(folder)) else UNCHECKED, what, str(error))
+        looks["training again"] = partial(_trained_again, run, origin)
+    for what, look in looks.items():
+        try:
+            yield from look()
+        except (UserError, RunError) as error:
+            yield Check(DIFFERS if str(error).startswith(str(folder)) else UNCHECKED, what, str(error))
 
 
 def _same(what: str, here: str, there: str, agreed: str = "") -> Check:
@@ -98,7 +92,7 @@ def _same(what: str, here: str, there: str, agreed: str = "") -> Check:
     return Check(DIFFERS, what, f"recorded {there}, found {here}")
 
 
-def _right(what: str, wrong: str | None, agreed: str) -> Check:
+def _fits(what: str, wrong: str | None, agreed: str) -> Check:
     return Check(DIFFERS, what, wrong) if wrong else Check(AGREES, what, agreed)
 
 
@@ -110,9 +104,9 @@ def _settings(run: RunDir) -> Iterator[Check]:
     yield here
     if origin is not None:
         yield _same("settings of the results", origin.config_hash, run.digest, "results.json has the same digest")
-    if origin is not None and origin.config:
-        copied = _digest_of(origin.config)
-        yield _same("settings in results.json", copied, found, "the copy has the same digest")
+        if origin.config:
+            copied = _digest_of(origin.config)
+            yield _same("settings in results.json", copied, found, "the copy has the same digest")
     try:
         _ = run.settings
     except UserError as error:  # with the digest that they were written with they are as they were
@@ -165,9 +159,9 @@ def models_of(run: RunDir) -> Models:
     return Models.find(settings, base if isinstance(base, str) else None, origin.model_revision if origin else None)
 
 
-def _delta_of(run: RunDir, models: Models) -> Delta:
+def _delta_of(run: RunDir, models: Models | None) -> Delta:
     """The changed tensors; of a judgement, of what was judged."""
-    if not run.judged:
+    if models is None or not run.judged:
         return Delta.load(run.folder / DELTA)
     judged = str(run.config.get("unlearned"))
     if is_run(judged):
@@ -191,18 +185,17 @@ def _texts(run: RunDir, source: str, digest: str) -> Iterator[Check]:
     yield _same(f"texts {source}", data.one(source, run.part("data", Data)).digest, digest)
 
 
-def _delta(run: RunDir) -> Iterator[Check]:
-    origin, info = run.results.provenance, run.results.run
-    delta = Delta.load(run.folder / DELTA) if not run.judged else _delta_of(run, models_of(run))
-    if origin is None or not origin.delta_digest:
-        yield Check(UNCHECKED, "Delta", "results.json has no digest of it")
-    else:
+def _delta(run: RunDir, origin: Provenance) -> Iterator[Check]:
+    delta, info = _delta_of(run, models_of(run) if run.judged else None), run.results.run
+    if origin.delta_digest:
         yield _same("Delta", delta.digest(), origin.delta_digest)
+    else:
+        yield Check(UNCHECKED, "Delta", "results.json has no digest of it")
     names = info.changed_tensors if run.judged else info.trained_parameters
     yield _same("tensors of the Delta", ", ".join(sorted(delta.tensors)), ", ".join(sorted(names)), f"{len(names)}")
     bad = [name for name, value in delta.tensors.items() if not value.isfinite().all()]
-    yield _right("numbers of the Delta", f"not finite: {', '.join(bad)}" if bad else None, "finite")
-    if origin and origin.model_digest and delta.base.get("digest"):
+    yield _fits("numbers of the Delta", f"not finite: {', '.join(bad)}" if bad else None, "finite")
+    if origin.model_digest and delta.base.get("digest"):
         yield _same("base of the Delta", delta.base["digest"], origin.model_digest)
 
 
@@ -211,28 +204,25 @@ def _questions(run: RunDir) -> Iterator[Check]:
     if qa and not run.answers:
         yield Check(UNCHECKED, "questions", "there is no answers.jsonl")
         return
-    left = [task for task in run.answers if task not in qa]
-    if left:
+    if left := [task for task in run.answers if task not in qa]:
         yield Check(DIFFERS, f"questions {left[0]}", "in answers.jsonl, and not in results.json")
     for name, row in qa.items():
         base, after = run.correct(name, "base"), run.correct(name, "unlearned")
         if base is None or after is None:
             yield Check(DIFFERS, f"questions {name}", "in results.json, and not all in answers.jsonl")
             continue
-        yield _right(f"questions {name}", _row_differs(row, base, after), f"{row.base.n} answers give the same numbers")
+        yield _fits(f"questions {name}", _row_differs(row, base, after), f"{row.base.n} answers give the same numbers")
 
 
 def _row_differs(row: QaRow, base: list[int], after: list[int]) -> str | None:
-    if wrong := summary_differs(row.base, base):
-        return f"base: {wrong}"
+    for who, given, correct in (("base", row.base, base), ("unlearned", row.unlearned, after)):
+        if given is not None and (wrong := summary_differs(given, correct)):
+            return f"{who}: {wrong}"
     if row.unlearned is None:
         return None
-    if wrong := summary_differs(row.unlearned, after):
-        return f"unlearned: {wrong}"
     made, p = statistics.mcnemar(base, after), statistics.against_chance(after, row.chance)
-    given = row.mcnemar
-    if given and ((given.lost, given.gained) != (made.lost, made.gained) or not close(given.p, made.p)):
-        return f"mcnemar {given}, the answers give {made}"
+    if row.mcnemar and not _agree(list(vars(row.mcnemar).values()), list(vars(made).values())):
+        return f"mcnemar {row.mcnemar}, the answers give {made}"
     if row.p_chance is not None and not close(row.p_chance, p):
         return f"p_chance {row.p_chance:g}, the answers give {p:g}"
     return None
@@ -243,36 +233,42 @@ def summary_differs(given: Accuracy, correct: list[int]) -> str | None:
     if not correct:
         return "no answers"
     made = statistics.summary(correct)
-    for key, mine, right in (
-        ("n", given.n, made.n),
-        ("acc", given.acc, made.acc),
-        ("stderr", given.stderr, made.stderr),
-    ):
+    for key in ("n", "acc", "stderr"):
+        mine, right = getattr(given, key), getattr(made, key)
         if not close(mine, right):
             return f"{key} {mine:g}, the answers give {right:g}"
-    if not all(map(close, given.ci95, made.ci95)):
+    if not _agree(given.ci95, made.ci95):
         return f"ci95 {list(given.ci95)}, the answers give {list(made.ci95)}"
     return None
 
 
 def close(a: float, b: float) -> bool:
     """Whether two numbers are the same but for the last digits, which another library's version may round otherwise."""
-    return a == b or abs(a - b) <= 1e-9 * max(abs(a), abs(b), 1e-300)
+    return math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-300)
+
+
+def _agree(mine: Sequence[float], theirs: Sequence[float]) -> bool:
+    return all(map(close, mine, theirs))
+
+
+def _attacks(run: RunDir) -> Iterator[Check]:
+    """Intervals follow from accuracy and n; the accuracies themselves can only be had by attacking again."""
+    for name, entry in run.results.attacks.items():
+        if entry.forget_acc is not None:
+            yield _fits(f"attack {name}", _attack_differs(entry), "accuracies and intervals fit together")
 
 
 def _attack_differs(entry: AttackEntry) -> str | None:
-    """Intervals follow from accuracy and n; the accuracies themselves can only be had by attacking again."""
-    found, intervals, n = entry.forget_acc, entry.ci95, entry.n
-    assert found is not None and intervals is not None and n is not None  # noqa: PT018
-    for when, acc, interval in (
-        ("before", found.before, intervals.before),
-        ("after", found.after, intervals.after),
-    ):
+    assert entry.forget_acc  # results.json is not read without them
+    assert entry.ci95
+    assert entry.n
+    n, intervals = entry.n, dict(entry.ci95)
+    for when, acc in dict(entry.forget_acc).items():
         right = round(acc * n)
         if not close(acc, right / n):
             return f"{when}: {acc:g} is no accuracy on {n} questions"
-        if not all(map(close, interval, statistics.wilson(right, n))):
-            return f"{when}: the interval of {right} of {n} is another than {list(interval)}"
+        if not _agree(intervals[when], statistics.wilson(right, n)):
+            return f"{when}: the interval of {right} of {n} is another than {list(intervals[when])}"
     return None
 
 
@@ -284,25 +280,21 @@ def _metrics(run: RunDir) -> Iterator[Check]:
         yield Check(UNCHECKED, "metrics.jsonl", "there is none")
         return
     whole = [m.get("step") for m in metrics] == list(range(1, steps + 1))
-    yield _right("steps in metrics.jsonl", None if whole else f"not 1 to {steps}", f"1 to {steps}")
+    yield _fits("steps in metrics.jsonl", None if whole else f"not 1 to {steps}", f"1 to {steps}")
     losses = [m["loss"] for m in metrics if "loss" in m]
     finite = all(isinstance(v, (int, float)) and math.isfinite(v) for v in losses)
-    yield _right("losses in metrics.jsonl", None if finite else "not all are finite", "finite")
+    yield _fits("losses in metrics.jsonl", None if finite else "not all are finite", "finite")
 
 
 def _exported(run: RunDir) -> Iterator[Check]:
     mine = Delta.load(run.folder / DELTA).tensors
     changed = diff.changes(models_of(run).base, locate(None, str(run.folder / MODEL))).tensors
-    other = [name for name, value in changed.items() if not _equal(mine.get(name), value)]
+    other = [n for n, value in changed.items() if n not in mine or not bool((mine[n] == value).all())]
     wrong = f"{other[0]} is neither the base's nor the Delta's" if other else None
-    yield _right("model/", wrong, "the base with the Delta in it, bit for bit")
+    yield _fits("model/", wrong, "the base with the Delta in it, bit for bit")
 
 
-def _equal(a: Tensor | None, b: Tensor) -> bool:
-    return a is not None and a.shape == b.shape and bool((a == b).all())
-
-
-def _asked_again(run: RunDir) -> Iterator[Check]:
+def _asked_again(run: RunDir, origin: Provenance) -> Iterator[Check]:
     settings, what = run.part("eval", Eval), "questions put again"
     if not run.answers:
         yield Check(UNCHECKED, what, "none were put")
@@ -312,41 +304,35 @@ def _asked_again(run: RunDir) -> Iterator[Check]:
         return
     models = models_of(run)
     tokenizer, model = models.base.tokenizer(), models.open(None)
-    base = harness.ask(model, tokenizer, settings)
+    again = {"base": harness.ask(model, tokenizer, settings)}
     with _delta_of(run, models).applied(model):
-        after = harness.ask(model, tokenizer, settings)
-    yield from _answers_differ(run, {"base": base, "unlearned": after})
-
-
-def _answers_differ(run: RunDir, again: Mapping[State, Answers]) -> Iterator[Check]:
-    origin = run.results.provenance
-    hashes = origin.question_hashes if origin else {}
+        again["unlearned"] = harness.ask(model, tokenizer, settings)
     for task, asked in run.answers.items():
-        what, found = f"answers {task}", {who: again[who].chosen.get(task, []) for who in WHO}
-        if hashes.get(task, again["base"].hashes.get(task)) != again["base"].hashes.get(task):
+        what, put = f"answers {task}", again["base"].hashes.get(task)
+        others = {who: sum(map(int.__ne__, again[who].chosen.get(task, []), asked.chosen(who))) for who in WHO}
+        n, lengths = len(asked.target), {len(again[who].chosen.get(task, [])) for who in WHO}
+        if origin.question_hashes.get(task, put) != put:
             yield Check(DIFFERS, what, "the questions are others than those that were put")
-        elif found == {who: asked.chosen(who) for who in WHO}:
-            yield Check(AGREES, what, f"{len(asked.target)} questions, the same options chosen by base and unlearned")
+        elif lengths == {n} and not any(others.values()):
+            yield Check(AGREES, what, f"{n} questions, the same options chosen by base and unlearned")
         else:
-            others = {who: sum(map(int.__ne__, c, asked.chosen(who))) for who, c in found.items()}
-            counts = f"{others['base']} others by base, {others['unlearned']} by unlearned, of {len(asked.target)}"
+            counts = f"{others['base']} others by base, {others['unlearned']} by unlearned, of {n}"
             yield Check(DIFFERS, what, counts + _because(run))
 
 
-def _trained_again(run: RunDir) -> Iterator[Check]:
+def _trained_again(run: RunDir, origin: Provenance) -> Iterator[Check]:
     settings, what = run.settings, "training again"
     if not isinstance(settings, Run):
         yield Check(UNCHECKED, what, "a judgement trains nothing")
         return
-    origin = run.results.provenance
-    threads = settings.model.threads or (origin.hardware.get("threads") if origin else None)
+    threads = settings.model.threads or origin.hardware.get("threads")
     model = dataclasses.replace(settings.model, threads=threads if isinstance(threads, int) else None)
     refuse_device(models_of(run).device)
     with tempfile.TemporaryDirectory(prefix="rmu_exp-verify-") as name, computing(model):
-        plan = prepare_training(settings, models_of(run), Texts(settings.data))
-        again = train(plan, Path(name), "").delta
-        again.save(Path(name) / DELTA)
-        if _sha256(run.folder / DELTA) == _sha256(Path(name) / DELTA):
+        file = Path(name) / DELTA
+        again = train(prepare_training(settings, models_of(run), Texts(settings.data)), Path(name), "").delta
+        again.save(file)
+        if filecmp.cmp(run.folder / DELTA, file, shallow=False):
             yield Check(AGREES, what, "the same Delta, byte for byte")
             return
     distance = max(diff.distances(Delta.load(run.folder / DELTA), again).values(), default=math.inf)
@@ -360,17 +346,8 @@ def _because(run: RunDir) -> str:
     return f"; another here: {', '.join(others)}" if others else "; versions and hardware are the same"
 
 
-def _sha256(file: Path) -> str:
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
 def add(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
-    parser.description = (
-        "Recompute what can be of a run's or a judgement's folder (settings, hashes of data and weights, numbers from "
-        "answers), and report line by line what agrees, differs, or cannot be checked here. Changes nothing."
-    )
     parser.add_argument("folder", type=Path, metavar="DIR", help="the folder of a run or a judgement")
     parser.add_argument("--answers", action="store_true", help="ask the questions again, of base and base with Delta")
     parser.add_argument("--training", action="store_true", help="train again, and compare the Delta byte for byte")

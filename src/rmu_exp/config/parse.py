@@ -43,8 +43,7 @@ def parse(config: DictConfig) -> Run:
         them = "it" if len(missing) == 1 else "them"
         wanted = " ".join(f"{key}=…" for key in missing)
         raise UserError(f"{', '.join(missing)}: not given, and {_model(config)} has no preset for {them}; add {wanted}")
-    run = _object(config)
-    assert isinstance(run, Run)
+    run = _object(config, Run)
     name = run.method.get("name") if isinstance(run.method, dict) else run.method
     run.method = plugin(plugins.METHODS, str(name), run.method)
     return _checked(run)
@@ -55,9 +54,7 @@ def parse_judge(config: DictConfig) -> Judge:
     _refuse_unknown(config, Judge)
     if OmegaConf.is_missing(config, "unlearned"):
         raise UserError("unlearned: not given; add unlearned=… (a run's folder, a checkpoint's folder, or a hub id)")
-    judge = _object(config)
-    assert isinstance(judge, Judge)
-    return _checked(judge)
+    return _checked(_object(config, Judge))
 
 
 def stored(values: Mapping[str, Any]) -> Run | Judge:
@@ -132,11 +129,13 @@ def one_line(error: OmegaConfBaseException, prefix: str = "") -> str:
     return f"{key}: {text}"
 
 
-def _object(config: DictConfig) -> object:
+def _object(config: DictConfig, schema: type[Settings]) -> Settings:
     try:
-        return OmegaConf.to_object(config)
+        made = OmegaConf.to_object(config)
     except OmegaConfBaseException as error:
         raise UserError(one_line(error)) from error
+    assert isinstance(made, schema)
+    return made
 
 
 def _checked(settings: Settings) -> Settings:

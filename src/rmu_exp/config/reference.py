@@ -10,8 +10,8 @@ import re
 import sys
 import textwrap
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import yaml
 
@@ -38,22 +38,31 @@ Judge a model that exists: questions, probes and attacks, beside the model that 
   python judge.py base=DIR unlearned=DIR data=lore 'attacks=[probe,relearn]'   two checkpoints
   python judge.py model=zephyr_7b unlearned=cais/Zephyr_RMU data=wmdp attacks=all
 """
+TAIL = """\
+Defaults are those of `python {0}.py` alone; presets of the model and the method change them.
+One group with all its choices, keys and ranges: python {0}.py --help GROUP, such as --help attacks
+Hydra's own options: python {0}.py --hydra-help
+"""
+REFERENCE_HEAD = """\
+# Configuration
+
+Made by `python -m rmu_exp.config.reference conf > docs/configuration.md`; a test keeps it so.
+`python train.py … --cfg job` shows what a command line composes to. Defaults are those of
+`python train.py` alone; presets of the model and the method change them."""
 
 
-@dataclass(frozen=True)
-class Row:
-    """One key of the help.
-
-    Attributes:
-        key: dotted, without the group.
-        default: as it is typed, when nothing else is chosen.
-        allowed: its choices or range; empty: any value of its type.
-    """
+class Row(NamedTuple):
+    """One key of the help: its default as it is typed, its choices or range (empty: any value of its type)."""
 
     key: str
     default: str
     allowed: str
     sentence: str
+
+    @property
+    def setting(self) -> str:
+        """As it stands on a command line, without the group."""
+        return f"{self.key}={self.default}"
 
 
 def page(conf: Path, program: str, group: str | None = None) -> str:
@@ -70,29 +79,18 @@ def page(conf: Path, program: str, group: str | None = None) -> str:
         if group not in pages:
             raise UserError(f"--help {group}: no such group, allowed is {', '.join(filter(None, pages))}")
         return "\n".join(_group_page(conf, group, *pages[group])) + "\n"
-    lines = [*(JUDGE_HEAD if program == "judge" else TRAIN_HEAD).splitlines(), ""]
+    lines = [JUDGE_HEAD if program == "judge" else TRAIN_HEAD]
     for name, (choices, rows) in pages.items():
         if name and name not in PAIRS:
             listed = f"{name}=… " + " ".join(choices) if choices else name
             lines += textwrap.wrap(listed, WIDTH, subsequent_indent=" " * (len(name) + 3), break_on_hyphens=False)
-        dot = "." if name else ""
-        lines += [_short(f"  {dot}{row.key}={row.default}", row.sentence) for row in rows]
-    lines += [
-        "",
-        f"Defaults are those of `python {program}.py` alone; presets of the model and the method change them.",
-    ]
-    lines += [
-        f"One group with all its choices, keys and ranges: python {program}.py --help GROUP, such as --help attacks"
-    ]
-    return "\n".join([*lines, f"Hydra's own options: python {program}.py --hydra-help", ""])
+        lines += [_short(f"  {'.' * bool(name)}{row.setting}", row.sentence) for row in rows]
+    return "\n".join([*lines, "", TAIL.format(program)])
 
 
 def reference(conf: Path) -> str:
     """docs/configuration.md: every group, choice and key, from the same sources as the help pages."""
-    lines = ["# Configuration", ""]
-    lines += ["Made by `python -m rmu_exp.config.reference conf > docs/configuration.md`; a test keeps it so."]
-    lines += ["`python train.py … --cfg job` shows what a command line composes to. Defaults are those of"]
-    lines += ["`python train.py` alone; presets of the model and the method change them."]
+    lines = [REFERENCE_HEAD]
     for group, (choices, rows) in _groups(conf, "train").items():
         lines += ["", f"## {group or 'Top level'}"]
         if choices:
@@ -173,26 +171,18 @@ def _rows(keys: Mapping[str, Declared], given: Mapping[str, object]) -> list[Row
     found = []
     for key, setting in keys.items():
         default = given.get(key, setting.default)
-        if default is dataclasses.MISSING or isinstance(default, Source):
-            default = "" if default != "{}" else default
-        found.append(Row(key, _typed(default), _allowed(setting), setting.sentence))
+        if default is dataclasses.MISSING or (isinstance(default, Source) and default != "{}"):
+            default = ""
+        allowed = "true, false" if setting.kind.startswith("bool") else str(setting.allowed)
+        found.append(Row(key, _typed(default), "" if allowed == "a number" else allowed, setting.sentence))
     return found
-
-
-def _allowed(setting: Declared) -> str:
-    if setting.kind.startswith("bool"):
-        return "true, false"
-    text = str(setting.allowed)
-    return "" if text == "a number" else text
 
 
 def _typed(value: object) -> str:
     """A value as it is typed on a command line."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, list):
         return f"[{','.join(map(_typed, value))}]"
-    return str(value)
+    return {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))
 
 
 def _plugin_rows(conf: Path, group: str, name: str) -> list[Row]:
@@ -217,16 +207,15 @@ def _group_page(conf: Path, group: str, choices: Mapping[str, str], rows: list[R
 def _explained(prefix: str, rows: list[Row]) -> Iterator[str]:
     for row in rows:
         allowed = f" [{row.allowed}]" if row.allowed else ""
-        yield from _wrapped(f"  {prefix}{row.key}={row.default}", row.sentence + allowed)
+        yield from _wrapped(f"  {prefix}{row.setting}", row.sentence + allowed)
 
 
 def _wrapped(head: str, text: str) -> list[str]:
     """A head and its text, broken at the width, with the text in a column of its own."""
-    first = f"{head:<38}  {text}" if len(head) <= 38 else head
-    lines = textwrap.wrap(first, WIDTH, subsequent_indent=" " * 40, break_on_hyphens=False)
-    if len(head) > 38:
-        lines += textwrap.wrap(text, WIDTH, initial_indent=" " * 40, subsequent_indent=" " * 40)
-    return lines
+    column = " " * 40
+    first = [] if len(head) <= 38 else textwrap.wrap(head, WIDTH, subsequent_indent=column, break_on_hyphens=False)
+    start = column if first else f"{head:<40}"
+    return first + textwrap.wrap(text, WIDTH, initial_indent=start, subsequent_indent=column, break_on_hyphens=False)
 
 
 def _short(head: str, text: str) -> str:

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from rmu_exp.report.objectives import NAMES
 from rmu_exp.support.errors import UserError
+from rmu_exp.sweep.overrides import split, value_of
 
 # The last part of a target to what it needs: extra, modules.
 NEEDS = {
@@ -33,35 +34,31 @@ def check(hydra: DictConfig, overrides: Sequence[Override]) -> None:
     Raises:
         UserError: a launcher or sweeper that cannot work here, an interval without a search.
     """
-    for group in ("launcher", "sweeper"):
-        _installed(group, hydra[group]._target_)
-    if hydra.launcher._target_.endswith("SlurmLauncher"):
+    kinds = {group: hydra[group]._target_.rpartition(".")[2] for group in ("launcher", "sweeper")}
+    for group, name in kinds.items():
+        extra, modules = NEEDS.get(name, ("", ()))
+        if not all(map(_installed, modules)):
+            raise UserError(f"hydra/{group}: {name} is not installed; pip install 'rmu_exp[{extra}]'")
+    if kinds["launcher"] == "SlurmLauncher":
         _slurm_answers()
-    swept = [o for o in overrides if o.is_sweep_override()]
-    if hydra.sweeper._target_.endswith(".BasicSweeper"):
+    _, swept = split(overrides)
+    if kinds["sweeper"] == "BasicSweeper":
         size = hydra.sweeper.max_batch_size
         if size is not None and size < 1:
             raise UserError(f"hydra.sweeper.max_batch_size: got {size}, allowed is 1 or more, or null for all")
         for o in swept:
             if not o.is_discrete_sweep():
-                given = str(o.input_line).partition("=")[2]
-                raise UserError(
-                    f"{o.key_or_group}: {given} needs a search; add hydra/sweeper=rmu_optuna, or list values"
-                )
-    elif hydra.sweeper._target_.endswith(".RmuOptunaSweeper"):
+                wanted = "needs a search; add hydra/sweeper=rmu_optuna, or list values"
+                raise UserError(f"{o.key_or_group}: {value_of(str(o.input_line))} {wanted}")
+    elif kinds["sweeper"] == "RmuOptunaSweeper":
         _search(hydra.sweeper, swept)
 
 
-def _installed(group: str, target: str) -> None:
-    extra, modules = NEEDS.get(target.rsplit(".", 1)[-1], ("", ()))
-    for module in modules:
-        try:
-            missing = find_spec(module) is None
-        except ModuleNotFoundError:
-            missing = True
-        if missing:
-            name = target.rsplit(".", 1)[-1]
-            raise UserError(f"hydra/{group}: {name} is not installed; pip install 'rmu_exp[{extra}]'")
+def _installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def _slurm_answers() -> None:
@@ -76,13 +73,18 @@ def _slurm_answers() -> None:
 def _search(sweeper: DictConfig, swept: Sequence[Override]) -> None:
     if not swept:
         raise UserError("hydra/sweeper: nothing to search; give a range such as 'steer=interval(1,10)'")
-    for key, least in (("n_trials", 1), ("n_jobs", 1), ("prune_on", 1)):
-        if sweeper[key] is not None and sweeper[key] < least:
-            raise UserError(f"hydra.sweeper.{key}: got {sweeper[key]}, allowed is {least} or more")
+    for key in ("n_trials", "n_jobs", "prune_on"):
+        if sweeper[key] is not None and sweeper[key] < 1:
+            raise UserError(f"hydra.sweeper.{key}: got {sweeper[key]}, allowed is 1 or more")
     if sweeper.sampler not in ("tpe", "nsga2", "random"):
         raise UserError(f"hydra.sweeper.sampler: got {sweeper.sampler!r}, allowed is tpe, nsga2, random")
-    for name in sweeper.objectives:
-        if name not in NAMES:
-            raise UserError(f"hydra.sweeper.objectives: got {name!r}, allowed is {', '.join(NAMES)}")
+    axes("hydra.sweeper.objectives", sweeper.objectives)
     if sweeper.prune_on is not None and "worst" in sweeper.objectives:
         raise UserError("hydra.sweeper.prune_on: attacks come after the questions; leave out either it or worst")
+
+
+def axes(key: str, names: Sequence[str]) -> None:
+    """Refuse names of axes that there are not."""
+    for name in names:
+        if name not in NAMES:
+            raise UserError(f"{key}: got {name!r}, allowed is {', '.join(NAMES)}")

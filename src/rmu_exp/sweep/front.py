@@ -5,13 +5,14 @@ A point is a tuple of costs, each to be made small.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from rmu_exp.report.objectives import Axis
 from rmu_exp.sweep.trials import Trial
 
 Point = tuple[float, ...]
-KEEP = 0.03
+KEEP = 0.03  # general accuracy that may be lost
 
 
 def dominates(a: Point, b: Point) -> bool:
@@ -28,19 +29,14 @@ def front(points: Sequence[Point]) -> list[int]:
 def hypervolume(points: Sequence[Point], reference: Point) -> float:
     """The volume that the points dominate, up to a reference that is worse than all that counts.
 
-    By slices along the last cost; exact, meant for the few points of a front.
+    Exact: of each point of the front its box, less what later points dominate of it.
     """
-    inside = [p for p in points if all(x < r for x, r in zip(p, reference, strict=True))]
-    if not inside:
-        return 0.0
-    if len(reference) == 1:
-        return reference[0] - min(p[0] for p in inside)
-    inside.sort(key=lambda p: p[-1])
-    edges = [*(p[-1] for p in inside), reference[-1]]
+    inside = list({p for p in points if all(x < r for x, r in zip(p, reference, strict=True))})
+    best = [inside[i] for i in front(inside)]
     return sum(
-        (edges[i + 1] - edges[i]) * hypervolume([p[:-1] for p in inside[: i + 1]], reference[:-1])
-        for i in range(len(inside))
-        if edges[i + 1] > edges[i]
+        math.prod(r - x for x, r in zip(p, reference, strict=True))
+        - hypervolume([tuple(map(max, p, q)) for q in best[i + 1 :]], reference)
+        for i, p in enumerate(best)
     )
 
 
@@ -48,9 +44,9 @@ def costs(trials: Sequence[Trial], axes: Sequence[Axis]) -> dict[str, Point]:
     """Name to costs, of the trials that were measured whole on every axis."""
     found = {}
     for trial in trials:
-        measures = [axis.of(trial.results) for axis in axes]
-        if trial.state == "done" and axes and all(measures):
-            found[trial.name] = tuple(axis.cost(m) for axis, m in zip(axes, measures, strict=True) if m)
+        point = tuple(axis.cost(m) for axis in axes if (m := axis.of(trial.results)))
+        if trial.state == "done" and axes and len(point) == len(axes):
+            found[trial.name] = point
     return found
 
 
@@ -61,7 +57,7 @@ def on_front(trials: Sequence[Trial], axes: Sequence[Axis]) -> list[Trial]:
     return [by_name[names[i]] for i in front(list(points.values()))]
 
 
-def chosen(trials: Sequence[Trial], axes: Sequence[Axis], keep: float = KEEP) -> Trial | None:
+def chosen(trials: Sequence[Trial], axes: Sequence[Axis]) -> Trial | None:
     """The trial to take, by :func:`rule`."""
     by = {axis.name: axis for axis in axes}
     if not {"forget", "general"} <= set(by):
@@ -74,15 +70,15 @@ def chosen(trials: Sequence[Trial], axes: Sequence[Axis], keep: float = KEEP) ->
         if trial.state == "done" and general and base and reached:
             lost = round(base.value - general.value, 9)  # 1 - 0.97 is not 0.03
             left = max(reached.value, by["forget"].chance(trial.results))
-            ranked.append(((max(0.0, lost - keep), left, lost, trial.name), trial))
+            ranked.append(((max(0.0, lost - KEEP), left, lost, trial.name), trial))
     return min(ranked, key=lambda pair: pair[0])[1] if ranked else None
 
 
-def rule(axes: Sequence[Axis], keep: float = KEEP) -> str:
+def rule(axes: Sequence[Axis]) -> str:
     """The rule in words."""
     what = "accuracy after the worst attack" if any(a.name == "worst" for a in axes) else "forget accuracy"
     return (
-        f"of the trials whose general accuracy is at most {100 * keep:g} points below the base model's (if there are "
+        f"of the trials whose general accuracy is at most {100 * KEEP:g} points below the base model's (if there are "
         f"none, of those that lost least), the one with the lowest {what}, below chance counting as chance; "
         "at a tie, the one with the higher general accuracy"
     )

@@ -1,17 +1,26 @@
-"""The overrides of a sweep: which are swept, and over which values. Imports nothing heavy."""
+"""The overrides of a sweep: which are swept, over which values, and how a trial's folder is named by them.
+
+Which keys are swept a trial knows from Hydra's own setting of the keys that do not appear in a name
+(``hydra.job.config.override_dirname.exclude_keys``). Imports nothing heavy.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from hashlib import sha256
 from typing import cast
 
+import yaml
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from rmu_exp.support.errors import UserError
+
+LONGEST = 120
 
 
 def sweep_of(words: Sequence[str], hydra_config: DictConfig) -> list[Override]:
@@ -24,14 +33,20 @@ def sweep_of(words: Sequence[str], hydra_config: DictConfig) -> list[Override]:
     return [*(o for o in own if o.key_or_group not in named), *given]
 
 
+def split(overrides: Iterable[Override]) -> tuple[list[str], list[Override]]:
+    """The words that are the same for all trials, and the overrides that are swept."""
+    every = list(overrides)
+    return [str(o.input_line) for o in every if not o.is_sweep_override()], [o for o in every if o.is_sweep_override()]
+
+
 def once_each(overrides: Sequence[Override]) -> Iterator[list[str]]:
     """Command lines of single runs in which every swept value stands once, beside the first of the others.
 
     Raises:
         UserError: a range is empty.
     """
-    plain = [str(o.input_line) for o in overrides if not o.is_sweep_override()]
-    found = [values(o) for o in overrides if o.is_sweep_override()]
+    plain, swept = split(overrides)
+    found = [values(o) for o in swept]
     firsts = [mine[0] for mine in found]
     yield [*plain, *firsts]
     for i, mine in enumerate(found):
@@ -45,8 +60,7 @@ def values(override: Override) -> list[str]:
     Raises:
         UserError: there are none.
     """
-    key, name = override.get_key_element(), override.key_or_group
-    given = str(override.input_line).partition("=")[2]
+    key, name, given = override.get_key_element(), override.key_or_group, value_of(str(override.input_line))
     if override.is_discrete_sweep():
         try:
             found = [f"{key}={value}" for value in override.sweep_string_iterator()]
@@ -62,3 +76,53 @@ def values(override: Override) -> list[str]:
     if "log" in interval.tags and start <= 0:
         raise UserError(f"{name}: {given} starts at {start}; a logarithmic range starts above 0")
     return [f"{key}={start}", f"{key}={end}"]
+
+
+def register() -> None:
+    """Let ``hydra.sweep.subdir: ${trial_name:}`` be the name of a trial's folder."""
+    OmegaConf.register_new_resolver("trial_name", lambda *, _root_: trial_name(swept_words(_root_.hydra)), replace=True)
+
+
+def tell_trials(fixed: Iterable[str]) -> str:
+    """The override by which every trial learns which keys are not swept."""
+    quoted = ",".join(f"'{key}'" for key in dict.fromkeys(fixed))
+    return f"hydra.job.config.override_dirname.exclude_keys=[{quoted}]"
+
+
+def swept_words(hydra: DictConfig) -> list[str]:
+    """The swept overrides of a trial, by Hydra's part of its configuration."""
+    fixed = set(hydra.job.config.override_dirname.exclude_keys)
+    return [word for word in hydra.overrides.task if key_of(word) not in fixed]
+
+
+def key_of(word: str) -> str:
+    """The key of an override."""
+    return word.partition("=")[0].lstrip("+~")
+
+
+def value_of(word: str) -> str:
+    """The value of an override, as written."""
+    return word.partition("=")[2]
+
+
+def trial_settings(words: Iterable[str]) -> dict[str, object]:
+    """Swept key to value."""
+    return {key_of(word): yaml.safe_load(value_of(word)) for word in words}
+
+
+def trial_name(words: Sequence[str]) -> str:
+    """The name of a trial's folder: short, safe for any file system, another one for other values."""
+    keys = [key_of(word) for word in words]
+    last = [re.split(r"[./]", key)[-1] for key in keys]
+    parts = []
+    for key, short, value in zip(keys, last, map(value_of, words), strict=True):
+        plain = re.sub(", *", "+", value).strip("[]'\"{}")
+        clean = re.sub(r"[^-+.=~A-Za-z0-9_]", "-", plain.replace(" ", ""))
+        exact = "" if clean == plain and "+" not in value else f"-{_mark(value)}"
+        parts.append(f"{short if last.count(short) == 1 else key.replace('/', '.')}={clean}{exact}")
+    whole = ",".join(parts) or "trial"
+    return whole if len(whole) <= LONGEST else f"{whole[:100]}-{_mark(whole)}"
+
+
+def _mark(text: str) -> str:
+    return sha256(text.encode()).hexdigest()[:8]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -13,15 +14,20 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from rmu_exp.record.rundir import METRICS
 from rmu_exp.report.objectives import Axis
-from rmu_exp.report.style import FORGET, GREY, RETAIN, bare, figure_of, save, set_title
+from rmu_exp.report.style import FORGET, GREY, RETAIN, bare, figure_of, legend, save, set_title
 from rmu_exp.sweep import trials as reading
 from rmu_exp.sweep.trials import Trial
 
 CELLS = 8  # more values than this of a key are a scatter, not a map
 CROWD = 150  # more trials than this are small dots, with intervals on the front alone
 PANELS = 12
-ROLES, STATES = (("forget", FORGET), ("retain", RETAIN)), (("updated", "-"), ("frozen", "--"))
+LINES = [  # role, state, colour, style
+    (role, state, colour, style)
+    for role, colour in (("forget", FORGET), ("retain", RETAIN))
+    for state, style in (("updated", "-"), ("frozen", "--"))
+]
 Trials = Sequence[Trial]
 
 
@@ -49,26 +55,28 @@ def front(trials: Trials, x: Axis, y: Axis, best: Sequence[Trial], chosen: Trial
         return None
     figure = figure_of(8, 5.4)
     plot = figure.subplots()
-    names, many = {t.name for t in best}, len(placed) > CROWD
-    for t, a, b in sorted(placed, key=lambda p: p[0].name in names):
-        on, given_up = t.name in names, t.state == "pruned"
-        colour = FORGET if on else GREY
-        errors: dict[str, Any] = {"xerr": [[a.value - a.low], [a.high - a.value]]}
-        errors["yerr"] = [[b.value - b.low], [b.high - b.value]]
-        if on or not many:
-            plot.errorbar(a.value, b.value, **errors, fmt="none", ecolor=colour, elinewidth=0.8, alpha=0.35)
-        size = 6 if on or not many else 3
-        plot.plot(a.value, b.value, "o", color=colour, ms=size, mfc="white" if given_up else colour, zorder=3)
-    _steps(plot, [(a.value, b.value) for t, a, b in placed if t.name in names], y.sign)
+    names, many = [t.name for t in best], len(placed) > CROWD
     numbers: dict[tuple[float, float], list[str]] = {}
-    for number, trial in enumerate(best, 1):
-        where = next((a.value, b.value) for t, a, b in placed if t.name == trial.name)
-        numbers.setdefault(where, []).append(str(number))
-    for where, there in numbers.items():
-        plot.annotate(", ".join(there), where, (-6, 7), textcoords="offset points", ha="right", fontsize=8)
-    for t, a, b in placed:
+    for t, a, b in sorted(placed, key=lambda p: p[0].name in names):
+        on = t.name in names
+        colour, size = FORGET if on else GREY, 6 if on or not many else 3
+        if on or not many:
+            errors: Any = {
+                "xerr": [[a.value - a.low], [a.high - a.value]],
+                "yerr": [[b.value - b.low], [b.high - b.value]],
+            }
+            plot.errorbar(a.value, b.value, **errors, fmt="none", ecolor=colour, elinewidth=0.8, alpha=0.35)
+        inside = "white" if t.state == "pruned" else colour
+        plot.plot(a.value, b.value, "o", color=colour, ms=size, mfc=inside, zorder=3)
+        if on:
+            numbers.setdefault((a.value, b.value), []).append(str(names.index(t.name) + 1))
         if chosen is not None and t.name == chosen.name:
             plot.plot(a.value, b.value, "o", ms=13, mfc="none", mec="black", label=f"chosen: {t.name}", zorder=4)
+    if len(numbers) > 1:  # the edge of what the front dominates
+        plot.step(*zip(*sorted(numbers), strict=True), where="post", color=FORGET, lw=1, alpha=0.6)
+    for where, there in numbers.items():
+        label = ", ".join(sorted(there, key=int))
+        plot.annotate(label, where, (-6, 7), textcoords="offset points", ha="right", fontsize=8)
     first = placed[0][0].results
     base_x, base_y = x.of(first, "base"), y.of(first, "base")
     if base_x and base_y:
@@ -87,14 +95,6 @@ def front(trials: Trials, x: Axis, y: Axis, best: Sequence[Trial], chosen: Trial
     return figure
 
 
-def _steps(plot: Axes, points: Sequence[tuple[float, float]], sign: int) -> None:
-    """The edge of what the front dominates."""
-    ordered = sorted(points)
-    if len(ordered) > 1:
-        xs, ys = zip(*ordered, strict=True)
-        plot.step(xs, ys, where="post", color=FORGET, lw=1, alpha=0.6)
-
-
 def maps(trials: Trials, axes: Sequence[Axis], x: str, y: str) -> Figure | None:
     """Accuracy over two swept keys, a panel an axis; what the other keys vary is averaged."""
     placed = [t for t in trials if any(axis.of(t.results) for axis in axes) and x in t.settings and y in t.settings]
@@ -103,7 +103,7 @@ def maps(trials: Trials, axes: Sequence[Axis], x: str, y: str) -> Figure | None:
     figure = figure_of(4.4 * len(axes), 3.9)
     many = max(len({reading.show(t.settings[key]) for t in placed}) for key in (x, y)) > CELLS
     for axis, plot in zip(axes, figure.subplots(1, len(axes), squeeze=False)[0], strict=True):
-        (_scatter if many else _cells)(figure, plot, placed, axis, x, y)
+        (_scatter if many else _cells)(plot, placed, axis, x, y)
         plot.set_xlabel(x)
         plot.set_ylabel(y)
         plot.set_title(axis.label, fontsize=9)
@@ -113,15 +113,15 @@ def maps(trials: Trials, axes: Sequence[Axis], x: str, y: str) -> Figure | None:
     return figure
 
 
-def _cells(figure: Figure, plot: Axes, placed: Trials, axis: Axis, x: str, y: str) -> None:
+def _cells(plot: Axes, placed: Trials, axis: Axis, x: str, y: str) -> None:
     columns, lines = _values(placed, x), _values(placed, y)
     cells = np.full((len(lines), len(columns)), np.nan)
-    for i, line in enumerate(lines):
-        for j, column in enumerate(columns):
-            here = [t for t in placed if (reading.show(t.settings[y]), reading.show(t.settings[x])) == (line, column)]
-            measured = [m.value for t in here if (m := axis.of(t.results))]
-            if measured:
-                cells[i, j] = sum(measured) / len(measured)
+    for i, j in np.ndindex(cells.shape):
+        here = [
+            t for t in placed if (reading.show(t.settings[y]), reading.show(t.settings[x])) == (lines[i], columns[j])
+        ]
+        if measured := [m.value for t in here if (m := axis.of(t.results))]:
+            cells[i, j] = np.mean(measured)
     plot.imshow(cells, vmin=0, vmax=1, cmap="cividis", aspect="auto", origin="lower")
     for (i, j), value in np.ndenumerate(cells):
         text = "–" if np.isnan(value) else f"{100 * value:.1f}"
@@ -138,7 +138,7 @@ def _values(placed: Trials, key: str) -> list[str]:
     return sorted(values, key=lambda text: values[text]) if numeric else list(values)
 
 
-def _scatter(figure: Figure, plot: Axes, placed: Trials, axis: Axis, x: str, y: str) -> None:
+def _scatter(plot: Axes, placed: Trials, axis: Axis, x: str, y: str) -> None:
     points = [(t.settings[x], t.settings[y], m.value) for t in placed if (m := axis.of(t.results))]
     xs, ys, values = zip(*points, strict=True)
     drawn = plot.scatter(xs, ys, c=values, vmin=0, vmax=1, cmap="cividis", s=45, edgecolors="white")
@@ -146,34 +146,32 @@ def _scatter(figure: Figure, plot: Axes, placed: Trials, axis: Axis, x: str, y: 
         if all(isinstance(v, (int, float)) and v > 0 for v in given) and max(given) / min(given) > 20:
             setter("log")
             side.set_major_formatter(lambda value, _: f"{value:g}")
-    figure.colorbar(drawn, ax=plot, format=lambda v, _: f"{100 * v:.0f} %")
+    plot.figure.colorbar(drawn, ax=plot, format=lambda v, _: f"{100 * v:.0f} %")
     bare(plot)
 
 
 def curve(trials: Trials, axes: Sequence[Axis], key: str) -> Figure | None:
     """Accuracy over the only swept key, with 95 % intervals."""
-    figure = figure_of(7, 3.9)
-    plot, order = figure.subplots(), _values([t for t in trials if key in t.settings], key)
+    figure, having = figure_of(7, 3.9), [t for t in trials if key in t.settings]
+    plot, order = figure.subplots(), _values(having, key)
     numeric = all(isinstance(t.settings.get(key), (int, float)) for t in trials)
-    drawn = False
     for axis, colour in zip(axes, (FORGET, RETAIN, GREY), strict=False):
-        measured = [(t.settings[key], m) for t in trials if key in t.settings and (m := axis.of(t.results))]
+        measured = [(t.settings[key], m) for t in having if (m := axis.of(t.results))]
         points = [(v if numeric else order.index(reading.show(v)), m) for v, m in measured]
-        points.sort(key=lambda p: p[0])
         if points:
-            xs, ms = zip(*points, strict=True)
+            xs, ms = zip(*sorted(points, key=lambda p: p[0]), strict=True)
             plot.fill_between(xs, [m.low for m in ms], [m.high for m in ms], color=colour, alpha=0.15, lw=0)
             plot.plot(xs, [m.value for m in ms], "o-", color=colour, ms=4, lw=1.4, label=axis.label)
-            drawn = True
+    if not plot.lines:
+        return None
     if not numeric:
         plot.set_xticks(range(len(order)), order)
     plot.set_xlabel(key)
     plot.set_ylim(0, 1.02)
     bare(plot, percent="y")
-    if drawn:
-        plot.legend(frameon=False, fontsize=9)
+    plot.legend(frameon=False, fontsize=9)
     set_title(figure, f"Accuracy after unlearning over {key}; bands are 95 % intervals")
-    return figure if drawn else None
+    return figure
 
 
 def norms(trials: Trials, best: Sequence[Trial]) -> Figure | None:
@@ -184,28 +182,23 @@ def norms(trials: Trials, best: Sequence[Trial]) -> Figure | None:
     if not curves:
         return None
     wide = min(4, len(curves))
-    high = -(-len(curves) // wide)
+    high = math.ceil(len(curves) / wide)
     figure = figure_of(2.9 * wide + 0.4, 2.2 * high + 0.9)
     panels = list(figure.subplots(high, wide, squeeze=False).flat)
-    for plot in panels:
+    for plot in panels[len(curves) :]:
         plot.set_axis_off()
     for plot, (trial, lines) in zip(panels, curves, strict=False):
-        plot.set_axis_on()
         for topic in dict.fromkeys(line["topic"] for line in lines):
             mine = [line for line in lines if line["topic"] == topic]
-            for role, colour in ROLES:
-                for state, style in STATES:
-                    points = [(m["step"], m[f"norm_{role}_{state}"]) for m in mine if f"norm_{role}_{state}" in m]
-                    if points:
-                        plot.plot(*zip(*points, strict=True), color=colour, ls=style, lw=1)
-            plot.axhline(mine[0]["steer"], color=GREY, lw=0.8)
+            for role, state, colour, style in LINES:
+                if points := [(m["step"], m[key]) for m in mine if (key := f"norm_{role}_{state}") in m]:
+                    plot.plot(*zip(*points, strict=True), color=colour, ls=style, lw=1, label=f"{role}, {state}")
+            plot.axhline(mine[0]["steer"], color=GREY, lw=0.8, label="steer")
         plot.set_ylim(bottom=0)
         plot.set_title(trial.name, fontsize=8)
         plot.tick_params(labelsize=7)
         bare(plot)
-    kinds = [*((f"{role}, {state}", c, s) for role, c in ROLES for state, s in STATES), ("steer", GREY, "-")]
-    handles = [panels[0].plot([], [], color=c, ls=s, label=label)[0] for label, c, s in kinds]
-    figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False, fontsize=8)
+    legend(figure, columns=5, size=8)
     more = len(trials) - len(curves)
     left_out = f"; {more} more trials not drawn" if more > 0 else ""
     set_title(figure, f"Length of the activations over the steps, each topic a line{left_out}")
@@ -213,19 +206,15 @@ def norms(trials: Trials, best: Sequence[Trial]) -> Figure | None:
 
 
 def _norm_lines(folder: Path) -> list[dict[str, Any]]:
-    file = folder / "metrics.jsonl"
-    if not file.is_file():
-        return []
-    found = []
-    for line in file.read_bytes().splitlines():
-        with suppress(ValueError, RecursionError):  # a trial may be writing it, or have been cut off
+    """The whole lines of metrics.jsonl with all that is drawn; a trial may be writing it, or have been cut off."""
+    found, file = [], folder / METRICS
+    for line in file.read_bytes().splitlines() if file.is_file() else ():
+        with suppress(ValueError, RecursionError):
             found.append(json.loads(line))
-    return [m for m in found if _has_norms(m)]
+    return [m for m in found if isinstance(m, dict) and isinstance(m.get("topic"), str) and _has_numbers(m)]
 
 
-def _has_norms(metrics: Any) -> bool:
-    if not isinstance(metrics, dict) or not isinstance(metrics.get("topic"), str):
-        return False
+def _has_numbers(metrics: dict[str, Any]) -> bool:
     drawn = ["step", "steer", "norm_forget_updated", *(key for key in metrics if key.startswith("norm_"))]
     return all(isinstance(metrics.get(key), (int, float)) for key in drawn)
 

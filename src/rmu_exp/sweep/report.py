@@ -10,10 +10,9 @@ from rmu_exp.report.objectives import Measure, TasksByAxis
 from rmu_exp.report.table import Number, Table, numbers, percent
 from rmu_exp.settings import Tracking
 from rmu_exp.support.files import write_atomic
-from rmu_exp.sweep import front, page, plots, trials
-from rmu_exp.sweep.summary import Summary
+from rmu_exp.sweep import front, plots, trials
+from rmu_exp.sweep.summary import Summary, log_sweep, page
 from rmu_exp.sweep.trials import Trial
-from rmu_exp.sweep.wandb_report import log_sweep
 
 REASONS = {"running": "a process is working on it", "unfinished": "not started, or cut off", "failed": "", "pruned": ""}
 STATES = ("done", "pruned", "failed", "running", "unfinished")
@@ -28,7 +27,7 @@ def write(
     Args:
         names: the axes, such as ``forget`` and ``general``.
         asked: axis to the groups or tasks that it stands for, where they are not to be found by name.
-        tracking: the Run's settings of W&B; None for no W&B.
+        tracking: the Run's settings of W&B; None: off.
 
     Raises:
         UserError: no trials there, or an axis that they were not asked about.
@@ -39,9 +38,8 @@ def write(
     drawn = plots.draw_all(folder, listed, chosen_axes, best, take)
     summary = Summary(folder, listed, chosen_axes, best, take, drawn)
     write_atomic(folder / "report.md", "\n".join(markdown(summary)) + "\n")
-    write_atomic(folder / "report.html", page.page(summary))
-    if tracking is not None:
-        log_sweep(summary, tracking)
+    write_atomic(folder / "report.html", page(summary))
+    log_sweep(summary, tracking or Tracking())
     print(f"{_counts(listed)}; {_take(summary)}\nReport: {folder / 'report.md'} and report.html")
     return listed
 

@@ -2,7 +2,7 @@
 
 Hydra's published plugin for Optuna wants optuna < 3; this one asks a current Optuna for one trial after another and
 reports each result to it, so that everything else (launchers, folders, report) is that of any sweep. The study
-lies in a data base: further processes with the same command share it, and a search that was cut off goes on.
+lies in a data base: further processes with the same command share it, and a search that was cut off resumes.
 """
 
 from __future__ import annotations
@@ -22,9 +22,8 @@ from omegaconf import DictConfig
 
 from rmu_exp.report import objectives
 from rmu_exp.support.errors import UserError, first_line
-from rmu_exp.sweep import names, trials
-from rmu_exp.sweep.overrides import sweep_of
-from rmu_exp.sweep.trials import Trial
+from rmu_exp.sweep import trials
+from rmu_exp.sweep.overrides import split, sweep_of, trial_name
 
 if TYPE_CHECKING:
     import optuna
@@ -44,13 +43,11 @@ def run(launcher: Launcher, config: DictConfig, arguments: list[str]) -> None:
     Raises:
         UserError: the data base cannot be used.
     """
-    overrides = sweep_of(arguments, config.hydra)
-    fixed = [str(o.input_line) for o in overrides if not o.is_sweep_override()]
+    fixed, swept = split(sweep_of(arguments, config.hydra))
 
     def launch(jobs: Sequence[Sequence[str]], number: int) -> None:
         launcher.launch([[*fixed, *words] for words in jobs], initial_job_idx=number)
 
-    swept = [o for o in overrides if o.is_sweep_override()]
     Search(Path(config.hydra.sweep.dir), swept, launch, config.hydra.sweeper).run()
 
 
@@ -67,6 +64,8 @@ class Search:
         study: Optuna's study, shared by all processes and starts.
     """
 
+    study: optuna.Study
+
     def __init__(
         self,
         folder: Path,
@@ -75,22 +74,23 @@ class Search:
         settings: Mapping[str, Any],
     ) -> None:
         self.folder, self.swept, self.launch, self.settings = folder, swept, launch, settings
-        self.objectives = list(settings["objectives"])
-        self.asked = {key: list(settings[key]) for key in ("forget", "general")}
+        self.lock = FileLock(folder / ".study.lock")
 
     def run(self) -> None:
         """Ask for trials, launch them and report their results until the study has all.
 
         What is cut off, by a launcher that breaks, is asked for again at the next start.
         """
-        self.study = self._open()
-        self._ask_again()
-        total = self.settings["n_trials"]
-        print(f"search: {self._count()} of {total} trials done before: {self.folder}", file=sys.stderr)
-        while batch := self._ask(total):
+        with self.lock:  # two processes must not both make the tables
+            self.study = self._open()
+            self._ask_again()
+        print(
+            f"search: {self._count()} of {self.settings['n_trials']} trials done before: {self.folder}", file=sys.stderr
+        )
+        while batch := self._ask():
             self.launch([words for _, words in batch], batch[0][0])
             for number, words in batch:
-                self._report(number, names.name(words))
+                self._report(number, trial_name(words))
 
     def _open(self) -> optuna.Study:
         import optuna
@@ -98,52 +98,43 @@ class Search:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         address = self.settings["storage"] or f"sqlite:///{self.folder / 'study.db'}"
         ways = optuna.study.StudyDirection
-        directions = [ways.MAXIMIZE if name == "general" else ways.MINIMIZE for name in self.objectives]
+        directions = [ways.MAXIMIZE if n == "general" else ways.MINIMIZE for n in self.settings["objectives"]]
         try:
-            with self._lock:  # two processes must not both make the tables
-                return optuna.create_study(
-                    storage=address, study_name=self.settings["study"], directions=directions, load_if_exists=True
-                )
+            return optuna.create_study(
+                storage=address, study_name=self.settings["study"], directions=directions, load_if_exists=True
+            )
         except Exception as error:  # whatever the data base's driver raises
             raise UserError(f"hydra.sweeper.storage: {address} cannot be used ({first_line(error)})") from error
 
-    @property
-    def _lock(self) -> FileLock:
-        return FileLock(self.folder / ".study.lock")
+    def _listed(self, *states: str) -> list[optuna.trial.FrozenTrial]:
+        return [t for t in self.study.get_trials(deepcopy=False) if t.state.name in states or not states]
 
     def _count(self) -> int:
         """Trials that were asked for; one that was cut off and asked again counts once."""
-        listed = self.study.get_trials(deepcopy=False)
-        return sum(t.state.name != "WAITING" and AGAIN not in t.user_attrs for t in listed)
+        return sum(t.state.name != "WAITING" and AGAIN not in t.user_attrs for t in self._listed())
 
-    def _ask(self, total: int) -> list[tuple[int, list[str]]]:
+    def _ask(self) -> list[tuple[int, list[str]]]:
         """The next trials, no more than are missing; under a lock, since other processes ask too."""
-        from optuna.trial import TrialState
-
         batch = []
-        with self._lock:
-            again = len(self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
-            for _ in range(min(self.settings["n_jobs"], total - self._count() + again)):
+        with self.lock:
+            missing = self.settings["n_trials"] - self._count() + len(self._listed("WAITING"))
+            for _ in range(min(self.settings["n_jobs"], missing)):
                 self.study.sampler = self._sampler()
                 trial = self.study.ask()
                 words = [self._suggest(trial, override) for override in self.swept]
                 trial.set_user_attr(WORKER, f"{socket.gethostname()}:{os.getpid()}")
-                trial.set_user_attr("trial", names.name(words))
+                trial.set_user_attr("trial", trial_name(words))
                 batch.append((trial.number, words))
         return batch
 
     def _sampler(self) -> optuna.samplers.BaseSampler:
-        """A sampler seeded anew for each trial: a search that goes on must not draw the same numbers again."""
-        import optuna
+        """A sampler seeded anew for each trial: a search that is resumed must not draw the same numbers again."""
+        from optuna.samplers import NSGAIISampler, RandomSampler, TPESampler
 
-        place = f"{self.settings['seed']}:{len(self.study.get_trials(deepcopy=False))}"
-        seed = int.from_bytes(sha256(place.encode()).digest()[:4])
-        kinds = {
-            "tpe": lambda: optuna.samplers.TPESampler(seed=seed, constant_liar=True),
-            "nsga2": lambda: optuna.samplers.NSGAIISampler(seed=seed),
-            "random": lambda: optuna.samplers.RandomSampler(seed=seed),
-        }
-        return cast("optuna.samplers.BaseSampler", kinds[self.settings["sampler"]]())
+        seed = int.from_bytes(sha256(f"{self.settings['seed']}:{len(self._listed())}".encode()).digest()[:4])
+        if self.settings["sampler"] == "tpe":
+            return TPESampler(seed=seed, constant_liar=True)
+        return NSGAIISampler(seed=seed) if self.settings["sampler"] == "nsga2" else RandomSampler(seed=seed)
 
     def _suggest(self, trial: optuna.Trial, override: Override) -> str:
         key = override.get_key_element()
@@ -159,40 +150,32 @@ class Search:
         low, high = float(cast(float, start)), float(cast(float, end))
         return f"{key}={rounded(trial.suggest_float(key, low, high, log=log), low, high)!r}"
 
-    def _report(self, number: int, name: str) -> None:
-        """What became of a trial: its objectives, or that it failed."""
+    def _report(self, number: int, name: str) -> bool:
+        """Tell Optuna a trial's objectives, or that it failed. Returns whether it has them.
+
+        One that was given up has them on its part of the questions. Being beaten there beyond doubt, it cannot be on
+        the front; but its numbers teach the sampler.
+        """
         from optuna.trial import TrialState
 
-        values = self._values(trials.read_one(self.folder / name, {}))
-        if values is None:
-            self.study.tell(number, state=TrialState.FAIL)
-        else:
+        trial, values = trials.read_one(self.folder / name, {}), list[float]()
+        names, asked = self.settings["objectives"], {key: self.settings[key] for key in ("forget", "general")}
+        if trial.results and trial.state in ("done", "pruned"):
+            axes = objectives.choose(names, [trial.results], asked)
+            values = [m.value for axis in axes if (m := axis.of(trial.results))]
+        if len(values) == len(names):
             self.study.tell(number, values)
-
-    def _values(self, trial: Trial) -> list[float] | None:
-        """A trial's objectives; of one that was given up those on its part of the questions.
-
-        Being beaten there beyond doubt, it cannot be on the front; but its numbers teach the sampler.
-        """
-        if trial.state not in ("done", "pruned"):
-            return None
-        runs = [trial.results] if trial.results else []
-        measures = [axis.of(trial.results) for axis in objectives.choose(self.objectives, runs, self.asked)]
-        values = [m.value for m in measures if m is not None]
-        return values if len(values) == len(measures) else None
+            return True
+        self.study.tell(number, state=TrialState.FAIL)
+        return False
 
     def _ask_again(self) -> None:
-        """Trials of processes of this machine that are gone: told, if their run went through; else asked again."""
-        from optuna.trial import TrialState
-
-        with self._lock:
-            for old in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-                host, _, pid = old.user_attrs.get(WORKER, ":0").rpartition(":")
-                if host not in ("", socket.gethostname()) or _alive(int(pid)):
-                    continue
-                self._report(old.number, old.user_attrs.get("trial", ""))
-                if self.study.get_trials(deepcopy=False)[old.number].state == TrialState.FAIL:
-                    self.study.enqueue_trial(old.params, user_attrs={AGAIN: True})
+        """Trials of processes of this machine that are gone: reported, if they went through; else asked again."""
+        for old in self._listed("RUNNING"):
+            host, _, pid = old.user_attrs.get(WORKER, ":0").rpartition(":")
+            gone = host in ("", socket.gethostname()) and not _alive(int(pid))
+            if gone and not self._report(old.number, old.user_attrs.get("trial", "")):
+                self.study.enqueue_trial(old.params, user_attrs={AGAIN: True})
 
 
 def rounded(value: float, low: float, high: float) -> float:

@@ -19,12 +19,11 @@ from omegaconf import DictConfig
 from pydantic import BaseModel, ValidationError
 
 from rmu_exp.record import rundir
-from rmu_exp.report.objectives import NAMES
 from rmu_exp.settings import Judge, Run, Tracking, digest_of, result_settings
 from rmu_exp.support.errors import UserError, first_line
 from rmu_exp.support.files import write_atomic
-from rmu_exp.sweep import check, names, report, trials
-from rmu_exp.sweep.overrides import values
+from rmu_exp.sweep import check, report, trials
+from rmu_exp.sweep.overrides import split, trial_name, trial_settings, values
 
 NOTES = "sweep.yaml"
 
@@ -74,39 +73,36 @@ def begin(
         UserError: in one line.
     """
     check.check(config.hydra, overrides)
-    for name in compared["objectives"]:
-        if name not in NAMES:
-            raise UserError(f"hydra.callbacks.sweep.objectives: got {name!r}, allowed is {', '.join(NAMES)}")
-    folder, swept = Path(config.hydra.sweep.dir), [o for o in overrides if o.is_sweep_override()]
-    plain = [str(o.input_line) for o in overrides if not o.is_sweep_override()]
+    check.axes("hydra.callbacks.sweep.objectives", compared["objectives"])
+    folder, (plain, swept) = Path(config.hydra.sweep.dir), split(overrides)
     found = [values(o) for o in swept]
     combinations = list(itertools.product(*found)) if config.hydra.sweeper._target_.endswith(".BasicSweeper") else []
     one = [mine[0] for mine in found]  # the settings that are not swept are compared by those of one trial
     keys = sorted(o.key_or_group for o in swept)
-    if (folder / "config.yaml").is_file():
+    if (folder / rundir.CONFIG).is_file():
         raise UserError(f"output: {folder} holds a single run; choose another folder")
-    if (folder / NOTES).is_file():
-        before = Notes.read(folder)
-        one = before.one or one
-        _same(folder, before, keys, settings([*plain, *one]))
+    before = Notes.read(folder) if (folder / NOTES).is_file() else None
+    one = before.one or one if before else one
+    now = settings([*plain, *one])
+    if before:
+        _same(folder, before, keys, now)
     own = {key: list(config.hydra.sweeper.get(key) or value) for key, value in compared.items()}
     notes = Notes(
         swept=keys,
         one=one,
-        settings=dataclasses.asdict(settings([*plain, *one])),
+        settings=dataclasses.asdict(now),
         objectives=own.pop("objectives"),
         asked=own,
-        tracking=dataclasses.asdict(settings([*plain, *one]).tracking),
-        trials=[names.name(words) for words in combinations],
+        tracking=dataclasses.asdict(now.tracking),
+        trials=[trial_name(words) for words in combinations],
     )
     write_atomic(folder / NOTES, yaml.safe_dump(notes.model_dump(), sort_keys=False))
-    done = 0
-    for number, words in enumerate(combinations):
-        place = folder / names.name(words)
-        done += trials.is_done(place)
-        trials.plan(place, number, names.settings(words))
-    there = f" ({done} done before)" if done else ""
+    places = [folder / name for name in notes.trials]
+    done = sum(map(trials.is_done, places))
+    for number, (place, words) in enumerate(zip(places, combinations, strict=True)):
+        trials.plan(place, number, trial_settings(words))
     if combinations:
+        there = f" ({done} done before)" if done else ""
         print(f"{len(combinations)} trials{there}: {folder}", file=sys.stderr)
 
 
@@ -130,10 +126,9 @@ def finish(folder: Path, why: str = "") -> int:
         why: what ended it early.
     """
     notes = Notes.read(folder)
-    tracking = Tracking(**notes.tracking)
-    listed = report.write(folder, notes.objectives, notes.asked, tracking if tracking.kind != "off" else None)
-    mine = set(notes.trials)
-    bad = [t for t in listed if (not mine or t.name in mine) and t.state in ("failed", "unfinished")]
+    listed = report.write(folder, notes.objectives, notes.asked, Tracking(**notes.tracking))
+    mine = set(notes.trials) or {t.name for t in listed}
+    bad = [t for t in listed if t.name in mine and t.state in ("failed", "unfinished")]
     for trial in bad:
         print(f"rmu_exp: {trial.name}: {trial.state}{': ' * bool(trial.reason)}{trial.reason}", file=sys.stderr)
     if not (bad or why):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -12,11 +13,11 @@ from omegaconf import DictConfig
 from rmu_exp.pipeline.run import execute
 from rmu_exp.record import results as results_json
 from rmu_exp.record import rundir
-from rmu_exp.report.objectives import score
+from rmu_exp.record.results import Results
+from rmu_exp.report import objectives
 from rmu_exp.settings import Judge, Run
 from rmu_exp.support.errors import BusyError, RunError, UserError, first_line
-from rmu_exp.sweep import names, trials
-from rmu_exp.sweep.prune import EarlyStopRule
+from rmu_exp.sweep import front, overrides, trials
 
 
 def run(asked: Callable[[], Run | Judge], folder: Path, hydra: DictConfig) -> float:
@@ -31,8 +32,8 @@ def run(asked: Callable[[], Run | Judge], folder: Path, hydra: DictConfig) -> fl
     Returns:
         The trial's :func:`metric`.
     """
-    if not trials.is_planned(folder):
-        trials.plan(folder, hydra.job.num, names.settings(names.swept(hydra)))
+    if not (folder / trials.TRIAL).is_file():
+        trials.plan(folder, hydra.job.num, overrides.trial_settings(overrides.swept_words(hydra)))
     try:
         wanted = asked()
         wanted.tracking.group = wanted.tracking.group or folder.parent.name
@@ -52,7 +53,9 @@ def run(asked: Callable[[], Run | Judge], folder: Path, hydra: DictConfig) -> fl
 
 def is_finished(folder: Path, wanted: Run | Judge) -> bool:
     """Whether all that is asked for is in a folder, by its files alone: nothing is loaded."""
-    if not trials.is_done(folder) or trials.digest_in(folder) != wanted.digest:
+    if not trials.is_done(folder) or not (folder / rundir.CONFIG).is_file():
+        return False
+    if rundir.of(folder / rundir.CONFIG).digest != wanted.digest:
         return False
     results = results_json.load(folder / results_json.NAME)
     if results.pruned is not None:
@@ -69,5 +72,47 @@ def is_finished(folder: Path, wanted: Run | Judge) -> bool:
 def metric(folder: Path) -> float:
     """What a sweeper may maximise: forget accuracy lost less general accuracy lost; nan: not measured."""
     file = folder / results_json.NAME
-    reached = score(results_json.load(file)) if file.is_file() else None
+    reached = objectives.score(results_json.load(file)) if file.is_file() else None
     return math.nan if reached is None else reached
+
+
+@dataclass(frozen=True)
+class EarlyStopRule:
+    """Gives up a trial on a part of the questions, when a trial that is done beats it beyond doubt.
+
+    Attributes:
+        sweep: the sweep's folder, where the other trials are.
+        questions: how many questions per task are asked first.
+        names: the axes of the search.
+        asked: axis to the groups or tasks it stands for, where given.
+    """
+
+    sweep: Path
+    questions: int
+    names: Sequence[str]
+    asked: Mapping[str, Sequence[str]]
+
+    @classmethod
+    def of(cls, sweep: Path, sweeper: DictConfig) -> EarlyStopRule | None:
+        """From the settings of a sweeper; None if it does not prune."""
+        if (questions := sweeper.get("prune_on")) is None:
+            return None
+        return cls(sweep, questions, sweeper.objectives, {key: sweeper[key] for key in ("forget", "general")})
+
+    def __call__(self, partly: Results) -> str | None:
+        """Why the trial is given up, or None.
+
+        It is if a trial that is done is at least as good on every axis as this one would be at the favourable
+        end of each 95 % interval, and better on one.
+
+        Args:
+            partly: the trial's results so far, with ``pruned.qa`` over the first questions of each task.
+        """
+        axes = objectives.choose(self.names, [partly], self.asked)
+        best = [m.low if axis.sign > 0 else -m.high for axis in axes if (m := axis.of(partly))]
+        if len(best) < len(axes):
+            return None
+        for name, point in front.costs(trials.read(self.sweep), axes).items():
+            if front.dominates(point, tuple(best)):
+                return f"on {self.questions} questions a task clearly beaten by {name}"
+        return None

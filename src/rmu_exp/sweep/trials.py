@@ -17,12 +17,12 @@ from filelock import FileLock, Timeout
 
 from rmu_exp.record import results as results_json
 from rmu_exp.record import rundir
-from rmu_exp.record.results import Qa, Results
+from rmu_exp.record.results import Results
 from rmu_exp.support.errors import UserError
 from rmu_exp.support.files import LOCK, write_atomic
 from rmu_exp.support.redaction import redact
 
-TRIAL, ERROR, DONE = "trial.json", "error.txt", "report.md"
+TRIAL, ERROR = "trial.json", "error.txt"
 NOT_SETTINGS = ("digest", "command", "output", "export", "tracking")
 
 
@@ -41,15 +41,10 @@ class Trial:
 
     name: str
     folder: Path
-    settings: dict[str, Any]
+    settings: Mapping[str, Any]
     state: str
     reason: str
     results: Results | None
-
-    @property
-    def asked(self) -> Qa:
-        """What it was asked; nothing when it has no results."""
-        return self.results.asked if self.results else {}
 
 
 def read(folder: Path) -> list[Trial]:
@@ -60,7 +55,7 @@ def read(folder: Path) -> list[Trial]:
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give the folder of a sweep")
-    found = [f for f in folder.iterdir() if (f / TRIAL).is_file() or (f / "config.yaml").is_file()]
+    found = [f for f in folder.iterdir() if (f / TRIAL).is_file() or (f / rundir.CONFIG).is_file()]
     if not found:
         raise UserError(f"{folder}: no trials in it; give the folder of a sweep")
     plans = {f: _plan(f) for f in found}
@@ -79,9 +74,9 @@ def _plan(folder: Path) -> dict[str, Any]:
     return plan
 
 
-def read_one(folder: Path, settings: dict[str, Any]) -> Trial:
+def read_one(folder: Path, settings: Mapping[str, Any]) -> Trial:
     """One trial; ``unfinished`` if its folder holds nothing, or is not there."""
-    file = folder / "results.json"
+    file = folder / results_json.NAME
     results = results_json.load(file) if file.is_file() else None
     state, reason = "unfinished", ""
     if (folder / ERROR).is_file():
@@ -89,43 +84,24 @@ def read_one(folder: Path, settings: dict[str, Any]) -> Trial:
     elif is_done(folder):
         pruned = results.pruned if results else None
         state, reason = ("pruned", pruned.because) if pruned else ("done", "")
-    elif _is_running(folder):
-        state = "running"
+    elif (folder / LOCK).is_file():
+        try:
+            with FileLock(folder / LOCK, timeout=0):
+                pass
+        except Timeout:
+            state = "running"
     return Trial(folder.name, folder, settings, state, reason, results)
-
-
-def _is_running(folder: Path) -> bool:
-    if not (folder / LOCK).is_file():
-        return False
-    try:
-        with FileLock(folder / LOCK, timeout=0):
-            return False
-    except Timeout:
-        return True
 
 
 def is_done(folder: Path) -> bool:
     """Whether a run went through to its end: report.md is what it writes last."""
-    return (folder / "results.json").is_file() and (folder / DONE).is_file()
+    return (folder / results_json.NAME).is_file() and (folder / rundir.REPORT).is_file()
 
 
-def digest_in(folder: Path) -> str | None:
-    """The digest of the Run whose folder this is."""
-    file = folder / "config.yaml"
-    if not file.is_file():
-        return None
-    return rundir.of(file).digest
-
-
-def is_planned(folder: Path) -> bool:
-    """Whether a trial was noted before it started."""
-    return (folder / TRIAL).is_file()
-
-
-def plan(folder: Path, number: int, settings: Mapping[str, Any]) -> None:
+def plan(folder: Path, number: int, settings: Mapping[str, object]) -> None:
     """Note a trial before it starts, so that one that never ends is listed too."""
     (folder / ERROR).unlink(missing_ok=True)
-    write_atomic(folder / TRIAL, json.dumps({"number": number, "settings": dict(settings)}) + "\n")
+    write_atomic(folder / TRIAL, json.dumps({"number": number, "settings": settings}) + "\n")
 
 
 def failed(folder: Path, reason: str) -> None:
@@ -139,7 +115,7 @@ def swept(trials: Sequence[Trial]) -> list[str]:
     return list(dict.fromkeys(key for t in trials for key in t.settings))
 
 
-def show(value: Any) -> str:
+def show(value: object) -> str:
     """A swept value for a person: ``[6.5, 6.5]`` as ``6.5``."""
     if isinstance(value, (list, tuple)):
         same = list(dict.fromkeys(map(show, value)))
@@ -147,11 +123,11 @@ def show(value: Any) -> str:
     return f"{value:g}" if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)
 
 
-def _differences(folders: Sequence[Path]) -> dict[Path, dict[str, Any]]:
+def _differences(folders: Sequence[Path]) -> dict[Path, rundir.Object]:
     """Without notes of a sweep: the keys of config.yaml in which the runs differ."""
     configs = {}
     for f in folders:
-        whole = rundir.settings(f / "config.yaml")
+        whole = rundir.settings(f / rundir.CONFIG)
         configs[f] = rundir.flat({k: v for k, v in whole.items() if k not in NOT_SETTINGS})
     keys = list(dict.fromkeys(key for config in configs.values() for key in config))
     varying = [k for k in keys if len({json.dumps(c.get(k)) for c in configs.values()}) > 1]
