@@ -27,7 +27,7 @@ KINDS = tuple(
 
 def draw_all(folder: Path) -> list[Path]:
     """Draw what the run's folder holds the numbers for; returns the files in plots/."""
-    results, file = results_json.load(folder / results_json.NAME), folder / "metrics.jsonl"
+    results, file = results_json.load(folder / results_json.NAME), folder / rundir.METRICS
     metrics = list(rundir.lines(file)) if file.is_file() else []
     figures = {
         "accuracy": accuracy(results.qa, title(results.run)) if results.qa else None,

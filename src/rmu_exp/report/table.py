@@ -36,11 +36,7 @@ class Table:
         return "\n".join("| " + " | ".join(self._row(cells)) + " |" for cells in (self.columns, marks, *self.rows))
 
     def rich(self, title: str, gap: int = 1) -> rich_table.Table:
-        """For the screen.
-
-        Args:
-            gap: spaces between columns.
-        """
+        """For the screen, with ``gap`` spaces between columns."""
         made = rich_table.Table(
             title=title, title_justify="left", title_style="bold", header_style="bold", box=None,
             padding=(0, gap, 0, 0),

@@ -6,6 +6,7 @@ The loop, precision, the optimizer, metrics and evaluation are shared.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -129,3 +130,9 @@ class PublishedAdamW(torch.optim.AdamW):
 def find(name: str) -> Any:
     """The module of a method: its ``Settings`` and its ``Method``."""
     return import_module(f"rmu_exp.unlearn.methods.{name}")
+
+
+def settings_of(given: Any) -> Any:
+    """A method's ``Settings`` without its name, from a run's ``method``."""
+    values = dataclasses.asdict(given)
+    return find(values.pop("name")).Settings(**values)
