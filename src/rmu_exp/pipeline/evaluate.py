@@ -117,13 +117,10 @@ def _base(plan: Evaluation, ask: base_answers.Ask, anew: bool = False) -> Answer
 
 def _answered(record: Record, results: Results, before: Answers, after: Answers) -> Results:
     """Write the answers, and add what they say to the results."""
-    lines = [
-        json.dumps({"task": task, "question": i, "target": target, "base": b, "unlearned": u})
-        for task in before.targets
-        for i, (target, b, u) in enumerate(
-            zip(before.targets[task], before.chosen[task], after.chosen[task], strict=True)
-        )
-    ]
+    lines = []
+    for task, targets in before.targets.items():
+        for i, (target, b, u) in enumerate(zip(targets, before.chosen[task], after.chosen[task], strict=True)):
+            lines.append(json.dumps({"task": task, "question": i, "target": target, "base": b, "unlearned": u}))
     write_atomic(record.folder / rundir.ANSWERS, "\n".join(lines) + "\n")
     assert results.provenance is not None
     origin = results.provenance.model_copy(update={"question_hashes": after.hashes})

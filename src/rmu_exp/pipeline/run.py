@@ -39,10 +39,7 @@ from rmu_exp.tracking import Tracker, open_tracker
 
 
 def execute(run: Run | Judge, folder: Path, give_up: GiveUp | None = None) -> None:
-    """Run or judge in a folder.
-
-    Args:
-        give_up: the early stopping rule of a search, asked after a part of the questions.
+    """Run or judge in a folder; ``give_up`` is the early stopping rule of a search.
 
     Raises:
         UserError: what the run asks for does not exist or does not fit; nothing has been written.
@@ -72,13 +69,7 @@ def execute(run: Run | Judge, folder: Path, give_up: GiveUp | None = None) -> No
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be done, checked.
-
-    Attributes:
-        source: where the changed weights come from: a training, a model that exists, or an earlier start's Delta.
-        evaluation: what of it an earlier start has not done.
-        attacks: None: none are chosen.
-    """
+    """What is to be done, checked; ``source`` gives the changed weights: a training, a model, or an earlier Delta."""
 
     run: Run | Judge
     record: Record

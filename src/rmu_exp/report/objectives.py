@@ -84,13 +84,9 @@ class Axis:
 
 
 def choose(names: Sequence[str], runs: Sequence[Results], given: TasksByAxis | None = None) -> list[Axis]:
-    """The axes by name, over the questions that the runs were asked.
+    """The axes by name, over the questions asked: the groups or tasks ``given``, otherwise found by their names.
 
-    Args:
-        given: axis to the groups or tasks it stands for; what it leaves out is found by the groups' names.
-
-    Raises:
-        UserError: an axis that these runs have no questions for.
+    Raises UserError: an axis that these runs have no questions for.
     """
     qa = next((r.asked for r in runs if r.asked), Qa())
     axes = []

@@ -31,12 +31,7 @@ def set_title(figure: Figure, text: str) -> None:
 
 
 def bare(axes: Axes, grid: str = "both", percent: str = "") -> None:
-    """A light grid behind the marks, and no frame.
-
-    Args:
-        grid: ``both``, ``x`` or ``y``.
-        percent: the axes whose accuracies are shown in per cent: ``x``, ``y`` or ``xy``.
-    """
+    """A light grid (``both``, ``x`` or ``y``) behind the marks, no frame; ``percent``: the axes shown in per cent."""
     axes.grid(axis=grid, color="#eeeeee")  # type: ignore[arg-type]
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

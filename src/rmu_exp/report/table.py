@@ -15,13 +15,7 @@ class Number(str):
 
 @dataclass(frozen=True)
 class Table:
-    """A table of text.
-
-    Attributes:
-        columns: their names; a :class:`Number` is aligned right, anything else left.
-        rows: as many cells each as there are columns; what is missing at the end is empty.
-        dim: indices of the rows that stand back on the screen.
-    """
+    """A table of text; cells missing at a row's end are empty, ``dim`` rows (by index) stand back on the screen."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]

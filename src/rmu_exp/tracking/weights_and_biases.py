@@ -12,6 +12,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from queue import SimpleQueue
@@ -102,12 +103,10 @@ class WandbTracker(Tracker):
         import wandb
 
         wanted = switched(self.settings.mode)
-        if wanted != "auto":
-            return "online" if wanted == "online" else "offline"
-        try:  # only whether there is a key: the server is asked by init, for a limited time
-            return "online" if wandb.login(prompt=False, verify=False) else "offline"
-        except Exception:
-            return "offline"
+        if wanted == "auto":
+            with suppress(Exception):  # only whether there is a key: the server is asked by init, for a limited time
+                return "online" if wandb.login(prompt=False, verify=False) else "offline"
+        return "online" if wanted == "online" else "offline"
 
     def _init(self) -> wandb.Run:
         import wandb
