@@ -2,8 +2,10 @@
 
 Stages make their part, reports read it; nobody digs by string. The classes read, check and write the file, and
 ``schema()`` is its JSON Schema. Keys that they do not name are kept as they are, so that newer files and an attack's
-own findings pass through. A stage that did not run leaves its key out; nothing is ever null. Schema 1 (an attack's
-own findings pass through. A stage that did not run leaves its key out; nothing is null. Schema 1 (an attack's
+own findings pass through. A stage that did not run leaves its key out; nothing is ever null.
+
+Schema 1 (an attack's ``of``, a control ``never``, no ``kind``) is read as well.
+``python -m rmu_exp.record.results`` writes results.schema.json, beside this module, anew.
 """
 
 from __future__ import annotations
