@@ -236,6 +236,11 @@ class Experiment:
         return self.data.topics or topic_names(self.data.forget)
 
     @property
+    def other_tasks(self) -> list[str]:
+        """The tasks that do not ask about the forget topics."""
+        return [task for task in self.eval.tasks if task not in {*self.data.forget_tasks, "wmdp"}]
+
+    @property
     def digest(self) -> str:
         """sha256 over every setting that can change a result (not where it is written or shown)."""
         return digest_of(dataclasses.asdict(self))
@@ -274,12 +279,7 @@ class Run(Experiment):
         return self.layers.parameters or self.model.parameters
 
     def trained_layers(self, targets: list[int], depth: int) -> list[int]:
-        """Indices of the layers with trained tensors, lowest first.
-
-        Args:
-            targets: the layers that the method's loss is about.
-            depth: number of layers loaded.
-        """
+        """Indices of the layers with trained tensors, lowest first, of a loss about ``targets`` in ``depth`` layers."""
         if self.layers.span == 0:
             return list(range(depth))
         return sorted({i for t in targets for i in range(max(0, t - self.layers.span + 1), t + 1)})
@@ -321,10 +321,7 @@ class Judge(Experiment):
 
 
 def is_result_key(key: str) -> bool:
-    """Whether a setting, by its dotted key, can change what the stages before the attacks compute.
-
-    Where results are written or shown does not; attacks have a fingerprint of their own.
-    """
+    """Whether a setting, by its dotted key, can change what is computed before the attacks, which have fingerprints."""
     parts = key.split(".")
     return not _WITHOUT_RESULT.intersection(".".join(parts[:n]) for n in range(1, len(parts) + 1))
 

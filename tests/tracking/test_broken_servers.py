@@ -26,7 +26,7 @@ from rmu_exp.settings import Tracking
 from rmu_exp.tracking import open_tracker, weights_and_biases
 weights_and_biases.INIT_SECONDS = INIT
 folder, began = Path(sys.argv[1]), time.perf_counter()
-tracker = open_tracker(Tracking(wait=WAIT), folder, {"layer": 7}, "name", [])
+tracker = open_tracker(Tracking("wandb", wait=WAIT), folder, {"layer": 7}, "name", [])
 begun = time.perf_counter()
 for step in range(1, 21):
     tracker.log({"step": step, "loss": 1 / step}, step)

@@ -55,7 +55,7 @@ def logged(tmp_path, monkeypatch):
     run = Logged(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setattr("wandb.init", lambda **given: run)
-    tracker = open_tracker(Tracking(), tmp_path, {}, "x", [])
+    tracker = open_tracker(Tracking("wandb"), tmp_path, {}, "x", [])
     for step, topic in enumerate(("hexes", "wards")):
         tracker.log(STEP | {"topic": topic, "step": step}, step)
     qa = {name: row(5, 10) | {"tasks": []} for name in ("lore_forget", "lore_general")}

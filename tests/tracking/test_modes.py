@@ -19,7 +19,7 @@ KEY = "local-" + "0123456789" * 4
 
 
 def tracker(folder: Path, mode: str = "auto") -> Tracker:
-    return open_tracker(Tracking(mode=mode), folder, {}, "judge-x", [])
+    return open_tracker(Tracking("wandb", mode=mode), folder, {}, "judge-x", [])
 
 
 def test_a_judgement_has_its_tables_and_plots(tmp_path, monkeypatch, capsys):
@@ -73,7 +73,7 @@ def test_disabled_is_no_tracker_even_with_a_key(mode, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setattr(WandbTracker, "_init", lambda *_: pytest.fail("W&B was started"))
     assert type(tracker(tmp_path, mode)) is Tracker
-    log_sweep(Summary(tmp_path, [], [], [], None, []), Tracking(mode=mode))
+    log_sweep(Summary(tmp_path, [], [], [], None, []), Tracking("wandb", mode=mode))
     assert not list(tmp_path.iterdir())
 
 

@@ -109,3 +109,9 @@ def _literal(node: ast.expr) -> Any:
         return ast.literal_eval(node)
     except ValueError:
         return Source(ast.unparse(node))
+
+
+def settings_of(method: Any) -> Any:
+    """A method's own ``Settings``, without its name, from a run's ``method``."""
+    values = dataclasses.asdict(method)
+    return module(METHODS, values.pop("name")).Settings(**values)

@@ -15,7 +15,6 @@ from rmu_exp.evaluate import questions
 from rmu_exp.evaluate.questions import Question
 from rmu_exp.model.delta import Delta
 from rmu_exp.model.weight_files import LAYER
-from rmu_exp.pipeline.checks import other_tasks
 from rmu_exp.pipeline.models import Models, Texts
 from rmu_exp.pipeline.record import Record, made_from
 from rmu_exp.record.results import Results
@@ -25,12 +24,7 @@ from rmu_exp.settings import Judge, Run
 
 @dataclass(frozen=True)
 class AttackPlan:
-    """The chosen attacks, and what they ask.
-
-    Attributes:
-        asked: questions about the forget topics.
-        others: task or group to its questions about everything else.
-    """
+    """The chosen attacks, and the questions: about the forget topics, and of each task or group about the rest."""
 
     run: Run | Judge
     models: Models
@@ -58,7 +52,7 @@ def prepare_attacks(run: Run | Judge, models: Models, texts: Texts) -> AttackPla
         return None
     _, _ = models.oracle, texts.corpora  # which refuse what does not fit
     asked = questions.needed(run.data.forget_tasks, run.topics, run.eval.limit)
-    others = {k: v for k, v in questions.load(other_tasks(run), run.topics, run.eval.limit).items() if v}
+    others = {k: v for k, v in questions.load(run.other_tasks, run.topics, run.eval.limit).items() if v}
     return AttackPlan(run, models, texts, asked, others)
 
 

@@ -7,9 +7,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
-
-from torch import nn
+from typing import Protocol
 
 from rmu_exp import data
 from rmu_exp.data.sources import Corpus
@@ -28,11 +26,7 @@ PERPLEXITY_TOKENS = 4096  # per forward pass; its logits are what takes memory
 
 
 class GiveUp(Protocol):
-    """An early stopping rule of a search.
-
-    Attributes:
-        questions: how many questions of each task are asked first.
-    """
+    """An early stopping rule of a search, and how many questions of each task are asked for it."""
 
     @property
     def questions(self) -> int: ...
@@ -43,12 +37,7 @@ class GiveUp(Protocol):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is still to be evaluated.
-
-    Attributes:
-        asks: whether questions are.
-        held_out: the texts to measure perplexity on; None: it is not measured.
-    """
+    """What is still to be evaluated: whether questions are asked, and texts (or none) to measure perplexity on."""
 
     run: Run | Judge
     models: Models
@@ -71,15 +60,12 @@ def evaluate(
 ) -> Iterator[Results]:
     """Ask and measure; gives the results each time a part is added. Writes answers.jsonl.
 
-    Args:
-        give_up: an early stopping rule; when it says so, what it has seen is the last that is added.
+    When the early stopping rule says so, what it has seen is the last that is added.
     """
     run, models = plan.run, plan.models
-    if plan.asks and run.eval.backend not in harness.IN_MEMORY:
-        results = _ask_outside(plan, record, results)
-        yield results
-    elif plan.asks:
-        results = _ask(plan, delta, record, results, give_up)
+    if plan.asks:
+        outside = run.eval.backend not in harness.IN_MEMORY
+        results = _ask_outside(plan, record, results) if outside else _ask(plan, delta, record, results, give_up)
         yield results
     if plan.held_out is not None and results.pruned is None:
         tokenizer, model = models.base.tokenizer(), models.open(None)
@@ -98,18 +84,17 @@ def _ask(plan: Evaluation, delta: Delta, record: Record, results: Results, give_
         store = record.store(f"questions-{who}", made_from(run, models.base, *parts))
         return harness.ask(model, tokenizer, run.eval, store)
 
-    def ask_base(_folder: Path) -> Answers:
-        return ask("base")
-
-    before = _base(plan, ask_base)
+    before = _base(plan, lambda _: ask("base"))
     with delta.applied(model):
         if give_up is not None:
-            pruned = _first_questions(plan, model, tokenizer, before, give_up)
+            count = min(give_up.questions, run.eval.limit or give_up.questions)
+            first = harness.ask(model, tokenizer, dataclasses.replace(run.eval, limit=count))
+            pruned = Pruned(questions=count, qa=harness.compare(before.first(count), first), because="")
             if because := give_up(results.model_copy(update={"pruned": pruned})):
                 return results.model_copy(update={"pruned": pruned.model_copy(update={"because": because})})
         after = ask("unlearned", delta.digest())
     if before.hashes != after.hashes:  # kept answers to other questions
-        before = _base(plan, ask_base, anew=True)
+        before = _base(plan, lambda _: ask("base"), anew=True)
     return _answered(record, results, before, after)
 
 
@@ -130,23 +115,12 @@ def _base(plan: Evaluation, ask: harness.Ask, anew: bool = False) -> Answers:
     return harness.base_answers(models.base, plan.run.eval, models.dtype, models.device, ask, anew)
 
 
-def _first_questions(plan: Evaluation, model: nn.Module, tokenizer: Any, before: Answers, give_up: GiveUp) -> Pruned:
-    """The first questions of each task, for the early stopping rule."""
-    settings = plan.run.eval
-    count = min(give_up.questions, settings.limit or give_up.questions)
-    after = harness.ask(model, tokenizer, dataclasses.replace(settings, limit=count))
-    return Pruned(questions=count, qa=harness.compare(before.first(count), after), because="")
-
-
 def _answered(record: Record, results: Results, before: Answers, after: Answers) -> Results:
     """Write the answers, and add what they say to the results."""
-    lines = [
-        json.dumps({"task": task, "question": i, "target": target, "base": b, "unlearned": u})
-        for task in before.targets
-        for i, (target, b, u) in enumerate(
-            zip(before.targets[task], before.chosen[task], after.chosen[task], strict=True)
-        )
-    ]
+    lines = []
+    for task, targets in before.targets.items():
+        for i, (target, b, u) in enumerate(zip(targets, before.chosen[task], after.chosen[task], strict=True)):
+            lines.append(json.dumps({"task": task, "question": i, "target": target, "base": b, "unlearned": u}))
     write_atomic(record.folder / rundir.ANSWERS, "\n".join(lines) + "\n")
     assert results.provenance is not None
     origin = results.provenance.model_copy(update={"question_hashes": after.hashes})

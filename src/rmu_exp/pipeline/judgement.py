@@ -19,7 +19,7 @@ from rmu_exp.model.parameters import on_disk
 from rmu_exp.pipeline.models import Models, Texts
 from rmu_exp.pipeline.record import Record
 from rmu_exp.record import provenance, rundir
-from rmu_exp.record.results import Provenance, Results, RunInfo
+from rmu_exp.record.results import Results, RunInfo
 from rmu_exp.settings import Data, Judge, Model
 from rmu_exp.support.errors import UserError
 
@@ -34,11 +34,7 @@ def is_run(word: str) -> bool:
 def taken_up(config: DictConfig, given: Sequence[str] = ()) -> DictConfig:
     """The configuration with the model and the data of the run that is judged; unchanged for a checkpoint.
 
-    Args:
-        given: keys on the command line.
-
-    Raises:
-        UserError: the folder has no Delta, or the command line says otherwise than the run.
+    Raises UserError: the folder has no Delta, or the keys on the command line (``given``) say otherwise than the run.
     """
     if OmegaConf.is_missing(config, "unlearned") or not is_run(str(config.unlearned)):
         return config
@@ -112,7 +108,7 @@ def describe(judge: Judge, judged: Judged, texts: Texts, record: Record) -> Resu
         topics=judge.topics,
         changed_tensors=sorted(judged.delta.tensors),
     )
-    origin: Provenance = provenance.describe(
+    origin = provenance.describe(
         judge,
         judged.models.device,
         command=record.command,
@@ -122,6 +118,4 @@ def describe(judge: Judge, judged: Judged, texts: Texts, record: Record) -> Resu
         model_digest=base.digest(),
         delta_digest=judged.delta.digest(),
     )
-    if before is None:
-        return Results.model_validate({"run": info, "provenance": origin})
-    return before.model_copy(update={"run": info, "provenance": origin})
+    return (before or Results(run=info)).model_copy(update={"run": info, "provenance": origin})

@@ -20,13 +20,7 @@ from rmu_exp.support.errors import UserError
 
 @dataclass(frozen=True)
 class Models:
-    """The base model and the oracle, and how they are loaded.
-
-    Attributes:
-        base: the checkpoint that was, or is to be, unlearned.
-        device: where everything computes.
-        shared: whether trials in one process share what they load.
-    """
+    """The base model and the oracle, and how they are loaded; ``shared``: by all trials in one process."""
 
     settings: Model
     base: Checkpoint
@@ -37,14 +31,9 @@ class Models:
     def find(
         cls, settings: Model, base: str | None = None, revision: str | None = None, *, shared: bool = False
     ) -> Models:
-        """Find the base model; nothing large is read.
+        """Find the base model (``base``: in place of the settings'); nothing large is read.
 
-        Args:
-            base: a folder or hub id, in place of the one of the settings.
-            revision: the base's commit on the hub.
-
-        Raises:
-            UserError: no such model or device.
+        Raises UserError: no such model or device.
         """
         device = settings.device
         if device == "auto":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,21 +14,13 @@ from rmu_exp.settings import Run
 
 @dataclass(frozen=True)
 class Needs:
-    """What is to be fetched.
+    """What is to be fetched: ``ORG/NAME[@REVISION]``, hub datasets, lm-eval tasks; ``depth`` layers (None: all)."""
 
-    Attributes:
-        models: ``ORG/NAME`` or ``ORG/NAME@REVISION``.
-        corpora: hub datasets, as in ``data.forget``.
-        tasks: lm-eval tasks and groups whose questions lie on the hub.
-        depth: how many layers; None: all.
-        trust_remote_code: whether the code that comes with a model is wanted.
-    """
-
-    models: Sequence[str] = ()
-    corpora: Sequence[str] = ()
-    tasks: Sequence[str] = ()
-    depth: int | None = None
-    trust_remote_code: bool = False
+    models: Sequence[str]
+    corpora: Sequence[str]
+    tasks: Sequence[str]
+    depth: int | None
+    trust_remote_code: bool
 
 
 def of(runs: Sequence[Run]) -> Needs:
@@ -59,13 +50,10 @@ def of(runs: Sequence[Run]) -> Needs:
 def depth(run: Run) -> int | None:
     """How many layers of the base a run loads; None: all, which whoever asks questions needs."""
     method = plugins.module("method", run.method.name)
-    if run.eval.tasks or run.eval.perplexity or run.attacks or run.export or run.train.check_every:
+    whole = run.eval.tasks or run.eval.perplexity or run.attacks or run.export or run.train.check_every
+    if whole or method.Method.logits:
         return None
-    if method.Method.logits:
-        return None
-    given = dataclasses.asdict(run.method)
-    settings = method.Settings(**{key: value for key, value in given.items() if key != "name"})
-    return int(max(method.Method.targets(settings, run.layer))) + 1
+    return int(max(method.Method.targets(plugins.settings_of(run.method), run.layer))) + 1
 
 
 def _on_hub(name: str) -> bool:

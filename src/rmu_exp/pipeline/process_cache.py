@@ -29,11 +29,7 @@ def wanted(share: Share) -> bool:
 
 
 def once(kind: str, key: object, make: Callable[[], T]) -> T:
-    """What ``make`` gives, made anew only when the last thing of this kind had another key or has been changed.
-
-    Args:
-        key: equal only for equal things; compared, not hashed.
-    """
+    """What ``make`` gives, made anew only if the last thing of this kind had another key (compared) or has changed."""
     known = _held.get(kind)
     if known is None or known[0] != key or known[2] != _marks(known[1]):
         _held.pop(kind, None)

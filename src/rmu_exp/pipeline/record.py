@@ -18,14 +18,9 @@ from rmu_exp.support.files import write_atomic
 
 
 class Record:
-    """A run and its folder. What an earlier start of the same run has left there is taken up.
+    """A run and its folder, with the results of an earlier start of it, and the command of the first.
 
-    Attributes:
-        results: what has been measured so far; None: nothing.
-        command: what the run was first started by.
-
-    Raises:
-        UserError: the folder is another run's, or its files are damaged.
+    Raises UserError: the folder is another run's, or its files are damaged.
     """
 
     def __init__(self, run: Run | Judge, folder: Path) -> None:

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from rich.console import Console
 
 from rmu_exp.model.delta import Delta
 from rmu_exp.model.export import export
@@ -22,20 +25,21 @@ from rmu_exp.pipeline.evaluate import Evaluation, GiveUp, evaluate, prepare_eval
 from rmu_exp.pipeline.judgement import Judged, prepare_judgement
 from rmu_exp.pipeline.models import Models, Texts
 from rmu_exp.pipeline.record import Record, made_from
-from rmu_exp.pipeline.report import report, show
 from rmu_exp.pipeline.session import logged, session
 from rmu_exp.pipeline.train import TrainPlan, prepare_training, train
 from rmu_exp.record import rundir
+from rmu_exp.record.results import Results
+from rmu_exp.report import attacks as attack_report
+from rmu_exp.report import markdown, plots, tables
+from rmu_exp.report.card import card
 from rmu_exp.settings import Judge, Run
 from rmu_exp.support import memory
+from rmu_exp.support.files import write_atomic
 from rmu_exp.tracking import Tracker, open_tracker
 
 
 def execute(run: Run | Judge, folder: Path, give_up: GiveUp | None = None) -> None:
-    """Run or judge in a folder.
-
-    Args:
-        give_up: the early stopping rule of a search, asked after a part of the questions.
+    """Run or judge in a folder; ``give_up`` is the early stopping rule of a search.
 
     Raises:
         UserError: what the run asks for does not exist or does not fit; nothing has been written.
@@ -65,13 +69,7 @@ def execute(run: Run | Judge, folder: Path, give_up: GiveUp | None = None) -> No
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be done, checked.
-
-    Attributes:
-        source: where the changed weights come from: a training, a model that exists, or an earlier start's Delta.
-        evaluation: what of it an earlier start has not done.
-        attacks: None: none are chosen.
-    """
+    """What is to be done, checked; ``source`` gives the changed weights: a training, a model, or an earlier Delta."""
 
     run: Run | Judge
     record: Record
@@ -135,6 +133,25 @@ def changed_weights(plan: Plan, tracker: Tracker) -> Delta:
     trained.delta.save(record.folder / rundir.DELTA)
     record.save(training.describe(source, trained, record.command))
     return trained.delta
+
+
+def report(folder: Path, results: Results, tracker: Tracker) -> None:
+    """Write plots and report, which is the last that a run writes, and hand them on to the tracker."""
+    drawn = plots.draw_all(folder)
+    if (folder / rundir.MODEL).is_dir():
+        write_atomic(folder / rundir.MODEL / "README.md", card(results))
+    markdown.write_report(folder)
+    tracker.finish(results, drawn, folder / rundir.DELTA)
+
+
+def show(folder: Path, results: Results) -> None:
+    """Print the results."""
+    console = Console(width=None if sys.stdout.isatty() else 100)
+    if results.qa:
+        console.print(tables.on_screen(results.qa).rich(tables.title(results.run)))
+    if line := attack_report.sentence(results):
+        console.print(line.replace("**", ""), highlight=False, soft_wrap=True)
+    console.print(f"Results and plots: {folder}", highlight=False)
 
 
 @contextmanager

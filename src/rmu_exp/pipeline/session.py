@@ -55,11 +55,7 @@ def computing(model: Model) -> Iterator[None]:
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """Have a folder to oneself.
-
-    Raises:
-        BusyError: another process is at it.
-    """
+    """Have a folder to oneself. Raises BusyError: another process is at it."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / LOCK
     try:
@@ -87,11 +83,7 @@ def warned() -> Iterator[None]:
 
 
 class RunLog(logging.FileHandler):
-    """run.log. Once it cannot be written it stays as it is: the run goes on, and says so at its end.
-
-    Attributes:
-        lost: why it ends early; empty: it does not.
-    """
+    """run.log. Once it cannot be written it stays as it is: the run goes on, and says why at its end."""
 
     lost = ""
 

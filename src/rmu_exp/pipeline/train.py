@@ -9,8 +9,9 @@ import logging
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,13 @@ import torch
 from rmu_exp.config import plugins
 from rmu_exp.data import batches as batching
 from rmu_exp.data.batches import Batch
+from rmu_exp.evaluate.questions import Question
 from rmu_exp.model import parameters
 from rmu_exp.model.delta import Delta
 from rmu_exp.model.parameters import TrainedTensor
 from rmu_exp.model.split import layers_of
 from rmu_exp.pipeline import process_cache
-from rmu_exp.pipeline.checks import Checking
+from rmu_exp.pipeline.checks import accuracy_of, check_questions
 from rmu_exp.pipeline.models import Models, Texts
 from rmu_exp.record import provenance, rundir
 from rmu_exp.record.results import Published, Results, RunInfo, Training
@@ -50,14 +52,10 @@ class TrainPlan:
     """A training that can be started.
 
     Attributes:
-        method: the method's class.
-        settings: its own settings.
-        trained: the tensors that it changes, by name.
+        settings: the method's own.
         depth: how many layers are loaded.
-        steps: how many there will be.
-        batches: their texts.
         notes: what the log says about the texts.
-        checking: questions that are asked while training.
+        asked: questions that are asked while training.
     """
 
     run: Run
@@ -70,7 +68,7 @@ class TrainPlan:
     steps: int
     batches: Iterator[Batch]
     notes: list[str]
-    checking: Checking | None
+    asked: list[Question]
 
 
 @dataclass(frozen=True)
@@ -85,12 +83,10 @@ class Trained:
 def prepare_training(run: Run, models: Models, texts: Texts) -> TrainPlan:
     """Everything that training needs but the weights.
 
-    Raises:
-        UserError: the model, the method, the layers and the texts do not fit together.
+    Raises UserError: the model, the method, the layers and the texts do not fit together.
     """
     base, module = models.base, plugins.module("method", run.method.name)
-    given = dataclasses.asdict(run.method)
-    settings = module.Settings(**{key: value for key, value in given.items() if key != "name"})
+    settings = plugins.settings_of(run.method)
     if run.layer >= base.depth:
         allowed = f"allowed is 0 to {base.depth - 1} ({base.name} has {base.depth} layers)"
         raise UserError(f"layer: got {run.layer}, {allowed}")
@@ -108,15 +104,14 @@ def prepare_training(run: Run, models: Models, texts: Texts) -> TrainPlan:
             f"steer: got auto, which takes a step of each of the {len(run.topics)} topics, but train.max_batches and "
             f"the texts give {steps}; give a number, or more steps"
         )
-    checking = Checking.of(run) if run.train.check_every else None
-    return TrainPlan(run, models, texts, module.Method, settings, trained, depth, steps, batches, notes, checking)
+    asked = check_questions(run) if run.train.check_every else []
+    return TrainPlan(run, models, texts, module.Method, settings, trained, depth, steps, batches, notes, asked)
 
 
 def trained_tensors(run: Run, models: Models, targets: list[int], depth: int) -> list[TrainedTensor]:
     """The trained tensors, by name.
 
-    Raises:
-        UserError: a name that no layer has, or that the checkpoint on disk spells otherwise.
+    Raises UserError: a name that no layer has, or that the checkpoint on disk spells otherwise.
     """
     model, names = models.base.skeleton(depth), run.parameters
     if names is None and run.faithful:
@@ -136,8 +131,7 @@ def trained_tensors(run: Run, models: Models, targets: list[int], depth: int) ->
 def order_of_texts(run: Run, models: Models, texts: Texts) -> tuple[int, Iterator[Batch], list[str]]:
     """How many steps, their batches, and what the log says about the texts.
 
-    Raises:
-        UserError: too few texts, or a tokenizer that the published loop cannot pad with.
+    Raises UserError: too few texts, or a tokenizer that the published loop cannot pad with.
     """
     (forget, retain), size, steps = texts.corpora, run.train.batch_size, run.train.max_batches
     different = {c.source: c for c in (*forget, *retain)}
@@ -156,13 +150,9 @@ def order_of_texts(run: Run, models: Models, texts: Texts) -> tuple[int, Iterato
         return batching.published_steps(*both, size, steps), batches, notes
     known: dict[str, batching.Tokens] = {}
     for source, corpus in different.items():
-
-        def tokenize(texts: list[str] = corpus.texts, source: str = source) -> batching.Tokens:
-            return batching.tokenize(texts, tokenizer, run.data.max_length, source)
-
+        make = partial(batching.tokenize, corpus.texts, tokenizer, run.data.max_length, source)
         key = (base, corpus.digest, corpus.texts, run.data.max_length)
-        shares = models.shared
-        known[source] = process_cache.once(f"tokens of {source}", key, tokenize) if shares else tokenize()
+        known[source] = process_cache.once(f"tokens of {source}", key, make) if models.shared else make()
     notes += [f"{s}: {t.truncated} texts truncated to {run.data.max_length} tokens" for s, t in known.items()]
     tokens = ([known[c.source] for c in forget], [known[c.source] for c in retain])
     return steps, batching.shuffled(*tokens, size, steps, run.seed, tokenizer.pad_token_id), notes
@@ -191,8 +181,8 @@ def train(plan: TrainPlan, folder: Path, made_from: str, on_step: Callable[[Metr
     steer, batches = lengths_of_targets(run, model, plan.batches)
     method = plan.method(plan.settings, _context(plan, steer))
     snapshots = Snapshots(folder / rundir.STATE / "training.safetensors", made_from, run.train.save_every)
-    accuracy = plan.checking.accuracy(models, plan.trained, adapters) if plan.checking else None
-    with MetricsLog(folder / rundir.METRICS, snapshots.steps, plan.steps, on_step) as metrics:
+    accuracy = accuracy_of(plan.asked, models, plan.trained, adapters) if plan.asked else None
+    with metrics_log(folder / rundir.METRICS, snapshots.steps, plan.steps, on_step) as (add, seconds):
         cache = _activations(plan, len(layers_of(model)))
         with signals.deferred():
             values = unlearn(
@@ -202,17 +192,17 @@ def train(plan: TrainPlan, folder: Path, made_from: str, on_step: Callable[[Metr
                 method,
                 run.train.lr or 0.0,
                 decay_over=plan.steps if run.train.schedule == "linear" else None,
-                on_metrics=metrics.add,
+                on_metrics=add,
                 cache=cache,
                 snapshots=snapshots,
                 guard=Guard(accuracy, run.train.check_every, run.train.collapse),
             )
         values = adapters.merged(values) if adapters else values
     took = Training(
-        steps=len(metrics.seconds),
+        steps=len(seconds),
         seconds=snapshots.seconds + time.perf_counter() - began,
         seconds_saving=snapshots.spent,
-        seconds_per_step=statistics.median(metrics.seconds),
+        seconds_per_step=statistics.median(seconds),
         peak_memory_bytes=provenance.peak_memory(models.device),
     )
     return Trained(Delta.from_trained(plan.trained, values, method.control_KD, run.topics, models.base), steer, took)
@@ -259,57 +249,45 @@ def _activations(plan: TrainPlan, depth: int) -> ActivationCache:
     return shared(models.base, min(t.layer for t in plan.trained), depth, models.dtype, models.device, budget)
 
 
-class MetricsLog(AbstractContextManager["MetricsLog"]):
-    """metrics.jsonl, the bar on the screen, and whoever else listens to each step.
+@contextmanager
+def metrics_log(
+    file: Path, done: int, steps: int, on_step: Callable[[Metrics], None] | None
+) -> Iterator[tuple[Callable[[Metrics], None], list[float]]]:
+    """metrics.jsonl, the bar on the screen, and ``on_step``.
 
-    Args:
-        done: steps that were done before; their lines stay, what was written after them is done again.
-        steps: how many there will be.
-        listener: called with each step's metrics, those of the steps done before among them.
-
-    Attributes:
-        seconds: of each step.
+    Gives the function that takes a step's metrics, and a list of each step's seconds. Of ``steps``, the first ``done``
+    were done before: they are only reported again, and what was written after them goes.
     """
+    before = _first_lines(file, done)
+    write_atomic(file, "".join(json.dumps(metrics) + "\n" for metrics in before))
+    if before:
+        log.info("resuming after step %d", done)
+    seconds: list[float] = []
+    with file.open("a", encoding="utf-8", buffering=1) as written, progress.training_progress(steps) as bar:
 
-    def __init__(self, file: Path, done: int, steps: int, listener: Callable[[Metrics], None] | None) -> None:
-        self.file, self.listener, self.seconds = file, listener, list[float]()
-        self.before = self._first_lines(done)
-        self._bar = progress.training_progress(steps)
-        if self.before:
-            log.info("resuming after step %d", done)
+        def report(metrics: Metrics) -> None:
+            if on_step is not None:
+                on_step(metrics)
+            bar.update(metrics)
+            seconds.append(metrics["seconds"])
 
-    def __enter__(self) -> MetricsLog:
-        self._written = self.file.open("a", encoding="utf-8", buffering=1)
-        self.bar = self._bar.__enter__()
-        for metrics in self.before:
-            self._report(metrics)
-        return self
+        def add(metrics: Metrics) -> None:
+            written.write(json.dumps(metrics) + "\n")
+            report(metrics)
 
-    def __exit__(self, *error: Any) -> None:
-        self._bar.__exit__(*error)
-        self._written.close()
+        for metrics in before:
+            report(metrics)
+        yield add, seconds
 
-    def add(self, metrics: Metrics) -> None:
-        """Write and report one step."""
-        self._written.write(json.dumps(metrics) + "\n")
-        self._report(metrics)
 
-    def _report(self, metrics: Metrics) -> None:
-        if self.listener is not None:
-            self.listener(metrics)
-        self.bar.update(metrics)
-        self.seconds.append(metrics["seconds"])
-
-    def _first_lines(self, steps: int) -> list[Metrics]:
-        found: dict[int, Metrics] = {}
-        if steps and self.file.is_file():
-            for line in self.file.read_text(encoding="utf-8").splitlines():
-                with suppress(ValueError):  # the last line may be incomplete
-                    metrics = json.loads(line)
-                    if metrics["step"] <= steps:
-                        found[metrics["step"]] = metrics
-        write_atomic(self.file, "".join(json.dumps(metrics) + "\n" for metrics in found.values()))
-        return list(found.values())
+def _first_lines(file: Path, steps: int) -> list[Metrics]:
+    found: dict[int, Metrics] = {}
+    for line in file.read_text(encoding="utf-8").splitlines() if steps and file.is_file() else ():
+        with suppress(ValueError):  # the last line may be incomplete
+            metrics = json.loads(line)
+            if metrics["step"] <= steps:
+                found[metrics["step"]] = metrics
+    return list(found.values())
 
 
 def describe(plan: TrainPlan, trained: Trained, command: str) -> Results:
@@ -339,6 +317,5 @@ def describe(plan: TrainPlan, trained: Trained, command: str) -> Results:
         model_digest=base.digest(),
         delta_digest=trained.delta.digest(),
     )
-    theirs = [Published.model_validate(dataclasses.asdict(p)) for p in run.model.published]
-    parts = {"run": info, "provenance": origin, "train": trained.took, "published": theirs}
-    return Results.model_validate(parts)
+    theirs = [Published(**dataclasses.asdict(p)) for p in run.model.published]
+    return Results(run=info, provenance=origin, train=trained.took, published=theirs)

@@ -12,6 +12,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import torch
 from pydantic import JsonValue
 
 from rmu_exp.record.results import Git, Provenance
@@ -19,20 +20,8 @@ from rmu_exp.settings import Judge, Run
 from rmu_exp.support.redaction import redact
 
 PACKAGES = (
-    "rmu_exp",
-    "torch",
-    "transformers",
-    "datasets",
-    "lm-eval",
-    "hydra-core",
-    "wandb",
-    "safetensors",
-    "tokenizers",
-    "accelerate",
-    "numpy",
-    "scipy",
-    "scikit-learn",
-    "peft",
+    *("rmu_exp", "torch", "transformers", "datasets", "lm-eval", "hydra-core", "wandb", "safetensors"),
+    *("tokenizers", "accelerate", "numpy", "scipy", "scikit-learn", "peft"),
 )
 SWITCHES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "CUBLAS_WORKSPACE_CONFIG", "PYTHONHASHSEED")
 
@@ -44,16 +33,14 @@ def describe(run: Run | Judge, device: str, **made_from: object) -> Provenance:
         device: the device that the run uses.
         made_from: further fields of :class:`Provenance`: command, data_hashes, model_revision, model_digest, ….
     """
-    return Provenance.model_validate(
-        {
-            "config": settings(run),
-            "config_hash": run.digest,
-            "seeds": {"seed": run.seed},
-            "versions": versions(),
-            "git": git_state(),
-            "hardware": hardware(device),
-        }
-        | made_from
+    return Provenance(
+        config=settings(run),
+        config_hash=run.digest,
+        seeds={"seed": run.seed},
+        versions=versions(),
+        git=git_state(),
+        hardware=hardware(device),
+        **made_from,  # type: ignore[arg-type]
     )
 
 
@@ -80,16 +67,11 @@ def _version(name: str) -> str:
 
 
 def git_state() -> Git | None:
-    """Commit of the checkout that this package runs from, and what its files differ from it by.
-
-    None: there is no checkout.
-    """
-    here = Path(__file__).parent
+    """Commit of the checkout that this package runs from, and what differs from it; None: there is no checkout."""
 
     def git(*words: str) -> str:
-        done = subprocess.run(["git", "-C", str(here), *words], capture_output=True, timeout=20)
-        if done.returncode:
-            raise OSError(done.stderr)
+        here = Path(__file__).parent
+        done = subprocess.run(["git", "-C", str(here), *words], capture_output=True, timeout=20, check=True)
         return done.stdout.decode(errors="replace")
 
     try:
@@ -102,8 +84,6 @@ def git_state() -> Git | None:
 
 def hardware(device: str) -> dict[str, JsonValue]:
     """The processor, what of it is used, and the accelerator: bits may differ where these do."""
-    import torch
-
     found: dict[str, JsonValue] = {
         "machine": platform.machine(),
         "system": f"{platform.system()} {platform.release()}",
@@ -132,10 +112,8 @@ def _processor() -> str:
 def peak_memory(device: str) -> int:
     """Most memory in use so far, in bytes: of the GPU in use, otherwise of this process."""
     if device.startswith("cuda"):
-        import torch
-
         return int(torch.cuda.max_memory_allocated(device))
-    import resource
+    import resource  # which Windows has not
 
     scale = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale

@@ -5,13 +5,13 @@ Stages make their part, reports read it; nobody digs by string. The classes read
 own findings pass through. A stage that did not run leaves its key out; nothing is ever null.
 
 Schema 1 (an attack's ``of``, a control ``never``, no ``kind``) is read as well.
-
 ``python -m rmu_exp.record.results`` writes results.schema.json, beside this module, anew.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -59,13 +59,7 @@ class McNemar(Part):
 
 
 class QaRow(Part):
-    """One lm-eval task, or a group and its tasks, before and after.
-
-    Attributes:
-        tasks: the tasks of a group; None: it is a task.
-        chance: accuracy of a blind guess.
-        p_chance: of the exact binomial test of the unlearned accuracy against chance.
-    """
+    """One lm-eval task, or a group and its ``tasks``, before and after, with the p of the binomial test of chance."""
 
     tasks: list[str] | None = None
     base: Accuracy
@@ -137,10 +131,8 @@ class AttackEntry(Part):
     """What one attack or probe found; what is special to it stands in further keys.
 
     Attributes:
-        settings: the attack's own.
         fingerprint: of the models, texts and questions it was run on.
         error: why it failed; then there is no accuracy.
-        n: questions that it was scored on.
         control: name to accuracy, or to what was found although there is nothing to find.
         budget: what it took: steps, samples, queries, seconds.
     """
@@ -160,11 +152,8 @@ class AttackEntry(Part):
     @model_validator(mode="before")
     @classmethod
     def _oracle_of_schema_1(cls, values: object) -> object:
-        if not isinstance(values, dict) or not isinstance(values.get("control", {}), dict):
-            return values
-        values = dict(values)
-        if "control" in values:
-            values["control"] = {_oracle(name): value for name, value in values["control"].items()}
+        if isinstance(values, dict) and isinstance(control := values.get("control"), dict):
+            return values | {"control": {re.sub("^never(?=,|$)", "oracle", name): v for name, v in control.items()}}
         return values
 
     @property
@@ -184,11 +173,8 @@ class RunInfo(Part):
 
     Attributes:
         kind: ``delta``, which no file has: a Delta whose run's results are not there.
-        model, unlearned: names of the base and, of a judgement, of what was judged.
         steer, alpha: one value per topic.
         settings: the method's own.
-        forget, retain: sources of texts.
-        trained_parameters, changed_tensors: names of tensors as on disk.
         changed: settings that are not the published ones.
     """
 
@@ -290,8 +276,7 @@ class Results(Part):
     def content(self) -> dict[str, JsonValue]:
         """As results.json has it: what is not there is left out."""
         values = self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True)
-        run = {"kind": self.run.kind, **values["run"]}
-        return {"schema": SCHEMA} | values | {"schema": SCHEMA, "run": run}
+        return {"schema": SCHEMA} | values | {"schema": SCHEMA, "run": {"kind": self.run.kind, **values["run"]}}
 
     def save(self, file: Path) -> None:
         """Write the file, whole or not at all."""
@@ -302,17 +287,11 @@ class Results(Part):
         """What was asked: everything, or the part after which a search stopped the run."""
         return self.qa or (self.pruned.qa if self.pruned else {})
 
-    @property
-    def scored(self) -> dict[str, AttackEntry]:
-        """The attacks that have an accuracy."""
-        return {name: entry for name, entry in self.attacks.items() if entry.forget_acc is not None}
-
 
 def load(file: Path) -> Results:
     """The content of a results.json.
 
-    Raises:
-        UserError: it cannot be read, is not JSON, or does not have the form of one.
+    Raises UserError: it cannot be read, is not JSON, or does not have the form of one.
     """
     try:
         return Results.model_validate(json.loads(file.read_text(encoding="utf-8")))
@@ -321,7 +300,7 @@ def load(file: Path) -> Results:
     except RecursionError:
         reason = "nested too deeply"
     except (OSError, ValueError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or first_line(error)
+        reason = getattr(error, "strerror", None) or first_line(error)
     raise UserError(f"{file}: damaged ({reason}); remove it")
 
 
@@ -331,12 +310,6 @@ def _reason(error: ValidationError) -> str:
     place, said = ".".join(map(str, first["loc"])), first["msg"]
     line = " ".join(f"{place}: {said}".split()) if place else said
     return line if len(line) <= 120 else f"{line[:60]} … {line[-56:]}"
-
-
-def _oracle(name: str) -> str:
-    """A control's name; schema 1 called the oracle ``never``."""
-    head, *rest = name.split(", ")
-    return ", ".join(["oracle" if head == "never" else head, *rest])
 
 
 def schema() -> dict[str, JsonValue]:

@@ -21,7 +21,7 @@ from rmu_exp.config.parse import one_line, stored
 from rmu_exp.record import results as results_json
 from rmu_exp.record.results import Results, State
 from rmu_exp.settings import Judge, Run
-from rmu_exp.support.errors import UserError
+from rmu_exp.support.errors import UserError, first_line
 
 CONFIG, DELTA, METRICS, ANSWERS = "config.yaml", "delta.safetensors", "metrics.jsonl", "answers.jsonl"
 REPORT, MODEL, LOG = "report.md", "model", "run.log"
@@ -53,8 +53,6 @@ class RunDir:
     """A run's folder.
 
     Attributes:
-        config: the settings in config.yaml.
-        judged: whether it is a judgement of a model that exists.
         digest: of the settings, as config.yaml says.
         command: what it was first started by; empty: config.yaml does not say.
     """
@@ -72,11 +70,7 @@ class RunDir:
 
     @cached_property
     def settings(self) -> Run | Judge:
-        """The settings as a checked object.
-
-        Raises:
-            UserError: they are not settings of this version.
-        """
+        """The settings as a checked object. Raises UserError: they are not settings of this version."""
         try:
             return stored(self.config)
         except UserError as error:
@@ -85,8 +79,7 @@ class RunDir:
     def part(self, key: str, schema: type[T]) -> T:
         """One group of the settings, as this version has it: keys that it does not know are left out.
 
-        Raises:
-            UserError: the group is not there, or holds a wrong type.
+        Raises UserError: the group is not there, or holds a wrong type.
         """
         values, known = self.config.get(key), getattr(schema, "__dataclass_fields__", {})
         if not isinstance(values, dict):
@@ -101,11 +94,7 @@ class RunDir:
 
     @cached_property
     def answers(self) -> dict[str, TaskAnswers]:
-        """Task to its answers; empty when no questions were asked.
-
-        Raises:
-            UserError: answers.jsonl is damaged.
-        """
+        """Task to its answers; empty when no questions were asked. Raises UserError: answers.jsonl is damaged."""
         file, found = self.folder / ANSWERS, dict[str, TaskAnswers]()
         if not file.is_file():
             return found
@@ -139,8 +128,7 @@ class RunDir:
 def read(folder: Path) -> RunDir:
     """The folder of a run that has results.
 
-    Raises:
-        UserError: it is none, or its settings or results are missing or damaged.
+    Raises UserError: it is none, or its settings or results are missing or damaged.
     """
     for file in (folder / CONFIG, folder / results_json.NAME):
         if not file.is_file():
@@ -163,7 +151,7 @@ def settings(file: Path) -> Object:
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"{file}: damaged ({reason(error)}); remove it") from error
+        raise UserError(f"{file}: damaged ({_reason(error)}); remove it") from error
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise UserError(f"{file}: damaged (no mapping in it); remove it")
     return values
@@ -178,7 +166,7 @@ def lines(file: Path) -> Iterator[Object]:
                 raise UserError(f"{file}: damaged (line {number} is no object)")
             yield value
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{file}: damaged ({reason(error)})") from error
+        raise UserError(f"{file}: damaged ({_reason(error)})") from error
 
 
 def flat(nested: Mapping[str, JsonValue], prefix: str = "") -> Object:
@@ -192,8 +180,5 @@ def flat(nested: Mapping[str, JsonValue], prefix: str = "") -> Object:
     return found
 
 
-def reason(error: Exception) -> str:
-    """An error of reading a file, in one line."""
-    if isinstance(error, OSError):
-        return error.strerror or type(error).__name__
-    return " ".join((str(error).splitlines() or [""])[0].split()) or type(error).__name__
+def _reason(error: Exception) -> str:
+    return " ".join((getattr(error, "strerror", None) or first_line(error)).split())

@@ -62,7 +62,7 @@ def summary(results: Results) -> Figure | None:
 
 
 class Mark(NamedTuple):
-    """A point of the summary with its interval: where, in what colour, with what label."""
+    """A point of the summary with its interval."""
 
     acc: float
     ci95: Interval
@@ -131,6 +131,6 @@ def draw(curve: CurveData) -> Figure:
 
 
 def _colour(name: str, names: Sequence[str]) -> str:
-    heads = list(dict.fromkeys(n.partition(", ")[0] for n in names))
-    head = name.partition(", ")[0]
+    head, *_ = name.split(", ")
+    heads = list(dict.fromkeys(n.split(", ")[0] for n in names))
     return COLOURS.get(head) or OTHERS[heads.index(head) % len(OTHERS)]

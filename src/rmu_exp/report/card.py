@@ -47,10 +47,9 @@ def card(results: Results) -> str:
 
 
 def _front_matter(run: RunInfo, origin: Provenance) -> str:
-    """Only a model of the hub can be linked as the base."""
     tags = dict.fromkeys(["unlearning", "rmu", *([run.method] if run.method else [])])
     facts: dict[str, object] = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": list(tags)}
-    if origin.model_revision:
+    if origin.model_revision:  # only a model of the hub can be linked
         facts |= {"base_model": run.model, "base_model_relation": "finetune"}
     return yaml.safe_dump(facts, sort_keys=True, allow_unicode=True)
 
@@ -75,7 +74,6 @@ def _per_topic(run: RunInfo, values: list[float]) -> str | None:
 
 
 def _role(run: RunInfo, source: str) -> str:
-    """Forget or retain, where the results say."""
     roles = [role for role, sources in (("forget", run.forget), ("retain", run.retain)) if source in sources]
     return f"{' and '.join(roles)}: " if roles else ""
 

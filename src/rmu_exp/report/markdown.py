@@ -24,11 +24,7 @@ def write_report(folder: Path) -> Path:
 
 
 def text(results: Results, plots: Sequence[str] = ()) -> str:
-    """The report.
-
-    Args:
-        plots: names of the figures in plots/.
-    """
+    """The report; ``plots`` are the names of the figures in plots/."""
     changes = [
         f"{name} {percent(row.base.acc)} → {percent(row.unlearned.acc)}"
         for depth, name in tables.rows(results.qa)

@@ -8,7 +8,7 @@ answers. The worst case after k attacks has both at 1 − 0.05/k. It reads resul
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,13 +45,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """A method, or a base model (no seeds).
+    """A method, or a base model (no seeds); None: not measured.
 
     Attributes:
         accuracy: role to accuracy, for the roles that were asked about.
         chance: of a blind guess at the forget questions.
-        perplexity: mean over seeds; None when not measured.
-        worst: the greatest accuracy on the attacks' questions (V) after an attack, likewise; None when none was run.
+        worst: the greatest accuracy on the attacks' questions after an attack.
         seconds, megabytes: medians over seeds, of training.
     """
 
@@ -66,11 +65,7 @@ class Row:
 
 
 def read(folder: Path) -> list[Results]:
-    """The results of every finished run below a folder.
-
-    Raises:
-        UserError: there is none, or one is damaged.
-    """
+    """The results of every finished run below a folder. Raises UserError: there is none, or one is damaged."""
     found = [results_json.load(file) for file in sorted(folder.rglob(results_json.NAME))]
     runs = [r for r in found if r.qa and r.train]
     if not runs:
@@ -157,19 +152,19 @@ def cell(measured: Sequence[tuple[float, int]], confidence: float = 0.95) -> Cel
 
 def table(listed: Sequence[Row]) -> Table:
     """The rows as text, in per cent; columns that nobody measured are left out."""
-    columns: dict[str, Callable[[Row], object]] = {
-        role: lambda row, role=role: row.accuracy.get(role)  # type: ignore[misc]
-        for role in ROLES
+    cells = {
+        row.method: {role: row.accuracy.get(role) for role in ROLES}
+        | {
+            "perplexity": row.perplexity and f"{row.perplexity:.4g}",
+            "worst after attacks": row.worst,
+            "seeds": row.seeds or None,
+            "seconds": row.seconds and f"{row.seconds:.0f}",
+            "memory, MB": row.megabytes and f"{row.megabytes:.0f}",
+        }
+        for row in listed
     }
-    columns |= {
-        "perplexity": lambda row: row.perplexity and f"{row.perplexity:.4g}",
-        "worst after attacks": lambda row: row.worst,
-        "seeds": lambda row: row.seeds or None,
-        "seconds": lambda row: row.seconds and f"{row.seconds:.0f}",
-        "memory, MB": lambda row: row.megabytes and f"{row.megabytes:.0f}",
-    }
-    shown = {name: value for name, value in columns.items() if any(value(row) is not None for row in listed)}
-    body = [[row.method, *("" if (v := value(row)) is None else str(v) for value in shown.values())] for row in listed]
+    shown = [key for key in next(iter(cells.values())) if any(row[key] is not None for row in cells.values())]
+    body = [[row, *("" if found[key] is None else str(found[key]) for key in shown)] for row, found in cells.items()]
     return Table(["method", *numbers(*shown)], body)
 
 
@@ -217,8 +212,7 @@ def _spread(points: Sequence[tuple[float, float]]) -> list[float]:
 def write(folder: Path) -> list[Path]:
     """Write methods.md and methods.png into a folder of runs; returns the two files.
 
-    Raises:
-        UserError: there are no finished runs below it.
+    Raises UserError: there are no finished runs below it.
     """
     listed = rows(read(folder))
     page, picture = folder / "methods.md", folder / "methods.png"

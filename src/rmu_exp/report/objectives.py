@@ -49,13 +49,7 @@ class Measure:
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis.
-
-    Attributes:
-        name: ``forget``, ``general`` or ``worst``.
-        tasks: the groups or tasks of results.json whose questions are pooled; empty for ``worst``.
-        sign: +1 when less is better, -1 when more is.
-    """
+    """One axis: its name in :data:`NAMES`, the groups or tasks that are pooled; ``sign`` is +1 when less is better."""
 
     name: str
     tasks: tuple[str, ...]
@@ -64,15 +58,11 @@ class Axis:
     @property
     def label(self) -> str:
         """What it is, for an axis of a plot."""
-        if self.name == "worst":
-            return "forget accuracy after the worst attack"
-        return f"{self.name}: {' + '.join(self.tasks)}"
+        worst = "forget accuracy after the worst attack"
+        return worst if self.name == "worst" else f"{self.name}: {' + '.join(self.tasks)}"
 
     def of(self, results: Results | None, state: State = "unlearned") -> Measure | None:
-        """The run's measure; None when it was not measured, as the base model is not on ``worst``.
-
-        Runs that a search stopped early have it on a part of the questions.
-        """
+        """The run's measure, of a part of the questions if a search stopped it; None: not measured."""
         if results is None:
             return None
         if self.name == "worst":
@@ -94,13 +84,9 @@ class Axis:
 
 
 def choose(names: Sequence[str], runs: Sequence[Results], given: TasksByAxis | None = None) -> list[Axis]:
-    """The axes by name, over the questions that the runs were asked.
+    """The axes by name, over the questions asked: the groups or tasks ``given``, otherwise found by their names.
 
-    Args:
-        given: axis to the groups or tasks it stands for; what it leaves out is found by the groups' names.
-
-    Raises:
-        UserError: an axis that these runs have no questions for.
+    Raises UserError: an axis that these runs have no questions for.
     """
     qa = next((r.asked for r in runs if r.asked), Qa())
     axes = []
@@ -141,13 +127,7 @@ def score(results: Results) -> float | None:
 
 @dataclass(frozen=True)
 class Worst:
-    """The attack that got the most out.
-
-    Attributes:
-        acc, n: the forget accuracy under it, over n questions.
-        interval: Wilson's at 1 - 0.05/k, which holds for the largest of all k.
-        attacks: k, the number of attacks that were scored.
-    """
+    """The attack that got the most out of n questions; Wilson's interval at 1 - 0.05/k holds for all k attacks."""
 
     attack: str
     acc: float

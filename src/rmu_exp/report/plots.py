@@ -27,7 +27,7 @@ KINDS = tuple(
 
 def draw_all(folder: Path) -> list[Path]:
     """Draw what the run's folder holds the numbers for; returns the files in plots/."""
-    results, file = results_json.load(folder / results_json.NAME), folder / "metrics.jsonl"
+    results, file = results_json.load(folder / results_json.NAME), folder / rundir.METRICS
     metrics = list(rundir.lines(file)) if file.is_file() else []
     figures = {
         "accuracy": accuracy(results.qa, title(results.run)) if results.qa else None,
@@ -110,8 +110,8 @@ def _by_topic(about: str, metrics: Metrics, unit: str, panel: Callable[[Axes, Me
     return figure
 
 
-def curve(axes: Axes, metrics: Metrics, key: str, colour: str, style: str, *, label: str = "", lw: float = 1.4) -> None:
+def curve(axes: Axes, metrics: Metrics, key: str, colour: str, style: str, *, label: str) -> None:
     """A metric over the steps that have it."""
     points = [(m["step"], m[key]) for m in metrics if key in m]
     if points:
-        axes.plot(*zip(*points, strict=True), color=colour, ls=style, lw=lw, label=label)
+        axes.plot(*zip(*points, strict=True), color=colour, ls=style, lw=1.4, label=label)

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 
-from rmu_exp.record.results import Accuracy, Results, State
-from rmu_exp.record.rundir import flat
+from rmu_exp.record.results import Accuracy, Results
+from rmu_exp.record.rundir import WHO, flat
 from rmu_exp.report.table import Table, interval, numbers, percent
 from rmu_exp.report.tables import rows
 from rmu_exp.settings import AUTO, Run
 
 SUBJECTS = (
-    "mmlu_virology",
-    "mmlu_college_biology",
-    "mmlu_computer_security",
-    "mmlu_college_computer_science",
+    *("mmlu_virology", "mmlu_college_biology"),
+    *("mmlu_computer_security", "mmlu_college_computer_science"),
 )
 """The MMLU subjects that the paper looks at: two near the forgotten topics, two a little farther."""
-STATES: tuple[State, ...] = ("base", "unlearned")
 PUBLISHED: dict[str, object] = {
     "model.dtype": "bfloat16",
     "data.forget": ["cais/wmdp-bio-forget-corpus", "cais/wmdp-corpora:cyber-forget-corpus"],
@@ -39,11 +36,11 @@ def table(results: Results) -> Table:
     No rows when nothing is published, or nothing of it was measured.
     """
     qa, sources = results.qa, results.published
-    shared = [name for _, name in rows(qa) if any(name in s.of(state) for s in sources for state in STATES)]
+    shared = [name for _, name in rows(qa) if any(name in s.of(state) for s in sources for state in WHO)]
     subjects = [name for name in SUBJECTS if name in qa and name not in shared] if shared else []
     body = []
     for name in [*shared, *subjects]:
-        for state in STATES:
+        for state in WHO:
             if measured := qa[name].of(state):
                 cells = [name, state, str(measured.n), percent(measured.acc), interval(measured.ci95)]
                 body.append([*cells, *(_compared(measured, s.of(state).get(name)) for s in sources)])
@@ -65,9 +62,8 @@ def changed(run: Run) -> list[str]:
     They go into results.json as ``run.changed``. Those that change no number in this run are left out. A model in a
     folder (``model.path``) is taken for a copy of the preset's.
     """
-    usual: dict[str, object] = {**flat(dataclasses.asdict(Run()))}
-    mine: dict[str, object] = {**flat(dataclasses.asdict(run))}
-    mine |= {"layers.parameters": run.parameters, "method.faithful": run.faithful}
+    usual = flat(dataclasses.asdict(Run()))
+    mine = flat(dataclasses.asdict(run)) | {"layers.parameters": run.parameters, "method.faithful": run.faithful}
     theirs = run.model.published_settings | PUBLISHED | {key: usual[key] for key in UNCHANGED}
     if run.steer != AUTO:
         theirs.pop("steering.factor")

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from functools import partial
 from pathlib import Path
 
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -33,22 +31,12 @@ def set_title(figure: Figure, text: str) -> None:
 
 
 def bare(axes: Axes, grid: str = "both", percent: str = "") -> None:
-    """A light grid behind the marks, and no frame.
-
-    Args:
-        grid: ``both``, ``x`` or ``y``.
-        percent: the axes whose accuracies are shown in per cent: ``x``, ``y`` or ``xy``.
-    """
+    """A light grid (``both``, ``x`` or ``y``) behind the marks, no frame; ``percent``: the axes shown in per cent."""
     axes.grid(axis=grid, color="#eeeeee")  # type: ignore[arg-type]
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     for name in percent:
-        in_percent(getattr(axes, f"{name}axis"))
-
-
-def in_percent(axis: Axis) -> None:
-    """0.25 as ``25 %``."""
-    axis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+        getattr(axes, f"{name}axis").set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
 
 
 def legend(figure: Figure, panels: Iterable[Axes] | None = None, columns: int = 3, size: float = 9) -> None:
@@ -64,19 +52,12 @@ def legend(figure: Figure, panels: Iterable[Axes] | None = None, columns: int = 
 
 def save(figures: Mapping[str, Figure | None], folder: Path) -> list[Path]:
     """Write each figure that there is as ``plots/NAME.png`` in the folder; returns the files."""
-    written = []
-    for name, figure in figures.items():
-        if figure is not None:
-            path = folder / "plots" / f"{name}.png"
-            write(figure, path)
-            written.append(path)
-    return written
+    written = {folder / "plots" / f"{name}.png": figure for name, figure in figures.items() if figure is not None}
+    for path, figure in written.items():
+        write(figure, path)
+    return list(written)
 
 
 def write(figure: Figure, file: Path) -> None:
     """Write a figure as PNG, whole or not at all."""
-    replace_atomic(file, partial(_draw, figure))
-
-
-def _draw(figure: Figure, file: Path) -> None:
-    FigureCanvasAgg(figure).print_png(str(file))
+    replace_atomic(file, lambda temporary: FigureCanvasAgg(figure).print_png(str(temporary)))

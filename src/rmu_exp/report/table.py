@@ -15,13 +15,7 @@ class Number(str):
 
 @dataclass(frozen=True)
 class Table:
-    """A table of text.
-
-    Attributes:
-        columns: their names; a :class:`Number` is aligned right, anything else left.
-        rows: as many cells each as there are columns; what is missing at the end is empty.
-        dim: indices of the rows that stand back on the screen.
-    """
+    """A table of text; cells missing at a row's end are empty, ``dim`` rows (by index) stand back on the screen."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -36,11 +30,7 @@ class Table:
         return "\n".join("| " + " | ".join(self._row(cells)) + " |" for cells in (self.columns, marks, *self.rows))
 
     def rich(self, title: str, gap: int = 1) -> rich_table.Table:
-        """For the screen.
-
-        Args:
-            gap: spaces between columns.
-        """
+        """For the screen, with ``gap`` spaces between columns."""
         made = rich_table.Table(
             title=title, title_justify="left", title_style="bold", header_style="bold", box=None,
             padding=(0, gap, 0, 0),

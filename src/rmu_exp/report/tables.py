@@ -52,12 +52,7 @@ def on_screen(qa: Qa) -> Table:
 
 
 def accuracies(qa: Qa, name: str = "questions", tests: bool = False) -> Table:
-    """Accuracies with intervals.
-
-    Args:
-        name: of the first column.
-        tests: with McNemar's test of a change, and the binomial test against chance.
-    """
+    """Accuracies with intervals; ``tests``: with McNemar's test of a change, and the binomial one against chance."""
     body = []
     for depth, task in rows(qa):
         row = qa[task]
@@ -112,10 +107,8 @@ def attacks(results: Results) -> Table:
 
 def budget(entry: AttackEntry) -> str:
     """A budget in words: ``steps 40, samples 100``; without the time, which belongs to the machine."""
-    pairs = {key.replace("_", " "): value for key, value in entry.budget.items() if key != "seconds"}
-    return ", ".join(
-        f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in pairs.items()
-    )
+    values = {key: f"{v:g}" if isinstance(v, float) else v for key, v in entry.budget.items() if key != "seconds"}
+    return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in values.items())
 
 
 def _seconds(entry: AttackEntry) -> str:

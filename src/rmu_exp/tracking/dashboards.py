@@ -22,14 +22,7 @@ answered right (more is better). The lower table is the last report of a sweep."
 
 @dataclass(frozen=True)
 class DashboardSpec:
-    """What the panels are about.
-
-    Attributes:
-        forget: the group of questions that is to be forgotten.
-        general: the group that is to be kept.
-        topics: names of the forget topics.
-        attacks: names of the attacks.
-    """
+    """What the panels are about: the two groups of questions, the forget topics, the attacks."""
 
     entity: str
     project: str
@@ -37,11 +30,6 @@ class DashboardSpec:
     general: str = "lore_general"
     topics: Sequence[str] = ("hexes", "wards")
     attacks: Sequence[str] = ()
-
-    @property
-    def after(self) -> tuple[str, str]:
-        """Summary keys of the two accuracies after unlearning."""
-        return f"qa/{self.forget}/unlearned", f"qa/{self.general}/unlearned"
 
 
 def _library() -> tuple[Any, Any]:
@@ -56,7 +44,7 @@ def _library() -> tuple[Any, Any]:
 def sections(shown: DashboardSpec) -> dict[str, list[Any]]:
     """Title of a section to its panels."""
     _, w = _library()
-    forget, general = map(w.SummaryMetric, shown.after)
+    forget, general = (w.SummaryMetric(f"qa/{group}/unlearned") for group in (shown.forget, shown.general))
     layer, steer, alpha = (w.SummaryMetric(f"setting/{key}") for key in ("layer", "steer", "alpha"))
     columns = [w.ParallelCoordinatesPlotColumn(metric=m) for m in (layer, steer, alpha, forget, general)]
     curves = [
@@ -70,7 +58,7 @@ def sections(shown: DashboardSpec) -> dict[str, list[Any]]:
             w.ScatterPlot(title="forget accuracy over layer and steer", x=layer, y=steer, z=forget, log_y=True),
             w.ScatterPlot(title="general accuracy over layer and steer", x=layer, y=steer, z=general, log_y=True),
             w.ParallelCoordinatesPlot(title="settings and what they gave", columns=columns),
-            w.ParameterImportancePlot(with_respect_to=shown.after[0]),
+            w.ParameterImportancePlot(with_respect_to=f"qa/{shown.forget}/unlearned"),
         ],
         "Training": [
             *curves,
@@ -133,10 +121,8 @@ def publish(shown: DashboardSpec) -> dict[str, str]:
             ("workspace", workspace(shown), "sections", ws.Workspace.from_url),
             ("report", report(shown), "blocks", w.Report.from_url),
         ):
-            target = new
-            if kind in before:
-                target = load(before[kind])
-                setattr(target, parts, getattr(new, parts))
+            target = load(before[kind]) if kind in before else new
+            setattr(target, parts, getattr(new, parts))
             made[kind] = target.save().url
     except Exception as error:  # whatever W&B's client raises
         raise RunError(f"W&B refused ({first_line(error)}); the panels' keys are those of docs/sweeps.md") from error

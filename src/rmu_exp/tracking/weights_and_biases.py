@@ -12,6 +12,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from queue import SimpleQueue
@@ -45,13 +46,7 @@ class Known(BaseModel):
 def open_tracker(
     settings: Tracking, folder: Path, config: Mapping[str, object], name: str, tags: Sequence[str]
 ) -> Tracker:
-    """The tracker that the settings and WANDB_MODE ask for.
-
-    Args:
-        folder: the run's.
-        config: its settings, for W&B's columns.
-        name, tags: for a run whose settings give no name, and beside their tags.
-    """
+    """The tracker that the settings and WANDB_MODE ask for; the settings' name wins, their tags are added to."""
     if OFF in (settings.kind, switched(settings.mode)):
         return Tracker()
     given: dict[str, object] = {"config": dict(config), "name": settings.name or name, "tags": [*settings.tags, *tags]}
@@ -62,11 +57,7 @@ class WandbTracker(Tracker):
     """Config, every step, tables, plots, and the Delta as an artifact.
 
     All calls after the start are made by one thread, so that none holds the run up; only the end is waited for, and
-    not for long.
-
-    Attributes:
-        mode: ``online`` or ``offline``, as it turned out.
-        run: W&B's run; None before the start, and once tracking has ended or failed.
+    not for long. ``run`` is W&B's run: None before the start, and once tracking has ended or failed.
     """
 
     def __init__(self, settings: Tracking, folder: Path, given: dict[str, object]) -> None:
@@ -112,12 +103,10 @@ class WandbTracker(Tracker):
         import wandb
 
         wanted = switched(self.settings.mode)
-        if wanted in ("online", "offline"):
-            return "online" if wanted == "online" else "offline"
-        try:  # only whether there is a key: the server is asked by init, for a limited time
-            return "online" if wandb.login(prompt=False, verify=False) else "offline"
-        except Exception:
-            return "offline"
+        if wanted == "auto":
+            with suppress(Exception):  # only whether there is a key: the server is asked by init, for a limited time
+                return "online" if wandb.login(prompt=False, verify=False) else "offline"
+        return "online" if wanted == "online" else "offline"
 
     def _init(self) -> wandb.Run:
         import wandb
@@ -165,9 +154,8 @@ class WandbTracker(Tracker):
         if answers.is_file():
             tables["tables/answers"] = [json.loads(line) for line in answers.read_text(encoding="utf-8").splitlines()]
         reached = score(results)
-        about = results.run.model_dump(
-            include={"model", "method", "layer", "steer", "alpha", "seed"}, exclude_none=True
-        )
+        kept = {"model", "method", "layer", "steer", "alpha", "seed"}
+        about = results.run.model_dump(include=kept, exclude_none=True)
 
         def more(run: wandb.Run) -> None:
             import wandb
@@ -192,11 +180,7 @@ class WandbTracker(Tracker):
         about: object,
         more: Callable[[wandb.Run], object] = lambda run: None,
     ) -> None:
-        """Log everything and close; nothing is done if W&B's run was finished with the same before.
-
-        Args:
-            about: what tells whether it is the same.
-        """
+        """Log everything and close; nothing is done if W&B's run was finished with the same (``about``) before."""
         fingerprint = sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()
         if self.run is None and not self.ended and self.known and self.known.finished != fingerprint:
             self._start()
