@@ -62,7 +62,7 @@ def test_a_second_start_in_one_folder_is_refused_and_the_first_is_unharmed(tmp_p
     out, told = second.communicate(timeout=120)
     assert (second.returncode, out) == (2, "")
     (line,) = told.splitlines()
-    assert "another process is at run" in line or f"another process is at {tmp_path / 'run'}" in line
+    assert "another process works in run" in line or f"another process works in {tmp_path / 'run'}" in line
     _, told = first.communicate(timeout=400)
     assert first.returncode == 0, told
     alone = start(tmp_path, "output=alone", "train.max_batches=400")

@@ -83,7 +83,7 @@ def places(context: Context, where: str) -> list[int]:
 
 
 def _directions(context: Context, settings: Settings) -> dict[str, Tensor]:
-    """Access to unit directions (L, D), one a layer."""
+    """Access to unit directions (L, D), one per layer."""
     learn, _ = context.halves
     asked = [context.scorer.encode(item.context) for item in context.pick(learn)[: settings.texts]]
     kept = [context.scorer.encode(text)[:512] for text in context.retain[: settings.texts]]

@@ -103,7 +103,7 @@ def checked(config: DictConfig, given: Sequence[str] = ()) -> Run | Judge:
         config.pop("hydra", None)
     if "unlearned" not in config:
         return parse(config)
-    return parse_judge(get_method("rmu_exp.pipeline.judgement.taken_up")(config, list(map(key_of, given))))
+    return parse_judge(get_method("rmu_exp.pipeline.judgement.completed")(config, list(map(key_of, given))))
 
 
 def composed(words: Sequence[str], conf: Path, name: str = "train", multirun: bool = False) -> list[Run | Judge]:

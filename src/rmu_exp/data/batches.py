@@ -183,7 +183,7 @@ def texts(packed: PackedRows, role: str) -> list[list[int]]:
 
 def starts(packed: PackedRows, role: str) -> Tensor:
     """Which of a role's tokens in packed rows are a text's first."""
-    assert packed.positions_RT is not None, "only packed rows have positions, by which texts are told apart"
+    assert packed.positions_RT is not None, "only packed rows have positions, which say where a text begins"
     return packed.positions_RT.flatten()[packed.tokens[role]] == 0
 
 

@@ -69,7 +69,7 @@ def batches(lengths: Sequence[int], extra: Sequence[float], budget: float, overh
     """Cut rows into batches so that padding and the cost of a batch are least in sum.
 
     Args:
-        lengths: tokens a row, longest first; a batch is padded to its first row.
+        lengths: tokens per row, longest first; a batch is padded to its first row.
         extra: what each row costs in memory beyond its tokens, in tokens.
         budget: tokens a batch may take, padding and extra counted; a row that is longer goes alone.
         overhead: what a batch costs beyond its tokens, in tokens.

@@ -31,7 +31,7 @@ def is_run(word: str) -> bool:
     return (Path(word).expanduser() / rundir.CONFIG).is_file()
 
 
-def taken_up(config: DictConfig, given: Sequence[str] = ()) -> DictConfig:
+def completed(config: DictConfig, given: Sequence[str] = ()) -> DictConfig:
     """The configuration with the model and the data of the run that is judged; unchanged for a checkpoint.
 
     Raises UserError: the folder has no Delta, or the keys on the command line (``given``) say otherwise than the run.

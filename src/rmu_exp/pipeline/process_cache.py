@@ -29,7 +29,7 @@ def wanted(share: Share) -> bool:
 
 
 def once(kind: str, key: object, make: Callable[[], T]) -> T:
-    """What ``make`` gives, made anew only if the last thing of this kind had another key (compared) or has changed."""
+    """What ``make`` gives, made again only if the last thing of this kind had another key (compared) or has changed."""
     known = _held.get(kind)
     if known is None or known[0] != key or known[2] != _marks(known[1]):
         _held.pop(kind, None)

@@ -28,7 +28,7 @@ def session(model: Model, folder: Path) -> Iterator[None]:
     """A run's time: threads and kernels as its settings say, signals heard, warnings shown, the folder its own.
 
     Raises:
-        BusyError: another process is at the folder.
+        BusyError: another process works in the folder.
         RunError: in the place of any error that can be explained in one line.
     """
     with signals.listening(), warned(), boundary.one_line(folder), claimed(folder), computing(model):
@@ -55,14 +55,14 @@ def computing(model: Model) -> Iterator[None]:
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """Have a folder to oneself. Raises BusyError: another process is at it."""
+    """Have a folder to oneself. Raises BusyError: another process works in it."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / LOCK
     try:
         with FileLock(file, timeout=0):
             yield
     except Timeout as error:
-        raise BusyError(f"output: another process is at {folder}; wait for it, or choose another folder") from error
+        raise BusyError(f"output: another process works in {folder}; wait for it, or choose another folder") from error
     finally:
         if [f.name for f in folder.iterdir()] == [LOCK]:
             file.unlink(missing_ok=True)  # a folder that was refused is left as it was

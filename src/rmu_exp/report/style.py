@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from rmu_exp.support.files import replace_atomic
 
-# Okabe and Ito: told apart by everyone
+# Okabe and Ito: everyone can distinguish them
 FORGET, RETAIN, GREEN, PINK, SKY, YELLOW = "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"
 GREY, BLACK = "#777777", "#000000"
 
@@ -31,7 +31,7 @@ def set_title(figure: Figure, text: str) -> None:
 
 
 def bare(axes: Axes, grid: str = "both", percent: str = "") -> None:
-    """A light grid (``both``, ``x`` or ``y``) behind the marks, no frame; ``percent``: the axes shown in per cent."""
+    """A light grid (``both``, ``x`` or ``y``) below the marks, no frame; ``percent``: the axes shown in per cent."""
     axes.grid(axis=grid, color="#eeeeee")  # type: ignore[arg-type]
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

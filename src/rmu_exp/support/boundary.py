@@ -70,7 +70,7 @@ def full_disk(error: BaseException, folder: Path = Path(), then: str = "run it a
     log = f" (log: {folder / 'run.log'})" if (folder / "run.log").is_file() else ""
     if number in FULL:
         return RunError(f"{FULL[number]} {place}; free some, then {then}{log}")
-    return RunError(f"{place} {BROKEN[number]}; once it is well, {then}{log}")
+    return RunError(f"{place} {BROKEN[number]}; once it is repaired, {then}{log}")
 
 
 def number_of(error: BaseException) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-LOCK = ".lock"  # in a run's folder, held by the process that is at it
+LOCK = ".lock"  # in a run's folder, held by the process that works in it
 
 
 def cache_path() -> Path:

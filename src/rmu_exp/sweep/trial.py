@@ -23,7 +23,7 @@ from rmu_exp.sweep import front, overrides, trials
 def run(asked: Callable[[], Run | Judge], folder: Path, hydra: DictConfig) -> float:
     """Run a trial in its folder; what goes wrong is noted there and ends nothing else.
 
-    A trial that another process is at, or has finished, is left to it.
+    A trial that another process works on, or has finished, is left to it.
 
     Args:
         asked: gives the trial's settings.
@@ -41,7 +41,7 @@ def run(asked: Callable[[], Run | Judge], folder: Path, hydra: DictConfig) -> fl
             print(f"trial {folder.name}", file=sys.stderr, flush=True)
             execute(wanted, folder, EarlyStopRule.of(folder.parent, hydra.sweeper))
     except BusyError:
-        print(f"rmu_exp: {folder.name}: another process is at it", file=sys.stderr)
+        print(f"rmu_exp: {folder.name}: another process works on it", file=sys.stderr)
         return math.nan
     except Exception as error:
         known = isinstance(error, (UserError, RunError))
@@ -114,5 +114,5 @@ class EarlyStopRule:
             return None
         for name, point in front.costs(trials.read(self.sweep), axes).items():
             if front.dominates(point, tuple(best)):
-                return f"on {self.questions} questions a task clearly beaten by {name}"
+                return f"on {self.questions} questions per task clearly beaten by {name}"
         return None

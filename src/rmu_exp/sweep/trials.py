@@ -1,4 +1,4 @@
-"""The trials of a sweep, read from its folder: one sub-folder a trial, each an ordinary run's folder.
+"""The trials of a sweep, read from its folder: one sub-folder per trial, each an ordinary run's folder.
 
 Knows nothing of Hydra: any folder that holds folders of runs can be read, also one that nobody swept.
 """
@@ -34,7 +34,7 @@ class Trial:
         name: its folder's name.
         settings: swept key to value.
         state: ``done``, ``pruned`` (stopped early, on a part of the questions), ``failed``, ``running`` (some
-            process is at it) or ``unfinished``.
+            process works on it) or ``unfinished``.
         reason: why it failed or was given up.
         results: the content of results.json; None when there is none.
     """

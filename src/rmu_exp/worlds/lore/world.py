@@ -1,4 +1,4 @@
-"""The fictional encyclopedia: who exists, what is true of them, and how it is told.
+"""The fictional encyclopedia: who exists, what is true of them, and how texts say it.
 
 Everything is derived from one fixed seed with Python's own generator, so the same facts come out
 on every machine. This module knows words and facts; it knows nothing of tokens, models or files.
@@ -251,7 +251,7 @@ def questions(topic_name: str) -> tuple[Question, ...]:
     return tuple(Question(f, options(f, a, rng), a) for f, a in zip(asked, answers, strict=True))
 
 
-# How it is told. The letter form is WMDP's, to the character.
+# How texts say it. The letter form is WMDP's, to the character.
 
 
 def description(topic_name: str) -> str:
