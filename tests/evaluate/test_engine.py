@@ -325,7 +325,7 @@ def test_lores_tasks_through_lm_eval() -> None:
         )
     )
     tasks = ["lore_forget_hexes", "lore_open_general_towns"]
-    manager = harness.task_manager(tasks)
+    manager = harness.task_manager(tasks).manager
     samples = []
     for kind in (HFLM, Engine):
         asking = kind(pretrained=model, tokenizer=tokenizer, batch_size=8)

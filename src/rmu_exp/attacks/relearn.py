@@ -107,7 +107,7 @@ def run(context: Context, settings: Settings) -> Finding:
 
 
 def parts_of(context: Context) -> tuple[list[int], list[int], list[int]]:
-    """Indices of the items whose facts the texts state, by which the best run is chosen, and on which it is scored (V)."""
+    """Indices of the items that the texts state, that choose the best run, and that it is scored on (V)."""
     learn, score = context.halves
     known = context.pick(learn)
     told, choice = halves(known, context.rng("relearn/choice"))

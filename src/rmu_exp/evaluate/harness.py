@@ -11,7 +11,7 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
@@ -19,6 +19,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rmu_exp import worlds
 from rmu_exp.evaluate import statistics
 from rmu_exp.model.checkpoint import Checkpoint
 from rmu_exp.record.results import Qa, QaRow
@@ -71,25 +72,54 @@ Ask = Callable[[Path], Answers]
 """Asks the checkpoint in a folder."""
 
 
-def task_manager(tasks: Sequence[str]) -> Any:
-    """An lm-eval TaskManager that has indexed the project's own folders and those that hold ``tasks``.
+@dataclass(frozen=True)
+class Tasks:
+    """lm-eval's tasks, with those that worlds declare in Python.
+
+    Attributes:
+        manager: lm-eval's TaskManager.
+        declared: name to configuration.
+    """
+
+    manager: Any
+    declared: Mapping[str, dict[str, Any]]
+
+    def load(self, names: Sequence[str]) -> Any:
+        """What lm-eval's ``TaskManager.load`` gives for these tasks and groups."""
+        return self.manager.load([self.declared.get(name, name) for name in names])
+
+
+def task_manager(tasks: Sequence[str]) -> Tasks:
+    """The project's own tasks and those in the folders of lm-eval that hold ``tasks``.
 
     Raises:
-        UserError: a task that lm-eval does not have.
+        UserError: a task that neither lm-eval nor a world has.
     """
     _quiet()
     from lm_eval.tasks import TaskManager
 
-    own = [Path(str(files(package))) / "tasks" for package in ("rmu_exp.worlds.lore", "rmu_exp.evaluate")]
-    manager = TaskManager(include_path=[str(f) for f in (*own, *_folders(tasks))], include_defaults=False)
-    missing = [task for task in tasks if task not in manager.all_tasks]
+    declared = {task: _declared(task, rows) for task in tasks if (rows := worlds.questions(task))}
+    wanted = [task for task in tasks if task not in declared]
+    own = [*worlds.task_folders(), Path(str(files("rmu_exp.evaluate"))) / "tasks"]
+    manager = TaskManager(include_path=[str(f) for f in (*own, *_folders(wanted))], include_defaults=False)
+    missing = [task for task in wanted if task not in manager.all_tasks]
     if missing:  # a task that does not lie where its name says
-        everywhere = [*own, *_folders(tasks), *_folders_that_mention(missing)]
+        everywhere = [*own, *_folders(wanted), *_folders_that_mention(missing)]
         manager = TaskManager(include_path=[str(f) for f in everywhere], include_defaults=False)
-    for task in tasks:
+    for task in wanted:
         if task not in manager.all_tasks:
             raise UserError(f"eval.tasks: no task {task!r} in lm-eval; `lm_eval ls tasks` lists what there is")
-    return manager
+    return Tasks(manager, declared)
+
+
+def _declared(task: str, rows: Sequence[worlds.Row]) -> dict[str, Any]:
+    """The configuration of a task over some questions: their options are scored by likelihood."""
+    import datasets
+
+    metric = {"metric": "acc", "aggregation": "mean", "higher_is_better": True}
+    given = {"custom_dataset": lambda **_: {"test": datasets.Dataset.from_list(list(rows))}, "test_split": "test"}
+    given |= {"doc_to_text": "Question: {{question}}\nAnswer:", "doc_to_choice": "choices", "doc_to_target": "answer"}
+    return given | {"task": task, "output_type": "multiple_choice", "num_fewshot": 0, "metric_list": [metric]}
 
 
 def _root() -> Path:

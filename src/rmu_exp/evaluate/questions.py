@@ -44,7 +44,7 @@ def load(tasks: Sequence[str], topics: Sequence[str], limit: int | None = None) 
     manager = harness.task_manager(tasks)
     with harness.loading(tasks):
         return {
-            name: [i for task in manager.load(name)["tasks"].values() for i in _items(task, topics, limit)]
+            name: [i for task in manager.load([name])["tasks"].values() for i in _items(task, topics, limit)]
             for name in tasks
         }
 

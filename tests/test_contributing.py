@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md's promise: a method is two files. Taken from the page, put in a copy of the project, and run."""
+"""CONTRIBUTING.md's promise: a method, a model and a world are two files each. Taken from the page and run."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory) -> Path:
-    """The project with the page's two files, and nothing else changed."""
+    """The project with the page's files, two for each thing, and nothing else changed."""
     root = tmp_path_factory.mktemp("copy")
     shutil.copytree(ROOT / "conf", root / "conf")
     shutil.copytree(ROOT / "src/rmu_exp", root / "src/rmu_exp", ignore=shutil.ignore_patterns("weights", "__pycache__"))
@@ -25,7 +25,7 @@ def copy(tmp_path_factory) -> Path:
     shutil.copy(ROOT / "train.py", root)
     page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     blocks = re.findall(r"`((?:src|conf)/\S+)`:\n\n```\w+\n(.*?)```", page, re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 6
     for path, text in blocks:
         assert not (root / path).exists()
         (root / path).write_text(text, encoding="utf-8")
@@ -52,6 +52,16 @@ def test_it_runs(copy):
     first = lines[0]  # nothing has moved yet: h = g
     expected = abs(first["norm_forget_frozen"] - 6.5)
     assert first["forget_loss"] == pytest.approx(expected, rel=0.02), "mean |‖h‖ − c| of lengths that are all below c"
+
+
+def test_a_model_and_a_world_run(copy):
+    words = ["model=my_lore", "data=rivers", "eval=tasks", f"output={copy / 'other'}", "train.batch_size=2"]
+    done = train(copy, *words)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((copy / "other/results.json").read_text())
+    assert (results["run"]["layer"], results["run"]["steer"], results["train"]["steps"]) == (6, [5.0], 6)
+    assert results["qa"]["rivers_forget"]["base"]["n"] == 4
+    assert results["qa"]["rivers_forget"]["chance"] == 0.25
 
 
 def test_its_settings_are_checked_and_shown(copy):
