@@ -24,7 +24,8 @@ from hypothesis import strategies as st
 
 from rmu_exp import data as corpora
 from rmu_exp.__main__ import main
-from rmu_exp.config import compose, plugins
+from rmu_exp.cli import compose
+from rmu_exp.config import plugins
 from rmu_exp.model.checkpoint import locate
 from rmu_exp.model.delta import Delta
 from rmu_exp.pipeline.run import prepare
@@ -281,7 +282,7 @@ def start_judging(given: list[str]) -> None:
 
 def claims(folder: Path) -> dict[str, str]:
     """What a run's folder says that verify recomputes, by place. A claim that is left out is none."""
-    told = results.load(folder / "results.json")
+    told: Any = results.load(folder / "results.json").content()
     found: dict[str, Any] = {"delta": Delta.load(folder / "delta.safetensors").digest()}
     for task, row in told.get("qa", {}).items():
         for who in {"base", "unlearned"} & row.keys():

@@ -179,7 +179,7 @@ def test_a_finished_run_started_again_does_nothing(place, monkeypatch, judged):
     """No tracker, no training, no plots; nothing in the folder is written anew."""
     words = ["attacks=[norms]", "tracking=wandb", "tracking.mode=offline"]
     wanted = judge_of(place, f"unlearned={place / 'run'}", "attacks=[norms]") if judged else run_in(place, *words)
-    wanted.tracking.kind, folder = "off", place / "new"
+    wanted.tracking.kind, wanted.eval.limit, folder = "off", 12, place / "new"
     execute(wanted, folder)
     before, wanted.tracking.kind = files(folder), "wandb"
     monkeypatch.setattr("rmu_exp.pipeline.run.open_tracker", lambda *_: pytest.fail("a tracker was opened"))

@@ -101,7 +101,7 @@ def checked(config: DictConfig, given: Sequence[str] = ()) -> Run | Judge:
     config = copy.deepcopy(config)
     with read_write(config), open_dict(config):
         config.pop("hydra", None)
-    if "unlearned" not in config:
+    if "unlearned" not in list(config):  # `in` says no to a key without a value
         return parse(config)
     return parse_judge(get_method("rmu_exp.pipeline.judgement.completed")(config, list(map(key_of, given))))
 
@@ -174,6 +174,8 @@ def _composition(text: str, words: Sequence[str]) -> str:
         if group == "hydra/launcher" and choice in EXTRAS:
             return f"{group}: {choice} is not installed; pip install 'rmu_exp[{EXTRAS[choice]}]'"
         return f"{group}: got {choice!r}, allowed is {', '.join(options[2].split())}"
+    if found := re.search(r"Could not load 'attacks/([^']+)'", text):  # a choice in a list of choices
+        return f"attacks: got {found[1]!r}, allowed is {', '.join((*plugins.files(plugins.ATTACKS), 'all'))}"
     if found := re.match(r"(?:Ambiguous value for argument|Sweep parameters) '([^=']+)=", text):
         return f"{found[1]}: several values need a sweep; add -m, or write '{found[1]}=[…]' for a list"
     return f"command line: {_first_lines(text)}"
