@@ -13,7 +13,7 @@ CONF = Path(__file__).parent.parent / "conf"
 parse.register()
 
 
-def config(*words: str, name: str = "config", conf: Path = CONF) -> DictConfig:
+def config(*words: str, name: str = "train", conf: Path = CONF) -> DictConfig:
     """What Hydra composes."""
     with hydra.initialize_config_dir(str(conf), version_base="1.3"):
         return hydra.compose(name, overrides=[*words, "output=nowhere"])
