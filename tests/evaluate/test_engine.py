@@ -309,9 +309,9 @@ def test_lores_tasks_through_lm_eval() -> None:
     import lm_eval
 
     from rmu_exp.evaluate import harness
-    from rmu_exp.worlds.lore import pretrain
+    from rmu_exp.model.checkpoint import locate
 
-    tokenizer = pretrain.tokenizer()
+    tokenizer = locate("lore").tokenizer()
     torch.manual_seed(0)
     model = transformers.MistralForCausalLM(
         transformers.MistralConfig(
