@@ -134,7 +134,7 @@ class Ours:
         self.trained = resolve(self.model, [args.layer - 2, args.layer - 1, args.layer], names)
         device = torch.device(args.device)
         context = Context(args.layer, ["topic"], STEER, ALPHA, args.hidden, device, args.steps)
-        self.method = rmu.Method(rmu.Settings(), context)
+        self.method = rmu.Method(rmu.Settings(faithful=False), context)
 
     def run(self, batches: list[Batch]) -> None:
         unlearn(self.model, self.trained, batches, self.method, LR)
