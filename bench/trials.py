@@ -31,7 +31,9 @@ from rmu_exp.unlearn.methods import rmu
 def trial(ours: step.Ours, batches: list[Batch], number: int, cache: ActivationCache) -> list[torch.Tensor]:
     """A trial with a steer and an alpha of its own."""
     context = dataclasses.replace(ours.method.context, steer=[float(number)], alpha=[100.0 * number])
-    return unlearn(ours.model, ours.trained, batches, rmu.Method(rmu.Settings(faithful=False), context), step.LR, trunks=cache)
+    return unlearn(
+        ours.model, ours.trained, batches, rmu.Method(rmu.Settings(faithful=False), context), step.LR, cache=cache
+    )
 
 
 def main() -> None:

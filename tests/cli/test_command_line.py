@@ -129,7 +129,7 @@ def test_what_hydra_refuses_is_one_line(words, named, tmp_path):
 def test_cfg_job_of_an_incomplete_run(tmp_path):
     done = train("model=hf", "--cfg", "job", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "name: ???" in done.stdout
+    assert "layer: ???" in done.stdout
 
 
 def test_help_names_every_group_choice_and_key(tmp_path):
@@ -137,10 +137,11 @@ def test_help_names_every_group_choice_and_key(tmp_path):
     assert done.returncode == 0
     for file in (ROOT / "conf").rglob("*.yaml"):
         if file.parent != ROOT / "conf":
-            assert f"{file.parent.relative_to(ROOT / 'conf')}={file.stem}" in done.stdout
-    for key in ("layer", "steer", "alpha", "seed", "export", "output", ".lr", ".faithful", ".param_ids"):
-        assert f" {key} " in done.stdout
-    assert max(map(len, done.stdout.splitlines())) <= 160
+            assert f" {file.stem}" in done.stdout
+    for key in ("layer", "steer", "alpha", "seed", "export", "output", ".lr", ".param_ids"):
+        assert f" {key}=" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 120
+    assert len(done.stdout.splitlines()) <= 100, "two screens"
 
 
 def test_help_imports_nothing_heavy(tmp_path):

@@ -118,7 +118,7 @@ def refuse_second(folder: Path) -> None:
     out, errors = second.communicate(timeout=60)
     assert second.returncode == 2, out
     assert len(errors.splitlines()) == 1
-    assert "another process is at" in errors
+    assert "another process works in" in errors
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,6 @@ def test_a_stop_before_there_is_anything_to_go_on_with(tmp_path, capsys):
     folder.mkdir()
     assert job.execute(asked, folder) == 1
     assert capsys.readouterr().err == "rmu_exp: stopped before anything was done; the same command starts it\n"
-    folder.mkdir()  # it had been left empty, and so was taken back
     (folder / "config.yaml").touch()
     assert job.execute(asked, folder) == 1
     assert capsys.readouterr().err.endswith(f"resume={folder} resumes\n")

@@ -117,7 +117,7 @@ def test_slurm(swept, train, slurm, tmp_path):
 def test_a_slurm_that_is_not_there(train, tmp_path):
     bare = tmp_path / "bin"
     bare.mkdir()
-    done = train("layer=1,2", "hydra/launcher=slurm", f"output={tmp_path / 's'}", PATH=str(bare))
+    done = train("layer=1,2", "steer=3", "hydra/launcher=slurm", f"output={tmp_path / 's'}", PATH=str(bare))
     assert done.returncode == 2
     assert done.stderr.startswith("rmu_exp: hydra/launcher: no sbatch here;")
     assert not (tmp_path / "s").exists()

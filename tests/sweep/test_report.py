@@ -105,7 +105,7 @@ def test_given_up_only_when_beaten_beyond_doubt(make_trial, tmp_path):
         qa = {name: {"tasks": []} | measured for name, measured in qa.items()}
         return results(pruned={"questions": 40, "because": "", "qa": qa})
 
-    assert rule(part(36, 20)) == "on 40 questions a task clearly beaten by steer=1"
+    assert rule(part(36, 20)) == "on 40 questions per task clearly beaten by steer=1"
     assert rule(part(36, 40)) is None  # general may be better
     assert rule(part(13, 20)) is None  # forget may be better: its interval goes below 30 %
 

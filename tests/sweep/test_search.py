@@ -129,6 +129,6 @@ def test_two_processes_share_a_search_and_give_up_what_is_beaten(command, make_t
     for name in ran:
         results = json.loads((tmp_path / name / "results.json").read_text())
         assert "qa" not in results
-        assert results["pruned"]["because"] == "on 3 questions a task clearly beaten by layer=0,steer=0"
+        assert results["pruned"]["because"] == "on 3 questions per task clearly beaten by layer=0,steer=0"
         assert results["pruned"]["qa"]["lore_forget"]["unlearned"]["n"] == 6  # two tasks
     assert "4 trials: 1 done, 3 given up; chosen: layer=0,steer=0" in (tmp_path / "report.md").read_text()
