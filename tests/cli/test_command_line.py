@@ -136,7 +136,7 @@ def test_help_names_every_group_choice_and_key(tmp_path):
     done = train("--help", cwd=tmp_path)
     assert done.returncode == 0
     for file in (ROOT / "conf").rglob("*.yaml"):
-        if file.parent != ROOT / "conf":
+        if file.parent.name not in ("conf", "preset", "method_model"):  # the last two follow from the others
             assert f" {file.stem}" in done.stdout
     for key in ("layer", "steer", "alpha", "seed", "export", "output", ".lr", ".param_ids"):
         assert f" {key}=" in done.stdout
