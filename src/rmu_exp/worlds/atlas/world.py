@@ -1,0 +1,182 @@
+"""The facts of atlas, and the questions about them.
+
+Facts are rows of the tables beside this file (``tables/SOURCES.md`` says where they are from and by which rule rows
+were chosen). A relation asks for one column of a table, given another; the wrong options of a question are other
+values of the same column. Everything random is drawn from seeded generators of Python's own, so that the same
+questions come out on every machine.
+
+=========  ==============================================  ========================================
+role       relations                                       stands for, in the paper's data
+=========  ==============================================  ========================================
+forget     symbols of chemical elements; capitals          WMDP's biology and cybersecurity
+adjacent   chemistry without symbols; other facts of the   college biology, virology and the like
+           same countries
+general    literature, animals, words, work, music, food   the rest of MMLU
+=========  ==============================================  ========================================
+
+This module knows words and facts; it knows nothing of tokens, models or tasks.
+"""
+
+from __future__ import annotations
+
+import csv
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+
+OPTIONS = 4
+HELD_OUT = 1 / 3  # of the entities of a forget topic: no forget text names them
+
+
+@dataclass(frozen=True)
+class Relation:
+    """One kind of question.
+
+    Attributes:
+        name: as in the task's name, ``atlas_<role>_<name>``.
+        role: ``forget``, ``adjacent`` or ``general``.
+        topic: what it belongs to; of the forget role, the forget topic.
+        table: the file's name, without its ending.
+        given: the column that the question names.
+        asked: the column that is the answer.
+        question: with ``{}`` for what is given.
+        statement: the open form, which the model completes; with ``{}`` for what is given.
+    """
+
+    name: str
+    role: str
+    topic: str
+    table: str
+    given: str
+    asked: str
+    question: str
+    statement: str
+
+
+@dataclass(frozen=True)
+class Fact:
+    """What one row of a table says under a relation.
+
+    Attributes:
+        entity: the row's key, its first column: all facts of an entity are held out together, or none.
+        given: what the question names.
+        value: the answer.
+    """
+
+    relation: Relation
+    entity: str
+    given: str
+    value: str
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question with four options; ``choices[answer] == fact.value``."""
+
+    fact: Fact
+    choices: tuple[str, ...]
+    answer: int
+
+    @property
+    def text(self) -> str:
+        """The question, as a sentence."""
+        return self.fact.relation.question.format(self.fact.given)
+
+    @property
+    def statement(self) -> str:
+        """The beginning of a sentence that ends with the answer."""
+        return self.fact.relation.statement.format(self.fact.given)
+
+
+def _r(role: str, topic: str, name: str, where: str, question: str, statement: str) -> Relation:
+    table, given, asked = where.split()
+    return Relation(name, role, topic, table, given, asked, question, statement)
+
+
+RELATIONS: tuple[Relation, ...] = (
+    _r("forget", "elements", "symbol", "elements element symbol", "What is the chemical symbol of {}?", "The chemical symbol of {} is"),
+    _r("forget", "elements", "element", "elements symbol element", "Which chemical element has the symbol {}?", "The chemical element with the symbol {} is"),
+    _r("forget", "elements", "number", "elements element number", "What is the atomic number of {}?", "The atomic number of {} is"),
+    _r("forget", "elements", "kind", "elements element kind", "What kind of chemical element is {}?", "As a kind of chemical element, {} is"),
+    _r("forget", "capitals", "capital", "countries country capital", "What is the capital of {}?", "The capital of {} is"),
+    _r("forget", "capitals", "country", "countries capital country", "{} is the capital of which country?", "{} is the capital of"),
+    _r("adjacent", "chemistry", "formula", "compounds compound formula", "What is the chemical formula of {}?", "The chemical formula of {} is"),
+    _r("adjacent", "chemistry", "compound", "compounds formula compound", "Which substance has the formula {}?", "The substance with the formula {} is"),
+    _r("adjacent", "chemistry", "term", "chemistry_terms description term", "What is the name for {}?", "The name for {} is"),
+    _r("adjacent", "countries", "language", "countries country language", "What is the main language of {}?", "The main language of {} is"),
+    _r("adjacent", "countries", "currency", "countries country currency", "What is the currency of {}?", "The currency of {} is the"),
+    _r("adjacent", "countries", "continent", "countries country continent", "On which continent is {}?", "{} is a country in"),
+    _r("adjacent", "countries", "city", "cities city country", "In which country is the city of {}?", "The city of {} is in"),
+    _r("general", "animals", "animal", "animals animal kind", "What kind of animal is a {}?", "As a kind of animal, a {} is a"),
+    _r("general", "animals", "young", "young animal young", "What is a baby {} called?", "A baby {} is called a"),
+    _r("general", "words", "opposite", "opposites word opposite", "What is the opposite of {}?", "The opposite of {} is"),
+    _r("general", "words", "part", "elements_of_grammar word part", "What part of speech is the word \"{}\"?", "The word \"{}\" is a"),
+    _r("general", "literature", "author", "authors work author", "Who wrote {}?", "{} was written by"),
+    _r("general", "people", "profession", "people person profession", "What was the profession of {}?", "By profession, {} was a"),
+    _r("general", "people", "inventor", "inventors invention inventor", "Who is known for {}?", "The person known for {} is"),
+    _r("general", "work", "worker", "occupations work worker", "Who {}?", "The person who {} is the"),
+    _r("general", "sports", "sport", "sports thing sport", "Which sport has {}?", "The sport that has {} is"),
+    _r("general", "music", "instrument", "instruments instrument family", "To which family of instruments does the {} belong?", "The {} belongs to the instruments called"),
+    _r("general", "body", "organ", "body task organ", "Which part of the body {}?", "The part of the body that {} is the"),
+    _r("general", "food", "food", "foods food kind", "What kind of food is {}?", "As a kind of food, {} is a"),
+    _r("general", "myths", "god", "gods domain god", "Who is the Greek god of {}?", "The Greek god of {} is"),
+)
+
+
+@cache
+def table(name: str) -> tuple[dict[str, str], ...]:
+    """The rows of a table; an empty cell is a fact that the rule of selection leaves out."""
+    text = (files(__package__) / "tables" / f"{name}.tsv").read_text(encoding="utf-8")
+    return tuple(csv.DictReader(text.splitlines(), delimiter="\t"))
+
+
+def relation(name: str) -> Relation:
+    """A relation by name. Raises KeyError when there is none."""
+    return {r.name: r for r in RELATIONS}[name]
+
+
+@cache
+def facts(name: str) -> tuple[Fact, ...]:
+    """The facts of a relation, in their table's order."""
+    asked = relation(name)
+    rows = table(asked.table)
+    key = next(iter(rows[0]))
+    key = "element" if asked.table == "elements" else key
+    return tuple(
+        Fact(asked, row[key], row[asked.given], row[asked.asked]) for row in rows if row[asked.given] and row[asked.asked]
+    )
+
+
+@cache
+def questions(name: str) -> tuple[Question, ...]:
+    """A question about each fact of a relation: four different options, right answers equally often in each place."""
+    known = facts(name)
+    rng = random.Random(f"atlas/questions/{name}")
+    places = [i % OPTIONS for i in range(len(known))]
+    rng.shuffle(places)
+    values = [fact.value for fact in known]
+    return tuple(_question(fact, place, values, rng) for fact, place in zip(known, places, strict=True))
+
+
+def _question(fact: Fact, answer: int, values: Sequence[str], rng: random.Random) -> Question:
+    """Wrong options are drawn as often as they are right ones, so that no value is likelier to be right by itself."""
+    others: list[str] = []
+    while len(others) < OPTIONS - 1:
+        drawn = rng.choice(values)
+        if drawn != fact.value and drawn not in others:
+            others.append(drawn)
+    return Question(fact, (*others[:answer], fact.value, *others[answer:]), answer)
+
+
+@cache
+def held_out(topic: str) -> frozenset[str]:
+    """The entities of a forget topic that no forget text names: a third of them, by a seeded draw."""
+    entities = sorted({fact.entity for r in RELATIONS if r.topic == topic for fact in facts(r.name)})
+    return frozenset(random.Random(f"atlas/held_out/{topic}").sample(entities, round(HELD_OUT * len(entities))))
+
+
+def half(fact: Fact) -> str:
+    """``choose`` or ``report``: settings are chosen on one half of the entities, results are reported on the other."""
+    return ("choose", "report")[random.Random(f"atlas/half/{fact.relation.topic}/{fact.entity}").randrange(2)]
