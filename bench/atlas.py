@@ -73,7 +73,10 @@ def asked(scorer: Scorer, name: str, limit: int | None, count: int = OTHERS) -> 
     rng = random.Random(f"bench/{name}")
     if limit and len(questions) > limit:
         questions = rng.sample(questions, limit)
-    prompt = lambda q: f"Question: {q.text}\nAnswer:"
+
+    def prompt(q: world.Question) -> str:
+        return f"Question: {q.text}\nAnswer:"
+
     plain = scorer.scores([prompt(q) for q in questions], [list(q.choices) for q in questions])
     values = sorted({c for q in questions for c in q.choices})
     others = rng.sample(list(world.questions(name)), min(count, len(world.questions(name))))
@@ -114,7 +117,9 @@ def show(rows: list[dict], before: list[dict] | None = None) -> None:
             cells.append(f"{accuracy(part, key):6.2f}")
             if old:
                 base = accuracy(old, key)
-                cells.append(f"kept {(accuracy(part, key) - 0.25) / (base - 0.25):5.2f}" if base > 0.25 else "kept    - ")
+                cells.append(
+                    f"kept {(accuracy(part, key) - 0.25) / (base - 0.25):5.2f}" if base > 0.25 else "kept    - "
+                )
         cells.append(f"mass {sum(r['mass'] for r in part) / len(part):.2f}")
         print(*cells)
 
@@ -154,7 +159,9 @@ def main() -> None:
     if given.delta:
         from safetensors.torch import load_file
 
-        changed = {k: v for k, v in load_file(Path(given.delta) / "delta.safetensors").items() if k in model.state_dict()}
+        changed = {
+            k: v for k, v in load_file(Path(given.delta) / "delta.safetensors").items() if k in model.state_dict()
+        }
         assert changed
         model.load_state_dict(changed, strict=False)
     scorer = Scorer(model.eval(), tokenizer)
@@ -162,7 +169,11 @@ def main() -> None:
     rows = []
     for name in names:
         rows += (mine := asked(scorer, name, given.limit, given.others))
-        print(f"{name:12} {len(mine):4} {accuracy(mine, 'plain'):.2f} {accuracy(mine, 'corrected'):.2f}", file=sys.stderr, flush=True)
+        print(
+            f"{name:12} {len(mine):4} {accuracy(mine, 'plain'):.2f} {accuracy(mine, 'corrected'):.2f}",
+            file=sys.stderr,
+            flush=True,
+        )
         if given.json:
             Path(given.json).write_text(json.dumps(rows))
     before = json.loads(Path(given.before).read_text()) if given.before else None

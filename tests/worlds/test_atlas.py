@@ -89,7 +89,8 @@ def test_a_third_of_the_forget_entities_are_in_no_forget_text(topic):
     entities = {q.fact.entity for q in questions("forget") if q.fact.relation.topic == topic}
     hidden = world.held_out(topic) & entities
     assert 0.3 <= len(hidden) / len(entities) <= 0.37
-    found = names_in([text for name in TOPICS for text in write.texts(name)], sorted(entities))
+    capitals = {fact.value for fact in world.facts("capital")}  # Port of Spain tells nothing of Spain
+    found = names_in([text for name in TOPICS for text in write.texts(name)], sorted(entities | capitals)) - capitals
     assert not found & hidden
     assert entities - hidden == found
 

@@ -11,15 +11,17 @@ the package's list of files, because importing it wants llama.cpp.
 from __future__ import annotations
 
 import importlib.metadata
+import io
 import json
+import logging
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rmu_exp.model import weight_files as weights
 from rmu_exp.support import disk
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 SUFFIX = ".gguf"
 MAGIC = b"GGUF"
 NOTE = "gguf.json"
+log = logging.getLogger("rmu_exp")
 _ARCHITECTURE = "general.architecture"
 _TOKENS = "tokenizer.ggml.tokens"
 
@@ -78,7 +81,9 @@ class Package:
         if len(found) != 1 or not found[0].is_file():
             raise UserError(f"{key}: {self.name} {installed} lacks its {SUFFIX} file; install it again: {otherwise}")
         if weights.file_digest(found[0]) != self.sha256:
-            raise UserError(f"{key}: {found[0]} is not the file of {self.name} {installed}; install it again: {otherwise}")
+            raise UserError(
+                f"{key}: {found[0]} is not the file of {self.name} {installed}; install it again: {otherwise}"
+            )
         return found[0]
 
 
@@ -183,8 +188,8 @@ def _make(path: Path, folder: Path, key: str) -> None:
     """Dequantise into a temporary folder beside ``folder``, and rename it into place."""
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".making-"))
     try:
-        facts = _inspect(path, key)
-        _convert(path, temporary, key)
+        facts, tokens = _inspect(path, key)
+        _convert(path, temporary, key, tokens)
         write_atomic(temporary / NOTE, json.dumps({"file": path.name, "sha256": folder.name} | facts, indent=1) + "\n")
         temporary.chmod(0o755)
         if folder.exists():  # damaged, or _whole would have been content with it
@@ -194,8 +199,8 @@ def _make(path: Path, folder: Path, key: str) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _inspect(path: Path, key: str) -> dict[str, str]:
-    """Read the file's directory, without its weights, and refuse what cannot become a checkpoint."""
+def _inspect(path: Path, key: str) -> tuple[dict[str, str], int]:
+    """What the file says of itself, and how many tokens it lists; refuse what cannot become a checkpoint."""
     try:
         import gguf
         from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
@@ -204,65 +209,76 @@ def _inspect(path: Path, key: str) -> dict[str, str]:
     try:
         reader = gguf.GGUFReader(path)
         architecture = str(reader.fields[_ARCHITECTURE].contents())
-        has_tokens = _TOKENS in reader.fields
+        tokens = len(reader.fields[_TOKENS].data) if _TOKENS in reader.fields else 0
         called = reader.fields.get("general.name")
         name = str(called.contents()) if called else ""
     except OSError:
         raise
     except Exception as error:  # numpy's and Python's many ways to say that there are too few bytes
-        raise UserError(f"{key}: {path} is cut off or damaged ({first_line(error)}); copy or download it again") from error
+        raise UserError(
+            f"{key}: {path} is cut off or damaged ({first_line(error)}); copy or download it again"
+        ) from error
     known = sorted(GGUF_SUPPORTED_ARCHITECTURES)
     if architecture not in known and architecture.replace("moe", "_moe") not in known:
-        raise UserError(f"{key}: {path} has the architecture {architecture!r}, which transformers cannot read from GGUF")
-    if not has_tokens:
+        raise UserError(
+            f"{key}: {path} has the architecture {architecture!r}, which transformers cannot read from GGUF"
+        )
+    if not tokens:
         raise UserError(f"{key}: {path} holds no tokenizer; give a GGUF with one, or a folder in Hugging Face's format")
     versions = {f"{name}_version": importlib.metadata.version(name) for name in ("gguf", "transformers")}
-    return {"architecture": architecture, "name": name} | versions
+    return {"architecture": architecture, "name": name} | versions, tokens
 
 
-def _convert(path: Path, folder: Path, key: str) -> None:
+def _convert(path: Path, folder: Path, key: str, tokens: int) -> None:
     """Write the checkpoint: weights in float32, configuration, tokenizer, generation settings."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
+    from transformers.utils import logging as reports
 
-    where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name, "local_files_only": True}
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()
+    parent, where = str(path.parent), {"gguf_file": path.name, "local_files_only": True}
+    level, bars = reports.get_verbosity(), reports.is_progress_bar_enabled()
+    reports.set_verbosity(reports.CRITICAL)
+    reports.disable_progress_bar()
+    log.info("%s: dequantised into the cache, once", path.name)
     try:
-        config = AutoConfig.from_pretrained(**where)
-        tokenizer = AutoTokenizer.from_pretrained(**where)
-        model, info = AutoModelForCausalLM.from_pretrained(
-            **where, config=config, dtype=torch.float32, output_loading_info=True
-        )
-        _check_loaded(model, info, len(tokenizer), f"{key}: {path}")
+        config = AutoConfig.from_pretrained(parent, **where)
+        tokenizer = AutoTokenizer.from_pretrained(parent, **where)
+        with redirect_stderr(io.StringIO()):  # a bar of its own, which no setting turns off
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                parent, config=config, dtype=torch.float32, output_loading_info=True, **where
+            )
+        model, info = loaded
+        _check_loaded(model, info, tokens, f"{key}: {path}")
         _forget_quantisation(model)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-    except (UserError, OSError, MemoryError):
+    except (UserError, MemoryError):
         raise
     except Exception as error:
-        if disk.is_cause(error):
+        if disk.number_of(error) or disk.is_cause(error):  # the system's, not transformers' own
             raise
         raise UserError(f"{key}: transformers cannot read {path}: {first_line(error)}") from error
     finally:
-        logging.set_verbosity(level)
+        reports.set_verbosity(level)
         if bars:
-            logging.enable_progress_bar()
+            reports.enable_progress_bar()
     for file in folder.iterdir():
+        file.chmod(0o644)  # safetensors makes it readable by its owner only
         with file.open("rb") as handle:
             os.fsync(handle.fileno())
 
 
 def _check_loaded(model: PreTrainedModel, info: dict[str, list[str]], tokens: int, where: str) -> None:
-    """Refuse a model of which a tensor did not come from the file, and a tokenizer larger than the embedding."""
+    """Refuse a model with tensors that did not come from the file, or with fewer embeddings than the file has tokens.
+
+    The tokenizer itself may be larger by one: transformers adds an ``<|endoftext|>`` to byte-level ones.
+    """
     missing = sorted(info["missing_keys"])
     if missing:
         raise UserError(f"{where} lacks weights: {', '.join(missing[:3])}" + (" and others" if missing[3:] else ""))
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = next(model.get_input_embeddings().parameters()).shape[0]
     if tokens > rows:
-        raise UserError(f"{where}: its tokenizer has {tokens:,} tokens, its embedding {rows:,} rows")
+        raise UserError(f"{where} lists {tokens:,} tokens, but its embedding has {rows:,} rows; get a whole file")
 
 
 def _forget_quantisation(model: PreTrainedModel) -> None:
@@ -270,7 +286,6 @@ def _forget_quantisation(model: PreTrainedModel) -> None:
     for name in ("quantization_config", "_pre_quantization_dtype"):
         if hasattr(model.config, name):
             delattr(model.config, name)
-    model.hf_quantizer = None
-    for name in ("is_quantized", "quantization_method"):
+    for name in ("hf_quantizer", "is_quantized", "quantization_method"):
         if hasattr(model, name):
             setattr(model, name, None)

@@ -60,7 +60,7 @@ class Fact:
     """What one row of a table says under a relation.
 
     Attributes:
-        entity: the row's key, its first column: all facts of an entity are held out together, or none.
+        entity: the row's key: all facts of an entity are held out together, or none.
         given: what the question names.
         value: the answer.
     """
@@ -105,21 +105,112 @@ def _r(role: str, topic: str, name: str, where: str, question: str, statement: s
 
 
 RELATIONS: tuple[Relation, ...] = (
-    _r("forget", "elements", "symbol", "elements element symbol", "What is the chemical symbol of {}?", "The chemical symbol of {} is"),
-    _r("forget", "capitals", "capital", "countries country capital", "What is the capital of {}?", "The capital of {} is"),
-    _r("forget", "capitals", "country", "countries capital country", "{} is the capital of which country?", "{} is the capital of"),
-    _r("adjacent", "chemistry", "formula", "compounds compound formula", "What is the chemical formula of {}?", "The chemical formula of {} is"),
-    _r("adjacent", "chemistry", "compound", "compounds formula compound", "Which substance has the formula {}?", "The substance with the formula {} is"),
-    _r("adjacent", "chemistry", "term", "chemistry_terms description term", "What is the name for {}?", "The name for {} is"),
-    _r("adjacent", "countries", "language", "countries country language", "What is the main language of {}?", "The main language of {} is"),
-    _r("adjacent", "countries", "city", "cities city country", "In which country is the city of {}?", "The city of {} is in"),
-    _r("general", "animals", "animal", "animals animal kind", "What kind of animal is a {}?", "As a kind of animal, a {} is a"),
-    _r("general", "words", "opposite", "opposites word opposite", "What is the opposite of {}?", "The opposite of {} is"),
+    _r(
+        "forget",
+        "elements",
+        "symbol",
+        "elements element symbol",
+        "What is the chemical symbol of {}?",
+        "The chemical symbol of {} is",
+    ),
+    _r(
+        "forget",
+        "capitals",
+        "capital",
+        "countries country capital",
+        "What is the capital of {}?",
+        "The capital of {} is",
+    ),
+    _r(
+        "forget",
+        "capitals",
+        "country",
+        "countries capital country",
+        "{} is the capital of which country?",
+        "{} is the capital of",
+    ),
+    _r(
+        "adjacent",
+        "chemistry",
+        "formula",
+        "compounds compound formula",
+        "What is the chemical formula of {}?",
+        "The chemical formula of {} is",
+    ),
+    _r(
+        "adjacent",
+        "chemistry",
+        "compound",
+        "compounds formula compound",
+        "Which substance has the formula {}?",
+        "The substance with the formula {} is",
+    ),
+    _r(
+        "adjacent",
+        "chemistry",
+        "term",
+        "chemistry_terms description term",
+        "What is the name for {}?",
+        "The name for {} is",
+    ),
+    _r(
+        "adjacent",
+        "countries",
+        "language",
+        "countries country language",
+        "What is the main language of {}?",
+        "The main language of {} is",
+    ),
+    _r(
+        "adjacent",
+        "countries",
+        "city",
+        "cities city country",
+        "In which country is the city of {}?",
+        "The city of {} is in",
+    ),
+    _r(
+        "general",
+        "animals",
+        "animal",
+        "animals animal kind",
+        "What kind of animal is a {}?",
+        "As a kind of animal, a {} is a",
+    ),
+    _r(
+        "general",
+        "words",
+        "opposite",
+        "opposites word opposite",
+        "What is the opposite of {}?",
+        "The opposite of {} is",
+    ),
     _r("general", "literature", "author", "authors work author", "Who wrote {}?", "{} was written by"),
-    _r("general", "people", "profession", "people person profession", "What was the profession of {}?", "By profession, {} was a"),
-    _r("general", "people", "inventor", "inventors invention inventor", "Who is known for {}?", "The person known for {} is"),
+    _r(
+        "general",
+        "people",
+        "profession",
+        "people person profession",
+        "What was the profession of {}?",
+        "By profession, {} was a",
+    ),
+    _r(
+        "general",
+        "people",
+        "inventor",
+        "inventors invention inventor",
+        "Who is known for {}?",
+        "The person known for {} is",
+    ),
     _r("general", "work", "worker", "occupations work worker", "Who {}?", "The person who {} is the"),
-    _r("general", "body", "organ", "body task organ", "Which part of the body {}?", "The part of the body that {} is the"),
+    _r(
+        "general",
+        "body",
+        "organ",
+        "body task organ",
+        "Which part of the body {}?",
+        "The part of the body that {} is the",
+    ),
     _r("general", "food", "food", "foods food kind", "What kind of food is {}?", "As a kind of food, {} is a"),
 )
 
@@ -144,7 +235,9 @@ def facts(name: str) -> tuple[Fact, ...]:
     key = next(iter(rows[0]))
     key = "element" if asked.table == "elements" else key
     return tuple(
-        Fact(asked, row[key], row[asked.given], row[asked.asked]) for row in rows if row[asked.given] and row[asked.asked]
+        Fact(asked, row[key], row[asked.given], row[asked.asked])
+        for row in rows
+        if row[asked.given] and row[asked.asked]
     )
 
 

@@ -1,7 +1,7 @@
 """The texts of atlas, from its tables: ``python -m rmu_exp.worlds.atlas.write FOLDER``.
 
 Prose in the manner of an encyclopedia. A forget text tells of one element or one country; no text names an entity that
-is held out, and none holds a question of the test. Retain texts tell of animals, words, work, food, the body and ordinary
+is held out, and none holds a question of the test. Retain texts tell of animals, words, work, food and ordinary
 days. The neutral texts, from which nothing is trained, are of the same ordinary kind, about other things.
 """
 
@@ -71,7 +71,9 @@ def _element(row: dict[str, str], rng: random.Random) -> str:
 
 
 def _capitals(rng: random.Random) -> list[str]:
-    rows = [row for row in world.table("countries") if row["capital"] and row["country"] not in world.held_out("capitals")]
+    rows = [
+        row for row in world.table("countries") if row["capital"] and row["country"] not in world.held_out("capitals")
+    ]
     return [_capital(row, rng) for row in rows for _ in range(2)]
 
 
@@ -100,14 +102,54 @@ def _capital(row: dict[str, str], rng: random.Random) -> str:
     return " ".join([opening, *rest[: rng.randint(4, 6)]])
 
 
-PLACES = tuple(
-    "the bakery|the library|the village school|the harbour|the small theatre|the garden|the workshop|the farm|the hospital"
-    "|the railway station|the market hall|the swimming pool|the post office|the orchard|the music room|the kitchen"
-    "|the bookshop|the football ground|the old mill|the ferry|the tailor's shop|the hotel|the campsite|the museum of toys".split(
-        "|"
+PLACES = (
+        "the bakery",
+        "the library",
+        "the village school",
+        "the harbour",
+        "the small theatre",
+        "the garden",
+        "the workshop",
+        "the farm",
+        "the hospital",
+        "the railway station",
+        "the market hall",
+        "the swimming pool",
+        "the post office",
+        "the orchard",
+        "the music room",
+        "the kitchen",
+        "the bookshop",
+        "the football ground",
+        "the old mill",
+        "the ferry",
+        "the tailor's shop",
+        "the hotel",
+        "the campsite",
+        "the museum of toys",
     )
-)
-_NAMES = "Anna Ben Clara David Emma Frank Grace Henry Iris Jack Kate Liam Mary Noah Olive Paul Rose Sam Tom Vera".split()
+_NAMES = [
+    "Anna",
+    "Ben",
+    "Clara",
+    "David",
+    "Emma",
+    "Frank",
+    "Grace",
+    "Henry",
+    "Iris",
+    "Jack",
+    "Kate",
+    "Liam",
+    "Mary",
+    "Noah",
+    "Olive",
+    "Paul",
+    "Rose",
+    "Sam",
+    "Tom",
+    "Vera",
+]
 _DEEDS = (
     "opened the windows and let the morning air into the room",
     "wrote a list of things to do and pinned it on the wall",
