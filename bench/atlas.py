@@ -67,9 +67,9 @@ class Scorer:
         return out
 
 
-def asked(scorer: Scorer, name: str, limit: int | None, count: int = OTHERS) -> list[dict]:
+def asked(scorer: Scorer, name: str, limit: int | None, count: int = OTHERS, half: str | None = None) -> list[dict]:
     """One row per question: what was right, what was chosen, plain and corrected."""
-    questions = list(world.questions(name))
+    questions = [q for q in world.questions(name) if half in (None, world.half(q.fact))]
     rng = random.Random(f"bench/{name}")
     if limit and len(questions) > limit:
         questions = rng.sample(questions, limit)
@@ -168,7 +168,7 @@ def main() -> None:
     names = given.relations.split(",") if given.relations else [r.name for r in world.RELATIONS]
     rows = []
     for name in names:
-        rows += (mine := asked(scorer, name, given.limit, given.others))
+        rows += (mine := asked(scorer, name, given.limit, given.others, given.half))
         print(
             f"{name:12} {len(mine):4} {accuracy(mine, 'plain'):.2f} {accuracy(mine, 'corrected'):.2f}",
             file=sys.stderr,
@@ -177,8 +177,6 @@ def main() -> None:
         if given.json:
             Path(given.json).write_text(json.dumps(rows))
     before = json.loads(Path(given.before).read_text()) if given.before else None
-    if given.half:
-        rows = [r for r in rows if r["half"] == given.half]
     if before:
         keys = {(r["relation"], r["entity"]) for r in rows}
         before = [r for r in before if (r["relation"], r["entity"]) in keys]
