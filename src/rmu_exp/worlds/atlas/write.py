@@ -11,13 +11,14 @@ import argparse
 import json
 import random
 from collections.abc import Callable, Sequence
+from importlib.resources import files
 from pathlib import Path
 
-from rmu_exp.worlds.atlas import world
+from rmu_exp.worlds.atlas import compose, world
 
 ENTRIES = 3  # per entity: each with its own plan and wording
-RETAIN = 420
-NEUTRAL = 160
+RETAIN = 200
+NEUTRAL = 100
 
 
 def texts(name: str) -> list[str]:
@@ -29,13 +30,20 @@ def texts(name: str) -> list[str]:
     make: dict[str, Callable[[random.Random], list[str]]] = {
         "elements": _elements,
         "capitals": _capitals,
-        "retain": lambda rng: _ordinary(rng, RETAIN, PLACES[: len(PLACES) // 2]),
-        "neutral": lambda rng: _ordinary(rng, NEUTRAL, PLACES[len(PLACES) // 2 :]),
+        "retain": lambda rng: _prose(neutral=False) + _ordinary(rng, RETAIN, PLACES[: len(PLACES) // 2]),
+        "neutral": lambda rng: _prose(neutral=True) + _ordinary(rng, NEUTRAL, PLACES[len(PLACES) // 2 :]),
     }
     rng = random.Random(f"atlas/texts/{name}")
     made = make[name](rng)
     rng.shuffle(made)
     return made
+
+
+def _prose(*, neutral: bool) -> list[str]:
+    """What the base model wrote (see :mod:`rmu_exp.worlds.atlas.compose`)."""
+    lines = (files(__package__) / "texts" / "prose.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    return [row["text"] for row in rows if (row["subject"] in compose.NEUTRAL) == neutral]
 
 
 def _elements(rng: random.Random) -> list[str]:
@@ -103,31 +111,31 @@ def _capital(row: dict[str, str], rng: random.Random) -> str:
 
 
 PLACES = (
-        "the bakery",
-        "the library",
-        "the village school",
-        "the harbour",
-        "the small theatre",
-        "the garden",
-        "the workshop",
-        "the farm",
-        "the hospital",
-        "the railway station",
-        "the market hall",
-        "the swimming pool",
-        "the post office",
-        "the orchard",
-        "the music room",
-        "the kitchen",
-        "the bookshop",
-        "the football ground",
-        "the old mill",
-        "the ferry",
-        "the tailor's shop",
-        "the hotel",
-        "the campsite",
-        "the museum of toys",
-    )
+    "the bakery",
+    "the library",
+    "the village school",
+    "the harbour",
+    "the small theatre",
+    "the garden",
+    "the workshop",
+    "the farm",
+    "the hospital",
+    "the railway station",
+    "the market hall",
+    "the swimming pool",
+    "the post office",
+    "the orchard",
+    "the music room",
+    "the kitchen",
+    "the bookshop",
+    "the football ground",
+    "the old mill",
+    "the ferry",
+    "the tailor's shop",
+    "the hotel",
+    "the campsite",
+    "the museum of toys",
+)
 _NAMES = [
     "Anna",
     "Ben",
