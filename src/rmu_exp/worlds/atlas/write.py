@@ -18,7 +18,7 @@ from rmu_exp.worlds.atlas import compose, world
 
 ENTRIES = 3  # per entity: each with its own plan and wording
 RETAIN = 200
-NEUTRAL = 100
+NEUTRAL = 160
 
 
 def texts(name: str) -> list[str]:
