@@ -13,6 +13,7 @@ import random
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from rmu_exp.worlds.atlas import world
 
@@ -162,7 +163,7 @@ def compose(folder: str, seed: int = 0) -> Iterator[dict[str, str]]:
 
     torch.manual_seed(seed)
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     work = [(s, o.format(s)) for s in (*SUBJECTS, *NEUTRAL) for o in _openings(s)]
     for start in range(0, len(work), BATCH):
         part = work[start : start + BATCH]
@@ -172,7 +173,7 @@ def compose(folder: str, seed: int = 0) -> Iterator[dict[str, str]]:
                 **ids, max_new_tokens=TOKENS, do_sample=True, temperature=0.7, top_p=0.9, repetition_penalty=1.1
             )
         for (subject, _), row in zip(part, out, strict=True):
-            text = _whole_sentences(tokenizer.decode(row, skip_special_tokens=True))
+            text = _whole_sentences(str(tokenizer.decode(row, skip_special_tokens=True)))
             if len(text) > 150 and keep(text):
                 yield {"subject": subject, "text": text}
 
