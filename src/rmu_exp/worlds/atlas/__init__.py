@@ -1,0 +1,1 @@
+"""Real, harmless facts that a pretrained language model knows: tables, the questions about them, and prose."""
