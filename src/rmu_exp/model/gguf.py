@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rmu_exp.model import weight_files as weights
-from rmu_exp.support import disk
-from rmu_exp.support.errors import RunError, UserError, first_line
+from rmu_exp.support.boundary import full_disk
+from rmu_exp.support.errors import RunError, UserError, explain, first_line
 from rmu_exp.support.files import cache_path, write_atomic
 
 if TYPE_CHECKING:
@@ -173,7 +173,7 @@ def _in_one_line(path: Path, key: str) -> Iterator[None]:
     except MemoryError as error:
         raise RunError(f"{key}: {path} does not fit the memory when it is dequantised to float32") from error
     except Exception as error:
-        line = disk.told(error, cache_path())
+        line = full_disk(error, cache_path())
         if line is not None:
             raise RunError(line) from error
         if isinstance(error, OSError):
@@ -255,7 +255,7 @@ def _convert(path: Path, folder: Path, key: str, tokens: int) -> None:
     except (UserError, MemoryError):
         raise
     except Exception as error:
-        if disk.number_of(error) or disk.is_cause(error):  # the system's, not transformers' own
+        if getattr(error, "errno", None) or explain(error, [full_disk]):  # the system's, not transformers' own
             raise
         raise UserError(f"{key}: transformers cannot read {path}: {first_line(error)}") from error
     finally:

@@ -266,7 +266,7 @@ def _question(fact: Fact, answer: int, values: Sequence[str], rng: random.Random
 
 
 @cache
-def told(name: str) -> frozenset[str]:
+def stated(name: str) -> frozenset[str]:
     """The entities of a table of the general role that retain texts may tell of, so that no question asks about them.
 
     Half of them, by a seeded draw.
@@ -278,7 +278,7 @@ def told(name: str) -> frozenset[str]:
 
 def is_told(fact: Fact) -> bool:
     """Whether retain texts may tell a fact; then no question asks for it."""
-    return fact.relation.role == "general" and fact.entity in told(fact.relation.table)
+    return fact.relation.role == "general" and fact.entity in stated(fact.relation.table)
 
 
 @cache

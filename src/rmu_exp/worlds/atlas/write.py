@@ -217,7 +217,7 @@ def _general(rng: random.Random, places: Sequence[str]) -> str:
     name, place = rng.choice(_NAMES), rng.choice(places)
 
     def row(table: str) -> dict[str, str]:
-        return rng.choice([r for r in world.table(table) if next(iter(r.values())) in world.told(table)])
+        return rng.choice([r for r in world.table(table) if next(iter(r.values())) in world.stated(table)])
 
     def animal() -> str:
         r = row("animals")
