@@ -19,7 +19,7 @@ from omegaconf import MISSING
 from rmu_exp.support.errors import UserError
 from rmu_exp.support.setting import setting, show, without_result
 
-AUTO = "auto"  # steer: taken from the model's own norms
+AUTO, AUTO_STEER = "auto", 6.5  # steer=auto: this many times the median norm, whatever steering.kind is
 NOT_SETTINGS = ("hydra", "kind", "digest", "command")  # stand beside the settings
 
 
@@ -42,9 +42,9 @@ class Model:
     """The model to unlearn from."""
 
     name: str | None = setting(None)
-    """`lore`, or a hub id such as `HuggingFaceH4/zephyr-7b-beta`."""
+    """`smollm2_135m`, `lore`, or a hub id such as `HuggingFaceH4/zephyr-7b-beta`."""
     path: str | None = setting(None)
-    """A local folder in Hugging Face format; wins over the name."""
+    """A local folder in Hugging Face format, or a GGUF file; wins over the name."""
     revision: str | None = setting(None)
     """Branch, tag or commit on the hub; null: the newest."""
     dtype: str = setting("auto", choices=("auto", "float32", "bfloat16", "float16"))
@@ -91,10 +91,8 @@ class Layers:
 class Steering:
     """The forget target."""
 
-    kind: str = setting("fixed", choices=("fixed",))
-    """fixed: the target is steer · u."""
-    factor: float = setting(3.0, above=0)
-    """With steer=auto: the target's length, in units of the frozen model's mean norm on the topic's forget texts."""
+    kind: str = setting("relative", choices=("relative", "absolute"))
+    """relative: steer counts in median norms of the frozen model's forget activations; absolute: as in the paper."""
     distribution: str = setting("uniform", choices=("uniform", "normal"))
     """Entries of u before normalising: uniform on [0, 1) as published, or normal."""
 
@@ -163,8 +161,8 @@ class Eval:
 class Train:
     """The training loop."""
 
-    lr: float = setting(5e-5, above=0)
-    """Learning rate of AdamW."""
+    lr: float | None = setting(None, above=0)
+    """Learning rate of AdamW; null: 2 % of the root mean square of the trained tensors (faithful: 5e-5)."""
     batch_size: int = setting(4, least=1)
     """Texts per step, of the forget and of the retain corpus each."""
     max_batches: int = setting(80, least=1)
@@ -255,7 +253,7 @@ class Run(Experiment):
     layer: int = setting(MISSING, least=0)
     """Layer whose activations are steered, counted from 0."""
     steer: Any = setting(MISSING)
-    """Length of the forget target c·u: a number, one per topic, or auto (see steering.factor)."""
+    """Length of the forget target, in the unit of steering.kind: a number, one per topic, or auto (6.5 medians)."""
     alpha: Any = setting(MISSING)
     """Weight of the retain loss: a number, or one per topic."""
     export: bool = setting(False, changes_result=False)

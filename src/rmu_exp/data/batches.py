@@ -187,6 +187,14 @@ def starts(packed: PackedRows, role: str) -> Tensor:
     return packed.positions_RT.flatten()[packed.tokens[role]] == 0
 
 
+def inside(packed: PackedRows, role: str) -> Tensor:
+    """Which of a role's tokens are text and not a text's first, (N) bool; rows are packed or padded."""
+    if packed.positions_RT is not None:
+        return packed.positions_RT.flatten()[packed.tokens[role]] > 0
+    assert packed.mask_RT is not None
+    return (packed.mask_RT * packed.mask_RT.cumsum(-1) > 1).flatten()[packed.tokens[role]]
+
+
 def split(batch: Batch, parts: int) -> list[Batch]:
     """A batch in parts, each with texts of every role; none when a role has too few texts."""
     found: list[Batch] = []

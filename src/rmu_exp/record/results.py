@@ -173,7 +173,7 @@ class RunInfo(Part):
 
     Attributes:
         kind: ``delta``, which no file has: a Delta whose run's results are not there.
-        steer, alpha: one value per topic.
+        steer, alpha: one value per topic; steer in the unit of ``steering``.
         settings: the method's own.
         changed: settings that are not the published ones.
     """
@@ -186,6 +186,7 @@ class RunInfo(Part):
     changed_tensors: list[str] = []
     layer: Count | None = None
     steer: list[float] = []
+    steering: Literal["relative", "absolute"] = "absolute"
     alpha: list[float] = []
     method: str | None = None
     settings: dict[str, JsonValue] = {}
@@ -255,6 +256,7 @@ class Provenance(Part):
     question_hashes: dict[str, str] = {}
     model_revision: str | None = None
     model_digest: str = ""
+    model_file: dict[str, str] = {}
     delta_digest: str = ""
 
 

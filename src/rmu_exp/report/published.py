@@ -8,7 +8,7 @@ from rmu_exp.record.results import Accuracy, Results
 from rmu_exp.record.rundir import WHO, flat
 from rmu_exp.report.table import Table, interval, numbers, percent
 from rmu_exp.report.tables import rows
-from rmu_exp.settings import AUTO, Run
+from rmu_exp.settings import Run
 
 SUBJECTS = (
     *("mmlu_virology", "mmlu_college_biology"),
@@ -20,11 +20,12 @@ PUBLISHED: dict[str, object] = {
     "data.forget": ["cais/wmdp-bio-forget-corpus", "cais/wmdp-corpora:cyber-forget-corpus"],
     "data.retain": ["Salesforce/wikitext:wikitext-2-raw-v1:test"],
     "method.name": "rmu",
+    "steering.kind": "absolute",
 }
 """What all published numbers have in common; what is special to a model is its `model.published_settings`."""
 UNCHANGED = (
     *("model.revision", "train.schedule", "data.on_bad_line", "data.max_length", "retain.kind"),
-    *("steering.kind", "steering.factor", "steering.distribution"),
+    "steering.distribution",
     *("layers.span", "layers.param_ids", "layers.lora", "layers.rank", "layers.rank_alpha"),
 )
 """Settings of which they have the defaults."""
@@ -65,8 +66,6 @@ def changed(run: Run) -> list[str]:
     usual = flat(dataclasses.asdict(Run()))
     mine = flat(dataclasses.asdict(run)) | {"layers.parameters": run.parameters, "method.faithful": run.faithful}
     theirs = run.model.published_settings | PUBLISHED | {key: usual[key] for key in UNCHANGED}
-    if run.steer != AUTO:
-        theirs.pop("steering.factor")
     if not run.layers.lora:
         del theirs["layers.rank"], theirs["layers.rank_alpha"]
     if run.faithful:  # the published loop has lengths of its own

@@ -61,7 +61,8 @@ class Gradients:
                 losses["loss"] = weight[FORGET] * forget + weight[RETAIN] * (losses["loss"] - forget)
             losses["loss"].backward()
             found = {name: value.detach().float() for name, value in losses.items()}
-            for name, value in (found | step.numbers(self.method.context.layer)).items():
+            seen = step.numbers(self.method.context.layer, self.method.forget_target(step))
+            for name, value in (found | seen).items():
                 share = 1.0 if name == "loss" else weight[FORGET if FORGET in name else RETAIN]
                 total[name] = total[name] + share * value if name in total else share * value
         return total

@@ -100,12 +100,16 @@ def originals(model: torch.nn.Module, trained: Sequence[TrainedTensor], dtype: t
 
 
 def frozen_norms(model: torch.nn.Module, layer: int, batches: Iterable[Batch]) -> dict[int, float]:
-    """Topic to the mean norm of the model's activations at a layer on the topic's forget texts."""
+    """Topic to the median norm of the model's activations at a layer on the topic's forget texts.
+
+    Padding and each text's first token do not count.
+    """
     split, norms = SplitModel(model, layer), dict[int, list[Tensor]]()
     for batch in batches:
-        h_ND = Step(split, batch, {}, [layer]).frozen().h[layer][FORGET]
-        norms.setdefault(batch.topic, []).append(torch.linalg.vector_norm(h_ND, dim=-1))
-    return {topic: torch.cat(lengths).mean().item() for topic, lengths in norms.items()}
+        step = Step(split, batch, {}, [layer])
+        lengths_N = torch.linalg.vector_norm(step.frozen().h[layer][FORGET].float(), dim=-1)
+        norms.setdefault(batch.topic, []).append(lengths_N[step.inside(FORGET)])
+    return {topic: torch.cat(lengths).median().item() for topic, lengths in norms.items()}
 
 
 class Meter:

@@ -91,6 +91,10 @@ class Method:
         """The loss of one step."""
         raise NotImplementedError
 
+    def forget_target(self, step: Step) -> Tensor | None:
+        """Where the step's forget activations should go at ``layer``, (D) or (N, D); None: the loss has no such place."""
+        return None
+
     def state(self) -> dict[str, Tensor]:
         """What has changed in the method since :meth:`begin`, by name, for a snapshot."""
         return {} if self.control_KD is None else {"control_KD": self.control_KD}
@@ -105,17 +109,32 @@ class Method:
         return PublishedAdamW(masters, lr)
 
 
-class PublishedAdamW(torch.optim.AdamW):
-    """The published loop's AdamW: no weight decay, ε = 1e-6 added before the second moment's bias correction.
+class PublishedAdamW(torch.optim.Optimizer):
+    """The published loop's AdamW, that of earlier versions of transformers, in the parameters' own dtype.
 
-    torch adds ε after it; ε/√(1 − β₂ᵗ) at step t makes the two equal.
+        m = β₁·m + (1 − β₁)·g,   v = β₂·v + (1 − β₂)·g²,   w = w − lr·√(1 − β₂ᵗ)/(1 − β₁ᵗ) · m / (√v + ε)
+
+    No weight decay; ε is added before v's bias correction. torch's AdamW is the same but for rounding, which is a third
+    of the update in bfloat16.
     """
 
-    def __init__(self, masters: list[Tensor], lr: float) -> None:
-        super().__init__(masters, lr=lr, betas=(0.9, 0.999), weight_decay=0.0)
-        self.first = masters[0]
+    BETAS, EPS = (0.9, 0.999), 1e-6
 
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        number = 1 + int(self.state[self.first].get("step", 0))
-        self.param_groups[0]["eps"] = 1e-6 / (1 - 0.999**number) ** 0.5
-        return super().step(closure)
+    def __init__(self, masters: list[Tensor], lr: float) -> None:
+        super().__init__(masters, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        (first, second), group = self.BETAS, self.param_groups[0]
+        for w in group["params"]:
+            if w.grad is None:
+                continue
+            state = self.state[w]
+            if not state:
+                state.update(step=torch.zeros(()), m=torch.zeros_like(w), v=torch.zeros_like(w))
+            state["step"] += 1
+            t, m, v = int(state["step"]), state["m"], state["v"]
+            m.mul_(first).add_(w.grad, alpha=1 - first)
+            v.mul_(second).addcmul_(w.grad, w.grad, value=1 - second)
+            size = group["lr"] * (1 - second**t) ** 0.5 / (1 - first**t)
+            w.addcdiv_(m, v.sqrt().add_(self.EPS), value=-size)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rmu_exp.data.batches import FORGET, RETAIN, Batch, PackedRows, texts
+from rmu_exp.data.batches import FORGET, RETAIN, Batch, PackedRows, inside, texts
 from rmu_exp.model.split import SplitModel, Trunk
 from rmu_exp.unlearn.activation_cache import ActivationCache
 
@@ -136,9 +136,17 @@ class Step:
             self._following[role] = Following(rows_M, ids_M, text_M, count)
         return self._following[role]
 
+    def inside(self, role: str) -> Tensor:
+        """Which of a role's tokens are text and not a text's first, (N) bool."""
+        return next(inside(packed, role) for packed, _ in self.trunks if role in packed.tokens)
+
     @torch.no_grad()
-    def numbers(self, layer: int) -> dict[str, Tensor]:
-        """Mean norms at a layer, by role and model, and cosines of the two models: of what has been asked for."""
+    def numbers(self, layer: int, target: Tensor | None = None) -> dict[str, Tensor]:
+        """Mean norms at a layer, by role and model, and cosines of the two models: of what has been asked for.
+
+        ``reached`` is how far forget activations are on their way to the target, from 0 (where the frozen model's
+        are) to 1: the median of 1 - ‖h - target‖ / ‖g - target‖ over tokens that are not a text's first.
+        """
         h, g = ({} if seen is None else seen.h[layer] for seen in (self._updated, self._frozen))
         found: dict[str, Tensor] = {}
         for role in (FORGET, RETAIN):
@@ -147,6 +155,9 @@ class Step:
                     found[f"norm_{role}_{state}"] = x[role].float().norm(dim=-1).mean()
             if role in h and role in g:
                 found[f"cos_{role}"] = torch.cosine_similarity(h[role].float(), g[role].float(), dim=-1).mean()
+        if target is not None and FORGET in h and FORGET in g:
+            left, whole = (torch.linalg.vector_norm(x[FORGET].float() - target.float(), dim=-1) for x in (h, g))
+            found["reached_forget"] = (1 - left / whole).where(self.inside(FORGET), torch.nan).nanmedian()
         return found
 
     def _holding(self, i: int, roles: Iterable[str]) -> Part | None:
