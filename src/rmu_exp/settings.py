@@ -147,6 +147,8 @@ class Eval:
     """lm-eval tasks or groups; an empty list asks nothing."""
     limit: int | None = setting(None, least=1)
     """Questions per task; null: all."""
+    corrected: bool = setting(True)
+    """Give each accuracy without answer bias, too: letters asked in every rotation, others against other questions."""
     backend: str = setting("fast")
     """fast, or stock (lm-eval's own class), in memory; or a backend of lm-eval's (hf, vllm, …) with export=true."""
     backend_args: dict[str, Any] = setting({})

@@ -42,12 +42,17 @@ def test_against_chance():
 
 def test_groups_pool_their_tasks_questions():
     base = harness.Answers(
-        correct={"a": [1, 1], "b": [1, 0, 0, 0]}, chance={"a": 0.25, "b": 0.5}, groups={"g": ["a", "b"]}
+        correct={"a": [1, 1], "b": [1, 0, 0, 0]},
+        chance={"a": 0.25, "b": 0.5},
+        blind={"a": 0.5, "b": 0.5},
+        groups={"g": ["a", "b"]},
     )
     after = harness.Answers(correct={"a": [0, 1], "b": [1, 0, 0, 1]}, chance=base.chance, groups=base.groups)
     table = harness.compare(base, after)
     assert table["g"].base.acc == pytest.approx(3 / 6)
     assert table["g"].unlearned.n == 6
     assert table["g"].chance == pytest.approx((2 * 0.25 + 4 * 0.5) / 6)
+    assert table["g"].blind == 0.5
+    assert table["g"].p_chance == pytest.approx(1), "three of six are what the better blind answer gives"
     assert table["g"].mcnemar.lost == 1
     assert table["g"].mcnemar.gained == 1

@@ -9,20 +9,23 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rmu_exp import worlds
 from rmu_exp.evaluate import statistics
+from rmu_exp.evaluate.correction import Asked, Correction, best_blind, correction
 from rmu_exp.model.checkpoint import Checkpoint
-from rmu_exp.record.results import Qa, QaRow
+from rmu_exp.record.results import Accuracy, Corrected, Qa, QaRow
 from rmu_exp.record.store import Store, cached, fingerprint
 from rmu_exp.settings import Eval, Model
 from rmu_exp.support import hub
@@ -36,7 +39,9 @@ IN_MEMORY = ("fast", "stock")
 METRICS = ("acc", "acc_norm")  # the first of them that a task has is its accuracy
 _HASHES = ("doc_hash", "prompt_hash", "target_hash")  # lm-eval's own, of each question
 FEWSHOT_SEED = 1234  # lm-eval's own
-_PER_QUESTION = ("correct", "chosen", "targets")
+MOST_PICKED = 8  # answers in a histogram
+V = TypeVar("V")
+_PER_QUESTION = ("correct", "chosen", "targets", "corrected", "prob", "mass", "picked")
 
 
 @dataclass
@@ -46,26 +51,46 @@ class Answers:
     correct: dict[str, list[int]] = field(default_factory=dict)  # 1 or 0 for each question, in the task's order
     chosen: dict[str, list[int]] = field(default_factory=dict)  # index of the chosen option
     targets: dict[str, list[int]] = field(default_factory=dict)  # index of the right option
+    corrected: dict[str, list[int]] = field(default_factory=dict)  # 1 or 0 by the scores without answer bias
+    prob: dict[str, list[float]] = field(default_factory=dict)  # probability of the right option after the prompt
+    mass: dict[str, list[float]] = field(default_factory=dict)  # that of all options together
+    picked: dict[str, list[str]] = field(default_factory=dict)  # the chosen option in words
+    correction: dict[str, str] = field(default_factory=dict)  # how answer bias was taken out
+    blind: dict[str, float] = field(default_factory=dict)  # accuracy of the best answer to no question in particular
     chance: dict[str, float] = field(default_factory=dict)  # accuracy of a blind guess
     groups: dict[str, list[str]] = field(default_factory=dict)  # group to its tasks, largest group first
     hashes: dict[str, str] = field(default_factory=dict)  # sha256 of documents, prompts and right options
 
-    def pooled(self) -> dict[str, list[int]]:
-        """Group and task to its questions' results; a group's are those of all its tasks."""
-        joined = {group: [c for t in tasks for c in self.correct[t]] for group, tasks in self.groups.items()}
-        return joined | self.correct
+    def tasks_of(self, name: str) -> list[str]:
+        """The tasks of a group, or the task itself."""
+        return self.groups.get(name, [name])
+
+    def pooled(self, values: Mapping[str, list[V]], name: str) -> list[V]:
+        """Values of a task's questions, or of those of all tasks of a group; none where a task has none."""
+        tasks = self.tasks_of(name)
+        return [v for t in tasks for v in values[t]] if all(t in values for t in tasks) else []
+
+    def accuracy(self, name: str) -> Accuracy:
+        """What results.json says of a task or a group."""
+        correct, corrected = self.pooled(self.correct, name), self.pooled(self.corrected, name)
+        found = statistics.summary(correct)
+        if corrected:
+            unbiased = statistics.summary(corrected)
+            found.corrected = Corrected(acc=unbiased.acc, ci95=unbiased.ci95)
+        if prob := self.pooled(self.prob, name):
+            found.prob, found.mass = statistics.mean(prob), statistics.mean(self.pooled(self.mass, name))
+        found.answers = dict(Counter(self.pooled(self.picked, name)).most_common(MOST_PICKED))
+        return found
 
     def first(self, count: int) -> Answers:
         """The answers to the first questions of each task."""
         parts = {name: {t: c[:count] for t, c in getattr(self, name).items()} for name in _PER_QUESTION}
         return replace(self, **parts)
 
-    def chance_of(self, name: str) -> float:
-        """Accuracy of a blind guess on a task, or over a group's questions."""
-        if name in self.chance:
-            return self.chance[name]
-        tasks = self.groups[name]
-        return sum(self.chance[t] * len(self.correct[t]) for t in tasks) / sum(len(self.correct[t]) for t in tasks)
+    def mean(self, values: Mapping[str, float], name: str) -> float:
+        """A task's value, or the mean over a group's questions."""
+        sizes = {t: len(self.correct[t]) for t in self.tasks_of(name)}
+        return sum(values[t] * size for t, size in sizes.items()) / sum(sizes.values())
 
 
 Ask = Callable[[Path], Answers]
@@ -198,7 +223,41 @@ def _ask(wrapped: Any, settings: Eval) -> Answers:
         found = lm_eval.evaluate(
             lm=wrapped, task_dict=loaded, limit=settings.limit, bootstrap_iters=0, log_samples=True, verbosity=None
         )
-    return _answers(found)
+    answers = _answers(found)
+    if settings.corrected:
+        _correct(wrapped, loaded["tasks"], found["samples"], answers)
+    return answers
+
+
+def _correct(
+    wrapped: Any, tasks: Mapping[str, Any], samples: Mapping[str, list[dict[str, Any]]], answers: Answers
+) -> None:
+    """Ask what the corrected scores need, and add what they say."""
+    from lm_eval.api.instance import Instance
+
+    plans: dict[str, Correction] = {}
+    for name, found in samples.items():
+        found = sorted(found, key=lambda s: s["doc_id"])
+        metric = next(m for m in METRICS if m in found[0])
+        asked = [_asked(s, metric) for s in found]
+        if plan := correction(asked, tasks[name].doc_to_text):
+            plans[name] = plan
+    pairs = list(dict.fromkeys(pair for plan in plans.values() for pair in plan.pairs))
+    requests = [Instance("loglikelihood", {}, pair, 0) for pair in pairs]
+    known = dict(zip(pairs, (value for value, _ in wrapped.loglikelihood(requests, disable_tqdm=True)), strict=True))
+    for name, plan in plans.items():
+        rows = zip(plan.scores(known), answers.targets[name], strict=True)
+        answers.corrected[name] = [int(row.index(max(row)) == target) for row, target in rows]
+        answers.correction[name] = plan.kind
+
+
+def _asked(sample: dict[str, Any], metric: str) -> Asked:
+    """A question as it was asked; ``acc_norm`` compares log-likelihoods per character."""
+    options = tuple(continuation for _, continuation in sample["arguments"])
+    logs = [response[0] for response in sample["filtered_resps"]]
+    lengths = [float(len(o.removeprefix(" "))) if metric == "acc_norm" else 1.0 for o in options]
+    scores = [score / length for score, length in zip(logs, lengths, strict=True)]
+    return Asked(sample["doc"], sample["arguments"][0][0], options, scores, lengths)
 
 
 @contextmanager
@@ -236,26 +295,22 @@ def _answers(found: dict[str, Any]) -> Answers:
             raise UserError(f"eval.tasks: {task} is not a multiple-choice task with accuracy")
         answers.correct[task] = [int(s[metric]) for s in samples]
         answers.targets[task] = [int(s["target"]) for s in samples]
-        scores = [_scores(s, metric) for s in samples]
-        answers.chosen[task] = [row.index(max(row)) for row in scores]
-        answers.chance[task] = sum(1 / len(row) for row in scores) / len(scores)
-        asked = "\n".join(str(s.get(key)) for s in samples for key in _HASHES)
-        answers.hashes[task] = hashlib.sha256(asked.encode()).hexdigest()
+        asked = [_asked(s, metric) for s in samples]
+        answers.chosen[task] = [q.scores.index(max(q.scores)) for q in asked]
+        answers.chance[task] = sum(1 / len(q.scores) for q in asked) / len(asked)
+        answers.blind[task] = best_blind([q.options for q in asked], answers.targets[task])
+        answers.picked[task] = [q.options[c].strip() for q, c in zip(asked, answers.chosen[task], strict=True)]
+        chances = [[math.exp(s * n) for s, n in zip(q.scores, q.lengths, strict=True)] for q in asked]
+        answers.prob[task] = [row[t] for row, t in zip(chances, answers.targets[task], strict=True)]
+        answers.mass[task] = [min(1.0, sum(row)) for row in chances]
+        hashes = "\n".join(str(s.get(key)) for s in samples for key in _HASHES)
+        answers.hashes[task] = hashlib.sha256(hashes.encode()).hexdigest()
     members = found.get("group_subtasks", {})
     for group in members:
         leaves = _leaves(group, members)
         if leaves and group not in answers.correct:
             answers.groups[group] = leaves
     return answers
-
-
-def _scores(sample: dict[str, Any], metric: str) -> list[float]:
-    """What lm-eval compares to choose an option: log-likelihoods, for ``acc_norm`` per character."""
-    scores = [response[0] for response in sample["filtered_resps"]]
-    if metric == "acc":
-        return scores
-    options = [continuation.removeprefix(" ") for _, continuation in sample["arguments"]]
-    return [score / len(option) for score, option in zip(scores, options, strict=True)]
 
 
 def _leaves(name: str, members: dict[str, list[str]]) -> list[str]:
@@ -290,16 +345,19 @@ def base_answers(
 
 def compare(base: Answers, unlearned: Answers) -> Qa:
     """The ``qa`` part of results.json: each group and task before and after, on the same questions."""
-    after, table = unlearned.pooled(), dict[str, QaRow]()
-    for name, correct in base.pooled().items():
-        chance = base.chance_of(name)
+    table = dict[str, QaRow]()
+    for name in (*base.groups, *base.correct):
+        before, after = base.pooled(base.correct, name), unlearned.pooled(unlearned.correct, name)
+        chance, blind = base.mean(base.chance, name), base.mean(base.blind, name)
         table[name] = QaRow(
             tasks=base.groups.get(name),
-            base=statistics.summary(correct),
-            unlearned=statistics.summary(after[name]),
-            mcnemar=statistics.mcnemar(correct, after[name]),
-            p_chance=statistics.against_chance(after[name], chance),
+            base=base.accuracy(name),
+            unlearned=unlearned.accuracy(name),
+            mcnemar=statistics.mcnemar(before, after),
+            p_chance=statistics.against_chance(after, max(chance, blind)),
             chance=chance,
+            blind=blind,
+            correction=" and ".join(sorted({base.correction[t] for t in base.tasks_of(name) if t in base.correction})),
         )
     return table
 

@@ -20,6 +20,11 @@ def summary(correct: Sequence[int]) -> Accuracy:
     return Accuracy(acc=acc, stderr=stderr, ci95=wilson(k, n), n=n)
 
 
+def mean(values: Sequence[float]) -> float:
+    """The mean."""
+    return sum(values) / len(values)
+
+
 def wilson(correct: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson's interval of ``correct`` out of ``n``."""
     interval = binomtest(correct, n).proportion_ci(confidence, method="wilson")

@@ -35,13 +35,30 @@ class Part(BaseModel):
     model_config = ConfigDict(extra="allow", ser_json_inf_nan="constants", protected_namespaces=())
 
 
+class Corrected(Part):
+    """An accuracy by scores without answer bias, with Wilson's 95 % interval."""
+
+    acc: Fraction
+    ci95: Interval
+
+
 class Accuracy(Part):
-    """The accuracy, in 0..1, with its standard error and Wilson's 95 % interval, over ``n`` questions."""
+    """The accuracy, in 0..1, with its standard error and Wilson's 95 % interval, over ``n`` questions.
+
+    Attributes:
+        prob: mean probability of the right option after the prompt.
+        mass: mean probability of all options together.
+        answers: option to how often it was chosen, the most frequent ones.
+    """
 
     acc: Fraction
     stderr: float
     ci95: Interval
     n: Annotated[int, Field(ge=1)]
+    corrected: Corrected | None = None
+    prob: Fraction | None = None
+    mass: Fraction | None = None
+    answers: dict[str, Count] = {}
 
 
 class Control(Accuracy):
@@ -59,7 +76,14 @@ class McNemar(Part):
 
 
 class QaRow(Part):
-    """One lm-eval task, or a group and its ``tasks``, before and after, with the p of the binomial test of chance."""
+    """One lm-eval task, or a group and its ``tasks``, before and after.
+
+    Attributes:
+        p_chance: of the exact binomial test that the unlearned model answers as well as the better of the next two.
+        chance: accuracy of a blind guess.
+        blind: of the best answer that does not look at the question, such as the letter that is right most often.
+        correction: how answer bias is taken out of ``corrected``: rotations, or other questions.
+    """
 
     tasks: list[str] | None = None
     base: Accuracy
@@ -67,6 +91,8 @@ class QaRow(Part):
     mcnemar: McNemar | None = None
     p_chance: float | None = None
     chance: Fraction
+    blind: Fraction | None = None
+    correction: str | None = None
 
     def of(self, state: State) -> Accuracy | None:
         """The accuracy of the base or the unlearned model; None: not asked."""

@@ -25,7 +25,7 @@ from rmu_exp.unlearn.snapshot import Snapshots
 from rmu_exp.unlearn.step import Step
 
 FLUSH = 10  # steps between two readings of the metrics: reading waits for the device
-MEASURE = 10  # batches of a topic between two that the frozen model's forget activations are measured on
+MEASURE = 10  # batches of a topic between two that are measured on the frozen model, too; so are the last and a tenth
 Metrics = dict[str, float | str]
 """A step's line in metrics.jsonl."""
 
@@ -70,7 +70,8 @@ def unlearn(
     same = partial(Step, split, layers=layers, marker=context.marker, faithful=context.faithful, cache=cache)
 
     def step_of(batch: Batch, number: int) -> Step:
-        measured = (number - 1) // len(context.topics) % MEASURE == 0
+        mine, of_topic = (number - 1) // len(context.topics), context.steps // len(context.topics)
+        measured = mine % MEASURE == 0 or mine in (of_topic // 10, of_topic - 1)
         return same(batch=batch, weights=assemble(model, trained, masters), number=number, measured=measured)
 
     gradients = Gradients(method, masters, step_of, context.device)

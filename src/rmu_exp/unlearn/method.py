@@ -92,7 +92,7 @@ class Method:
         raise NotImplementedError
 
     def forget_target(self, step: Step) -> Tensor | None:
-        """Where the step's forget activations should go at ``layer``, (D) or (N, D); None: the loss has no such place."""
+        """Where forget activations should go at ``layer``, (D) or (N, D); None: the loss names no place."""
         return None
 
     def state(self) -> dict[str, Tensor]:
