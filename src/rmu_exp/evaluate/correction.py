@@ -1,7 +1,7 @@
 """Scores of options without answer bias.
 
-A model may prefer an answer whatever it is asked, and an unlearned one often gives the same to everything. Plain accuracy
-then measures that preference. Corrected scores take it out, and use no label:
+A model may prefer an answer whatever it is asked, and an unlearned one often gives the same answer to everything.
+Plain accuracy then measures that preference. Corrected scores take it out, and use no label:
 
 * *rotations*: where every question has the same few options, such as letters, and its prompt lists what they stand for,
   the question is asked with the list in every rotation; an option's score is the mean over its places;

@@ -184,7 +184,7 @@ def train(plan: TrainPlan, folder: Path, made_from: str, on_step: Callable[[Metr
     method = plan.method(plan.settings, _context(plan, lengths))
     snapshots = Snapshots(folder / rundir.STATE / "training.safetensors", made_from, run.train.save_every)
     accuracy = accuracy_of(plan.asked, models, plan.trained, adapters) if plan.asked else None
-    with metrics_log(folder / rundir.METRICS, snapshots.steps, plan.steps, on_step) as (add, seconds):
+    with metrics_log(folder / rundir.METRICS, snapshots.steps, plan.steps, on_step) as seen:
         cache = _activations(plan, len(layers_of(model)))
         with signals.deferred():
             values = unlearn(
@@ -194,18 +194,22 @@ def train(plan: TrainPlan, folder: Path, made_from: str, on_step: Callable[[Metr
                 method,
                 lr,
                 decay_over=plan.steps if run.train.schedule == "linear" else None,
-                on_metrics=add,
+                on_metrics=seen.add,
                 cache=cache,
                 snapshots=snapshots,
-                guard=Guard(accuracy, run.train.check_every, run.train.collapse),
+                guard=Guard(accuracy, run.train.check_every, run.train.collapse, plan.steps),
             )
         values = adapters.merged(values) if adapters else values
     took = Training(
-        steps=len(seconds),
+        steps=len(seen.seconds),
         seconds=snapshots.seconds + time.perf_counter() - began,
         seconds_saving=snapshots.spent,
-        seconds_per_step=statistics.median(seconds),
+        seconds_per_step=statistics.median(seen.seconds),
         peak_memory_bytes=provenance.peak_memory(models.device),
+        lr=lr,
+        norms=medians,
+        targets=dict(zip(run.topics, lengths, strict=True)),
+        reached=seen.reached,
     )
     return Trained(Delta.from_trained(plan.trained, values, method.control_KD, run.topics, models.base), took)
 
@@ -279,20 +283,28 @@ def _activations(plan: TrainPlan, depth: int) -> ActivationCache:
     return shared(models.base, min(t.layer for t in plan.trained), depth, models.dtype, models.device, budget)
 
 
+@dataclass(frozen=True)
+class Seen:
+    """``add`` takes a step's metrics; each step's seconds, and how far each topic's forget activations have got."""
+
+    add: Callable[[Metrics], None]
+    seconds: list[float]
+    reached: dict[str, float]
+
+
 @contextmanager
-def metrics_log(
-    file: Path, done: int, steps: int, on_step: Callable[[Metrics], None] | None
-) -> Iterator[tuple[Callable[[Metrics], None], list[float]]]:
+def metrics_log(file: Path, done: int, steps: int, on_step: Callable[[Metrics], None] | None) -> Iterator[Seen]:
     """metrics.jsonl, the bar on the screen, and ``on_step``.
 
-    Gives the function that takes a step's metrics, and a list of each step's seconds. Of ``steps``, the first ``done``
-    were done before: they are only reported again, and what was written after them goes.
+    Of ``steps``, the first ``done`` were done before: they are only reported again, and what was written after them
+    goes.
     """
     before = _first_lines(file, done)
     write_atomic(file, "".join(json.dumps(metrics) + "\n" for metrics in before))
     if before:
         log.info("resuming after step %d", done)
     seconds: list[float] = []
+    reached: dict[str, float] = {}
     with file.open("a", encoding="utf-8", buffering=1) as written, progress.training_progress(steps) as bar:
 
         def report(metrics: Metrics) -> None:
@@ -300,6 +312,8 @@ def metrics_log(
                 on_step(metrics)
             bar.update(metrics)
             seconds.append(metrics["seconds"])
+            if "reached_forget" in metrics:
+                reached[metrics["topic"]] = metrics["reached_forget"]
 
         def add(metrics: Metrics) -> None:
             written.write(json.dumps(metrics) + "\n")
@@ -307,7 +321,7 @@ def metrics_log(
 
         for metrics in before:
             report(metrics)
-        yield add, seconds
+        yield Seen(add, seconds, reached)
 
 
 def _first_lines(file: Path, steps: int) -> list[Metrics]:

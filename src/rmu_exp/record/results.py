@@ -238,13 +238,34 @@ class RunInfo(Part):
 
 
 class Training(Part):
-    """What training took."""
+    """What training took, and how far it got.
+
+    Attributes:
+        lr: the learning rate.
+        norms: topic to the median norm of the frozen model's forget activations at the layer, first tokens left out.
+        targets: topic to the length of its forget target.
+        reached: topic to how far its forget activations went towards the target, at the last look: 0 nowhere, 1 there.
+    """
 
     steps: Count
     seconds: float
     seconds_per_step: float
     peak_memory_bytes: Count
     seconds_saving: float = 0.0
+    lr: float | None = None
+    norms: dict[str, float] = {}
+    targets: dict[str, float] = {}
+    reached: dict[str, float] = {}
+
+
+Word = Literal["forgot", "partly", "nothing happened", "broken", "not measured"]
+
+
+class Verdict(Part):
+    """Whether unlearning worked, in one word and a few sentences, by the rules of :mod:`rmu_exp.report.verdict`."""
+
+    word: Word
+    sentences: list[str]
 
 
 class Published(Part):
@@ -292,6 +313,7 @@ class Results(Part):
     schema_number: Annotated[Literal[1, 2], Field(validation_alias="schema", serialization_alias="schema")] = 2
     run: RunInfo
     provenance: Provenance | None = None
+    verdict: Verdict | None = None
     train: Training | None = None
     qa: Qa = {}
     pruned: Pruned | None = None

@@ -1,5 +1,6 @@
 """Training that goes wrong is stopped in time: numbers that are not finite, retain activations that explode
 (``EXPLODED`` times the frozen model's; ``STRETCHED`` times: a warning), accuracy on a fixed set that collapses.
+Training that does nothing is warned of: forget activations that have hardly moved after a tenth of the steps.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from rmu_exp.support.errors import RunError
 
 log = logging.getLogger("rmu_exp")
 STRETCHED, EXPLODED = 10.0, 100.0
+MOVED = 0.002  # of the way to the target, after a tenth of the steps
 Accuracy = Callable[[Sequence[Tensor] | None], float]
 """Accuracy on the fixed set with the trained tensors' values in place; None: the base model's."""
 
@@ -25,12 +27,13 @@ class Guard:
         accuracy: asks the fixed set of questions; None: it is not asked.
         every: steps between two such checks.
         collapse: how much accuracy may be lost.
+        steps: how many there will be; 0: unknown.
     """
 
-    def __init__(self, accuracy: Accuracy | None = None, every: int = 0, collapse: float = 1.0) -> None:
-        self.accuracy, self.every, self.collapse = accuracy, every, collapse
+    def __init__(self, accuracy: Accuracy | None = None, every: int = 0, collapse: float = 1.0, steps: int = 0) -> None:
+        self.accuracy, self.every, self.collapse, self.steps = accuracy, every, collapse, steps
         self.base: float | None = None
-        self.warned = False
+        self.warned = self.looked = False
 
     def metrics(self, step: int, numbers: Mapping[str, float]) -> None:
         """Look at a step's losses and norms.
@@ -41,6 +44,15 @@ class Guard:
         for name, value in numbers.items():
             if not math.isfinite(value):
                 raise RunError(f"{name} is {value} at step {step}; try a smaller train.lr, steer or alpha")
+        reached = numbers.get("reached_forget")
+        if reached is not None and not self.looked and 10 * step > self.steps > 0:
+            self.looked = True
+            if reached < MOVED:
+                log.warning(
+                    "forget activations have gone %.1f %% of the way to their target after %d of %d steps; "
+                    "try a larger train.lr or more steps (train.max_batches)",
+                    *(100 * reached, step, self.steps),
+                )
         if not {"norm_retain_updated", "norm_retain_frozen"} <= numbers.keys():
             return
         ratio = numbers["norm_retain_updated"] / max(numbers["norm_retain_frozen"], 1e-12)
