@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from rmu_exp import worlds
 from rmu_exp.evaluate import statistics
 from rmu_exp.model.checkpoint import Checkpoint
-from rmu_exp.record.results import Qa, QaRow
+from rmu_exp.record.results import Qa
 from rmu_exp.record.store import Store, cached, fingerprint
 from rmu_exp.settings import Eval, Model
 from rmu_exp.support import hub
@@ -290,18 +290,8 @@ def base_answers(
 
 def compare(base: Answers, unlearned: Answers) -> Qa:
     """The ``qa`` part of results.json: each group and task before and after, on the same questions."""
-    after, table = unlearned.pooled(), dict[str, QaRow]()
-    for name, correct in base.pooled().items():
-        chance = base.chance_of(name)
-        table[name] = QaRow(
-            tasks=base.groups.get(name),
-            base=statistics.summary(correct),
-            unlearned=statistics.summary(after[name]),
-            mcnemar=statistics.mcnemar(correct, after[name]),
-            p_chance=statistics.against_chance(after[name], chance),
-            chance=chance,
-        )
-    return table
+    after, rows = unlearned.pooled(), base.pooled()
+    return {n: statistics.row(c, after[n], base.chance_of(n), base.groups.get(n)) for n, c in rows.items()}
 
 
 def _quiet() -> None:

@@ -263,12 +263,12 @@ def metrics_log(
     if before:
         log.info("resuming after step %d", done)
     seconds: list[float] = []
-    with file.open("a", encoding="utf-8", buffering=1) as written, progress.training_progress(steps) as bar:
+    with file.open("a", encoding="utf-8", buffering=1) as written, progress.training_progress(steps) as show:
 
         def report(metrics: Metrics) -> None:
             if on_step is not None:
                 on_step(metrics)
-            bar.update(metrics)
+            show(metrics)
             seconds.append(metrics["seconds"])
 
         def add(metrics: Metrics) -> None:
