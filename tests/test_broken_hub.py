@@ -77,7 +77,7 @@ def ask(env: dict[str, str], *cases: tuple[str, str]) -> list[dict]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def test_errors_silence_and_wrong_bytes(hub: Hub, env: dict[str, str], tmp_path: Path) -> None:
+def test_errors_silence_and_wrong_bytes(hub, env, tmp_path):
     hub.refuse("org/busy", 429)
     hub.refuse("org/broken", 500)
     hub.refuse("org/hiccup/resolve", 503, times=1)
@@ -106,7 +106,7 @@ def test_errors_silence_and_wrong_bytes(hub: Hub, env: dict[str, str], tmp_path:
     assert [answer["gave"] for answer in again[len(MODELS) :]] == [4, 4]
 
 
-def test_questions_that_do_not_come(hub: Hub, env: dict[str, str]) -> None:
+def test_questions_that_do_not_come(hub, env):
     hub.refuse("cais/wmdp/", 500)
     (refused,) = ask(env, ("questions", "wmdp_bio"))
     assert "cais/wmdp: the hub answered 500" in refused["RunError"]
@@ -126,9 +126,7 @@ def train(env: dict[str, str], cwd: Path, *words: str) -> subprocess.CompletedPr
     )
 
 
-def test_a_run_whose_weights_break_off_goes_on_by_the_same_command(
-    hub: Hub, env: dict[str, str], tmp_path: Path
-) -> None:
+def test_a_run_whose_weights_break_off_goes_on_by_the_same_command(hub, env, tmp_path):
     hub.fail("org/stalls/model.safetensors", at=2000)
     began = time.perf_counter()
     done = train(env, tmp_path, "model.name=org/stalls")
@@ -144,7 +142,7 @@ def test_a_run_whose_weights_break_off_goes_on_by_the_same_command(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", [("model.name=org/hiccup",), ("model.name=org/busy", "data.retain=[org/busy-texts]")])
-def test_a_hub_cache_on_a_full_disk(hub: Hub, env: dict[str, str], tmp_path: Path, what: tuple[str, ...]) -> None:
+def test_a_hub_cache_on_a_full_disk(hub, env, tmp_path, what):
     with mounted(tmp_path / "small", "36k" if len(what) == 1 else "100k") as place:
         env = env | {"HF_HOME": str(place)}
         done = train(env, tmp_path, *what)

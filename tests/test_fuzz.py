@@ -51,20 +51,11 @@ SPECIAL = [
     "\\",
     "1,2",
 ]
-SPECIAL += [
-    "[1,2]",
-    "{a:1}",
-    "???",
-    "range(3)",
-    "choice(1,2)",
-    "interval(0,1)",
-    "glob(*)",
-    "null",
-    "[[]]",
-    "all",
-    "=",
-    "a=b",
-]
+SPECIAL += ["[1,2]", "{a:1}", "???", "range(3)", "choice(1,2)", "interval(0,1)", "glob(*)", "null", "[[]]", "all"]
+SPECIAL += ["=", "a=b"]
+READERS = ["verify", "compare", "resume", "judge", "export"]
+FILES = ["c.jsonl", "c.txt", "c.jsonl.gz", "c.txt.gz", "c.parquet", "c.parquet.gz", "c.csv"]
+WRITTEN = ["config.yaml", "results.json", "metrics.jsonl", "delta.safetensors", "answers.jsonl"]
 
 
 def many(count: int):
@@ -110,27 +101,15 @@ def test_configurations(given, multirun):
     fuzz.told(lambda: compose.composed([*given, "output=nowhere"], a_run.CONF, multirun=multirun))
 
 
-SAFE = [
-    k
-    for k in keys_of(Run)
-    if k.split(".")[0] in ("layer", "steer", "alpha", "seed", "layers", "steering", "train", "eval")
-]
-SAFE += [
-    "data.min_len",
-    "data.max_length",
-    "data.topics",
-    "data.answer",
-    "model.dtype",
-    "model.threads",
-    "method",
-    "attacks",
-]
+FREE = ("layer", "steer", "alpha", "seed", "layers", "steering", "train", "eval")
+SAFE = [key for key in keys_of(Run) if key.split(".")[0] in FREE]
+SAFE += ["data.min_len", "data.max_length", "data.topics", "data.answer", "model.dtype", "model.threads"]
+SAFE += ["method", "attacks"]
+pairs = st.builds(lambda key, value: f"{key}={value}", st.sampled_from(SAFE), override_values)
 
 
 @many(30)
-@given(
-    given=st.lists(st.builds(lambda k, v: f"{k}={v}", st.sampled_from(SAFE), override_values), min_size=1, max_size=2)
-)
+@given(given=st.lists(pairs, min_size=1, max_size=2))
 def test_what_a_configuration_starts(tiny_run, given):
     """Those that pass are looked at once more beside the model, as a start does before it writes."""
     TRIED["starts"] += 1
@@ -142,15 +121,10 @@ def test_what_a_configuration_starts(tiny_run, given):
 
 
 good = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30).filter(lambda t: bool(t.strip()))
-bad_lines = st.one_of(
-    st.sampled_from(
-        [b"{", b"[]", b"1", b"null", b'{"text": 1}', b'{"texts": "x"}', b'"\\ud800"', b"\xff\xfe", b"[" * 5000]
-    ),
-    st.binary(min_size=1, max_size=20).filter(lambda b: b"\n" not in b and b.strip() and not readable(b)),
-    fuzz.values.filter(lambda v: not isinstance(v, str))
-    .map(lambda v: json.dumps(v).encode())
-    .filter(lambda b: not readable(b)),
-)
+BAD = [b"{", b"[]", b"1", b"null", b'{"text": 1}', b'{"texts": "x"}', b'"\\ud800"', b"\xff\xfe", b"[" * 5000]
+raw_lines = st.binary(min_size=1, max_size=20).filter(lambda b: b"\n" not in b and b.strip())
+json_lines = fuzz.values.filter(lambda v: not isinstance(v, str)).map(lambda v: json.dumps(v).encode())
+bad_lines = st.one_of(st.sampled_from(BAD), st.one_of(raw_lines, json_lines).filter(lambda b: not readable(b)))
 
 
 def readable(line: bytes) -> bool:
@@ -163,21 +137,18 @@ def readable(line: bytes) -> bool:
 
 
 @many(150)
-@given(
-    lines=st.lists(st.one_of(good, bad_lines), max_size=8), skip=st.booleans(), zipped=st.booleans(), bare=st.booleans()
-)
-def test_lines_of_a_corpus(tmp_path, lines, skip, zipped, bare):
+@given(lines=st.lists(st.one_of(good, bad_lines), max_size=8), flags=st.tuples(*[st.booleans()] * 3))
+def test_lines_of_a_corpus(tmp_path, lines, flags):
     """With data.on_bad_line=skip exactly the good ones are read; else the first bad one is named."""
     TRIED["corpora"] += 1
+    skip, zipped, bare = flags
     raw = [json.dumps(x if bare else {"text": x}).encode() if isinstance(x, str) else x for x in lines]
     file = tmp_path / ("c.jsonl" + ".gz" * zipped)
     content = b"\n".join(raw)
     file.write_bytes(gzip.compress(content) if zipped else content)
     read = fuzz.told(lambda: corpora.one(str(file), Data(on_bad_line="skip" if skip else "error")))
-    wanted, first = (
-        [x for x in lines if isinstance(x, str)],
-        [i for i, x in enumerate(lines, 1) if isinstance(x, bytes)],
-    )
+    wanted = [x for x in lines if isinstance(x, str)]
+    first = [i for i, x in enumerate(lines, 1) if isinstance(x, bytes)]
     if first and not skip:
         assert isinstance(read, UserError)
         assert f"line {first[0]}:" in str(read)
@@ -189,16 +160,12 @@ def test_lines_of_a_corpus(tmp_path, lines, skip, zipped, bare):
 
 
 @many(80)
-@given(
-    data=st.data(),
-    name=st.sampled_from(["c.jsonl", "c.txt", "c.jsonl.gz", "c.txt.gz", "c.parquet", "c.parquet.gz", "c.csv"]),
-)
+@given(data=st.data(), name=st.sampled_from(FILES))
 def test_files_of_a_corpus(tmp_path, data, name):
     TRIED["corpora"] += 1
     whole = b"\n".join(json.dumps({"text": f"text {i}"}).encode() for i in range(20))
-    content = data.draw(
-        st.one_of(fuzz.damaged(gzip.compress(whole)), fuzz.damaged(whole), fuzz.damaged(parquet()), st.binary())
-    )
+    wholes = [gzip.compress(whole), whole, parquet()]
+    content = data.draw(st.one_of(*map(fuzz.damaged, wholes), st.binary()))
     (tmp_path / name).write_bytes(content)
     fuzz.told(lambda: corpora.one(str(tmp_path / name), Data()))
     assert (tmp_path / name).read_bytes() == content
@@ -240,15 +207,8 @@ def use(folder: Path) -> None:
     checkpoint.open(None, torch.float32, torch.device("cpu"))
 
 
-WRITTEN = ["config.yaml", "results.json", "delta.safetensors", "metrics.jsonl", "answers.jsonl"]
-
-
 @many(100)
-@given(
-    data=st.data(),
-    name=st.sampled_from(WRITTEN),
-    use=st.sampled_from(["verify", "compare", "resume", "judge", "export"]),
-)
+@given(data=st.data(), name=st.sampled_from(WRITTEN), use=st.sampled_from(READERS))
 def test_run_folders(tiny_run, data, name, use):
     """A run's folder with one file changed, given to what reads run folders."""
     TRIED["run folders"] += 1
@@ -265,9 +225,8 @@ def test_run_folders(tiny_run, data, name, use):
         elif use == "export":
             fuzz.command(main, ["export", str(folder), str(Path(parent) / "out")])
         elif use == "resume":
-            (run,) = compose.composed(
-                [*a_run.words(tiny_run.parent), "attacks=[norms]", "export=true", "output=x"], a_run.CONF
-            )
+            given = [*a_run.words(tiny_run.parent), "attacks=[norms]", "export=true", "output=x"]
+            (run,) = compose.composed(given, a_run.CONF)
             fuzz.told(lambda: prepare(run, folder))
         else:
             judged = [f"unlearned={folder}", "eval.tasks=[lore_forget]", "model.oracle=null", "output=x"]
@@ -300,11 +259,7 @@ def claims(folder: Path) -> dict[str, str]:
 
 
 @many(16)
-@given(
-    data=st.data(),
-    name=st.sampled_from(["config.yaml", "results.json", "metrics.jsonl", "trial.json"]),
-    use=st.sampled_from(["table", "sweep"]),
-)
+@given(data=st.data(), name=st.sampled_from([*WRITTEN[:3], "trial.json"]), use=st.sampled_from(["table", "sweep"]))
 def test_folders_of_runs(tiny_run, data, name, use):
     """The reports over many runs, of which one is changed: made, or refused."""
     TRIED["run folders"] += 1

@@ -28,7 +28,7 @@ FILES = [
 
 
 @pytest.mark.parametrize("pattern", REPLACED, ids=[REPLACED[p].replace(" ", "_") for p in REPLACED])
-def test_replaced_words_do_not_come_back(pattern: str) -> None:
+def test_replaced_words_do_not_come_back(pattern):
     found = [
         f"{file.relative_to(ROOT)}:{number}: {match[0]}"
         for file in FILES

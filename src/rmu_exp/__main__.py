@@ -9,13 +9,12 @@ from __future__ import annotations
 import argparse
 import ast
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from rmu_exp.cli.compose import ended
+from rmu_exp.cli.compose import ended, silence_libraries
 from rmu_exp.support.errors import UserError
 
 COMMANDS = ("fetch", "apply", "export", "table", "sweep", "verify", "compare", "dashboard")
@@ -24,10 +23,7 @@ INTERRUPTED = "interrupted; nothing partial is kept as whole, run it again"
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit status: 0 done, 1 it failed, 2 the input is wrong."""
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # advice to users of other programs
-    os.environ.setdefault("TQDM_DISABLE", "1")
-    if not sys.stderr.isatty():
-        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    silence_libraries()
     words = sys.argv[1:] if words is None else words
     try:
         parser = _Parser(prog="python -m rmu_exp", description="What surrounds a run; runs are started by train.py.")

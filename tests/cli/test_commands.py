@@ -14,12 +14,13 @@ import tiny
 import torch
 import yaml
 
-from rmu_exp.__main__ import main
+from rmu_exp.__main__ import COMMANDS, main
 from rmu_exp.cli import fetch
 from rmu_exp.model.checkpoint import locate
 from rmu_exp.model.delta import Delta
 from rmu_exp.support.errors import RunError, UserError
 
+DELTA = "delta.safetensors"
 NAME = "model.layers.3.mlp.down_proj.weight"
 ZEPHYR = "HuggingFaceH4/zephyr-7b-beta"
 WMDP = [
@@ -47,28 +48,22 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     return calls
 
 
-def test_nothing_heavy_is_imported_before_the_command_is_known() -> None:
+def test_help_and_refusals_import_nothing_heavy():
     code = (
         "import sys\n"
         "from rmu_exp.__main__ import main\n"
         "assert main(['fetch', 'folder', 'model=nope']) == 2\n"
         "heavy = {'torch', 'transformers', 'lm_eval', 'wandb', 'datasets', 'huggingface_hub', 'safetensors'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+        "main(['--help'])\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-
-
-def test_help_names_every_command() -> None:
-    done = subprocess.run([sys.executable, "-m", "rmu_exp", "--help"], capture_output=True, text=True)
-    assert done.returncode == 0
-    for command in ("fetch", "apply", "export"):
+    for command in COMMANDS:
         assert f"    {command} " in done.stdout
 
 
-def test_fetch_takes_what_the_run_says(
-    asked: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_fetch_takes_what_the_run_says(asked, tmp_path, capsys):
     assert main(["fetch", str(tmp_path / "my folder"), "model=zephyr_7b", "data=wmdp", "model.revision=v1"]) == 0
     assert asked == [
         {
@@ -105,31 +100,21 @@ def test_fetch_takes_what_the_run_says(
         (["model=zephyr_7b", "eval=none", "model.trust_remote_code=true"], {"trust_remote_code": True}),
     ],
 )
-def test_fetch_takes_no_more_than_the_run_needs(
-    asked: list[dict[str, Any]], tmp_path: Path, words: list[str], expected: dict[str, Any]
-) -> None:
+def test_fetch_takes_no_more_than_the_run_needs(asked, tmp_path, words, expected):
     assert main(["fetch", str(tmp_path / "folder"), *words]) == 0
     assert {key: asked[0][key] for key in expected} == expected
 
 
-def test_fetch_takes_what_is_named_one_by_one(asked: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_fetch_takes_what_is_named_one_by_one(asked, tmp_path):
     words = ["--model", "a/b@v1", "--model", "c/d", "--layers", "8", "--corpus", "e/f:g", "--task", "wmdp_bio"]
     assert main(["fetch", str(tmp_path), *words]) == 0
     wanted = {"models": ["a/b@v1", "c/d"], "corpora": ["e/f:g"], "tasks": ["wmdp_bio"], "depth": 8}
     assert asked == [{"folder": tmp_path} | wanted]
 
 
-@pytest.mark.parametrize(("error", "status"), [(UserError, 2), (RunError, 1)])
-@pytest.mark.parametrize("was_there", [False, True])
-def test_a_fetch_that_fails_leaves_no_new_empty_folder(
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    error: type[Exception],
-    status: int,
-    was_there: bool,
-) -> None:
-    def fail(folder: Path, **wanted: Any) -> Iterator[str]:
+@pytest.mark.parametrize(("error", "status", "was_there"), [(UserError, 2, False), (RunError, 1, True)])
+def test_a_fetch_that_fails_leaves_no_new_empty_folder(monkeypatch, tmp_path, capsys, error, status, was_there):
+    def fail(folder, **wanted):
         (folder / "hub").mkdir(parents=True)
         raise error("a/b: why, and what to do")
         yield
@@ -153,7 +138,7 @@ def run(base: Path, tmp_path: Path) -> Path:
     checkpoint = locate(None, str(base))
     folder = tmp_path / "run"
     about = checkpoint.about()
-    Delta({NAME: torch.ones(32, 64)}, torch.ones(1, 32), ["hexes"], about).save(folder / "delta.safetensors")
+    Delta({NAME: torch.ones(32, 64)}, torch.ones(1, 32), ["hexes"], about).save(folder / DELTA)
     model = {"name": None, "path": str(base), "revision": None, "trust_remote_code": False}
     (folder / "config.yaml").write_text(yaml.safe_dump({"model": model}))
     ran = {"model": str(base), "layer": 5, "steer": [6.5], "alpha": [1.0], "method": "rmu", "seed": 0}
@@ -174,25 +159,20 @@ def check_written(out: Path, base: Path) -> None:
     assert {file.name for file in out.iterdir()} == {file.name for file in base.iterdir()} | {"README.md"}
 
 
-def test_export_writes_the_runs_checkpoint(run: Path, base: Path, tmp_path: Path) -> None:
-    assert main(["export", str(run), str(tmp_path / "out")]) == 0
+@pytest.mark.parametrize("words", [["export", "RUN"], ["apply", "BASE", "RUN"], ["apply", "BASE", "RUN/" + DELTA]])
+def test_export_and_apply_write_the_runs_checkpoint(run, base, tmp_path, words):
+    given = [word.replace("RUN", str(run)).replace("BASE", str(base)) for word in words]
+    assert main([*given, str(tmp_path / "out")]) == 0
     check_written(tmp_path / "out", base)
     text = (tmp_path / "out/README.md").read_text()
     assert "| layer | 5 |" in text
     assert "# mine, unlearned" in text
 
 
-@pytest.mark.parametrize("given", ["delta.safetensors", ""])
-def test_apply_writes_base_and_delta(run: Path, base: Path, tmp_path: Path, given: str) -> None:
-    assert main(["apply", str(base), str(run / given), str(tmp_path / "out")]) == 0
-    check_written(tmp_path / "out", base)
-    assert "| layer | 5 |" in (tmp_path / "out/README.md").read_text()
-
-
-def test_a_delta_without_its_run_gets_a_card_of_what_it_tells(run: Path, base: Path, tmp_path: Path) -> None:
-    alone = tmp_path / "alone" / "delta.safetensors"
+def test_a_delta_without_its_run_gets_a_card_of_what_it_tells(run, base, tmp_path):
+    alone = tmp_path / "alone" / DELTA
     alone.parent.mkdir()
-    alone.write_bytes((run / "delta.safetensors").read_bytes())
+    alone.write_bytes((run / DELTA).read_bytes())
     assert main(["apply", str(base), str(alone), str(tmp_path / "out")]) == 0
     text = (tmp_path / "out/README.md").read_text()
     assert "on the topics hexes" in text
@@ -200,7 +180,7 @@ def test_a_delta_without_its_run_gets_a_card_of_what_it_tells(run: Path, base: P
     assert "| layer |" not in text
 
 
-def test_another_runs_results_are_not_put_on_the_card(run: Path, base: Path, tmp_path: Path) -> None:
+def test_another_runs_results_are_not_put_on_the_card(run, base, tmp_path):
     results = json.loads((run / "results.json").read_text())
     results["run"]["trained_parameters"] = ["model.layers.1.mlp.down_proj.weight"]
     (run / "results.json").write_text(json.dumps(results))
@@ -208,7 +188,7 @@ def test_another_runs_results_are_not_put_on_the_card(run: Path, base: Path, tmp
     assert "layers.1." not in (tmp_path / "out/README.md").read_text()
 
 
-def test_export_takes_a_base_that_has_moved(run: Path, base: Path, tmp_path: Path) -> None:
+def test_export_takes_a_base_that_has_moved(run, base, tmp_path):
     config = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(config.replace(str(base), str(tmp_path / "gone")))
     assert main(["export", str(run), str(tmp_path / "out")]) == 2
@@ -220,19 +200,13 @@ def test_export_takes_a_base_that_has_moved(run: Path, base: Path, tmp_path: Pat
     ("given", "revision"),
     [("org/model", "c0ffee"), ("org/model@v2", "v2"), ("org/other", None), ("org/other@v1", "v1")],
 )
-def test_a_base_of_the_hub_is_taken_at_the_deltas_commit(
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    given: str,
-    revision: str | None,
-) -> None:
+def test_a_base_of_the_hub_is_taken_at_the_deltas_commit(monkeypatch, tmp_path, capsys, given, revision):
     def stop(*given: Any) -> None:
         raise UserError(f"asked for {given}")
 
     monkeypatch.setattr("rmu_exp.cli.apply.locate", stop)
     about = {"name": "org/model", "revision": "c0ffee", "digest": ""}
-    Delta({NAME: torch.ones(1)}, None, [], about).save(tmp_path / "delta.safetensors")
+    Delta({NAME: torch.ones(1)}, None, [], about).save(tmp_path / DELTA)
     assert main(["apply", given, str(tmp_path), str(tmp_path / "out")]) == 2
     assert capsys.readouterr().err == f"rmu_exp: asked for {(given.partition('@')[0], None, revision)}\n"
 
@@ -257,17 +231,10 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_wrong_input_is_one_line_and_leaves_nothing(
-    case: str,
-    run: Path,
-    base: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_wrong_input_is_one_line_and_leaves_nothing(case, run, base, tmp_path, capsys, monkeypatch):
     other = tiny.mistral(tmp_path / "other", layers=4, seed=1) if case == "another base" else tmp_path
     names = {"DIR": tmp_path / "dir", "OUT": tmp_path / "out", "RUN": run, "BASE": base, "OTHER": other}
-    names["DELTA"] = run / "delta.safetensors"
+    names["DELTA"] = run / DELTA
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     capsys.readouterr()  # transformers' bars

@@ -102,7 +102,7 @@ def weights(hub: Hub) -> dict[str, int]:
     return {name[10] if "-of-" in name else name: n for name, n in found.items() if not name.endswith("json")}
 
 
-def test_a_fetched_folder_is_all_that_a_machine_without_network_needs(hub: Hub, tmp_path: Path) -> None:
+def test_a_fetched_folder_is_all_that_a_machine_without_network_needs(hub, tmp_path):
     hub.downloads.clear()
     done = fetch(hub.env(tmp_path / "home", token="hf_reader"), tmp_path / "fetched", **WANTED)
     assert done.returncode == 0, done.stderr
@@ -132,14 +132,14 @@ def test_a_fetched_folder_is_all_that_a_machine_without_network_needs(hub: Hub, 
     assert len(hub.requests) == asked
 
 
-def test_only_the_wanted_layers_files_are_downloaded(hub: Hub, tmp_path: Path) -> None:
+def test_only_the_wanted_layers_files_are_downloaded(hub, tmp_path):
     hub.downloads.clear()
     done = fetch(hub.env(tmp_path / "home"), tmp_path / "fetched", models=["org/model@main"], depth=3)
     assert done.returncode == 0, done.stderr
     assert weights(hub) == {"1": 1, "2": 1}
 
 
-def test_a_shard_that_breaks_off_is_not_there_and_the_next_fetch_brings_it(hub: Hub, tmp_path: Path) -> None:
+def test_a_shard_that_breaks_off_is_not_there_and_the_next_fetch_brings_it(hub, tmp_path):
     hub.downloads.clear()
     hub.fail("00002-of-00004.safetensors", at=1000)
     env = hub.env(tmp_path / "home")
@@ -170,9 +170,7 @@ def test_a_shard_that_breaks_off_is_not_there_and_the_next_fetch_brings_it(hub: 
         ({"tasks": ["arc_easy"]}, "UserError: allenai/ai2_arc: no such dataset"),
     ],
 )
-def test_what_cannot_be_fetched_is_told_in_one_line(
-    hub: Hub, tmp_path: Path, wanted: dict[str, list[str]], message: str
-) -> None:
+def test_what_cannot_be_fetched_is_one_line(hub, tmp_path, wanted, message):
     done = fetch(hub.env(tmp_path / "home"), tmp_path / "fetched", **wanted)
     assert done.returncode == 1
     assert message in done.stderr.splitlines()[-1]

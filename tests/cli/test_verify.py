@@ -43,7 +43,7 @@ def test_a_run_agrees_with_itself_and_is_not_touched(run, capsys):
         "weights of the base",
         "Delta: sha256:",
         "questions lore_forget:",
-        "answers lore_forget_",
+        "answers lore_",
         "model/",
     ):
         assert f"agrees     {what}" in out, what
@@ -67,16 +67,18 @@ def config(folder: Path) -> None:
 
 def answer(folder: Path) -> None:
     lines = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
-    lines[0]["unlearned"] = (
-        1 - lines[0]["unlearned"] if lines[0]["target"] == lines[0]["unlearned"] else lines[0]["target"]
-    )
+    chosen, target = lines[0]["unlearned"], lines[0]["target"]
+    lines[0]["unlearned"] = 1 - chosen if target == chosen else target
     (folder / "answers.jsonl").write_text("\n".join(map(json.dumps, lines)))
 
 
-def tensor(folder: Path) -> None:
-    delta = Delta.load(folder / "delta.safetensors")
-    next(iter(delta.tensors.values()))[0, 0] += 1
-    delta.save(folder / "delta.safetensors")
+def tensor(value: float) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        delta = Delta.load(folder / "delta.safetensors")
+        next(iter(delta.tensors.values()))[0, 0] += value
+        delta.save(folder / "delta.safetensors")
+
+    return apply
 
 
 def exported(folder: Path) -> None:
@@ -85,12 +87,6 @@ def exported(folder: Path) -> None:
         tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     tensors["model.layers.3.mlp.down_proj.weight"] += 1
     save_file(tensors, file, {"format": "pt"})
-
-
-def infinite(folder: Path) -> None:
-    delta = Delta.load(folder / "delta.safetensors")
-    next(iter(delta.tensors.values()))[0, 0] = torch.inf
-    delta.save(folder / "delta.safetensors")
 
 
 def fewer_steps(folder: Path) -> None:
@@ -102,17 +98,14 @@ CHANGES = {
     "a setting": (config, "settings: recorded"),
     "an accuracy": (results(lambda r: r["qa"]["lore_forget"]["unlearned"].update(acc=0.123)), "questions lore_forget:"),
     "a test": (results(lambda r: r["qa"]["lore_general"]["mcnemar"].update(p=0.5)), "questions lore_general: mcnemar"),
-    "an answer": (answer, "questions lore_forget_hexes: unlearned: acc"),
-    "a weight": (tensor, "Delta: recorded"),
+    "an answer": (answer, "questions lore_forget_hexes: unlearned.acc"),
+    "a weight": (tensor(1), "Delta: recorded"),
     "an exported weight": (exported, "model/: model.layers.3.mlp.down_proj.weight is neither"),
-    "a number that is none": (infinite, "numbers of the Delta: not finite"),
+    "a number that is none": (tensor(torch.inf), "numbers of the Delta: not finite"),
     "a step left out": (fewer_steps, "steps in metrics.jsonl: not 1 to 4"),
     "a Delta cut off": (lambda f: (f / "delta.safetensors").write_bytes(b"short"), "Delta: "),
     "a settings' copy": (results(lambda r: r["provenance"]["config"].update(seed=7)), "settings in results.json"),
-    "another base": (
-        results(lambda r: r["provenance"].update(model_digest="sha256:0")),
-        "weights of the base: recorded",
-    ),
+    "another base": (results(lambda r: r["provenance"].update(model_digest="sha256:0")), "weights of the base: recor"),
 }
 
 
@@ -146,8 +139,8 @@ def test_answers_put_again_differ_from_made_up_ones(run, capsys):
     assert "differs    answers lore_forget_hexes: 0 others by base, 1 by unlearned, of 6" in capsys.readouterr().out
 
 
-def test_another_training_is_told_with_its_distance(run, capsys):
-    tensor(run)
+def test_another_training_is_reported_with_its_distance(run, capsys):
+    tensor(1)(run)
     main(["verify", str(run), "--training"])
     out = capsys.readouterr().out
     assert "differs    training again: another Delta (relative L2 distance " in out

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import pytest
 import yaml
-from composing import composed, config
+from composing import CONF, composed, config
 from omegaconf import OmegaConf
 
 from rmu_exp import settings
+from rmu_exp.cli import compose
 from rmu_exp.config import parse
 from rmu_exp.support.errors import UserError
 from rmu_exp.support.setting import check, setting
@@ -30,6 +31,20 @@ from rmu_exp.support.setting import check, setting
         (["method=cut", "method.keywords=x"], "method.keywords: "),
         (["layers.rank=0"], "layers.rank: got 0, allowed is 1 or more"),
         (["layer=-1"], "layer: got -1, allowed is 0 or more"),
+        (["layer=x"], "layer: got 'x', allowed is a whole number"),
+        (["layer=null"], "layer: got null; give it a value, or leave it out"),
+        (["stear=6.5"], "stear: no such key, did you mean steer?"),
+        (["model=nope"], "model: got 'nope', allowed is gemma2_2b"),
+        (["layers.parameters=[[]]"], "layers.parameters: got [[]], allowed is a list such as 'layers.parameters=[a,b]"),
+        (["train=${layer}"], "train: got 7, allowed is a group of keys"),
+        (["data.topics=${layer}"], "data.topics: got 7, allowed is a list such as"),
+        (["layer=3,5"], "layer: several values need a sweep; add -m"),
+        (
+            ["model=local", "layer=1", "steer=1", "alpha=1", "data=lore"],
+            "model.name: not given; add model.name=ORG/NAME",
+        ),
+        (["steer=["], "command line: "),
+        (["export=maybe"], "export: got 'maybe', allowed is true or false"),
         (["seed=4294967296"], "seed: got 4294967296, allowed is 0 to 4294967295"),
         (["train.lr=inf"], "train.lr: got inf, allowed is a number > 0"),
         (["train.lr=nan"], "train.lr: got nan, allowed is a number > 0"),
@@ -58,6 +73,14 @@ from rmu_exp.support.setting import check, setting
             ["attacks=[prune]", "attacks.prune.forget=[1.5]"],
             "attacks.prune.forget: got 1.5, allowed is a number > 0 an",
         ),
+        (["attacks=[probe]", "attacks.probe.folds=1"], "attacks.probe.folds: got 1, allowed is 2 or more"),
+        (
+            ["attacks=[probe]", "attacks.probe.fold=1"],
+            "attacks.probe.fold: no such key, did you mean attacks.probe.folds",
+        ),
+        (["attacks.probe.folds=3"], "attacks.probe.folds: attack 'probe' is not chosen; add 'attacks=[probe]'"),
+        (["attacks=[prob]"], "attacks: got 'prob', allowed is ablation, "),
+        (["attacks=[ablation]", "attacks.ablation.layers=top"], "attacks.ablation.layers: got top, allowed is a list"),
         (["attacks=[prune]", "attacks.prune.retain=[0]"], "attacks.prune.retain: got 0, allowed is a number > 0"),
         (
             ["attacks=[prune]", "attacks.prune.forget=[0.005]", "attacks.prune.retain=[0.02]"],
@@ -67,7 +90,7 @@ from rmu_exp.support.setting import check, setting
 )
 def test_what_does_not_fit_is_one_line(words, message):
     with pytest.raises(UserError) as caught:
-        composed(*words)
+        compose.composed([*words, "output=nowhere"], CONF)
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
 
@@ -104,6 +127,11 @@ def test_a_judgement_has_no_training_settings():
         parse.parse_judge(config(name="judge"))
 
 
+@pytest.fixture(scope="module")
+def usual() -> str:
+    return composed("train.schedule=constant").digest
+
+
 @pytest.mark.parametrize(
     ("word", "same"),
     [
@@ -122,9 +150,8 @@ def test_a_judgement_has_no_training_settings():
         ("eval.limit=3", False),
     ],
 )
-def test_what_changes_no_result_is_not_in_the_digest(word, same):
-    words = [word, "train.schedule=constant"]
-    assert (composed(*words).digest == composed(words[1]).digest) is same
+def test_what_changes_no_result_is_not_in_the_digest(word, same, usual):
+    assert (composed("train.schedule=constant", word).digest == usual) is same
     assert settings.is_result_key(word.split("=")[0]) is not same
 
 

@@ -36,7 +36,7 @@ def start(cwd: Path, *words: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_runs_of_the_same_second_have_folders_of_their_own_whatever_the_clock_does(tmp_path: Path) -> None:
+def test_runs_of_the_same_second_have_folders_of_their_own_whatever_the_clock_does(tmp_path):
     first, second = start(tmp_path), start(tmp_path, "seed=1")
     for process in (first, second):
         _, told = process.communicate(timeout=240)
@@ -52,7 +52,7 @@ def test_runs_of_the_same_second_have_folders_of_their_own_whatever_the_clock_do
 
 
 @pytest.mark.slow
-def test_a_second_start_in_one_folder_is_refused_and_the_first_is_unharmed(tmp_path: Path) -> None:
+def test_a_second_start_in_one_folder_is_refused_and_the_first_is_unharmed(tmp_path):
     first = start(tmp_path, "output=run", "train.max_batches=400")
     deadline = time.monotonic() + 120
     while not (tmp_path / "run" / "metrics.jsonl").exists():

@@ -9,7 +9,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, JsonValue
@@ -20,7 +20,7 @@ from rmu_exp.evaluate import statistics
 from rmu_exp.model.delta import Delta
 from rmu_exp.model.diff import distances
 from rmu_exp.record.results import McNemar
-from rmu_exp.record.rundir import DELTA, RunDir, flat, read
+from rmu_exp.record.rundir import DELTA, Object, RunDir, flat, read
 from rmu_exp.report.objectives import Worst, worst
 from rmu_exp.report.table import Table, numbers, percent
 from rmu_exp.report.tables import rows as ordered
@@ -28,6 +28,7 @@ from rmu_exp.settings import result_settings
 
 ORIGIN = {"versions", "git", "hardware", "data_hashes", "model_revision", "model_digest"}
 WIDE = 100
+NOTE = "lost: correct in A and wrong in B, of the questions that both were asked; p: McNemar's exact test"
 Pair = list[float | None]
 Differing = dict[str, list[JsonValue]]
 
@@ -78,33 +79,28 @@ def compare(first: Path, second: Path) -> Comparison:
     """
     both = a, b = read(first), read(second)
     qa = {name: row for name, row in a.results.qa.items() if name in b.results.qa}
-    read_by = [r.results.perplexity for r in both]
+    settings = [flat(result_settings(r.config) | {"attacks": r.config.get("attacks")}) for r in both]
+    made = [flat(p.model_dump(include=ORIGIN)) if (p := r.results.provenance) else {} for r in both]
+    read_by: list[dict[str, float | None]] = [
+        {source: row.unlearned.perplexity if row.unlearned else None for source, row in r.results.perplexity.items()}
+        for r in both
+    ]
+    deltas = [] if a.judged or b.judged else [Delta.load(r.folder / DELTA) for r in both]
+    have = {"qa": [set(r.results.qa) for r in both], "tensors": [set(delta.tensors) for delta in deltas]}
     return Comparison(
         runs=[str(first), str(second)],
-        settings=_differing(*(flat(result_settings(r.config) | {"attacks": r.config.get("attacks")}) for r in both)),
-        provenance=_origins(a, b),
+        settings=_differing(settings[0], settings[1], settings[0] | settings[1]),
+        provenance=_differing(made[0], made[1], [key for key in made[0] if key in made[1]]),
         qa={name: _questions(name, a, b, whole=not depth) for depth, name in ordered(qa)},
-        perplexity={
-            source: [row.unlearned.perplexity if row.unlearned else None for row in (mine, read_by[1][source])]
-            for source, mine in read_by[0].items()
-            if source in read_by[1]
-        },
-        delta={} if a.judged or b.judged else distances(*(Delta.load(r.folder / DELTA) for r in (a, b))),
-        only=_only(a, b),
+        perplexity={s: [read_by[0][s], read_by[1][s]] for s in read_by[0] if s in read_by[1]},
+        delta=distances(*deltas) if deltas else {},
+        only={key: [sorted(x - y), sorted(y - x)] for key, (x, y) in have.items() if x != y},
         worst=[worst(r.results) for r in both],
     )
 
 
-def _differing(a: Mapping[str, JsonValue], b: Mapping[str, JsonValue]) -> Differing:
-    keys = dict.fromkeys([*a, *b])
+def _differing(a: Object, b: Object, keys: Iterable[str]) -> Differing:
     return {key: [a.get(key), b.get(key)] for key in keys if a.get(key) != b.get(key)}
-
-
-def _origins(a: RunDir, b: RunDir) -> Differing:
-    """What both recorded, and differs."""
-    parts = [r.results.provenance for r in (a, b)]
-    mine, theirs = (flat(part.model_dump(include=ORIGIN)) if part else {} for part in parts)
-    return {key: pair for key, pair in _differing(mine, theirs).items() if key in mine and key in theirs}
 
 
 def _questions(name: str, a: RunDir, b: RunDir, whole: bool) -> Questions:
@@ -126,42 +122,35 @@ def _questions(name: str, a: RunDir, b: RunDir, whole: bool) -> Questions:
     )
 
 
-def _only(a: RunDir, b: RunDir) -> dict[str, list[list[str]]]:
-    qa = [set(r.results.qa) for r in (a, b)]
-    tensors = [set() if r.judged else set(Delta.load(r.folder / DELTA).tensors) for r in (a, b)]
-    both = {"qa": qa, "tensors": tensors}
-    return {key: [sorted(x - y), sorted(y - x)] for key, (x, y) in both.items() if x != y}
-
-
-def show(found: Comparison, console: Console | None = None) -> None:
-    """The comparison on the screen."""
-    console = console or Console(width=None if sys.stdout.isatty() else WIDE)
-    parts: list[RenderableType | None] = [Text("A  {}\nB  {}".format(*found.runs)), *_differences(found), _qa(found.qa)]
-    read = [
-        [source, *("–" if v is None else f"{v:.3f}" for v in values)] for source, values in found.perplexity.items()
-    ]
-    parts += [_table("perplexity", ["", *numbers("A", "B")], read), _distances(found.delta)]
-    attacked = [
-        [name, row.attack, percent(row.acc), str(row.n), str(row.attacks)] if row else [name, "none"]
-        for name, row in zip("AB", found.worst, strict=True)
-    ]
-    columns = ["", *numbers("attack", "accuracy under it", "n", "of so many attacks")]
-    parts += [_table("worst attack", columns, attacked if any(found.worst) else [])]
-    for key, alone in found.only.items():
-        parts += [Text(f"{key} of {who} alone: {', '.join(n)}") for who, n in zip("AB", alone, strict=True) if n]
-    for part in parts:
-        if part is not None:
-            console.print(Group(part, ""), highlight=False)
-
-
-def _table(title: str, columns: Sequence[str], body: Sequence[Sequence[str]]) -> RenderableType | None:
-    return Table(columns, body).rich(title, gap=2) if body else None
-
-
-def _differences(found: Comparison) -> Iterator[RenderableType | None]:
+def _sections(found: Comparison) -> Iterator[RenderableType]:
+    """The comparison, for the screen."""
+    yield Text("A  {}\nB  {}".format(*found.runs))
     for title, differing in (("settings", found.settings), ("made with", found.provenance)):
-        body = [[key, *map(_short, values)] for key, values in differing.items()]
-        yield _table(title, ["", *numbers("A", "B")], body) or Text(f"{title}: nothing differs")
+        rows = [[key, *map(_short, values)] for key, values in differing.items()]
+        yield _table(title, ["A", "B"], rows) if rows else Text(f"{title}: nothing differs")
+    if rows := list(_answered(found.qa)):
+        columns = ["base A", "base B", "A", "B", "lost / gained", "of", "B − A", "p"]
+        yield Group(_table("questions answered correctly", columns, rows), Text(NOTE, style="dim"))
+    if found.perplexity:
+        read = [[s, *("–" if v is None else f"{v:.3f}" for v in values)] for s, values in found.perplexity.items()]
+        yield _table("perplexity", ["A", "B"], read)
+    if any(found.delta.values()):
+        rows = [[name, "not finite" if math.isnan(v) else f"{v:.3g}"] for name, v in found.delta.items()]
+        yield _table("Delta", ["‖B − A‖ / ‖A‖"], rows)
+    elif found.delta:
+        yield Text(f"Delta: the same {len(found.delta)} tensors, bit for bit")
+    if any(found.worst):
+        rows = [
+            [name, row.attack, percent(row.acc), str(row.n), str(row.attacks)] if row else [name, "none"]
+            for name, row in zip("AB", found.worst, strict=True)
+        ]
+        yield _table("worst attack", ["attack", "accuracy under it", "n", "of so many attacks"], rows)
+    for key, alone in found.only.items():
+        yield from (Text(f"{key} of {who} alone: {', '.join(n)}") for who, n in zip("AB", alone, strict=True) if n)
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> RenderableType:
+    return Table(["", *numbers(*columns)], rows).rich(title, gap=2)
 
 
 def _short(value: object) -> str:
@@ -171,26 +160,14 @@ def _short(value: object) -> str:
     return text if len(text) <= 40 else f"{text[:39]}…"
 
 
-def _qa(qa: Mapping[str, Questions]) -> RenderableType | None:
-    body = []
+def _answered(qa: Mapping[str, Questions]) -> Iterator[list[str]]:
     for name, row in qa.items():
+        cells = [name, *map(percent, (*row.base, *row.unlearned))]
+        if test := row.mcnemar:
+            change = 100 * (test.gained - test.lost) / row.shared
+            cells += [f"{test.lost} / {test.gained}", str(row.shared), f"{change:+.1f}", f"{test.p:.2g}"]
         if row.whole:  # of the tasks of a group --json has it
-            cells = [name, *map(percent, (*row.base, *row.unlearned))]
-            if test := row.mcnemar:
-                change = 100 * (test.gained - test.lost) / row.shared
-                cells += [f"{test.lost} / {test.gained}", str(row.shared), f"{change:+.1f}", f"{test.p:.2g}"]
-            body.append(cells)
-    columns = ["", *numbers("base A", "base B", "A", "B", "lost / gained", "of", "B − A", "p")]
-    note = "lost: correct in A and wrong in B, of the questions that both were asked; p: McNemar's exact test"
-    table = _table("questions answered correctly", columns, body)
-    return Group(table, Text(note, style="dim")) if table else None
-
-
-def _distances(delta: Mapping[str, float]) -> RenderableType | None:
-    if delta and not any(delta.values()):
-        return Text(f"Delta: the same {len(delta)} tensors, bit for bit")
-    body = [[name, "not finite" if math.isnan(value) else f"{value:.3g}"] for name, value in delta.items()]
-    return _table("Delta", ["tensor", *numbers("‖B − A‖ / ‖A‖")], body)
+            yield cells
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -206,6 +183,8 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         untested = {name: {"mcnemar"} for name, row in found.qa.items() if row.mcnemar is None}
         print(json.dumps(found.model_dump(mode="json", exclude={"qa": untested}), indent=2))
-    else:
-        show(found)
+        return 0
+    console = Console(width=None if sys.stdout.isatty() else WIDE)
+    for section in _sections(found):
+        console.print(Group(section, ""), highlight=False)
     return 0

@@ -6,6 +6,7 @@ The only place that knows what Hydra and OmegaConf write. Imports nothing heavy.
 from __future__ import annotations
 
 import copy
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -31,7 +32,18 @@ from rmu_exp.sweep.overrides import key_of, once_each, sweep_of
 SPECIAL = set("=,'\"()[]{}:;\\ \t")  # characters that mean something to Hydra inside a value
 # Launchers that their packages add to the choices, and the extra that installs them.
 EXTRAS = {"joblib": "joblib", "submitit_slurm": "slurm", "submitit_local": "slurm"}
+QUIET = {  # other libraries, which read this when they are imported
+    "TQDM_DISABLE": "1",
+    "HF_HUB_VERBOSITY": "error",  # its client reports every retry
+    "DATASETS_VERBOSITY": "error",
+}
 register()
+
+
+def silence_libraries() -> None:
+    """Leave out what other libraries would print, progress bars where nobody looks among it."""
+    bars = {} if sys.stderr.isatty() else {"HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+    os.environ |= QUIET | bars | os.environ
 
 
 def prepared(words: Sequence[str]) -> list[str]:

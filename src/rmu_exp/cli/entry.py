@@ -10,6 +10,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import cast
 
@@ -20,7 +21,7 @@ from hydra.types import RunMode
 from hydra.utils import get_method
 from omegaconf import DictConfig, open_dict, read_write
 
-from rmu_exp.cli.compose import checked, ended, prepared, refused
+from rmu_exp.cli.compose import checked, ended, prepared, refused, silence_libraries
 from rmu_exp.config.reference import page
 from rmu_exp.settings import Judge, Run
 from rmu_exp.support.boundary import FULL, full_disk
@@ -29,11 +30,6 @@ from rmu_exp.sweep import overrides as sweeping
 
 RESUME = "resume="
 NOTHING_DONE = "stopped before anything was done; the same command starts it"
-ENVIRONMENT = {
-    "HYDRA_FULL_ERROR": "1",  # let errors through, of which Hydra would print the traceback
-    "TQDM_DISABLE": "1",  # other libraries' progress bars; read when they are imported, as is the next
-    "HF_HUB_VERBOSITY": "error",  # the hub client reports every retry
-}
 sweeping.register()  # wherever Hydra unpickles its callbacks, trials have their names
 
 
@@ -43,8 +39,8 @@ def start(main: Callable[[], object], conf: Path) -> None:
     Args:
         conf: the folder of configurations.
     """
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    silence_libraries()
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let errors through, of which Hydra would print the traceback
     words, judging = sys.argv[1:], Path(sys.argv[0]).stem == "judge"
     if asked := next((word for word in words if word in ("-h", "--help")), None):
         named = words[words.index(asked) + 1 :][:1]
@@ -183,10 +179,7 @@ def existing_part(folder: Path) -> Path:
 
 def remove_if_empty(folder: Path, existing: Path) -> None:
     """Remove the folders that were made for a run that was then refused, down to what was there before."""
-    for candidate in (folder, *folder.parents):
-        if candidate == existing or existing not in candidate.parents:
-            return
-        try:
-            candidate.rmdir()
-        except OSError:
-            return
+    with suppress(OSError):
+        while existing in folder.parents:
+            folder.rmdir()
+            folder = folder.parent

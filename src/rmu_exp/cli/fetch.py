@@ -11,7 +11,6 @@ import argparse
 import os
 import shlex
 import shutil
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,8 +20,9 @@ from hydra.utils import get_method
 
 from rmu_exp.cli.compose import composed
 from rmu_exp.settings import Run
-from rmu_exp.support import hub
 from rmu_exp.support.errors import RunError, UserError
+
+CACHES = {"HF_HUB_CACHE": "hub", "HF_DATASETS_CACHE": "datasets"}
 
 
 def fetch(
@@ -55,16 +55,17 @@ def fetch(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder}: cannot be made ({error.strerror}); choose another folder") from error
-    with caches_in(folder) as places:
-        for (name, place), module in zip(places.items(), ("huggingface_hub.constants", "datasets.config"), strict=True):
-            if module in sys.modules and str(getattr(sys.modules[module], name)) != place:
-                raise RuntimeError(f"fetch must run before {module.partition('.')[0]} is imported")
-        for name in dict.fromkeys(models):
-            layers = "all layers" if depth is None else f"its first {depth} layers"
-            yield f"model {name}: {layers}, at commit {_model(name, depth, trust_remote_code)}"
-        for source in dict.fromkeys(corpora):
-            from rmu_exp.data import sources
+    with caches_in(folder):
+        from rmu_exp.data import sources
+        from rmu_exp.model.checkpoint import locate
 
+        for name in dict.fromkeys(models):
+            repo, _, revision = name.partition("@")
+            checkpoint = locate(repo, None, revision or None, trust_remote_code)
+            checkpoint.fetch(depth)
+            layers = "all layers" if depth is None else f"its first {depth} layers"
+            yield f"model {name}: {layers}, at commit {checkpoint.revision}"
+        for source in dict.fromkeys(corpora):
             if sources.dataset(source) is not None:
                 yield f"corpus {sources.read(source, on_bad_line='skip').describe()}"
         if tasks:
@@ -76,49 +77,28 @@ def fetch(
 
 
 @contextmanager
-def caches_in(folder: Path) -> Iterator[dict[str, str]]:
+def caches_in(folder: Path) -> Iterator[None]:
     """Inside the block Hugging Face's libraries, if they are not imported yet, take a folder for their caches.
 
-    What says what a run needs may import them, so it belongs into such a block, too. Gives the caches' names in the
-    environment; not HF_HOME, where the token is read from.
+    What says what a run needs may import them, so it belongs into such a block, too. HF_HOME stays as it is: the
+    token is read from there.
     """
-    before, whole = dict(os.environ), folder.absolute()
-    places = {"HF_HUB_CACHE": str(whole / "hub"), "HF_DATASETS_CACHE": str(whole / "datasets")}
-    os.environ.update(places)
+    before = dict(os.environ)
+    os.environ |= {key: str(folder.absolute() / name) for key, name in CACHES.items()}
     for switch in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         os.environ.pop(switch, None)
     try:
-        yield places
+        yield
     finally:
         os.environ.clear()
         os.environ.update(before)
 
 
-def _model(name: str, depth: int | None, trust_remote_code: bool) -> str:
-    """Download a model. Returns its commit."""
-    from huggingface_hub import hf_hub_download
-
-    from rmu_exp.model.checkpoint import locate
-
-    repo, _, revision = name.partition("@")
-    checkpoint = locate(repo, None, revision or None, trust_remote_code)
-    checkpoint.fetch(depth)
-    with hub.asking(repo, "model", revision or None):
-        hf_hub_download(repo, "config.json", revision=revision or None)  # notes which commit the revision's name means
-    return checkpoint.revision or ""
-
-
 def add(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
-    parser.add_argument(
-        "folder", type=Path, metavar="DIR", help="made when missing; what it holds is not fetched again"
-    )
-    parser.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="as for train.py: model=zephyr_7b data=wmdp …"
-    )
-    parser.add_argument(
-        "--model", action="append", default=[], metavar="ORG/NAME[@REVISION]", help="a model; repeatable"
-    )
+    parser.add_argument("folder", type=Path, metavar="DIR", help="made when missing; completed when not")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for train.py: model=zephyr_7b data=wmdp")
+    parser.add_argument("--model", action="append", default=[], metavar="ORG/NAME[@REVISION]", help="repeatable")
     parser.add_argument("--corpus", action="append", default=[], metavar="SOURCE", help="ORG/NAME[:CONFIG[:SPLIT]]")
     parser.add_argument("--task", action="append", default=[], metavar="TASK", help="an lm-eval task or group")
     parser.add_argument("--layers", type=int, metavar="N", help="only the weight files that hold the first N layers")

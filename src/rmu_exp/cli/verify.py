@@ -11,10 +11,13 @@ import dataclasses
 import filecmp
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import cast
+
+from pydantic import JsonValue
 
 from rmu_exp import data
 from rmu_exp.evaluate import harness, statistics
@@ -26,8 +29,8 @@ from rmu_exp.pipeline.models import Models, Texts, refuse_device
 from rmu_exp.pipeline.session import computing
 from rmu_exp.pipeline.train import prepare_training, train
 from rmu_exp.record import provenance
-from rmu_exp.record.results import SCHEMA, Accuracy, AttackEntry, Provenance, QaRow
-from rmu_exp.record.rundir import DELTA, MODEL, WHO, RunDir, read
+from rmu_exp.record.results import SCHEMA, AttackEntry, BeforeAfter, Intervals, Part, Provenance
+from rmu_exp.record.rundir import DELTA, MODEL, WHO, Object, RunDir, flat, read
 from rmu_exp.settings import Data, Eval, Model, Run, digest_of
 from rmu_exp.support.errors import RunError, UserError
 from rmu_exp.support.redaction import redact
@@ -50,63 +53,56 @@ class Check:
     detail: str
 
 
+Look = Callable[[RunDir, Provenance], Iterator[Check]]
+
+
 def verify(folder: Path, answers: bool = False, training: bool = False) -> Iterator[Check]:
     """Look at everything in a run's or a judgement's folder.
 
     What is wrong in the folder itself differs; what else keeps a check from being made is reported as unchecked.
 
     Args:
-        answers: put the questions again.
+        answers: ask the questions again.
         training: train again, and compare the Delta byte for byte.
 
     Raises:
         UserError: it is not the folder of a run with results.
     """
     run = read(folder)
-    yield from _settings(run)
-    yield from _here(run)
     origin = run.results.provenance or Provenance(config_hash="", versions={}, command="")
-    looks: dict[str, Callable[[], Iterator[Check]]] = {}
-    if run.results.provenance is not None:
-        looks["weights of the base"] = partial(_weights, run, origin)
-    for source, digest in origin.data_hashes.items():
-        looks[f"texts {source}"] = partial(_texts, run, source, digest)
-    looks |= {"Delta": partial(_delta, run, origin), "questions": partial(_questions, run)}
-    looks |= {"attacks": partial(_attacks, run), "metrics.jsonl": partial(_metrics, run)}
-    if (folder / MODEL).is_dir():
-        looks["model/"] = partial(_exported, run)
-    if answers:
-        looks["questions put again"] = partial(_asked_again, run, origin)
-    if training:
-        looks["training again"] = partial(_trained_again, run, origin)
+    looks: dict[str, Look] = {"settings": _settings, "provenance": _here, "weights of the base": _weights}
+    looks |= {f"texts {source}": partial(_texts, source) for source in origin.data_hashes}
+    looks |= {"Delta": _delta, "questions": _questions, "attacks": _attacks, "metrics.jsonl": _metrics}
+    looks |= {"model/": _exported} if (folder / MODEL).is_dir() else {}
+    looks |= {"questions asked again": _asked_again} if answers else {}
+    looks |= {"training again": _trained_again} if training else {}
     for what, look in looks.items():
         try:
-            yield from look()
+            yield from look(run, origin)
         except (UserError, RunError) as error:
             yield Check(DIFFERS if str(error).startswith(str(folder)) else UNCHECKED, what, str(error))
 
 
 def _same(what: str, here: str, there: str, agreed: str = "") -> Check:
-    if here == there:
-        return Check(AGREES, what, agreed or there)
-    return Check(DIFFERS, what, f"recorded {there}, found {here}")
+    if not there:
+        return Check(UNCHECKED, what, "not recorded")
+    return _fits(what, None if here == there else f"recorded {there}, found {here}", agreed or there)
 
 
 def _fits(what: str, wrong: str | None, agreed: str) -> Check:
     return Check(DIFFERS, what, wrong) if wrong else Check(AGREES, what, agreed)
 
 
-def _settings(run: RunDir) -> Iterator[Check]:
-    found, origin = _digest_of(run.config), run.results.provenance
+def _settings(run: RunDir, origin: Provenance) -> Iterator[Check]:
+    found = _digest_of(run.config)
     here = _same("settings", found, run.digest, f"config.yaml has the digest {run.digest}")
     if here.state == DIFFERS and run.results.schema_number < SCHEMA:
         here = Check(NOTE, "settings", "of another version, whose digest is made in another way")
     yield here
-    if origin is not None:
+    if run.results.provenance is not None:
         yield _same("settings of the results", origin.config_hash, run.digest, "results.json has the same digest")
-        if origin.config:
-            copied = _digest_of(origin.config)
-            yield _same("settings in results.json", copied, found, "the copy has the same digest")
+    if origin.config:
+        yield _same("settings in results.json", _digest_of(origin.config), found, "the copy has the same digest")
     try:
         _ = run.settings
     except UserError as error:  # with the digest that they were written with they are as they were
@@ -121,11 +117,10 @@ def _digest_of(config: Mapping[str, object]) -> str:
         return f"none ({error})"
 
 
-def _here(run: RunDir) -> Iterator[Check]:
+def _here(run: RunDir, _: Provenance) -> Iterator[Check]:
     """What is another here than where the run was made; numbers may differ in their last digits by it."""
     if run.results.provenance is None:
         yield Check(UNCHECKED, "provenance", "results.json has none")
-        return
     for what, there, here in differences(run):
         yield Check(NOTE, what, f"made with {there}, here is {here}")
 
@@ -133,20 +128,14 @@ def _here(run: RunDir) -> Iterator[Check]:
 def differences(run: RunDir) -> Iterator[tuple[str, object, object]]:
     """Versions, code and hardware that are another here: what, there, here."""
     there, git = run.results.provenance, provenance.git_state()
-    if there is None:
-        return
-    apart = {"device", "switches", "gpu", "cuda"}  # of another kind, or said by the settings
-    if run.part("model", Model).threads is not None:
-        apart.add("threads")
-    groups: dict[str, tuple[Mapping[str, object], Mapping[str, object]]] = {
-        "versions": (there.versions, provenance.versions()),
-        "git": (dict(there.git) if there.git else {}, dict(git) if git else {}),
-        "hardware": (there.hardware, provenance.hardware("cpu")),
-    }
-    for group, (recorded, found) in groups.items():
-        for key in sorted(set(recorded) - apart):
-            if recorded[key] != found.get(key):
-                yield f"{group} {key}", recorded[key], found.get(key)
+    found = {"versions": provenance.versions(), "git": dict(git or {}), "hardware": provenance.hardware("cpu")}
+    recorded = flat(there.model_dump(include=set(found), exclude_none=True)) if there else {}
+    here = flat(cast(Object, found))
+    apart = [f"hardware.{key}" for key in ("device", "switches", "gpu", "cuda")]  # of another kind, or in the settings
+    apart += ["hardware.threads"] if run.part("model", Model).threads is not None else []
+    for key, value in recorded.items():
+        if not key.startswith(tuple(apart)) and value != here.get(key):
+            yield key, value, here.get(key)
 
 
 def models_of(run: RunDir) -> Models:
@@ -171,26 +160,20 @@ def _delta_of(run: RunDir, models: Models | None) -> Delta:
 
 def _weights(run: RunDir, origin: Provenance) -> Iterator[Check]:
     recorded, what = origin.model_digest, "weights of the base"
-    if not recorded:
-        yield Check(UNCHECKED, what, "results.json has no digest of them")
-        return
-    found = models_of(run).base.digest()
+    found = models_of(run).base.digest() if recorded else ""
     if found.partition(":")[0] != recorded.partition(":")[0]:
         yield Check(UNCHECKED, what, f"recorded {recorded}, known here {found}")
     else:
         yield _same(what, found, recorded)
 
 
-def _texts(run: RunDir, source: str, digest: str) -> Iterator[Check]:
-    yield _same(f"texts {source}", data.one(source, run.part("data", Data)).digest, digest)
+def _texts(source: str, run: RunDir, origin: Provenance) -> Iterator[Check]:
+    yield _same(f"texts {source}", data.one(source, run.part("data", Data)).digest, origin.data_hashes[source])
 
 
 def _delta(run: RunDir, origin: Provenance) -> Iterator[Check]:
     delta, info = _delta_of(run, models_of(run) if run.judged else None), run.results.run
-    if origin.delta_digest:
-        yield _same("Delta", delta.digest(), origin.delta_digest)
-    else:
-        yield Check(UNCHECKED, "Delta", "results.json has no digest of it")
+    yield _same("Delta", delta.digest(), origin.delta_digest)
     names = info.changed_tensors if run.judged else info.trained_parameters
     yield _same("tensors of the Delta", ", ".join(sorted(delta.tensors)), ", ".join(sorted(names)), f"{len(names)}")
     bad = [name for name, value in delta.tensors.items() if not value.isfinite().all()]
@@ -199,7 +182,7 @@ def _delta(run: RunDir, origin: Provenance) -> Iterator[Check]:
         yield _same("base of the Delta", delta.base["digest"], origin.model_digest)
 
 
-def _questions(run: RunDir) -> Iterator[Check]:
+def _questions(run: RunDir, _: Provenance) -> Iterator[Check]:
     qa = run.results.qa
     if qa and not run.answers:
         yield Check(UNCHECKED, "questions", "there is no answers.jsonl")
@@ -208,71 +191,45 @@ def _questions(run: RunDir) -> Iterator[Check]:
         yield Check(DIFFERS, f"questions {left[0]}", "in answers.jsonl, and not in results.json")
     for name, row in qa.items():
         base, after = run.correct(name, "base"), run.correct(name, "unlearned")
-        if base is None or after is None:
+        if not base or not after:
             yield Check(DIFFERS, f"questions {name}", "in results.json, and not all in answers.jsonl")
             continue
-        yield _fits(f"questions {name}", _row_differs(row, base, after), f"{row.base.n} answers give the same numbers")
+        wrong = _differs(row, statistics.row(base, after, row.chance))
+        yield _fits(f"questions {name}", wrong, f"{row.base.n} answers give the same numbers")
 
 
-def _row_differs(row: QaRow, base: list[int], after: list[int]) -> str | None:
-    for who, given, correct in (("base", row.base, base), ("unlearned", row.unlearned, after)):
-        if given is not None and (wrong := summary_differs(given, correct)):
-            return f"{who}: {wrong}"
-    if row.unlearned is None:
-        return None
-    made, p = statistics.mcnemar(base, after), statistics.against_chance(after, row.chance)
-    if row.mcnemar and not _agree(list(vars(row.mcnemar).values()), list(vars(made).values())):
-        return f"mcnemar {row.mcnemar}, the answers give {made}"
-    if row.p_chance is not None and not close(row.p_chance, p):
-        return f"p_chance {row.p_chance:g}, the answers give {p:g}"
-    return None
-
-
-def summary_differs(given: Accuracy, correct: list[int]) -> str | None:
-    """Where an accuracy with its error and interval is not that of these answers; None: nowhere."""
-    if not correct:
-        return "no answers"
-    made = statistics.summary(correct)
-    for key in ("n", "acc", "stderr"):
-        mine, right = getattr(given, key), getattr(made, key)
-        if not close(mine, right):
-            return f"{key} {mine:g}, the answers give {right:g}"
-    if not _agree(given.ci95, made.ci95):
-        return f"ci95 {list(given.ci95)}, the answers give {list(made.ci95)}"
-    return None
-
-
-def close(a: float, b: float) -> bool:
-    """Whether two numbers are the same but for the last digits, which another library's version may round otherwise."""
-    return math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-300)
-
-
-def _agree(mine: Sequence[float], theirs: Sequence[float]) -> bool:
-    return all(map(close, mine, theirs))
-
-
-def _attacks(run: RunDir) -> Iterator[Check]:
+def _attacks(run: RunDir, _: Provenance) -> Iterator[Check]:
     """Intervals follow from accuracy and n; the accuracies themselves can only be had by attacking again."""
     for name, entry in run.results.attacks.items():
-        if entry.forget_acc is not None:
-            yield _fits(f"attack {name}", _attack_differs(entry), "accuracies and intervals fit together")
+        if entry.forget_acc is not None and entry.n:
+            found = entry.forget_acc.before, entry.forget_acc.after
+            made = [statistics.summary([1] * (k := round(acc * entry.n)) + [0] * (entry.n - k)) for acc in found]
+            right = AttackEntry(
+                fingerprint="",
+                budget={},
+                forget_acc=BeforeAfter(before=made[0].acc, after=made[1].acc),
+                ci95=Intervals(before=made[0].ci95, after=made[1].ci95),
+                n=entry.n,
+                chance=entry.chance,
+            )
+            yield _fits(f"attack {name}", _differs(entry, right), "accuracies and intervals fit together")
 
 
-def _attack_differs(entry: AttackEntry) -> str | None:
-    assert entry.forget_acc  # results.json is not read without them
-    assert entry.ci95
-    assert entry.n
-    n, intervals = entry.n, dict(entry.ci95)
-    for when, acc in dict(entry.forget_acc).items():
-        right = round(acc * n)
-        if not close(acc, right / n):
-            return f"{when}: {acc:g} is no accuracy on {n} questions"
-        if not _agree(intervals[when], statistics.wilson(right, n)):
-            return f"{when}: the interval of {right} of {n} is another than {list(intervals[when])}"
+def _differs(given: Part, right: Part) -> str | None:
+    """The first number in a part of results.json that is another than ``right`` has, but for its last digits."""
+    mine, made = (flat(part.model_dump(mode="json", exclude_none=True)) for part in (given, right))
+    for key, value in made.items():
+        pairs = zip(_numbers(mine.get(key, value)), _numbers(value), strict=True)
+        if not all(math.isclose(x, y, rel_tol=1e-9, abs_tol=1e-300) for x, y in pairs):
+            return f"{key} {mine[key]}, computed again {value}"
     return None
 
 
-def _metrics(run: RunDir) -> Iterator[Check]:
+def _numbers(value: JsonValue) -> list[float]:
+    return [x for x in (value if isinstance(value, list) else [value]) if isinstance(x, (int, float))]
+
+
+def _metrics(run: RunDir, _: Provenance) -> Iterator[Check]:
     if run.results.train is None:
         return
     metrics, steps = run.metrics, run.results.train.steps
@@ -281,12 +238,11 @@ def _metrics(run: RunDir) -> Iterator[Check]:
         return
     whole = [m.get("step") for m in metrics] == list(range(1, steps + 1))
     yield _fits("steps in metrics.jsonl", None if whole else f"not 1 to {steps}", f"1 to {steps}")
-    losses = [m["loss"] for m in metrics if "loss" in m]
-    finite = all(isinstance(v, (int, float)) and math.isfinite(v) for v in losses)
-    yield _fits("losses in metrics.jsonl", None if finite else "not all are finite", "finite")
+    losses = [x for m in metrics for x in _numbers(m.get("loss", 0.0)) or [math.nan]]
+    yield _fits("losses in metrics.jsonl", None if all(map(math.isfinite, losses)) else "not all are finite", "finite")
 
 
-def _exported(run: RunDir) -> Iterator[Check]:
+def _exported(run: RunDir, _: Provenance) -> Iterator[Check]:
     mine = Delta.load(run.folder / DELTA).tensors
     changed = diff.changes(models_of(run).base, locate(None, str(run.folder / MODEL))).tensors
     other = [n for n, value in changed.items() if n not in mine or not bool((mine[n] == value).all())]
@@ -295,7 +251,7 @@ def _exported(run: RunDir) -> Iterator[Check]:
 
 
 def _asked_again(run: RunDir, origin: Provenance) -> Iterator[Check]:
-    settings, what = run.part("eval", Eval), "questions put again"
+    settings, what = run.part("eval", Eval), "questions asked again"
     if not run.answers:
         yield Check(UNCHECKED, what, "none were put")
         return
@@ -341,8 +297,7 @@ def _trained_again(run: RunDir, origin: Provenance) -> Iterator[Check]:
 
 def _because(run: RunDir) -> str:
     """What is another here, as a reason."""
-    named = ("versions", "hardware", "git commit", "git diff")
-    others = [f"{w} {there} → {here}" for w, there, here in differences(run) if w.startswith(named)]
+    others = [f"{what} {there} → {here}" for what, there, here in differences(run)]
     return f"; another here: {', '.join(others)}" if others else "; versions and hardware are the same"
 
 

@@ -17,9 +17,16 @@ from rmu_exp.support.errors import UserError
 from rmu_exp.support.setting import check, groups_of, keys_of, show
 
 FREE = ("eval.backend_args", "method")  # any key may be given here; plugins check those of a method
-WANTED = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false", "bool": "true or false"}
+WANTED = {  # what OmegaConf says, and what is allowed
+    "is not a ListConfig": "a list such as '{0}=[a,b]'",
+    "Integer": "a whole number",
+    "Float": "a number",
+    "Boolean": "true or false",
+    "bool": "true or false",
+}
 NEEDED = ("layer", "steer", "alpha")
 Settings = TypeVar("Settings", Run, Judge)
+T = TypeVar("T")
 
 
 def register() -> None:
@@ -32,32 +39,35 @@ def register() -> None:
         ConfigStore.instance().store("run_schema" if schema is Run else "judge_schema", node)
 
 
-def parse(config: DictConfig) -> Run:
+def parse(config: DictConfig | Mapping[str, object]) -> Run:
     """A composed configuration as a checked :class:`Run`.
 
     Raises:
         UserError: an unknown key, a wrong type, a value out of range or an impossible combination.
     """
-    _refuse_unknown(config, Run)
-    if missing := [key for key in NEEDED if OmegaConf.is_missing(config, key) or _select(config, key) is None]:
-        them = "it" if len(missing) == 1 else "them"
+    values = _plain(config)
+    if missing := [key for key in NEEDED if values.get(key) in (None, "???")]:
+        model, them = values.get("model"), "it" if len(missing) == 1 else "them"
+        named = (model.get("path") or model.get("name")) if isinstance(model, Mapping) else None
         wanted = " ".join(f"{key}=…" for key in missing)
-        raise UserError(f"{', '.join(missing)}: not given, and {_model(config)} has no preset for {them}; add {wanted}")
-    run = _object(config, Run)
+        raise UserError(
+            f"{', '.join(missing)}: not given, and {named or 'the model'} has no preset for {them}; add {wanted}"
+        )
+    run = made(Run, values)
     name = run.method.get("name") if isinstance(run.method, dict) else run.method
     run.method = plugin(plugins.METHODS, str(name), run.method)
     return _checked(run)
 
 
-def parse_judge(config: DictConfig) -> Judge:
+def parse_judge(config: DictConfig | Mapping[str, object]) -> Judge:
     """A composed configuration as a checked :class:`Judge`. Raises as :func:`parse`."""
-    _refuse_unknown(config, Judge)
-    if OmegaConf.is_missing(config, "unlearned"):
+    values = _plain(config)
+    if values.get("unlearned") == "???":
         raise UserError("unlearned: not given; add unlearned=… (a run's folder, a checkpoint's folder, or a hub id)")
-    return _checked(_object(config, Judge))
+    return _checked(made(Judge, values))
 
 
-def stored(values: Mapping[str, Any]) -> Run | Judge:
+def stored(values: Mapping[str, object]) -> Run | Judge:
     """The settings that a run directory holds, of earlier versions too. Raises as :func:`parse`."""
     values = dict(values)
     if isinstance(model := values.get("model"), dict):
@@ -66,12 +76,7 @@ def stored(values: Mapping[str, Any]) -> Run | Judge:
         values["model"] = {"parameters": preset.get("parameters")} | model
     if isinstance(steering := values.get("steering"), dict) and steering.get("kind") == "fixed":
         values["steering"] = {"kind": "absolute", "distribution": steering.get("distribution", "uniform")}
-    judging = "unlearned" in values
-    try:
-        config = cast(DictConfig, OmegaConf.merge(OmegaConf.structured(Judge if judging else Run), values))
-    except OmegaConfBaseException as error:
-        raise UserError(one_line(error)) from error
-    return parse_judge(config) if judging else parse(config)
+    return parse_judge(values) if "unlearned" in values else parse(values)
 
 
 def plugin(group: str, name: str, values: object) -> Any:
@@ -82,16 +87,29 @@ def plugin(group: str, name: str, values: object) -> Any:
     schema = plugins.schema(group, name)
     if not isinstance(values, dict):
         raise UserError(f"{prefix.rstrip('.')}: got {show(values)}, allowed is a group of keys")
-    known = [prefix + f.name for f in dataclasses.fields(schema)]
-    for key in values:
-        if f"{prefix}{key}" not in known:
-            raise UserError(unknown_key(f"{prefix}{key}", known) + f" for {name}" * (group == plugins.METHODS))
+    found: object = made(schema, values, prefix)
+    check(found, prefix)
+    return found
+
+
+def made(schema: type[T], values: Mapping[str, object], prefix: str = "") -> T:
+    """A dataclass of settings from plain values; their ranges are not checked yet.
+
+    Args:
+        prefix: of its keys in messages.
+
+    Raises:
+        UserError: an unknown key, or a wrong type.
+    """
+    for name in groups_of(schema):
+        if not isinstance(group := values.get(name, {}), Mapping):
+            raise UserError(f"{prefix}{name}: got {show(group)}, allowed is a group of keys")
     try:
-        made = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
+        found: object = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
     except OmegaConfBaseException as error:
-        raise UserError(one_line(error, prefix)) from error
-    check(made, prefix)
-    return made
+        raise UserError(one_line(error, schema, prefix)) from error
+    assert isinstance(found, schema)
+    return found
 
 
 def unknown_key(key: str, known: list[str]) -> str:
@@ -110,7 +128,7 @@ def unknown_attack_key(key: str) -> str:
     return unknown_key(key, known)
 
 
-def one_line(error: OmegaConfBaseException, prefix: str = "") -> str:
+def one_line(error: OmegaConfBaseException, schema: type = Run, prefix: str = "") -> str:
     """OmegaConf's message as one line: the key after ``prefix``, what was given, what is allowed."""
     text = str(error).splitlines()[0]
     if isinstance(error, MissingMandatoryValue):
@@ -118,26 +136,24 @@ def one_line(error: OmegaConfBaseException, prefix: str = "") -> str:
         return f"{key}: not given; add {key}=…"
     key = prefix + (getattr(error, "full_key", None) or "configuration")
     if "' not in '" in text:  # Key 'stear' not in 'Run'
-        inside, schema = key.rpartition(".")[0], Judge if "'Judge'" in text else Run
-        return unknown_key(key, [k for k in keys_of(schema) if k.rpartition(".")[0] == inside])
+        inside = key.rpartition(".")[0]
+        return unknown_key(key, [k for k in keys_of(schema, prefix) if k.rpartition(".")[0] == inside])
     if "is not Optional" in text:
         return f"{key}: got null; give it a value, or leave it out"
-    if "is not a ListConfig" in text:
-        return f"{key}: allowed is a list such as '{key}=[a,b]'"
-    for kind, wanted in WANTED.items():
-        if kind in text:
-            given = text.split("'")[1] if text.count("'") >= 2 else text
-            return f"{key}: got {show(getattr(error, 'value', None) or given)}, allowed is {wanted}"
+    given = getattr(error, "value", None) or (text.split("'")[1] if text.count("'") >= 2 else text)
+    for hint, wanted in WANTED.items():
+        if hint in text:
+            return f"{key}: got {show(given)}, allowed is {wanted.format(key)}"
     return f"{key}: {text}"
 
 
-def _object(config: DictConfig, schema: type[Settings]) -> Settings:
+def _plain(config: DictConfig | Mapping[str, object]) -> Mapping[str, object]:
+    """The values, with what they refer to put in."""
     try:
-        made = OmegaConf.to_object(config)
+        found = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config
     except OmegaConfBaseException as error:
         raise UserError(one_line(error)) from error
-    assert isinstance(made, schema)
-    return made
+    return cast(Mapping[str, object], found)
 
 
 def _checked(settings: Settings) -> Settings:
@@ -146,28 +162,3 @@ def _checked(settings: Settings) -> Settings:
     }
     check(settings)
     return settings
-
-
-def _select(config: DictConfig, key: str) -> object:
-    try:
-        return OmegaConf.select(config, key)
-    except OmegaConfBaseException as error:
-        raise UserError(one_line(error)) from error
-
-
-def _model(config: DictConfig) -> str:
-    known = (config.model[key] for key in ("path", "name") if not OmegaConf.is_missing(config.model, key))
-    return str(next(filter(None, known), "the model"))
-
-
-def _refuse_unknown(config: DictConfig, schema: type, prefix: str = "") -> None:
-    """Hydra's ``+key=value`` adds keys that nothing reads."""
-    known, groups = [f.name for f in dataclasses.fields(schema)], groups_of(schema)
-    for key in map(str, config):
-        if key not in known:
-            raise UserError(unknown_key(f"{prefix}{key}", [prefix + name for name in known]))
-        if key in groups:
-            group = _select(config, key)
-            if not isinstance(group, DictConfig):
-                raise UserError(f"{prefix}{key}: got {show(group)}, allowed is a group of keys")
-            _refuse_unknown(group, groups[key], f"{prefix}{key}.")

@@ -53,21 +53,12 @@ def schema(group: str, name: str) -> type:
     return make_dataclass("Method", [("name", str, field(default=name))], bases=(own,))
 
 
-class Source(str):
-    """What is no literal, as written."""
-
-
 @dataclass(frozen=True)
 class Declared:
-    """A setting as its source declares it.
-
-    Attributes:
-        kind: its type, as written.
-        default: MISSING of dataclasses when a file in ``conf/`` holds it; a :class:`Source` when it is no literal.
-    """
+    """A setting as its source declares it; without a default (MISSING of dataclasses) a file in ``conf/`` holds it."""
 
     sentence: str
-    kind: str
+    kind: str  # its type, as written
     default: object
     allowed: Allowed
 
@@ -85,15 +76,16 @@ def declarations(file: Path, name: str) -> dict[str, Declared]:
     for base in classes[name].bases:
         if isinstance(base, ast.Name) and base.id in classes:
             found |= declarations(file, base.id)
-    body = classes[name].body
-    for item, after in pairwise(body):
+    for item, after in pairwise(classes[name].body):
         match item, after:
             case (
                 ast.AnnAssign(target=ast.Name(id=key), annotation=kind, value=ast.Call() as call),
                 ast.Expr(value=ast.Constant(value=str(sentence))),
             ):
-                given = {str(word.arg): _literal(word.value) for word in call.keywords if word.arg != "changes_result"}
-                default = _literal(call.args[0]) if call.args else dataclasses.MISSING
+                given = {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
+                given.pop("changes_result", None)
+                literal = call.args and not isinstance(call.args[0], ast.Name)
+                default = ast.literal_eval(call.args[0]) if literal else dataclasses.MISSING
                 found[key] = Declared(sentence, ast.unparse(kind), default, Allowed(**given))
     return found
 
@@ -102,13 +94,6 @@ def declarations(file: Path, name: str) -> dict[str, Declared]:
 def _classes(file: Path) -> dict[str, ast.ClassDef]:
     tree = ast.parse(file.read_text(encoding="utf-8"))
     return {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
-
-
-def _literal(node: ast.expr) -> Any:
-    try:
-        return ast.literal_eval(node)
-    except ValueError:
-        return Source(ast.unparse(node))
 
 
 def settings_of(method: Any) -> Any:

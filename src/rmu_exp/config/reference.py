@@ -16,7 +16,7 @@ from typing import NamedTuple
 import yaml
 
 from rmu_exp import settings
-from rmu_exp.config.plugins import ATTACKS, METHODS, PACKAGES, Declared, Source, declarations, declared
+from rmu_exp.config.plugins import ATTACKS, PACKAGES, Declared, declarations, declared
 from rmu_exp.support.errors import UserError
 from rmu_exp.support.setting import groups_of
 
@@ -84,7 +84,8 @@ def page(conf: Path, program: str, group: str | None = None) -> str:
         if name and name not in PAIRS:
             listed = f"{name}=… " + " ".join(choices) if choices else name
             lines += textwrap.wrap(listed, WIDTH, subsequent_indent=" " * (len(name) + 3), break_on_hyphens=False)
-        lines += [_short(f"  {'.' * bool(name)}{row.setting}", row.sentence) for row in rows]
+        heads = [_cut(f"  {'.' * bool(name)}{row.setting}", 44) for row in rows]
+        lines += [_cut(f"{head:<30} {row.sentence}", WIDTH) for head, row in zip(heads, rows, strict=True)]
     return "\n".join([*lines, "", TAIL.format(program)])
 
 
@@ -98,9 +99,8 @@ def reference(conf: Path) -> str:
             lines += [f"| `{group}={name}` | {text} |" for name, text in choices.items()]
         lines += _table(f"{group}." if group else "", rows)
         for name in choices if group in PACKAGES else ():
-            if own := _plugin_rows(conf, group, name):
-                prefix = f"{group}.{name}." if group == ATTACKS else f"{group}."
-                lines += ["", f"### {group}={name}", *_table(prefix, own)]
+            prefix, own = _plugin(conf, group, name)
+            lines += ["", f"### {group}={name}", *_table(prefix, own)] if own else []
     lines += ["", "## judge.py", "", "The groups data, eval, attacks, model and tracking are those of train.py."]
     _, rows = _groups(conf, "judge")[""]
     return "\n".join([*lines, *_table("", rows)]) + "\n"
@@ -109,15 +109,11 @@ def reference(conf: Path) -> str:
 def _groups(conf: Path, program: str) -> dict[str, tuple[dict[str, str], list[Row]]]:
     """Each group's choices with what they are, and its keys; the empty name is the top level."""
     schema = settings.Judge if program == "judge" else settings.Run
-    file, inside = Path(settings.__file__), groups_of(schema)
-    defaults = _defaults(conf, program)
-    top = declarations(file, schema.__name__)
-    rows = _rows({k: v for k, v in top.items() if k not in PACKAGES}, defaults)
-    pages: dict[str, tuple[dict[str, str], list[Row]]] = {"": ({}, rows)}
-    for name in inside:
-        own = defaults.get(name)
-        keys = declarations(file, inside[name].__name__)
-        pages[name] = (_choices(conf / name), _rows(keys, own if isinstance(own, dict) else {}))
+    file, defaults = Path(settings.__file__), _defaults(conf, program)
+    top = {k: v for k, v in declarations(file, schema.__name__).items() if k not in PACKAGES}
+    pages = {"": (dict[str, str](), _rows(top, defaults))}
+    for name, inside in groups_of(schema).items():
+        pages[name] = (_choices(conf / name), _rows(declarations(file, inside.__name__), defaults.get(name)))
     for folder in sorted({found.parent for found in conf.rglob("*.yaml")} - {conf}):
         name = folder.relative_to(conf).as_posix()
         if name not in pages and (program == "train" or name in (ATTACKS, "experiment")):
@@ -166,15 +162,14 @@ def _yaml(file: Path) -> dict[str, object]:
     return yaml.load(file.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}
 
 
-def _rows(keys: Mapping[str, Declared], given: Mapping[str, object]) -> list[Row]:
+def _rows(keys: Mapping[str, Declared], given: object) -> list[Row]:
     """The keys with a sentence of their own; groups have none."""
-    found = []
+    found, values = [], given if isinstance(given, dict) else {}
     for key, setting in keys.items():
-        default = given.get(key, setting.default)
-        if default is dataclasses.MISSING or (isinstance(default, Source) and default != "{}"):
-            default = ""
+        default = values.get(key, setting.default)
         allowed = "true, false" if setting.kind.startswith("bool") else str(setting.allowed)
-        found.append(Row(key, _typed(default), "" if allowed == "a number" else allowed, setting.sentence))
+        typed = "" if default is dataclasses.MISSING else _typed(default)
+        found.append(Row(key, typed, "" if allowed == "a number" else allowed, setting.sentence))
     return found
 
 
@@ -185,12 +180,12 @@ def _typed(value: object) -> str:
     return {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))
 
 
-def _plugin_rows(conf: Path, group: str, name: str) -> list[Row]:
-    """The keys of a method or an attack, with the values of its file."""
-    file = conf / group / f"{name}.yaml"
-    values = _unpacked(file, group).get(group)
-    own = values.get(name) if group == ATTACKS and isinstance(values, dict) else values
-    return _rows(declared(group, name), own if isinstance(own, dict) else {})
+def _plugin(conf: Path, group: str, name: str) -> tuple[str, list[Row]]:
+    """The keys of a method or an attack, with the values of its file, and what stands before them."""
+    values = _unpacked(conf / group / f"{name}.yaml", group).get(group)
+    if group == ATTACKS:
+        values = values.get(name) if isinstance(values, dict) else {}
+    return (f"{group}.{name}." if group == ATTACKS else f"{group}."), _rows(declared(group, name), values)
 
 
 def _group_page(conf: Path, group: str, choices: Mapping[str, str], rows: list[Row]) -> Iterator[str]:
@@ -198,29 +193,20 @@ def _group_page(conf: Path, group: str, choices: Mapping[str, str], rows: list[R
     for name, text in choices.items():
         yield from _wrapped(f"{group}={name}", text)
         if group in PACKAGES:
-            prefix = f"{group}.{name}." if group == ATTACKS else f"{METHODS}."
-            yield from _explained(prefix, _plugin_rows(conf, group, name))
+            yield from _explained(*_plugin(conf, group, name))
     yield from [""] if choices and rows else []
     yield from _explained(f"{group}.", rows)
 
 
 def _explained(prefix: str, rows: list[Row]) -> Iterator[str]:
     for row in rows:
-        allowed = f" [{row.allowed}]" if row.allowed else ""
-        yield from _wrapped(f"  {prefix}{row.setting}", row.sentence + allowed)
+        yield from _wrapped(f"  {prefix}{row.setting}", row.sentence + f" [{row.allowed}]" * bool(row.allowed))
 
 
 def _wrapped(head: str, text: str) -> list[str]:
     """A head and its text, broken at the width, with the text in a column of its own."""
-    column = " " * 40
-    first = [] if len(head) <= 38 else textwrap.wrap(head, WIDTH, subsequent_indent=column, break_on_hyphens=False)
-    start = column if first else f"{head:<40}"
-    return first + textwrap.wrap(text, WIDTH, initial_indent=start, subsequent_indent=column, break_on_hyphens=False)
-
-
-def _short(head: str, text: str) -> str:
-    """One line: the head and as much of its text as fits."""
-    return _cut(f"{_cut(head, 44):<30} {text}", WIDTH)
+    lines = [" " * 40 + line for line in textwrap.wrap(text, WIDTH - 40, break_on_hyphens=False)] or [""]
+    return [head, *lines] if len(head) > 38 else [f"{head:<40}{lines[0].lstrip()}", *lines[1:]]
 
 
 def _cut(text: str, width: int) -> str:
@@ -228,9 +214,7 @@ def _cut(text: str, width: int) -> str:
 
 
 def _table(prefix: str, rows: list[Row]) -> list[str]:
-    if not rows:
-        return []
-    lines = ["", "| key | default | allowed | what |", "|---|---|---|---|"]
+    lines = ["", "| key | default | allowed | what |", "|---|---|---|---|"] if rows else []
     return lines + [
         f"| `{prefix}{row.key}` | {f'`{row.default}`' if row.default else ''} | {row.allowed} | {row.sentence} |"
         for row in rows

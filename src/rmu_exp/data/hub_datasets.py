@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -78,12 +76,12 @@ def load(dataset: Dataset, split: str, source: str) -> datasets.Dataset:
     import datasets
 
     try:
-        with hub.asking(dataset.repo, "dataset", dataset.revision), _quiet():
+        with hub.asking(dataset.repo, "dataset", dataset.revision):
             data = datasets.load_dataset(dataset.repo, dataset.config, split=split, revision=dataset.revision)
-    except (ValueError, datasets.exceptions.DatasetsError) as error:
-        raise _line_for(error, dataset, split, source) from error
-    except FileNotFoundError as error:
-        raise UserError(f"{source}: has no data files ({first_line(error)})") from error
+    except datasets.exceptions.DatasetGenerationError as error:
+        raise UserError(f"{source}: its files cannot be read ({first_line(list(chain(error))[-1])})") from error
+    except (ValueError, FileNotFoundError, datasets.exceptions.DatasetsError) as error:
+        raise UserError(f"{source}: {error}") from error  # no such split or config, or no data files
     except OSError as error:
         raise RunError(f"{source}: cannot be loaded ({first_line(error)})") from error
     _check_commit(data, dataset, source)
@@ -106,35 +104,3 @@ def _check_commit(data: datasets.Dataset, dataset: Dataset, source: str) -> None
             f"{source}: offline, only the newest revision in the cache can be read ({found}); "
             "fetch the wanted one into a folder of its own"
         )
-
-
-def _line_for(error: Exception, dataset: Dataset, split: str, source: str) -> UserError:
-    from datasets.exceptions import DatasetGenerationError
-
-    message = " ".join(str(error).split())
-    there = ", ".join(re.findall(r"'([^']+)'", (re.findall(r"\[.*?\]", message) or [""])[-1]))
-    if "split" in message and isinstance(error, ValueError):
-        return UserError(f"{source}: no split {split!r} (there: {there})")
-    if "Config name is missing" in message or "specify which config" in message:
-        return UserError(f"{source}: needs a config, {dataset.repo}:CONFIG (there: {there})")
-    if "BuilderConfig" in message or "for config" in message:
-        return UserError(f"{source}: no config {dataset.config!r} (there: {there or 'none'})")
-    cause = list(chain(error))[-1] if isinstance(error, DatasetGenerationError) else error
-    return UserError(f"{source}: its files cannot be read ({first_line(cause)})")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No warnings that the cache is used, and no progress bars where nobody looks."""
-    from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, logging
-
-    level, bars = logging.get_verbosity(), not are_progress_bars_disabled()
-    logging.set_verbosity_error()
-    if not sys.stderr.isatty():
-        disable_progress_bars()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            enable_progress_bars()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from scipy.stats import binomtest
 
-from rmu_exp.record.results import Accuracy, McNemar
+from rmu_exp.record.results import Accuracy, McNemar, QaRow
 
 
 def summary(correct: Sequence[int]) -> Accuracy:
@@ -42,3 +42,15 @@ def mcnemar(before: Sequence[int], after: Sequence[int]) -> McNemar:
 def against_chance(correct: Sequence[int], chance: float) -> float:
     """Two-sided exact binomial p-value that the accuracy is ``chance``."""
     return float(binomtest(sum(correct), len(correct), chance).pvalue)
+
+
+def row(base: Sequence[int], unlearned: Sequence[int], chance: float, tasks: list[str] | None = None) -> QaRow:
+    """A task's or a group's row of results.json, from the results of the same questions before and after."""
+    return QaRow(
+        tasks=tasks,
+        base=summary(base),
+        unlearned=summary(unlearned),
+        mcnemar=mcnemar(base, unlearned),
+        p_chance=against_chance(unlearned, chance),
+        chance=chance,
+    )

@@ -8,8 +8,7 @@ without a network. This module knows nothing of what is in the files.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,15 +31,9 @@ class Snapshot:
     digests: dict[str, str]  # sha256 of the large files, by name, as the hub gives it
 
     def fetch(self, names: Sequence[str]) -> None:
-        """Download those of the files that are not there yet.
-
-        Raises:
-            UserError: no access, or switched off and not in the cache.
-            RunError: the hub cannot be reached, or a download broke off.
-        """
+        """Download those of the files that are not there yet. Raises as :func:`snapshot`."""
         missing = [name for name in names if not (self.folder / name).is_file()]
-        if missing:
-            _download(self.repo, self.commit, missing)
+        _download(self.repo, self.commit, missing, bars=True)
         for name in missing:
             self._check(self.folder / name)
             weight_files.header(self.folder / name)
@@ -78,73 +71,38 @@ def snapshot(repo: str, revision: str | None, remote_code: bool) -> Snapshot:
             off (``HF_HUB_OFFLINE=1``) and not in the cache.
         RunError: the hub cannot be reached, or a download broke off.
     """
-    from huggingface_hub import constants
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.hf_api import RepoFile
 
     if constants.HF_HUB_OFFLINE:
-        folder = _cached(repo, revision)
+        folder = _download(repo, revision, [weight_files.CONFIG])
         return Snapshot(repo, folder.name, folder, {})
     hub.check(repo, "model", revision)  # one request without retries, that tells a gated repository from a missing one
-    commit, files = _listing(repo, revision)
+    with hub.asking(repo, "model", revision):
+        api = HfApi()
+        commit = str(api.model_info(repo, revision=revision).sha)
+        tree = api.list_repo_tree(repo, revision=commit, recursive=True)
+        files = {f.path: f.lfs.sha256 if f.lfs else None for f in tree if isinstance(f, RepoFile)}
     if not {weight_files.SINGLE, weight_files.INDEX} & set(files):
         raise weight_files.no_safetensors(f"model.name: {repo}", files)
     if weight_files.CONFIG not in files:
         raise UserError(f"model.name: {repo} has no {weight_files.CONFIG}; give a model in Hugging Face's format")
     endings = (*SMALL, ".py") if remote_code else SMALL
     small = [n for n in files if "/" not in n and (n.endswith(endings) or n.startswith(LEGAL))]
-    _note(repo, revision)
+    _download(repo, revision, [weight_files.CONFIG])  # by the name, whose commit the cache remembers then
     folder = _download(repo, commit, small)
     return Snapshot(repo, commit, folder, {name: digest for name, digest in files.items() if digest})
 
 
-def _listing(repo: str, revision: str | None) -> tuple[str, dict[str, str | None]]:
-    """The commit, and each file's name with the sha256 of those that the hub keeps outside git."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.hf_api import RepoFile
+def _download(repo: str, revision: str | None, names: Sequence[str], bars: bool = False) -> Path:
+    """Bring top-level files into the cache, if they are not there. Returns the folder of that version."""
+    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 
+    if constants.HF_HUB_DISABLE_PROGRESS_BARS is None:  # the user has not said; bars are for what takes long
+        (enable_progress_bars if bars else disable_progress_bars)()
+    file = Path()
     with hub.asking(repo, "model", revision):
-        api = HfApi()
-        commit = str(api.model_info(repo, revision=revision).sha)
-        tree = api.list_repo_tree(repo, revision=commit, recursive=True)
-        files = {f.path: f.lfs.sha256 if f.lfs else None for f in tree if isinstance(f, RepoFile)}
-    return commit, files
-
-
-def _note(repo: str, revision: str | None) -> None:
-    """Let the cache remember which commit a revision's name means: only a download by that name does."""
-    from huggingface_hub import hf_hub_download
-
-    with hub.asking(repo, "model", revision), _no_bars():
-        hf_hub_download(repo, weight_files.CONFIG, revision=revision)
-
-
-def _download(repo: str, commit: str, names: Sequence[str]) -> Path:
-    """Bring top-level files into the cache. Returns the folder of that version."""
-    from huggingface_hub import hf_hub_download
-
-    small = not any(name.endswith(".safetensors") for name in names)  # bars are for what takes long
-    with hub.asking(repo, "model", commit), _no_bars() if small else nullcontext():
         for name in names:
-            file = Path(hf_hub_download(repo, name, revision=commit))
+            file = Path(hf_hub_download(repo, name, revision=revision, local_files_only=constants.HF_HUB_OFFLINE))
     return file.parent
-
-
-@contextmanager
-def _no_bars() -> Iterator[None]:
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-
-    if are_progress_bars_disabled():
-        yield
-        return
-    disable_progress_bars()
-    try:
-        yield
-    finally:
-        enable_progress_bars()
-
-
-def _cached(repo: str, revision: str | None) -> Path:
-    """The folder of a version in the cache, found without a network."""
-    from huggingface_hub import hf_hub_download
-
-    with hub.asking(repo, "model", revision):
-        return Path(hf_hub_download(repo, weight_files.CONFIG, revision=revision, local_files_only=True)).parent

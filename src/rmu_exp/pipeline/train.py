@@ -305,12 +305,12 @@ def metrics_log(file: Path, done: int, steps: int, on_step: Callable[[Metrics], 
         log.info("resuming after step %d", done)
     seconds: list[float] = []
     reached: dict[str, float] = {}
-    with file.open("a", encoding="utf-8", buffering=1) as written, progress.training_progress(steps) as bar:
+    with file.open("a", encoding="utf-8", buffering=1) as written, progress.training_progress(steps) as show:
 
         def report(metrics: Metrics) -> None:
             if on_step is not None:
                 on_step(metrics)
-            bar.update(metrics)
+            show(metrics)
             seconds.append(metrics["seconds"])
             if "reached_forget" in metrics:
                 reached[metrics["topic"]] = metrics["reached_forget"]

@@ -6,22 +6,21 @@ What is damaged is reported in one line that names the file. Nothing here writes
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
 import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from pydantic import JsonValue
 
-from rmu_exp.config.parse import one_line, stored
+from rmu_exp.config.parse import made, stored
 from rmu_exp.record import results as results_json
 from rmu_exp.record.results import Results, State
 from rmu_exp.settings import Judge, Run
 from rmu_exp.support.errors import UserError, first_line
+from rmu_exp.support.setting import flat as flat
 
 CONFIG, DELTA, METRICS, ANSWERS = "config.yaml", "delta.safetensors", "metrics.jsonl", "answers.jsonl"
 REPORT, MODEL, LOG = "report.md", "model", "run.log"
@@ -81,16 +80,14 @@ class RunDir:
 
         Raises UserError: the group is not there, or holds a wrong type.
         """
-        values, known = self.config.get(key), getattr(schema, "__dataclass_fields__", {})
+        values = self.config.get(key)
         if not isinstance(values, dict):
             raise UserError(f"{self.folder / CONFIG}: damaged (no {key} in it)")
+        known = getattr(schema, "__dataclass_fields__", {})
         try:
-            kept = {k: v for k, v in values.items() if k in known}
-            made = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), kept))
-        except OmegaConfBaseException as error:
-            raise UserError(f"{self.folder / CONFIG}: {key}.{one_line(error)}") from error
-        assert isinstance(made, schema)
-        return made
+            return made(schema, {k: v for k, v in values.items() if k in known}, f"{key}.")
+        except UserError as error:
+            raise UserError(f"{self.folder / CONFIG}: {error}") from error
 
     @cached_property
     def answers(self) -> dict[str, TaskAnswers]:
@@ -167,17 +164,6 @@ def lines(file: Path) -> Iterator[Object]:
             yield value
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file}: damaged ({_reason(error)})") from error
-
-
-def flat(nested: Mapping[str, JsonValue], prefix: str = "") -> Object:
-    """Nested settings by their dotted keys."""
-    found: Object = {}
-    for key, value in nested.items():
-        if isinstance(value, Mapping) and value:
-            found |= flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value
-    return found
 
 
 def _reason(error: Exception) -> str:

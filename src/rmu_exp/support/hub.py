@@ -60,8 +60,7 @@ def check(repo: str, kind: str, revision: str | None = None) -> None:
 
 def explained(error: BaseException, repo: str, kind: str, revision: str | None = None) -> UserError | RunError | None:
     """The one line for an error of the hub's clients about a repository; None when the hub has no part in it."""
-    about = partial(_hub_error, repo=repo, kind=kind, revision=revision)
-    return first_known(error, (about, partial(_network_error, repo=repo)))
+    return first_known(error, [partial(_line, repo=repo, kind=kind, revision=revision)])
 
 
 def explain(error: BaseException) -> RunError | None:
@@ -74,18 +73,20 @@ def explain(error: BaseException) -> RunError | None:
     return RunError(f"the hub: {first_line(error)}") if isinstance(error, ours) else None
 
 
-def _hub_error(error: BaseException, repo: str, kind: str, revision: str | None) -> UserError | RunError | None:
-    from huggingface_hub import errors
+def _line(error: BaseException, repo: str, kind: str, revision: str | None) -> UserError | RunError | None:
+    from huggingface_hub import constants, errors
 
     page = f"{PAGE}/{'datasets/' if kind == 'dataset' else ''}{repo}"
-    if isinstance(error, errors.OfflineModeIsEnabled):
-        return _switched_off(repo)
+    away = isinstance(error, (ConnectionError, errors.LocalEntryNotFoundError)) and constants.HF_HUB_OFFLINE
+    if isinstance(error, errors.OfflineModeIsEnabled) or away:
+        return UserError(
+            f"{repo}: not in {constants.HF_HOME}, and the hub is switched off (HF_HUB_OFFLINE); "
+            "fetch it where there is a network (python -m rmu_exp fetch) and set HF_HOME to that folder"
+        )
     if isinstance(error, errors.GatedRepoError):
         refused = " that the token in use may not read" if error.response.status_code == 403 else ""
-        return UserError(
-            f"{repo}: a gated {kind}{refused}; ask for access at {page}, "
-            "then `hf auth login` with a token of that account"
-        )
+        account = "then `hf auth login` with a token of that account"
+        return UserError(f"{repo}: a gated {kind}{refused}; ask for access at {page}, {account}")
     if isinstance(error, errors.RepositoryNotFoundError):
         return UserError(
             f"{repo}: no such {kind} on the hub, or a private one; check the name at {PAGE}, "
@@ -95,44 +96,18 @@ def _hub_error(error: BaseException, repo: str, kind: str, revision: str | None)
         return UserError(f"{repo}: no revision {revision!r}; those there are: {page}/tree/main")
     if isinstance(error, errors.HFValidationError):
         return UserError(f"{repo}: not a name on the hub, allowed is ORG/NAME")
-    if not isinstance(error, errors.HfHubHTTPError) or isinstance(error, errors.EntryNotFoundError):
-        return None
-    status = error.response.status_code
-    if status in (401, 403):
+    if isinstance(error, errors.HfHubHTTPError) and not isinstance(error, errors.EntryNotFoundError):
+        if (status := error.response.status_code) not in (401, 403):
+            return RunError(f"{repo}: the hub answered {status}; try again in a while")
         return UserError(f"{repo}: the hub refuses the token; `hf auth login` with a valid one, or unset HF_TOKEN")
-    return RunError(f"{repo}: the hub answered {status}; try again in a while")
-
-
-def _switched_off(repo: str) -> UserError:
-    from huggingface_hub import constants
-
-    return UserError(
-        f"{repo}: not in {constants.HF_HOME}, and the hub is switched off (HF_HUB_OFFLINE); "
-        "fetch it where there is a network (python -m rmu_exp fetch) and set HF_HOME to that folder"
-    )
-
-
-def _network_error(error: BaseException, repo: str) -> UserError | RunError | None:
-    from huggingface_hub import constants
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    if constants.HF_HUB_OFFLINE and isinstance(error, (ConnectionError, LocalEntryNotFoundError)):
-        return _switched_off(repo)
     # by name: the clients have used requests, httpx and httpx2 for transport, whose errors share no class
     names = {kind.__name__ for kind in type(error).__mro__}
-    if not (names & {"TransportError", "ConnectionError", "ProtocolError"}):
-        if isinstance(error, OSError) and str(error).startswith("Consistency check failed"):
-            return _broke_off(error, repo)
-        return None
-    if names & {"RemoteProtocolError", "ReadError", "ReadTimeout"}:
-        return _broke_off(error, repo)
-    return RunError(
-        f"{repo}: the hub cannot be reached ({first_line(error)}); check the network, or fetch the files "
-        "where there is one (python -m rmu_exp fetch), then set HF_HOME to that folder and HF_HUB_OFFLINE=1"
-    )
-
-
-def _broke_off(error: BaseException, repo: str) -> RunError:
-    return RunError(
-        f"{repo}: the connection broke off ({first_line(error)}); nothing partial is kept as whole, run it again"
-    )
+    if names & {"RemoteProtocolError", "ReadError", "ReadTimeout"} or str(error).startswith("Consistency check failed"):
+        why = f"the connection broke off ({first_line(error)})"
+        return RunError(f"{repo}: {why}; nothing partial is kept as whole, run it again")
+    if names & {"TransportError", "ConnectionError", "ProtocolError"}:
+        return RunError(
+            f"{repo}: the hub cannot be reached ({first_line(error)}); check the network, or fetch the files "
+            "where there is one (python -m rmu_exp fetch), then set HF_HOME to that folder and HF_HUB_OFFLINE=1"
+        )
+    return None

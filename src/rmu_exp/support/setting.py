@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Any
@@ -81,9 +81,8 @@ def check(settings: object, prefix: str = "") -> None:
     assert not isinstance(settings, type)
     values = dataclasses.asdict(settings)
     if redaction.holds(values):
-        for key, leaf in _leaves(values, prefix.rstrip(".")):
-            if redaction.holds(leaf):
-                raise UserError(f"{key}: {SECRET}")
+        named = [key for key, value in flat(values, prefix).items() if redaction.holds({key: value})]
+        raise UserError(f"{redaction.redact(named[0])}: {SECRET}")
     _check(settings, prefix)
 
 
@@ -113,20 +112,15 @@ def _check_value(key: str, value: object, kind: object, allowed: Allowed) -> Non
             raise UserError(f"{key}: got {show(part)}, allowed is {allowed}{', or null' * optional}")
 
 
-def _fits(value: object, kind: object) -> bool:
+def _fits(value: object, kind: Any) -> bool:
     """Whether a value has a declared type; interpolations and lists in lists pass OmegaConf."""
-    parts = typing.get_args(kind)
-    if isinstance(kind, UnionType):
-        return any(_fits(value, part) for part in parts)
-    if typing.get_origin(kind) is list:
-        return isinstance(value, list) and all(_fits(part, parts[0]) for part in value)
-    if typing.get_origin(kind) is dict:
-        return isinstance(value, dict) and all(_fits(part, parts[1]) for part in value.values())
-    if kind is Any or not isinstance(kind, type):
-        return True
-    if kind in (int, float) and isinstance(value, bool):
+    import pydantic  # which help need not wait for
+
+    try:
+        pydantic.TypeAdapter(kind).validate_python(value, strict=True)
+    except pydantic.ValidationError:
         return False
-    return isinstance(value, (int, float) if kind is float else kind)
+    return True
 
 
 def groups_of(schema: type) -> dict[str, type]:
@@ -162,11 +156,12 @@ def show(value: object) -> str:
     return repr(value) if isinstance(value, str) else str(value)
 
 
-def _leaves(value: object, key: str) -> Iterator[tuple[str, object]]:
-    if not isinstance(value, (Mapping, list)):
-        yield key, value
-        return
-    for name, part in value.items() if isinstance(value, Mapping) else enumerate(value):
-        place = f"{key}.{name}" if key else str(name)
-        yield place, name
-        yield from _leaves(part, place)
+def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in nested.items():
+        if isinstance(value, Mapping) and value:
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
