@@ -6,12 +6,13 @@ import json
 import re
 
 import pytest
+from omegaconf import OmegaConf
 from sweep_rows import results, row
 
 from rmu_exp.settings import Tracking
 from rmu_exp.support.errors import UserError
 from rmu_exp.sweep import report, trials
-from rmu_exp.sweep.trial import EarlyStopRule
+from rmu_exp.sweep.trial import early_stop
 
 AXES = ("forget", "general")
 
@@ -98,7 +99,8 @@ def test_questions_that_were_not_asked(make_trial, tmp_path):
 
 def test_given_up_only_when_beaten_beyond_doubt(make_trial, tmp_path):
     make_trial({"steer": 1}, 30, 99)
-    rule = EarlyStopRule(tmp_path, 40, AXES, {})
+    asked = {"prune_on": 40, "objectives": AXES, "forget": [], "general": []}
+    rule = early_stop(tmp_path, OmegaConf.create(asked)).because
 
     def part(forget: int, general: int):
         qa = {"lore_forget": row(forget, 40), "lore_general": row(general, 40)}
@@ -119,17 +121,13 @@ def test_the_same_in_wandb(grid, monkeypatch):
     report.write(grid, AXES, tracking=Tracking(kind="wandb", project="p"))
     wandb.teardown()  # only now is all of it on the disk
     (file,) = (grid / "wandb").rglob("run-*.wandb")
-    logged, groups = {}, []
-    for record in wandb_file.records(file):
-        kind = record.WhichOneof("record_type")
-        groups += [record.run.run_group] if kind == "run" else []
-        for item in record.history.item if kind == "history" else []:
-            logged[".".join(item.nested_key) or item.key] = json.loads(item.value_json)
-    assert groups == [grid.name]
-    assert {"sweep/page.path", "sweep/map-layer-steer.path"} <= set(logged)
+    (group,) = {r.run.run_group for r in wandb_file.records(file) if r.WhichOneof("record_type") == "run"}
+    assert group == grid.name
+    (logged,), _ = wandb_file.logged(file)
+    assert {"sweep/page/path", "sweep/plots/front/path", "sweep/plots/map-layer-steer/path"} <= set(logged)
     assert logged["sweep/chosen/trial"] == "layer=7,steer=6.5"
-    assert logged["sweep/trials.nrows"] == 6
-    table = json.loads((file.parent / "files" / logged["sweep/front.path"]).read_text())
+    assert logged["sweep/trials/nrows"] == 6
+    table = json.loads((file.parent / "files" / logged["sweep/front/path"]).read_text())
     row = dict(zip(table["columns"], table["data"][0], strict=True))
     measured = trials.read(grid)[3].results.qa["lore_forget"].unlearned
     assert [row["forget"], row["forget_low"], row["forget_high"]] == [measured.acc, *measured.ci95]

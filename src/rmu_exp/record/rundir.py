@@ -6,11 +6,12 @@ What is damaged is reported in one line that names the file. Nothing here writes
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import JsonValue
@@ -164,6 +165,26 @@ def lines(file: Path) -> Iterator[Object]:
             yield value
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file}: damaged ({_reason(error)})") from error
+
+
+def whole_lines(file: Path) -> list[dict[str, Any]]:
+    """The objects in a file that a process may be writing, or was cut off in: other lines are left out."""
+    found = []
+    for line in file.read_bytes().splitlines() if file.is_file() else ():
+        with suppress(ValueError, RecursionError):
+            found.append(json.loads(line))
+    return [value for value in found if isinstance(value, dict)]
+
+
+def flat(nested: Mapping[str, JsonValue], prefix: str = "") -> Object:
+    """Nested settings by their dotted keys."""
+    found: Object = {}
+    for key, value in nested.items():
+        if isinstance(value, Mapping) and value:
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
 
 
 def _reason(error: Exception) -> str:

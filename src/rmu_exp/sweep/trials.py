@@ -18,12 +18,12 @@ from filelock import FileLock, Timeout
 from rmu_exp.record import results as results_json
 from rmu_exp.record import rundir
 from rmu_exp.record.results import Results
+from rmu_exp.settings import result_settings
 from rmu_exp.support.errors import UserError
 from rmu_exp.support.files import LOCK, write_atomic
 from rmu_exp.support.redaction import redact
 
 TRIAL, ERROR = "trial.json", "error.txt"
-NOT_SETTINGS = ("digest", "command", "output", "export", "tracking")
 
 
 @dataclass(frozen=True)
@@ -127,8 +127,7 @@ def _differences(folders: Sequence[Path]) -> dict[Path, rundir.Object]:
     """Without notes of a sweep: the keys of config.yaml in which the runs differ."""
     configs = {}
     for f in folders:
-        whole = rundir.settings(f / rundir.CONFIG)
-        configs[f] = rundir.flat({k: v for k, v in whole.items() if k not in NOT_SETTINGS})
+        configs[f] = rundir.flat(result_settings(rundir.settings(f / rundir.CONFIG)))
     keys = list(dict.fromkeys(key for config in configs.values() for key in config))
     varying = [k for k in keys if len({json.dumps(c.get(k)) for c in configs.values()}) > 1]
     return {f: {k: config.get(k) for k in varying} for f, config in configs.items()}
