@@ -26,6 +26,7 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit status: 0 done, 1 it failed, 2 the input is wrong."""
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # advice to users of other programs
     os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # without it every fork after tokenizing is warned of
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     words = sys.argv[1:] if words is None else words

@@ -46,7 +46,7 @@ def test_losses_are_those_of_the_obvious_loop(model, context, targets):
     candidates = torch.cat([start[None], found.propose(start, torch.Generator().manual_seed(1))])
     expected = [sum(obvious(model, t, row, 0.7) for t in targets) / 3 for row in candidates.tolist()]
     assert found.losses(candidates).tolist() == pytest.approx(expected, rel=1e-4)
-    found.room = 1  # one candidate a pass
+    context.scorer.budget = 1  # one candidate per forward pass
     assert found.losses(candidates).tolist() == pytest.approx(expected, rel=1e-4)
 
 

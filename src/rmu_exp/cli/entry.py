@@ -33,6 +33,7 @@ ENVIRONMENT = {
     "HYDRA_FULL_ERROR": "1",  # let errors through, of which Hydra would print the traceback
     "TQDM_DISABLE": "1",  # other libraries' progress bars; read when they are imported, as is the next
     "HF_HUB_VERBOSITY": "error",  # the hub client reports every retry
+    "TOKENIZERS_PARALLELISM": "true",  # without it every fork after tokenizing is warned of
 }
 sweeping.register()  # wherever Hydra unpickles its callbacks, trials have their names
 
