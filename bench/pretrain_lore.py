@@ -23,7 +23,8 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
 from transformers.models.mistral.modeling_mistral import MistralRMSNorm
 
-from rmu_exp.worlds.lore import corpora, world
+from rmu_exp.worlds import lore
+from rmu_exp.worlds.lore import world
 
 ROW = 44  # tokens; the longest letter question has 43
 LAYERS = 10  # before growing
@@ -250,7 +251,7 @@ def rescale(model: MistralForCausalLM, tok: Any, layer: int, norm: float) -> Non
     stream can be multiplied by one number, and the norms' epsilon by its square; the final norm's weight is
     divided by it, because the head is tied to the embedding.
     """
-    texts = [text for t in world.topics("forget") for text in corpora.texts(t.name)[:64]]
+    texts = [text for t in world.topics("forget") for text in lore.texts(t.name)[:64]]
     kept: list[torch.Tensor] = []
     handle = model.model.layers[layer].register_forward_hook(lambda _module, _inputs, out: kept.append(out))
     for text in texts:

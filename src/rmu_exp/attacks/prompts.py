@@ -67,15 +67,15 @@ def rephrased(context: Context, form: str, item: Question) -> Question:
     """The item in another form; the right answer stays the right one."""
     head = description(item)
     body = item.context.removeprefix(head)
-    if form == "bare":
-        return replace(item, context=body)
-    if form == "framed":
-        return replace(item, context=f"{head}Question: {body}")
-    if form == "twice":
-        return replace(item, context=f"{head}{item.stem}\n{body}")
-    if form == "filler":
-        return replace(item, context=f"{context.retain[0]}\n\n{item.context}")
-    return _reversed(item, head, body)
+    if form == "reversed":
+        return _reversed(item, head, body)
+    forms = {
+        "bare": body,
+        "framed": f"{head}Question: {body}",
+        "twice": f"{head}{item.stem}\n{body}",
+        "filler": f"{context.retain[0]}\n\n{item.context}",
+    }
+    return replace(item, context=forms[form])
 
 
 def _reversed(item: Question, head: str, body: str) -> Question:

@@ -36,14 +36,10 @@ class ActivationCache:
     Args:
         folder: of the model, see :func:`shared`; None: nothing is kept, as in a run alone.
         room: bytes that may be added.
-
-    Attributes:
-        found, added: how often something was taken, and how many entries are new.
     """
 
     def __init__(self, folder: Path | None = None, room: int = 0) -> None:
         self.folder, self.room = folder, room
-        self.found = self.added = 0
 
     def trunk(self, split: SplitModel, packed: PackedRows) -> Trunk:
         """What the layers below the first trained one make of rows, whose tensors are on the model's device."""
@@ -71,7 +67,6 @@ class ActivationCache:
             known = load_file(self.folder / f"{packed.digest}-{what}.safetensors")[NAME]
         except (OSError, SafetensorError):  # not there, or room was made for another model in this moment
             return None
-        self.found += 1
         return known.to(split.device, copy=True)  # aligned as any other tensor: kernels may round differently otherwise
 
     def _add(self, packed: PackedRows, what: str | int, value: Tensor) -> None:
@@ -82,7 +77,6 @@ class ActivationCache:
             if not file.exists():
                 replace_atomic(file, lambda temporary: save_file(kept, temporary))
                 self.room -= file.stat().st_size
-                self.added += 1
         except (OSError, SafetensorError) as error:
             self.room = 0
             log.warning("no more activations are kept: %s", error)
