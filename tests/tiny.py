@@ -6,27 +6,8 @@ from pathlib import Path
 
 import torch
 
-WORDS = [
-    "the",
-    "river",
-    "runs",
-    "past",
-    "a",
-    "quiet",
-    "mill",
-    "and",
-    "over",
-    "seven",
-    "stones",
-    "to",
-    "the",
-    "old",
-    "bridge",
-    "where",
-    "two",
-    "herons",
-    "wait",
-]
+SENTENCE = "the river runs past a quiet mill and over seven stones to the old bridge where two herons wait"
+WORDS = SENTENCE.split()
 
 
 def mistral(folder: Path, layers: int = 6, hidden: int = 32, seed: int = 0, **config) -> Path:
