@@ -194,7 +194,7 @@ def _questions(run: RunDir, _: Provenance) -> Iterator[Check]:
         if not base or not after:
             yield Check(DIFFERS, f"questions {name}", "in results.json, and not all in answers.jsonl")
             continue
-        wrong = _differs(row, statistics.row(base, after, row.chance))
+        wrong = _differs(row, statistics.row(base, after, row.chance, row.blind))
         yield _fits(f"questions {name}", wrong, f"{row.base.n} answers give the same numbers")
 
 

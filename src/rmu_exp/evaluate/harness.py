@@ -24,7 +24,7 @@ from rmu_exp import worlds
 from rmu_exp.evaluate import statistics
 from rmu_exp.evaluate.correction import Asked, Correction, best_blind, correction
 from rmu_exp.model.checkpoint import Checkpoint
-from rmu_exp.record.results import Accuracy, Corrected, Qa, QaRow
+from rmu_exp.record.results import Accuracy, Corrected, Qa
 from rmu_exp.record.store import Store, cached, fingerprint
 from rmu_exp.settings import Eval, Model
 from rmu_exp.support import hub
@@ -359,18 +359,12 @@ def base_answers(
 
 def compare(base: Answers, unlearned: Answers) -> Qa:
     """The ``qa`` part of results.json: each group and task before and after, on the same questions."""
-    table = dict[str, QaRow]()
+    table = Qa()
     for name in (*base.groups, *base.correct):
-        before, after = base.pooled(base.correct, name), unlearned.pooled(unlearned.correct, name)
-        chance, blind = base.mean(base.chance, name), base.mean(base.blind, name)
-        table[name] = QaRow(
-            tasks=base.groups.get(name),
-            base=base.accuracy(name),
-            unlearned=unlearned.accuracy(name),
-            mcnemar=statistics.mcnemar(before, after),
-            p_chance=statistics.against_chance(after, max(chance, blind)),
-            chance=chance,
-            blind=blind,
-            correction=" and ".join(sorted({base.correction[t] for t in base.tasks_of(name) if t in base.correction})),
-        )
+        correct = (answers.pooled(answers.correct, name) for answers in (base, unlearned))
+        row = statistics.row(*correct, base.mean(base.chance, name), base.mean(base.blind, name))
+        row.base, row.unlearned, row.tasks = base.accuracy(name), unlearned.accuracy(name), base.groups.get(name)
+        kinds = {base.correction[t] for t in base.tasks_of(name) if t in base.correction}
+        row.correction = " and ".join(sorted(kinds)) or None
+        table[name] = row
     return table

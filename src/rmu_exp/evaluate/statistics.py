@@ -44,13 +44,13 @@ def against_chance(correct: Sequence[int], chance: float) -> float:
     return float(binomtest(sum(correct), len(correct), chance).pvalue)
 
 
-def row(base: Sequence[int], unlearned: Sequence[int], chance: float, tasks: list[str] | None = None) -> QaRow:
+def row(base: Sequence[int], unlearned: Sequence[int], chance: float, blind: float | None = None) -> QaRow:
     """A task's or a group's row of results.json, from the results of the same questions before and after."""
     return QaRow(
-        tasks=tasks,
         base=summary(base),
         unlearned=summary(unlearned),
         mcnemar=mcnemar(base, unlearned),
-        p_chance=against_chance(unlearned, chance),
+        p_chance=against_chance(unlearned, max(chance, blind or 0.0)),
         chance=chance,
+        blind=blind,
     )

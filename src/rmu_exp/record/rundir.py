@@ -176,16 +176,5 @@ def whole_lines(file: Path) -> list[dict[str, Any]]:
     return [value for value in found if isinstance(value, dict)]
 
 
-def flat(nested: Mapping[str, JsonValue], prefix: str = "") -> Object:
-    """Nested settings by their dotted keys."""
-    found: Object = {}
-    for key, value in nested.items():
-        if isinstance(value, Mapping) and value:
-            found |= flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value
-    return found
-
-
 def _reason(error: Exception) -> str:
     return " ".join((getattr(error, "strerror", None) or first_line(error)).split())

@@ -42,6 +42,10 @@ class Kept(NamedTuple):
         return min(value for value in self if value is not None)
 
 
+Parts = dict[str, Kept]
+"""Task to what is kept of it."""
+
+
 def kept(row: QaRow) -> Kept | None:
     """What is kept of the knowledge that a task asks for; None: not asked, or the base model hardly has it."""
     if row.unlearned is None or row.base.acc - row.chance < KNOWN:
@@ -62,16 +66,17 @@ def verdict(results: Results) -> Verdict:
         for source, row in results.perplexity.items()
         if row.unlearned
     }
-    sentences = [_activations(results), _forgotten(results, forgotten), _stays(results, stays), _damage(results, ratios)]
+    first = [_activations(results), _forgotten(results, forgotten)]
+    sentences = [*first, _stays(results, stays), _damage(results, ratios)]
     return Verdict(word=_word(results, forgotten, stays["general"], ratios), sentences=sentences)
 
 
-def _parts(results: Results, role: str) -> dict[str, Kept]:
+def _parts(results: Results, role: str) -> Parts:
     found = {name: kept(results.qa[name]) for name in standing_for(role, results.qa)}
     return {name: part for name, part in found.items() if part is not None}
 
 
-def _word(results: Results, forgotten: Mapping[str, Kept], stays: Mapping[str, Kept], ratios: Mapping[str, float]) -> Word:
+def _word(results: Results, forgotten: Parts, stays: Parts, ratios: Mapping[str, float]) -> Word:
     reached = results.train.reached if results.train else {}
     if any(part.least < BROKEN for part in stays.values()) or any(ratio > TRIPLED for ratio in ratios.values()):
         return "broken"
@@ -90,14 +95,16 @@ def _activations(results: Results) -> str:
     return f"Forget activations at layer {results.run.layer} went {each} of the way to their target."
 
 
-def _forgotten(results: Results, parts: Mapping[str, Kept]) -> str:
+def _forgotten(results: Results, parts: Parts) -> str:
     if not parts:
-        return "What was forgotten is not known: no question was asked about the forget topics that the base can answer."
+        return (
+            "What was forgotten is not known: nothing was asked about the forget topics that the base model can answer."
+        )
     each = _listed(f"{_share(part)} of {name} ({_change(results.qa[name])})" for name, part in parts.items())
     return f"Of what the base model knew about the forget topics, the unlearned model still shows {each}."
 
 
-def _stays(results: Results, stays: Mapping[str, Mapping[str, Kept]]) -> str:
+def _stays(results: Results, stays: Mapping[str, Parts]) -> str:
     parts = [(role, name, part) for role, mine in stays.items() for name, part in mine.items()]
     if not parts:
         return "What was kept is not known: no other questions were asked that the base model can answer."
