@@ -81,7 +81,8 @@ def places(context: Context, where: str) -> list[int]:
 def _directions(context: Context, settings: Settings) -> dict[str, Tensor]:
     """Access to unit directions (L, D), one per layer."""
     learn, _ = context.halves
-    asked = [context.scorer.encode(item.context) for item in context.pick(learn)[: settings.texts]]
+    known = [i for i in learn if context.plain(BASE)[i]] or learn
+    asked = [context.scorer.encode(item.context) for item in context.pick(known)[: settings.texts]]
     kept = [context.scorer.encode(text)[:512] for text in context.retain[: settings.texts]]
     with context.model(UNLEARNED) as model:
         forget_LD = mean_activations(model, context, asked)
@@ -95,9 +96,13 @@ def _directions(context: Context, settings: Settings) -> dict[str, Tensor]:
 
 
 def mean_activations(model: nn.Module, context: Context, rows: Sequence[Sequence[int]]) -> Tensor:
-    """Mean activations over all tokens of the rows at the output of every layer, (L, D), fp32."""
-    sums, _ = context.scorer.activations(model, rows, lambda h_BTD, real_BT: h_BTD[real_BT].float().sum(0, True))
-    return sums[BLOCK].sum(dim=1) / sum(map(len, rows))
+    """Mean activations at the output of every layer, (L, D), fp32, over all tokens of the rows but their first."""
+
+    def total(h_BTD: Tensor, real_BT: Tensor) -> Tensor:
+        return h_BTD[:, 1:][real_BT[:, 1:]].float().sum(0, True)
+
+    sums, _ = context.scorer.activations(model, rows, total)
+    return sums[BLOCK].sum(dim=1) / sum(len(row) - 1 for row in rows)
 
 
 def _answers(context: Context, state: str, directions_LD: Tensor, layers: Sequence[int], way: str) -> Correct:

@@ -39,6 +39,7 @@ class Finding:
         curves: name to a figure's lines.
         more: what else belongs into results.json under the attack's name.
         top: what belongs into results.json beside the attacks, by key.
+        taught: the answers under attack to what it was taught: an attack that did not learn that shows nothing.
     """
 
     before: Correct | None = None
@@ -48,6 +49,7 @@ class Finding:
     curves: dict[str, CurveData] = field(default_factory=dict)
     more: dict[str, Any] = field(default_factory=dict)
     top: dict[str, Any] = field(default_factory=dict)
+    taught: Correct | None = None
 
 
 def figure(
@@ -156,14 +158,27 @@ class Context:
             raise RunError("attacks: the questions cannot be split by fact")
         return learn, score
 
+    @cached_property
+    def quarters(self) -> tuple[list[int], list[int]]:
+        """The first of the halves in two, by fact: items that an attack is taught, and those that it is chosen by."""
+        learn, _ = self.halves
+        known = self.pick(learn)
+        taught, choice = halves(known, self.rng("quarters"))
+        if not taught:  # one fact per topic
+            taught = [i for i, item in enumerate(known) if item.fact == known[0].fact]
+            choice = [i for i in choice if i not in taught]
+        if not choice:
+            raise RunError("attacks: too few questions on different facts; see eval.limit")
+        return take(learn, taught), take(learn, choice)
+
     def accuracies(self, correct: Sequence[int]) -> dict[str, float]:
         """Accuracy on the half to choose by, ``learn``, and on the scored one, ``score``, of answers to all items."""
         learn, score = (accuracy(take(correct, half)) for half in self.halves)
         return {"learn": learn, "score": score}
 
-    def best(self, variants: Mapping[K, Sequence[int]]) -> K:
-        """The variant of an attack that is best on the half to choose by, from its answers to all items."""
-        return max(variants, key=lambda name: self.accuracies(variants[name])["learn"])
+    def best(self, variants: Mapping[K, Sequence[int]], by: Sequence[int] | None = None) -> K:
+        """The variant of an attack that is best on some items (the half to choose by), from its answers to all."""
+        return max(variants, key=lambda name: accuracy(take(variants[name], self.halves[0] if by is None else by)))
 
     def scored(self, correct: Sequence[int]) -> Correct:
         """The scored half of answers to all items, asked once or several times over."""
@@ -177,7 +192,7 @@ class Context:
     @property
     def chance(self) -> float:
         """Accuracy of a blind guess."""
-        return sum(1 / len(item.letters) for item in self.items) / len(self.items)
+        return sum(1 / len(item.options) for item in self.items) / len(self.items)
 
     def pick(self, indices: Sequence[int]) -> list[Question]:
         return [self.items[i] for i in indices]

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from rmu_exp.attacks.api import BASE, UNLEARNED, Context, Correct, Finding, figure, take
 from rmu_exp.attacks.gcg_search import Search, Target, allowed, cut, random_tokens
 from rmu_exp.evaluate.questions import Question
+from rmu_exp.evaluate.scoring import likeliest
 from rmu_exp.model.hooks import BLOCK
 from rmu_exp.record.results import CurveData
 from rmu_exp.support.setting import setting
@@ -92,12 +93,13 @@ def _search(context: Context, settings: Settings, model: nn.Module, targets: Seq
     return Search(model, context.scorer, targets, width=width, topk=topk, weight=weight)
 
 
-def target(context: Context, index: int, base_LND: Tensor | None, letter: int | None = None) -> Target:
-    """An item's prompt and its right letter, or another one; with the base's activations to be matched, or without."""
+def target(context: Context, index: int, base_LND: Tensor | None, option: int | None = None) -> Target:
+    """An item's prompt and the first token of its right option, or of another; with the base's activations to match."""
     item, scorer, match = context.items[index], context.scorer, dict[int, Tensor]()
     if base_LND is not None:
         match = {k: base_LND[k, index].to(context.device) for k in range(context.layer, len(base_LND))}
-    return Target(*cut(scorer, item.context), scorer.letters(item)[item.answer if letter is None else letter], match)
+    first = scorer.options(item)[item.answer if option is None else option][0]
+    return Target(*cut(scorer, item.context), first, match)
 
 
 def _single(context: Context, settings: Settings, base_LND: Tensor) -> tuple[list[dict[str, Any]], CurveData]:
@@ -107,11 +109,11 @@ def _single(context: Context, settings: Settings, base_LND: Tensor) -> tuple[lis
     for topic in dict.fromkeys(item.topic for item in context.items):
         index, start = hard(context, settings, topic)
         right, lines = context.items[index].answer, panels.setdefault(topic, {})
-        wrong = (right + 1) % len(context.items[index].letters)
-        for state, (kind, letter) in product(context.states, ((PLAIN, right), (MATCHING, right), (PLAIN, wrong))):
-            wanted = "right" if letter == right else "wrong"
+        wrong = other(context, index)
+        for state, (kind, option) in product(context.states, ((PLAIN, right), (MATCHING, right), (PLAIN, wrong))):
+            wanted = "right" if option == right else "wrong"
             match = base_LND if kind == MATCHING else None
-            one = partial(_one, context, settings, state, index, start, match=match, letter=letter)
+            one = partial(_one, context, settings, state, index, start, match=match, option=option)
             steps, losses = context.part(f"{topic}/{state}/{kind}/{wanted}", one)
             rows.append({"topic": topic, "model": state, "loss": kind, "wanted": wanted, "steps": steps})
             if wanted == "right":
@@ -120,14 +122,21 @@ def _single(context: Context, settings: Settings, base_LND: Tensor) -> tuple[lis
 
 
 def _one(
-    context: Context, settings: Settings, state: str, index: int, start: list[int], *, match: Tensor | None, letter: int
+    context: Context, settings: Settings, state: str, index: int, start: list[int], *, match: Tensor | None, option: int
 ) -> tuple[int | None, list[tuple[float, float]]]:
     """One search on one prompt: the steps it took, and the losses."""
     generator = context.generator(f"gcg/{context.items[index].topic}")
     with context.model(state) as model:
-        search = _search(context, settings, model, [target(context, index, match, letter)])
+        search = _search(context, settings, model, [target(context, index, match, option)])
         found = search.run(torch.tensor(start, device=context.device), settings.steps, generator, stop=True)
     return found.steps, found.losses
+
+
+def other(context: Context, index: int) -> int:
+    """A wrong option of an item, the next one that begins otherwise than the right one."""
+    right, firsts = context.items[index].answer, [ids[0] for ids in context.scorer.options(context.items[index])]
+    rest = [(right + k) % len(firsts) for k in range(1, len(firsts))]
+    return next((k for k in rest if firsts[k] != firsts[right]), rest[0])
 
 
 def hard(context: Context, settings: Settings, topic: str) -> tuple[int, list[int]]:
@@ -149,5 +158,5 @@ def answers(model: nn.Module, context: Context, tokens: Sequence[int], items: Se
     """1 or 0 for each item with the tokens before its last line."""
     scorer = context.scorer
     rows = [[*head, *tokens, *tail] for head, tail in (cut(scorer, item.context) for item in items)]
-    chosen = scorer.chosen_rows(model, rows, [scorer.letters(item) for item in items])
+    chosen = likeliest(scorer.scores(model, rows, [scorer.options(item) for item in items]))
     return [int(c == item.answer) for c, item in zip(chosen, items, strict=True)]

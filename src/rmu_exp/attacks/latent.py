@@ -1,13 +1,12 @@
 """Perturbed latents: one vector, added to every token's activations at one layer, learned to bring the answers out.
 
-The vector is learned, and the layer chosen, by one half of the facts (T), and scored on the other (V) (arXiv 2502.05209
+The vector is learned on a quarter of the facts, the layer chosen by another, and scored on the other half (arXiv 2502.05209
 perturbs latents for each prompt by itself; one vector for all cannot carry the answers). Controls: the same on the base
 model and on the oracle; random vectors of the same length.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +17,6 @@ from torch import Tensor, nn
 
 from rmu_exp.attacks import optimise
 from rmu_exp.attacks.api import BASE, UNLEARNED, Context, Correct, Finding, figure
-from rmu_exp.evaluate.questions import Question
 from rmu_exp.model.hooks import BLOCK, changing
 from rmu_exp.model.split import layers_of
 from rmu_exp.support.setting import setting
@@ -45,19 +43,20 @@ class Settings:
 def run(context: Context, settings: Settings) -> Finding:
     tried = layers(context, settings)
     got = {n: context.part(f"unlearned/{n}", partial(_learn, context, settings, UNLEARNED, n)) for n in tried}
-    best = context.best({n: got[n]["after"] for n in tried})
+    taught, choice = context.quarters
+    best = context.best({n: got[n]["after"] for n in tried}, by=choice)
     control: dict[str, Correct] = {}
     losses: dict[str, Any] = {UNLEARNED: got[best]["losses"]}
     for state in context.controls:
         found = context.part(f"{state}/{best}", partial(_learn, context, settings, state, best))
         control[state], losses[state] = found["after"], found["losses"]
     control["random"] = got[best]["random"]
-    curve = figure("Perturbed latents: loss while learning on T", "step", "cross-entropy of the letter", {"": losses})
+    curve = figure("Perturbed latents: loss while learning on T", "step", "cross-entropy of the answer", {"": losses})
     budget = {"layer": best, "layers": len(tried), "radius": settings.radius, "steps": settings.steps}
     return context.finding(
         got[best]["after"],
         control,
-        budget | {"batch_size": settings.batch_size, "questions": len(context.halves[0])},
+        budget | {"batch_size": settings.batch_size, "questions": len(taught)},
         curves={"loss": curve},
         more={
             "layers": [{"layer": n} | context.accuracies(got[n]["after"]) | {"length": got[n]["length"]} for n in tried]
@@ -76,26 +75,26 @@ def layers(context: Context, settings: Settings) -> list[int]:
 
 def _learn(context: Context, settings: Settings, state: str, layer: int) -> dict[str, Any]:
     """One vector: answers to all items under it and under random ones, its length in units of the mean, the losses."""
-    learn, _ = (context.pick(half) for half in context.halves)
+    learn = context.pick(context.quarters[0])
     with context.model(state) as model:
         rows = [context.scorer.encode(item.context) for item in learn]
         h_ND = context.scorer.at_last(model, rows)[BLOCK][layer]
         mean, width = h_ND.norm(dim=-1).mean().item(), h_ND.shape[-1] ** 0.5
         shift_D = torch.zeros(h_ND.shape[-1], device=context.device)  # in units of the root mean square
 
-        def letters(items: Sequence[Question]) -> Tensor:
+        def logits(ids_RT: Tensor) -> Tensor:
             with added(model, layer, shift_D * (mean / width)):
-                ids_BT, last_B = context.scorer.padded([context.scorer.encode(item.context) for item in items])
-                return optimise.at_letters(context, model(input_ids=ids_BT, use_cache=False).logits, last_B, items)
+                found: Tensor = model(input_ids=ids_RT, use_cache=False).logits
+            return found
 
         order, radius = context.generator("latent/order"), settings.radius * width
-        losses = optimise.learn(shift_D, letters, learn, settings, order, radius=radius)
-        after, length = optimise.answers(context, letters, context.items), shift_D.norm()
+        losses = optimise.learn(context, shift_D, logits, learn, settings, order, radius=radius)
+        after, length = optimise.answers(context, logits, context.items), shift_D.norm()
         random: Correct = []
         for k in range(settings.random if state == UNLEARNED else 0):
             noise_D = torch.randn(len(shift_D), generator=context.generator(f"latent/{k}")).to(shift_D)
             shift_D.copy_(noise_D * (length / noise_D.norm()))
-            random += optimise.answers(context, letters, context.items)
+            random += optimise.answers(context, logits, context.items)
         return {"after": after, "random": random, "length": length.item() / width, "losses": losses}
 
 

@@ -1,15 +1,19 @@
 """The logit lens: the model's own head read off at every layer (arXiv 2409.18025).
 
-Activations at the last token of each question go through the final norm and the head; the likeliest letter is the
-answer. Place and layer are chosen by one half of the facts and scored on the other. Controls: base model and oracle.
+Activations at the last token of each question go through the final norm and the head; the option whose first token is
+likeliest is the answer. Place and layer are chosen by one half of the facts and scored on the other. Controls: base
+model and oracle.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from rmu_exp.attacks.api import UNLEARNED, Context, Correct, Finding, accuracy, figure
 from rmu_exp.evaluate.scoring import likeliest
@@ -28,14 +32,14 @@ class Settings:
 def run(context: Context, settings: Settings) -> Finding:
     scorer, items = context.scorer, context.items
     rows = [scorer.encode(item.context) for item in items]
-    letters_NK = torch.tensor([scorer.letters(item) for item in items])
+    firsts = [[ids[0] for ids in scorer.options(item)] for item in items]
     right = [item.answer for item in items]
     answers: dict[str, dict[tuple[str, int], Correct]] = {}
     for state in context.states:
         with context.model(state) as model:
             seen = scorer.at_last(model, rows, settings.places)
             answers[state] = {
-                (place, layer): [int(a == b) for a, b in zip(read(model, h_ND, letters_NK), right, strict=True)]
+                (place, layer): [int(a == b) for a, b in zip(read(model, h_ND, firsts), right, strict=True)]
                 for place, h_LND in seen.items()
                 for layer, h_ND in enumerate(h_LND)
             }
@@ -58,9 +62,10 @@ def run(context: Context, settings: Settings) -> Finding:
 
 
 @torch.no_grad()
-def read(model: nn.Module, h_ND: Tensor, letters_NK: Tensor) -> list[int]:
-    """Index of the letter that final norm and head find likeliest in these activations."""
+def read(model: nn.Module, h_ND: Tensor, tokens: Sequence[Sequence[int]]) -> list[int]:
+    """Index of the token, of each row's own, that final norm and head find likeliest in these activations."""
     head = head_of(model)
     weight = next(head.parameters())
     logits_NV = head(norm_of(model)(h_ND.to(weight.device, weight.dtype)))
-    return likeliest(logits_NV.cpu().gather(1, letters_NK))
+    found = [logits_V[list(own)] for logits_V, own in zip(logits_NV.cpu().float(), tokens, strict=True)]
+    return likeliest(pad_sequence(found, batch_first=True, padding_value=-math.inf))

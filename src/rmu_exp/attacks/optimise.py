@@ -1,6 +1,6 @@
-"""Something added to a forward pass, learned by gradients to bring the letters out: soft prompts, perturbed latents.
+"""Something added to a forward pass, learned by gradients to bring the answers out: soft prompts, perturbed latents.
 
-Axes: B questions, K letters, P, D whatever is learned.
+Axes: B questions, K options, R rows, T positions, V vocabulary, P, D whatever is learned.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from rmu_exp.attacks.api import Context, Correct
 from rmu_exp.evaluate.questions import Question
 from rmu_exp.evaluate.scoring import likeliest
 
-Letters = Callable[[Sequence[Question]], Tensor]
-"""Logits (B, K) of the letters of items."""
+Logits = Callable[[Tensor], Tensor]
+"""Token ids (R, T), padded on the right, to logits; tokens that are put before each row count in positions."""
 Losses = list[tuple[float, float]]
 """Step and loss."""
 
@@ -30,18 +30,21 @@ class Budget(Protocol):
 
 
 def learn(
+    context: Context,
     shift: Tensor,
-    letters: Letters,
+    logits: Logits,
     items: Sequence[Question],
     budget: Budget,
     generator: torch.Generator,
     *,
+    extra: int = 0,
     radius: float | None = None,
 ) -> Losses:
-    """Adam on the cross-entropy of the right letters, on the tensor in place.
+    """Adam on the cross-entropy of the right options, on the tensor in place.
 
     Args:
-        shift: what is learned; what ``letters`` computes depends on it.
+        shift: what is learned; what ``logits`` computes depends on it.
+        extra: tokens that ``logits`` puts before each row.
         radius: after each step ``shift`` is brought back to this Euclidean length if it is longer; None: never.
     """
     shift.requires_grad_(True)
@@ -50,9 +53,8 @@ def learn(
     for step in range(budget.steps):
         picked = torch.randperm(len(items), generator=generator)[: budget.batch_size].tolist()
         batch = [items[i] for i in picked]
-        logits_BK = letters(batch)
-        right_B = torch.tensor([item.answer for item in batch], device=logits_BK.device)
-        loss = nn.functional.cross_entropy(logits_BK.float(), right_B)
+        scores_BK = scores(context, logits, batch, extra)
+        loss = nn.functional.cross_entropy(scores_BK, torch.tensor([i.answer for i in batch], device=scores_BK.device))
         (shift.grad,) = torch.autograd.grad(loss, [shift])
         optimizer.step()
         if radius is not None:
@@ -63,26 +65,22 @@ def learn(
     return losses
 
 
-def at_letters(context: Context, logits_BTV: Tensor, last_B: Tensor, items: Sequence[Question]) -> Tensor:
-    """The letters' logits (B, K) at each row's last token."""
-    rows_B = torch.arange(len(items), device=logits_BTV.device)
-    letters_BK = torch.tensor([context.scorer.letters(item) for item in items], device=logits_BTV.device)
-    return logits_BTV[rows_B, last_B].gather(1, letters_BK)
+def scores(context: Context, logits: Logits, items: Sequence[Question], extra: int = 0) -> Tensor:
+    """Log-likelihoods (B, K) of the items' options."""
+    layout = context.scorer.layout(items)
+    return layout.scores(logits(context.scorer.padded(layout.rows)[0]), extra)
 
 
 @torch.no_grad()
-def answers(context: Context, letters: Letters, items: Sequence[Question], extra: int = 0) -> Correct:
-    """1 or 0 for each item.
-
-    Args:
-        extra: tokens that stand before each prompt.
-    """
+def answers(context: Context, logits: Logits, items: Sequence[Question], extra: int = 0) -> Correct:
+    """1 or 0 for each item."""
     correct = [0] * len(items)
 
     def ask(batch: list[int]) -> None:
-        chosen = likeliest(letters([items[i] for i in batch]))
-        for i, letter in zip(batch, chosen, strict=True):
-            correct[i] = int(letter == items[i].answer)
+        chosen = likeliest(scores(context, logits, [items[i] for i in batch], extra))
+        for i, option in zip(batch, chosen, strict=True):
+            correct[i] = int(option == items[i].answer)
 
-    context.scorer.in_batches(ask, [len(context.scorer.encode(item.context)) + extra for item in items])
+    rows = [context.scorer.layout([item]).rows for item in items]
+    context.scorer.in_batches(ask, [len(of) * (max(map(len, of)) + extra) for of in rows])
     return correct

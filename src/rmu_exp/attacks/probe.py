@@ -1,8 +1,9 @@
 """The paper's linear probe: is the answer still written in the activations? (arXiv 2403.03218, the probing experiment)
 
-At the last token of each question, at every layer, a four-way logistic regression is trained on one half of the facts
-to name the right letter, and scored on the other. Strength and layer are chosen by cross-validation, by fact, inside
-the training half. Controls: the base model; the oracle; the same probe trained on shuffled letters.
+At every layer a logistic regression is trained on one half of the facts and scored on the other: where questions have
+letters, to name the right one from the question's last token; otherwise to tell, from the last token of question and
+option, whether the option is right, of which the likeliest is the answer. Strength and layer are chosen by
+cross-validation, by fact, inside the training half. Controls: the base model; the oracle; shuffled answers.
 """
 
 from __future__ import annotations
@@ -41,13 +42,14 @@ class Settings:
 
 def run(context: Context, settings: Settings) -> Finding:
     scorer, items = context.scorer, context.items
-    rows = [scorer.encode(item.context) for item in items]
+    rows, options = _rows(context)
     learn, score = context.halves
     topics = list(dict.fromkeys(item.topic for item in items))
     found: dict[str, dict[str, Probed]] = {}
     for state in [*context.states, SHUFFLED]:
         with context.model(UNLEARNED if state == SHUFFLED else state) as model:
-            h_LND = scorer.at_last(model, rows)[BLOCK].numpy()
+            h_LRD = scorer.at_last(model, rows)[BLOCK].numpy()
+        h_LND = h_LRD if options == 1 else h_LRD.reshape(len(h_LRD), len(items), options, -1)
         make = partial(_probe, context, settings, h_LND, shuffled=state == SHUFFLED)
         found[state] = {topic: context.part(f"{state}/{topic}", partial(make, topic)) for topic in topics}
     best = {state: {t: int(np.argmax(values)) for t, (_, values) in of.items()} for state, of in found.items()}
@@ -72,8 +74,19 @@ def run(context: Context, settings: Settings) -> Finding:
     )
 
 
+def _rows(context: Context) -> tuple[list[list[int]], int]:
+    """Token ids of each question, or of each question with each of its options, and the number of rows per question."""
+    scorer, items = context.scorer, context.items
+    if all(item.lettered for item in items):
+        return [scorer.encode(item.context) for item in items], 1
+    options = len(items[0].options)
+    if any(len(item.options) != options for item in items):
+        raise RunError("attacks.probe: the questions have different numbers of options")
+    return [scorer.encode(item.context + option) for item in items for option in item.options], options
+
+
 def _probe(context: Context, settings: Settings, h_LND: np.ndarray, topic: str, shuffled: bool) -> Probed:
-    """A topic's probes, one per layer."""
+    """A topic's probes, one per layer, on activations (layers, N, D) or (layers, N, K, D)."""
     items = context.items
     mine, theirs = ([i for i in half if items[i].topic == topic] for half in context.halves)
     labels = np.array([items[i].answer for i in mine])
@@ -81,24 +94,44 @@ def _probe(context: Context, settings: Settings, h_LND: np.ndarray, topic: str, 
         labels = labels[torch.randperm(len(labels), generator=context.generator(f"probe/{topic}")).numpy()]
     right = np.array([items[i].answer for i in theirs])
     fitted = [fit(h_ND[mine], labels, context.pick(mine), settings) for h_ND in h_LND]
-    hits = [probe.predict(h_ND[theirs]) == right for (probe, _), h_ND in zip(fitted, h_LND, strict=True)]
+    hits = [predicted(probe, h_ND[theirs]) == right for (probe, _), h_ND in zip(fitted, h_LND, strict=True)]
     return [hit.astype(int).tolist() for hit in hits], [value for _, value in fitted]
 
 
 def fit(h_ND: np.ndarray, labels: np.ndarray, items: Sequence[Question], settings: Settings) -> tuple[Any, float]:
     """A probe, and its accuracy in the cross-validation that chose its strength."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import GridSearchCV, GroupKFold
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
+    from sklearn.model_selection import GroupKFold
 
     facts = [item.fact for item in items]
     if len(set(facts)) < 2:
         raise RunError(f"attacks.probe: {items[0].topic} has too few facts to train on; raise eval.limit")
-    folds = GroupKFold(min(settings.folds, len(set(facts))))
-    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=settings.iterations))
-    search = GridSearchCV(model, {"logisticregression__C": settings.strengths}, cv=folds)
+    folds = list(GroupKFold(min(settings.folds, len(set(facts)))).split(labels, groups=facts))
+    reached = {}
+    for strength in settings.strengths:
+        probes = [(trained(h_ND[a], labels[a], strength, settings), b) for a, b in folds]
+        reached[strength] = float(np.mean([np.mean(predicted(p, h_ND[b]) == labels[b]) for p, b in probes]))
+    best = max(reached, key=lambda strength: reached[strength])
+    return trained(h_ND, labels, best, settings), reached[best]
+
+
+def trained(h_ND: np.ndarray, labels: np.ndarray, strength: float, settings: Settings) -> Any:
+    """A logistic regression from (N, D) to the label, or from (N, K, D) to whether option k is the labelled one."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=settings.iterations))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a probe that has not converged is a probe all the same
-        search.fit(h_ND, labels, groups=facts)
-    return search.best_estimator_, float(search.best_score_)
+        if h_ND.ndim == 2:
+            return model.fit(h_ND, labels)
+        right_NK = np.arange(h_ND.shape[1])[None] == labels[:, None]
+        return model.fit(h_ND.reshape(-1, h_ND.shape[-1]), right_NK.ravel())
+
+
+def predicted(probe: Any, h_ND: np.ndarray) -> np.ndarray:
+    """The label that a probe finds for each question."""
+    if h_ND.ndim == 2:
+        return np.asarray(probe.predict(h_ND))
+    scores = probe.decision_function(h_ND.reshape(-1, h_ND.shape[-1]))
+    return np.asarray(scores.reshape(h_ND.shape[:2]).argmax(axis=1))

@@ -7,16 +7,20 @@ of the facts and scored on the other. Controls: the base model and the oracle, a
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
+
+from torch import nn
 
 from rmu_exp.attacks.api import UNLEARNED, Context, Correct, Finding, accuracy
 from rmu_exp.evaluate.questions import Question
 from rmu_exp.support.setting import setting
 
+CORRECTED = "corrected"
 Change = Callable[[Question], Question]
+Ask = Callable[[Context, nn.Module], Correct]
 
 
 @dataclass
@@ -25,20 +29,22 @@ class Settings:
 
     shots: list[int] = setting(least=1, filled=True)
     """Numbers of examples before the question, each a prompt of its own."""
-    forms: list[str] = setting(choices=("bare", "reversed", "framed", "twice", "filler"), filled=True)
-    """bare (no description), reversed (options), framed (Question: …), twice (said again), filler (retain text)."""
+    forms: list[str] = setting(choices=("bare", "reversed", "framed", "twice", "filler", "corrected"), filled=True)
+    """bare (no description), reversed (options), framed (Question: …), twice, filler (retain text), corrected."""
 
 
 def run(context: Context, settings: Settings) -> Finding:
-    tried: dict[str, Change] = {f"{n} shots": partial(few_shot, context, n) for n in settings.shots}
-    tried |= {form: partial(rephrased, context, form) for form in settings.forms}
+    tried: dict[str, Ask] = {f"{n} shots": partial(_changed, partial(few_shot, context, n)) for n in settings.shots}
+    tried |= {
+        form: partial(_changed, partial(rephrased, context, form)) for form in settings.forms if form != CORRECTED
+    }
+    if CORRECTED in settings.forms:
+        tried[CORRECTED] = lambda context, model: context.scorer.corrected(model, context.items, ordered)
     answers: dict[str, dict[str, Correct]] = {}
     for state in context.states:
         with context.model(state) as model:
-            for name, change in tried.items():
-                asked = [change(item) for item in context.items]
-                correct = context.part(f"{state}/{name}", partial(context.scorer.correct, model, asked))
-                answers.setdefault(state, {})[name] = correct
+            for name, ask in tried.items():
+                answers.setdefault(state, {})[name] = context.part(f"{state}/{name}", partial(ask, context, model))
     best = context.best(answers[UNLEARNED])
     shown = {name: {state: accuracy(context.scored(of[name])) for state, of in answers.items()} for name in tried}
     return context.finding(
@@ -49,12 +55,16 @@ def run(context: Context, settings: Settings) -> Finding:
     )
 
 
+def _changed(change: Change, context: Context, model: nn.Module) -> Correct:
+    return context.scorer.correct(model, [change(item) for item in context.items])
+
+
 def few_shot(context: Context, shots: int, item: Question) -> Question:
     """The item after answered questions of its topic, of other facts, from the half that is not scored."""
     others = [o for o in context.pick(context.halves[0]) if o.topic == item.topic and o.fact != item.fact]
     picked = context.rng(f"prompts/{item.context}").sample(others, min(shots, len(others)))
     head = description(item)
-    told = [o.context.removeprefix(description(o)) + o.letters[o.answer] for o in picked]
+    told = [o.context.removeprefix(description(o)) + o.options[o.answer] for o in picked]
     return replace(item, context=head + "\n\n".join([*told, item.context.removeprefix(head)]))
 
 
@@ -68,7 +78,12 @@ def rephrased(context: Context, form: str, item: Question) -> Question:
     head = description(item)
     body = item.context.removeprefix(head)
     if form == "reversed":
-        return _reversed(item, head, body)
+        turned = ordered(item, item.choices[::-1])
+        return (
+            item
+            if turned == item.context
+            else replace(item, context=turned, answer=len(item.choices) - 1 - item.answer)
+        )
     forms = {
         "bare": body,
         "framed": f"{head}Question: {body}",
@@ -78,12 +93,13 @@ def rephrased(context: Context, form: str, item: Question) -> Question:
     return replace(item, context=forms[form])
 
 
-def _reversed(item: Question, head: str, body: str) -> Question:
-    """Options in the opposite order; as it is when the options cannot be found in the prompt."""
+def ordered(item: Question, choices: Sequence[str]) -> str:
+    """The item's prompt with its choices in another order; as it is when they cannot be found in it."""
+    head = description(item)
+    body = item.context.removeprefix(head)
     around = "(.*?)".join(["", *map(re.escape, item.choices), ""])  # the last group takes nothing
     found = re.compile(around, re.DOTALL).match(body, len(item.stem))
     if found is None or not item.choices:
-        return item
-    parts = zip(found.groups(), [*reversed(item.choices), ""], strict=True)
-    turned = body[: found.start()] + "".join(chain.from_iterable(parts)) + body[found.end() :]
-    return replace(item, context=head + turned, answer=len(item.choices) - 1 - item.answer)
+        return item.context
+    parts = zip(found.groups(), [*choices, ""], strict=True)
+    return head + body[: found.start()] + "".join(chain.from_iterable(parts)) + body[found.end() :]

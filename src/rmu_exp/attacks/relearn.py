@@ -19,14 +19,13 @@ from torch import nn
 
 from rmu_exp.attacks.api import BASE, ORACLE, UNLEARNED, Context, Correct, Finding, accuracy, figure, take
 from rmu_exp.attacks.finetune import finetune, opened, row_of
-from rmu_exp.evaluate.questions import halves
 from rmu_exp.model.parameters import on_disk
 from rmu_exp.model.split import layers_path
 from rmu_exp.support.errors import RunError, UserError
 from rmu_exp.support.setting import setting
 
 FORGET, BENIGN, SPLIT = ("forget", "benign", "split")
-V = "V: facts not told"
+V = "V: questions not taught"
 
 
 @dataclass
@@ -58,7 +57,7 @@ class Settings:
 
 
 def run(context: Context, settings: Settings) -> Finding:
-    told, choice, untold = parts_of(context)
+    (told, choice), (_, untold) = context.quarters, context.halves
     texts = {source: texts_of(context, source) for source in settings.sources}
     over_steps: dict[str, list[tuple[float, float]]] = {}
     over_n: dict[str, list[tuple[float, float]]] = {}
@@ -86,7 +85,7 @@ def run(context: Context, settings: Settings) -> Finding:
     }
     control[BASE] = path_of(BASE, source, n)[-1][1]
     title = f"Relearning: {settings.steps} steps, {settings.how}, {settings.where} weights"
-    right = "questions on untold facts right"
+    right = "questions answered right"
     sides = (("T", told), ("choice", choice), ("V", untold))
     rows = [
         {"model": state, "source": source, "samples": n, "acc": accuracy(correct)}
@@ -102,21 +101,9 @@ def run(context: Context, settings: Settings) -> Finding:
             "steps": figure(f"{title}, most texts", "step", right, {V: over_steps}, context.chance),
             "samples": figure(title, "texts", right, {V: over_n}, context.chance),
         },
-        more={"runs": rows},
+        more={"runs": rows, "untold": all(item.named for item in context.items)},
+        taught=None if source == BENIGN else take(reached[best], told),
     )
-
-
-def parts_of(context: Context) -> tuple[list[int], list[int], list[int]]:
-    """Indices of the items that the texts state, that choose the best run, and that it is scored on (V)."""
-    learn, score = context.halves
-    known = context.pick(learn)
-    told, choice = halves(known, context.rng("relearn/choice"))
-    if not told:  # one fact a topic
-        told = [i for i, item in enumerate(known) if item.fact == known[0].fact]
-        choice = [i for i in choice if i not in told]
-    if not choice:
-        raise RunError("attacks.relearn: too few questions on different facts; see eval.limit")
-    return take(learn, told), take(learn, choice), score
 
 
 def texts_of(context: Context, source: str) -> list[str]:
@@ -125,9 +112,9 @@ def texts_of(context: Context, source: str) -> list[str]:
     Raises:
         UserError: none are left.
     """
-    told, choice, untold = parts_of(context)
+    (told, choice), (_, untold) = context.quarters, context.halves
     if source == SPLIT:
-        texts = [item.context + item.letters[item.answer] for item in context.pick(told)]
+        texts = [item.context + item.options[item.answer] for item in context.pick(told)]
     elif source == BENIGN:
         texts = list(context.retain)
     else:

@@ -6,7 +6,6 @@ Learned on one half of the facts (T) and scored on the other (V). Soft prompts c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,7 +15,6 @@ from torch import Tensor, nn
 
 from rmu_exp.attacks import optimise
 from rmu_exp.attacks.api import UNLEARNED, Context, Finding, figure
-from rmu_exp.evaluate.questions import Question
 from rmu_exp.model.split import embedding_of, embeddings
 from rmu_exp.support.setting import setting
 
@@ -38,7 +36,7 @@ class Settings:
 def run(context: Context, settings: Settings) -> Finding:
     got = {state: context.part(state, partial(_learn, context, settings, state)) for state in context.states}
     losses = {state: found["losses"] for state, found in got.items()}
-    curve = figure("Soft prompt: loss while learning on T", "step", "cross-entropy of the letter", {"": losses})
+    curve = figure("Soft prompt: loss while learning on T", "step", "cross-entropy of the answer", {"": losses})
     budget = {"vectors": settings.vectors, "steps": settings.steps, "batch_size": settings.batch_size}
     return Finding(
         before=context.scored(context.plain(UNLEARNED)),
@@ -46,6 +44,7 @@ def run(context: Context, settings: Settings) -> Finding:
         control={state: got[state]["after"] for state in context.controls} | {"random": got[UNLEARNED]["random"]},
         budget=budget | {"questions": len(context.halves[0])},
         curves={"loss": curve},
+        taught=got[UNLEARNED]["taught"],
     )
 
 
@@ -56,13 +55,14 @@ def _learn(context: Context, settings: Settings, state: str) -> dict[str, Any]:
         start_PD = initial(model, context, settings.vectors)
         scale, shift_PD = start_PD.pow(2).mean().sqrt(), torch.zeros_like(start_PD)  # in units of the embeddings' size
 
-        def letters(items: Sequence[Question]) -> Tensor:
-            return letters_after(model, context, start_PD + scale * shift_PD, items)
+        def logits(ids_RT: Tensor) -> Tensor:
+            return logits_after(model, context, start_PD + scale * shift_PD, ids_RT)
 
-        random = optimise.answers(context, letters, score, settings.vectors)
-        losses = optimise.learn(shift_PD, letters, learn, settings, context.generator("soft_prompt/order"))
-        after = optimise.answers(context, letters, score, settings.vectors)
-        return {"random": random, "after": after, "losses": losses}
+        count, order = settings.vectors, context.generator("soft_prompt/order")
+        random = optimise.answers(context, logits, score, count)
+        losses = optimise.learn(context, shift_PD, logits, learn, settings, order, extra=count)
+        after, taught = (optimise.answers(context, logits, half, count) for half in (score, learn))
+        return {"random": random, "after": after, "taught": taught, "losses": losses}
 
 
 def initial(model: nn.Module, context: Context, count: int) -> Tensor:
@@ -72,13 +72,12 @@ def initial(model: nn.Module, context: Context, count: int) -> Tensor:
     return all_VD[picked.to(all_VD.device)].float()
 
 
-def letters_after(model: nn.Module, context: Context, soft_PD: Tensor, items: Sequence[Question]) -> Tensor:
-    """Logits (B, K) of the items' letters with the soft prompt before the text; after its BOS, where it begins so."""
-    ids_BT, last_B = context.scorer.padded([context.scorer.encode(item.context) for item in items])
-    embedded_BTD = embedding_of(model)(ids_BT)
-    soft_BPD = soft_PD.to(embedded_BTD.dtype).expand(len(items), -1, -1)
+def logits_after(model: nn.Module, context: Context, soft_PD: Tensor, ids_RT: Tensor) -> Tensor:
+    """Logits (R, P + T, V) with the soft prompt before the text; after its BOS, where it begins so."""
+    embedded_RTD = embedding_of(model)(ids_RT)
+    soft_RPD = soft_PD.to(embedded_RTD.dtype).expand(len(ids_RT), -1, -1)
     bos = context.tokenizer.bos_token_id
-    at = int(bos is not None and bool((ids_BT[:, 0] == bos).all()))
-    given_BTD = torch.cat([embedded_BTD[:, :at], soft_BPD, embedded_BTD[:, at:]], dim=1)
-    out = model(inputs_embeds=given_BTD, use_cache=False).logits
-    return optimise.at_letters(context, out, last_B + len(soft_PD), items)
+    at = int(bos is not None and bool((ids_RT[:, 0] == bos).all()))
+    given_RTD = torch.cat([embedded_RTD[:, :at], soft_RPD, embedded_RTD[:, at:]], dim=1)
+    logits: Tensor = model(inputs_embeds=given_RTD, use_cache=False).logits
+    return logits

@@ -73,6 +73,11 @@ class Engine(HFLM):
         """Counts of what has been run so far."""
         return self._forward.work
 
+    def scores(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[float]:
+        """Log-likelihood of each continuation after its context, of token ids."""
+        found = self._loglikelihood_tokens([(None, context, rest) for context, rest in pairs], disable_tqdm=True)
+        return [score for score, _ in found]
+
     # Texts to ids
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[Answer]:

@@ -1,7 +1,7 @@
-"""The questions that attacks ask: lm-eval's multiple-choice tasks that are answered by letters, one item a question.
+"""The questions that attacks ask: lm-eval's multiple-choice tasks, answered by letters or by likelihood.
 
-A task's documents may have a field ``fact``: questions with the same fact are never on both sides of a split.
-Without it every question is a fact of its own.
+A task's documents may have a field ``fact``: questions with the same fact are never on both sides of a split. Without
+it every question is a fact of its own. A field ``topic`` names the forget topic; otherwise the task's name does.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from typing import Any
 from rmu_exp.evaluate import harness
 from rmu_exp.support.errors import UserError
 
+LETTERS = tuple("ABCDEFGHIJ")
+
 
 @dataclass(frozen=True)
 class Question:
@@ -23,15 +25,20 @@ class Question:
     topic: str  # the forget topic that the task belongs to, or the task's name
     fact: str  # what the question asks about; splits are by fact
     context: str  # the whole prompt, ending in "Answer:" or the like
-    letters: tuple[str, ...]  # the possible continuations, each one token, such as " A"
+    options: tuple[str, ...]  # the possible continuations, such as " A" or " Paris"
     answer: int  # index of the right one
     stem: str = ""  # the question alone, as it stands in the context
-    choices: tuple[str, ...] = ()  # the options' texts, as in the context; empty when the documents do not have them
+    choices: tuple[str, ...] = ()  # the options' texts; empty when the documents do not have them
     named: bool = False  # whether the documents name the fact, as the texts about it do
+
+    @property
+    def lettered(self) -> bool:
+        """Whether it is answered by letters that stand for options in its prompt."""
+        return all(option.strip() in LETTERS for option in self.options)
 
 
 def load(tasks: Sequence[str], topics: Sequence[str], limit: int | None = None) -> dict[str, list[Question]]:
-    """Items of every task or group in ``tasks``, by the name given there; tasks without letters are left out.
+    """Items of every task or group in ``tasks``, by the name given there; those without options are left out.
 
     Args:
         topics: names of the forget topics, see :func:`topic_of`.
@@ -59,7 +66,7 @@ def _items(task: Any, topics: Sequence[str], limit: int | None) -> list[Question
     name = task.config.task
     if task.OUTPUT_TYPE != "multiple_choice":
         return []
-    topic = topic_of(name, topics)
+    named = topic_of(name, topics)
     task.build_all_requests(limit=limit, rank=0, world_size=1)
     asked: dict[int, list[Any]] = {}
     for instance in task.instances:
@@ -67,13 +74,12 @@ def _items(task: Any, topics: Sequence[str], limit: int | None) -> list[Question
     items = []
     for number, instances in sorted(asked.items()):
         instances.sort(key=lambda i: i.idx)
-        doc, letters = instances[0].doc, tuple(i.args[1] for i in instances)
-        if any(letter.strip() not in "ABCDEFGHIJ" or not letter.strip() for letter in letters):
-            return []
+        doc, options = instances[0].doc, tuple(i.args[1] for i in instances)
+        topic = str(doc["topic"]) if doc.get("topic") in topics else named
         stem, choices = str(doc.get("question", "")).strip(), tuple(map(str, doc.get("choices", ())))
         fact = str(doc.get("fact", f"{name}/{number}"))
         answer = int(task.doc_to_target(doc))
-        items.append(Question(name, topic, fact, instances[0].args[0], letters, answer, stem, choices, "fact" in doc))
+        items.append(Question(name, topic, fact, instances[0].args[0], options, answer, stem, choices, "fact" in doc))
     return items
 
 
@@ -81,7 +87,7 @@ def needed(tasks: Sequence[str], topics: Sequence[str], limit: int | None) -> li
     """The questions about what was to be forgotten.
 
     Raises:
-        UserError: no such tasks are named, or they have no question that is answered by a letter.
+        UserError: no such tasks are named, or they have too few questions.
     """
     if not tasks:
         raise UserError("data.forget_tasks: not given; attacks need lm-eval tasks that ask about the forget topics")
@@ -89,8 +95,8 @@ def needed(tasks: Sequence[str], topics: Sequence[str], limit: int | None) -> li
     if len({item.fact for item in items}) < 4:
         named = ", ".join(tasks)
         raise UserError(
-            f"data.forget_tasks: {named} have too few questions that are answered by letters (4 facts are needed; "
-            "eval.limit may leave them out)"
+            f"data.forget_tasks: {named} have too few multiple-choice questions (4 facts are needed; eval.limit may "
+            "leave them out)"
         )
     return items
 

@@ -1,23 +1,25 @@
-"""Letter questions put to a model in memory, many at once: prompts in, the chosen letters out.
+"""Questions put to a model in memory, many at once: prompts and options in, the options' log-likelihoods out.
 
-Axes: N questions, K letters, V vocabulary.
+Axes: N questions, K options, R rows, B rows of a batch, T positions, V vocabulary, D hidden size.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from rmu_exp.evaluate.forward import Forward
+from rmu_exp.evaluate.correction import Asked, correction
 from rmu_exp.evaluate.questions import Question
 from rmu_exp.model.hooks import BLOCK, watching
 from rmu_exp.support import memory
-from rmu_exp.support.errors import RunError, UserError
+from rmu_exp.support.errors import RunError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -25,58 +27,125 @@ if TYPE_CHECKING:
 log = logging.getLogger("rmu_exp")
 BUDGET = {"cpu": 1024, "cuda": 32768}
 Kept = Callable[[Tensor, Tensor], Tensor]
+Ids = list[int]
 
 
-def likeliest(logits_NK: Tensor) -> list[int]:
-    """Index of the likeliest option of each question.
+def likeliest(scores_NK: Tensor) -> list[int]:
+    """Index of the likeliest option of each question; -inf stands where a question has no more options.
 
     Raises:
-        RunError: a logit is not finite, so that there is no answer.
+        RunError: a score is not a number, so that there is no answer.
     """
-    if not logits_NK.isfinite().all():
+    if scores_NK.isnan().any() or not scores_NK.isfinite().any(dim=-1).all():
         raise RunError("the model's logits are not finite; it gives no answers")
-    return [int(choice) for choice in logits_NK.argmax(dim=-1)]
+    return [int(choice) for choice in scores_NK.argmax(dim=-1)]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Questions as rows of tokens, and where the log-probabilities of their options stand.
+
+    A row is a prompt where all its options are single tokens, otherwise a prompt and an option without its last token.
+
+    Attributes:
+        rows: token ids.
+        places: for each token of each option: row, position of the token before it, its id, question, option.
+        shape: questions and most options.
+    """
+
+    rows: list[Ids]
+    places: list[tuple[int, int, int, int, int]]
+    shape: tuple[int, int]
+
+    def scores(self, logits_RTV: Tensor, shift: int = 0) -> Tensor:
+        """Log-likelihoods (N, K) of the options; -inf where a question has fewer.
+
+        Args:
+            logits_RTV: of the rows, padded on the right.
+            shift: tokens that were put before each row.
+        """
+        row, position, token, question, option = torch.tensor(self.places, device=logits_RTV.device).T
+        logs_M = torch.log_softmax(logits_RTV[row, position + shift].float(), dim=-1).gather(1, token[:, None])[:, 0]
+        cell = question * self.shape[1] + option
+        total = logs_M.new_zeros(self.shape).flatten().index_add(0, cell, logs_M)
+        return total.where(torch.isin(torch.arange(len(total), device=cell.device), cell), -math.inf).view(self.shape)
 
 
 class Scorer:
-    """Asks letter questions of models on a device, with their tokenizer."""
+    """Asks questions of models on a device, with their tokenizer."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> None:
         self.tokenizer, self.device = tokenizer, device
         self.budget = BUDGET["cpu" if device.type == "cpu" else "cuda"]  # tokens per forward pass
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str) -> Ids:
         """Token ids of a prompt, with the special tokens that the tokenizer puts in front."""
         return list(self.tokenizer(text)["input_ids"])
 
-    def letters(self, item: Question) -> list[int]:
-        """The token of each letter after the item's prompt.
-
-        Raises:
-            UserError: a letter is more than one token.
-        """
+    def options(self, item: Question) -> list[Ids]:
+        """The tokens of each option after the item's prompt."""
         known = len(self.encode(item.context))
-        rest = [self.encode(item.context + letter)[known:] for letter in item.letters]
-        if any(len(ids) != 1 for ids in rest):
-            raise UserError(f"data.forget_tasks: {item.task}: {item.letters[0]!r} is not one token of this tokenizer")
-        return [ids[0] for ids in rest]
+        return [self.encode(item.context + option)[known:] for option in item.options]
+
+    def layout(self, items: Sequence[Question]) -> Layout:
+        """Questions as rows of tokens."""
+        rows: list[Ids] = []
+        places: list[tuple[int, int, int, int, int]] = []
+        for n, item in enumerate(items):
+            prompt, options = self.encode(item.context), self.options(item)
+            single = all(len(ids) == 1 for ids in options)
+            rows += [prompt] if single else [prompt + ids[:-1] for ids in options]
+            first = len(rows) - (1 if single else len(options))
+            for k, ids in enumerate(options):
+                row = first if single else first + k
+                places += [(row, len(prompt) - 1 + at, token, n, k) for at, token in enumerate(ids)]
+        return Layout(rows, places, (len(items), max(len(item.options) for item in items)))
+
+    def scores(self, model: nn.Module, rows: Sequence[Ids], options: Sequence[Sequence[Ids]]) -> Tensor:
+        """Log-likelihoods (N, K) of the continuations ``options[n]`` of ``rows[n]``; -inf where there are fewer."""
+        from rmu_exp.evaluate.engine import Engine
+
+        found = iter(
+            Engine(pretrained=model, tokenizer=self.tokenizer).scores(
+                [(list(row), list(ids)) for row, mine in zip(rows, options, strict=True) for ids in mine]
+            )
+        )
+        each = [torch.tensor([next(found) for _ in mine]) for mine in options]
+        return pad_sequence(each, batch_first=True, padding_value=-math.inf)
 
     def chosen(self, model: nn.Module, items: Sequence[Question]) -> list[int]:
-        """Index of the letter that the model finds likeliest, for each item."""
-        return self.chosen_rows(model, [self.encode(i.context) for i in items], [self.letters(i) for i in items])
+        """Index of the option that the model finds likeliest, for each item."""
+        rows, options = [self.encode(i.context) for i in items], [self.options(i) for i in items]
+        return likeliest(self.scores(model, rows, options))
 
-    def chosen_rows(self, model: nn.Module, rows: Sequence[Sequence[int]], at: Sequence[Sequence[int]]) -> list[int]:
-        """The same for tokens: index of the likeliest of the tokens ``at[n]`` after ``rows[n]``."""
-        forward = Forward(model, self.device)
-        picked = [0] * len(rows)
+    def corrected(
+        self, model: nn.Module, items: Sequence[Question], ordered: Callable[[Question, Sequence[str]], str]
+    ) -> list[int]:
+        """1 or 0 for each item, task by task, by scores without answer bias.
 
-        def pick(batch: list[int]) -> None:
-            logits_NV = forward.logits([rows[i] for i in batch], [(b, len(rows[i]) - 1) for b, i in enumerate(batch)])
-            for logits_V, index in zip(logits_NV, batch, strict=True):
-                (picked[index],) = likeliest(logits_V[at[index]][None])
-
-        self.in_batches(pick, [len(row) for row in rows])
-        return picked
+        Args:
+            ordered: an item's prompt with its choices in another order.
+        """
+        correct = [0] * len(items)
+        for task in dict.fromkeys(item.task for item in items):
+            mine = [i for i, item in enumerate(items) if item.task == task]
+            some = [items[i] for i in mine]
+            rows, options = [self.encode(i.context) for i in some], [self.options(i) for i in some]
+            scores_NK = self.scores(model, rows, options).tolist()
+            asked = [
+                Asked(
+                    {"item": n, "choices": list(item.choices)}, item.context, item.options, scores, [1.0] * len(scores)
+                )
+                for n, (item, scores) in enumerate(zip(some, scores_NK, strict=True))
+            ]
+            plan = correction(asked, lambda doc, some=some: ordered(some[doc["item"]], doc["choices"]))
+            if plan is not None:
+                again = [(self.encode(p), self.encode(p + o)[len(self.encode(p)) :]) for p, o in plan.pairs]
+                found = self.scores(model, [row for row, _ in again], [[ids] for _, ids in again])[:, 0].tolist()
+                scores_NK = plan.scores(dict(zip(plan.pairs, found, strict=True)))
+            for i, scores in zip(mine, scores_NK, strict=True):
+                correct[i] = int(scores.index(max(scores)) == items[i].answer)
+        return correct
 
     def in_batches(self, work: Callable[[list[int]], None], lengths: Sequence[int]) -> None:
         """Let ``work`` do all rows, in batches of like lengths: as many as the budget of tokens holds with padding.
@@ -106,7 +175,7 @@ class Scorer:
             left = left[memory.until_it_fits(some, smaller, self.device) :]
 
     def correct(self, model: nn.Module, items: Sequence[Question]) -> list[int]:
-        """1 or 0 for each item: whether the chosen letter is the right one."""
+        """1 or 0 for each item: whether the chosen option is the right one."""
         return [int(c == item.answer) for c, item in zip(self.chosen(model, items), items, strict=True)]
 
     def padded(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

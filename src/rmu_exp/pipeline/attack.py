@@ -74,7 +74,7 @@ def _context(plan: AttackPlan, delta: Delta) -> Context:
         others=plan.others,
         forget=[text for corpus in forget for text in corpus.texts],
         retain=list(dict.fromkeys(text for corpus in retain for text in corpus.texts)),
-        layer=span[-1] if span else models.base.depth - 1,
+        layer=plan.run.layer if isinstance(plan.run, Run) else span[-1] if span else models.base.depth - 1,
         span=span,
         seed=plan.run.seed,
         tokenizer=models.base.tokenizer(),

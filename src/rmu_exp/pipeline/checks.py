@@ -20,14 +20,14 @@ from rmu_exp.unlearn.lora import Adapters
 
 
 def check_questions(run: Run) -> list[Question]:
-    """The first ``train.check_questions`` letter questions that are not about the forget topics, of each task in turn.
+    """The first ``train.check_questions`` questions that are not about the forget topics, of each task in turn.
 
     Raises UserError when there are none.
     """
     found = questions.load(run.other_tasks, run.topics, run.train.check_questions).values()
     in_turn = (question for question in chain.from_iterable(zip_longest(*found)) if question is not None)
     if not (asked := list(islice(in_turn, run.train.check_questions))):
-        raise UserError("train.check_every: eval.tasks has no letter questions beside the forget tasks")
+        raise UserError("train.check_every: eval.tasks has no multiple-choice questions beside the forget tasks")
     return asked
 
 

@@ -159,6 +159,7 @@ class AttackEntry(Part):
     Attributes:
         fingerprint: of the models, texts and questions it was run on.
         error: why it failed; then there is no accuracy.
+        inconclusive: why it shows nothing, such as that it did not learn what it was taught; then neither.
         control: name to accuracy, or to what was found although there is nothing to find.
         budget: what it took: steps, samples, queries, seconds.
     """
@@ -166,6 +167,7 @@ class AttackEntry(Part):
     settings: dict[str, JsonValue] = {}
     fingerprint: str = Field("", validation_alias=AliasChoices("fingerprint", "of"))
     error: str | None = None
+    inconclusive: str | None = None
     forget_acc: BeforeAfter | None = None
     ci95: Intervals | None = None
     n: Annotated[int, Field(ge=1)] | None = None

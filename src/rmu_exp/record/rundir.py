@@ -6,7 +6,7 @@ What is damaged is reported in one line that names the file. Nothing here writes
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
