@@ -129,6 +129,8 @@ class Data:
     """lm-eval tasks that belong to these data."""
     forget_tasks: list[str] = setting([], changes_result=False)
     """Those among them with multiple-choice questions about the forget topics: what attacks try to get back."""
+    adjacent_tasks: list[str] = setting([], changes_result=False)
+    """Those about neighbouring topics, which should stay as well; all others stand for general knowledge."""
 
     def check(self) -> None:
         """Refuse topics and corpora whose numbers do not match."""

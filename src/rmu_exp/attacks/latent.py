@@ -1,8 +1,8 @@
 """Perturbed latents: one vector, added to every token's activations at one layer, learned to bring the answers out.
 
-The vector is learned on a quarter of the facts, the layer chosen by another, and scored on the other half (arXiv 2502.05209
-perturbs latents for each prompt by itself; one vector for all cannot carry the answers). Controls: the same on the base
-model and on the oracle; random vectors of the same length.
+The vector is learned on a quarter of the facts, the layer chosen by another, and scored on the other half (arXiv
+2502.05209 perturbs latents for each prompt by itself; one vector for all cannot carry the answers). Controls: the same
+on the base model and on the oracle; random vectors of the same length.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ Plain accuracy then measures that preference. Corrected scores take it out, and 
 * *rotations*: where every question has the same few options, such as letters, and its prompt lists what they stand for,
   the question is asked with the list in every rotation; an option's score is the mean over its places;
 * *other questions*: otherwise an option's score is its log-likelihood minus the mean of its log-likelihoods after other
-  questions of the same task.
+  questions of the same kind: of the same task, and of the same ``relation`` where its documents name one.
 
 It knows prompts, options and scores; it knows nothing of models.
 """
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 OTHERS = 8  # questions at most that an option is scored after
+KIND = "relation"  # the field of a document that says what kind of question it is
 COST = 2  # requests at most for each of the task's own that other questions may cost
 Pair = tuple[str, str]
 """A prompt and a continuation of it."""
@@ -103,26 +104,33 @@ def _rotated(doc: Mapping[str, Any], text: str, count: int) -> Iterator[Mapping[
 
 
 def _others(asked: Sequence[Asked]) -> Correction | None:
+    kinds: dict[object, list[int]] = {}
+    for i, question in enumerate(asked):
+        kinds.setdefault(question.doc.get(KIND), []).append(i)
+    if min(map(len, kinds.values())) < 2:
+        kinds = {None: list(range(len(asked)))}
     if len(asked) < 2:
         return None
-    options = list(dict.fromkeys(option for question in asked for option in question.options))
-    count = COST * sum(len(question.options) for question in asked) // len(options)
-    count = min(len(asked), max(2, min(OTHERS, count)))
-    chosen = [round(i * (len(asked) - 1) / (count - 1)) for i in range(count)]
-    prompts = {i: asked[i].prompt for i in chosen}
+    pairs: list[Pair] = []
+    prompts: dict[int, list[str]] = {}
+    for mine in kinds.values():
+        options = list(dict.fromkeys(option for i in mine for option in asked[i].options))
+        count = COST * sum(len(asked[i].options) for i in mine) // len(options)
+        count = min(len(mine), max(2, min(OTHERS, count)))
+        chosen = [asked[mine[round(i * (len(mine) - 1) / (count - 1))]].prompt for i in range(count)]
+        pairs += [(prompt, option) for prompt in chosen for option in options]
+        prompts |= {i: [prompt for prompt in chosen if prompt != asked[i].prompt] for i in mine}
 
     def scores(found: Mapping[Pair, float]) -> Scores:
         corrected: Scores = []
         for i, question in enumerate(asked):
-            others = [prompt for j, prompt in prompts.items() if j != i and prompt != question.prompt]
-            means = [
-                sum(found[prompt, option] for prompt in others) / max(1, len(others)) for option in question.options
-            ]
+            others = prompts[i] or [question.prompt]
+            means = [sum(found[prompt, option] for prompt in others) / len(others) for option in question.options]
             parts = zip(question.scores, means, question.lengths, strict=True)
             corrected.append([score - mean / length for score, mean, length in parts])
         return corrected
 
-    return Correction("other questions", [(p, o) for p in prompts.values() for o in options], scores)
+    return Correction("other questions", pairs, scores)
 
 
 def best_blind(options: Sequence[Sequence[str]], targets: Sequence[int]) -> float:

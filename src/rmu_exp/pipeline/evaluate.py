@@ -94,18 +94,32 @@ def _ask(plan: Evaluation, delta: Delta, record: Record, results: Results, early
     with delta.applied(model) if model is not None else nullcontext():
         if early_stop is not None and model is not None:
             count = min(early_stop.questions, run.eval.limit or early_stop.questions)
-            first = harness.ask(model, tokenizer, dataclasses.replace(run.eval, limit=count))
+            first = harness.ask(model, tokenizer, dataclasses.replace(run.eval, limit=count, corrected=False))
             pruned = Pruned(questions=count, qa=harness.compare(before.first(count), first), because="")
             if because := early_stop.because(results.model_copy(update={"pruned": pruned})):
                 return results.model_copy(update={"pruned": pruned.model_copy(update={"because": because})})
         after = ask(record.folder / rundir.MODEL, "unlearned", delta.digest())
     if before.hashes != after.hashes:  # kept answers to other questions
         before = ask_base(anew=True)
-    lines = []
-    for task, targets in before.targets.items():
-        for i, (target, b, u) in enumerate(zip(targets, before.chosen[task], after.chosen[task], strict=True)):
-            lines.append(json.dumps({"task": task, "question": i, "target": target, "base": b, "unlearned": u}))
-    write_atomic(record.folder / rundir.ANSWERS, "\n".join(lines) + "\n")
+    _write_answers(record.folder / rundir.ANSWERS, before, after)
     assert results.provenance is not None
     origin = results.provenance.model_copy(update={"question_hashes": after.hashes})
-    return results.model_copy(update={"qa": harness.compare(before, after), "provenance": origin})
+    qa = harness.compare(before, after)
+    for name, row in qa.items():
+        row.role = "forget" if name in run.data.forget_tasks else None
+        row.role = "adjacent" if name in run.data.adjacent_tasks else row.role
+    return results.model_copy(update={"qa": qa, "provenance": origin})
+
+
+def _write_answers(file: Path, before: Answers, after: Answers) -> None:
+    """One line per question: the right option, the chosen ones in numbers and words, and whether right if corrected."""
+    lines = []
+    for task, targets in before.targets.items():
+        for i, target in enumerate(targets):
+            line: dict[str, object] = {"task": task, "question": i, "target": target}
+            for who, answers in (("base", before), ("unlearned", after)):
+                line |= {who: answers.chosen[task][i], f"{who}_says": answers.picked[task][i]}
+                if task in answers.corrected:
+                    line[f"{who}_corrected"] = answers.corrected[task][i]
+            lines.append(json.dumps(line, ensure_ascii=False))
+    write_atomic(file, "\n".join(lines) + "\n")

@@ -34,6 +34,7 @@ from rmu_exp.record.results import Results
 from rmu_exp.report import attacks as attack_report
 from rmu_exp.report import markdown, plots, tables
 from rmu_exp.report.card import card
+from rmu_exp.report.verdict import verdict
 from rmu_exp.settings import Judge, Run
 from rmu_exp.support import memory
 from rmu_exp.support.files import write_atomic
@@ -64,6 +65,7 @@ def execute(run: Run | Judge, folder: Path, early_stop: EarlyStop | None = None)
             if plan.attacks is not None:
                 for measured in attack(plan.attacks, delta, record, results):
                     results = record.save(measured)
+            results = record.save(results.model_copy(update={"verdict": verdict(results)}))
             report(folder, results, tracker)
             show(folder, results)
         shutil.rmtree(folder / rundir.STATE, ignore_errors=True)
@@ -156,6 +158,8 @@ def show(folder: Path, results: Results) -> None:
     console = Console(width=None if sys.stdout.isatty() else 100)
     if results.qa:
         console.print(tables.on_screen(results.qa).rich(tables.title(results.run)))
+    if results.verdict:
+        console.print(f"[bold]{results.verdict.word}[/bold]: {' '.join(results.verdict.sentences)}", highlight=False)
     if line := attack_report.sentence(results):
         console.print(line.replace("**", ""), highlight=False, soft_wrap=True)
     console.print(f"Results and plots: {folder}", highlight=False)

@@ -83,6 +83,7 @@ class QaRow(Part):
         chance: accuracy of a blind guess.
         blind: of the best answer that does not look at the question, such as the letter that is right most often.
         correction: how answer bias is taken out of ``corrected``: rotations, or other questions.
+        role: what its questions are about, where the data's settings say so.
     """
 
     tasks: list[str] | None = None
@@ -93,6 +94,7 @@ class QaRow(Part):
     chance: Fraction
     blind: Fraction | None = None
     correction: str | None = None
+    role: Literal["forget", "adjacent", "general"] | None = None
 
     def of(self, state: State) -> Accuracy | None:
         """The accuracy of the base or the unlearned model; None: not asked."""

@@ -28,13 +28,20 @@ def role(name: str) -> tuple[Role | None, bool]:
 def standing_for(wanted: str, qa: Qa) -> tuple[str, ...]:
     """The groups and tasks whose questions stand for a role.
 
-    ``lore_forget`` and its like; of WMDP bio and cyber, which are unlearned (chem is not); all of MMLU.
+    ``atlas_forget``, ``lore_forget`` and their like; of WMDP bio and cyber, which are unlearned (chem is not); all of
+    MMLU; otherwise those to which the data's settings give the role, and for ``general`` all that have none.
     """
-    lore = [name for name, row in qa.items() if row.tasks is not None and role(name) == (wanted, False)]
-    if named := [name for name in lore if wanted in name]:
+    worlds = [name for name, row in qa.items() if row.tasks is not None and role(name) == (wanted, False)]
+    if named := [name for name in worlds if wanted in name]:
         return tuple(named)
     published = {"forget": ("wmdp_bio", "wmdp_cyber"), "general": ("mmlu",)}
-    return tuple(name for name in published.get(wanted, ()) if name in qa)
+    if known := tuple(name for name in published.get(wanted, ()) if name in qa):
+        return known
+    if given := tuple(name for name, row in qa.items() if row.role == wanted):
+        return given
+    inside = {task for row in qa.values() for task in row.tasks or ()}
+    free = (name for name, row in qa.items() if row.role is None and role(name)[0] is None and name not in inside)
+    return tuple(free) if wanted == "general" else ()
 
 
 @dataclass(frozen=True)

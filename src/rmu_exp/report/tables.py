@@ -44,24 +44,58 @@ def on_screen(qa: Qa) -> Table:
     for depth, name in listed:
         row = qa[name]
         base, after = row.base, row.unlearned
-        change = f"{100 * (after.acc - base.acc):+.1f}" if after else ""
         cells = ["  " * depth + name, percent(base.acc), *accuracy(after)]
-        body.append([*cells, change, percent(row.chance), str((after or base).n)])
-    columns = ["questions", *numbers("base", "unlearned", "95 %", "change", "chance", "n")]
+        both = " → ".join(filter(None, (corrected(base).removesuffix(" %"), corrected(after).removesuffix(" %"))))
+        body.append([*cells, both, percent(row.chance), str((after or base).n)])
+    columns = ["questions", *numbers("base", "unlearned", "95 %", "corrected", "chance", "n")]
     return Table(columns, body, frozenset(i for i, (depth, _) in enumerate(listed) if depth))
 
 
 def accuracies(qa: Qa) -> Table:
-    """Accuracies with intervals, McNemar's test of a change, and the binomial one against chance."""
+    """Accuracies with intervals, plain and without answer bias."""
+    body = []
+    for depth, task in rows(qa):
+        row = qa[task]
+        cells = [INDENT * depth + task, str(row.base.n), *accuracy(row.base), *accuracy(row.unlearned)]
+        body.append([*cells, corrected(row.base), corrected(row.unlearned), percent(row.chance)])
+    columns = ["n", "base", "95 %", "unlearned", "95 %", "base, corrected", "unlearned, corrected", "chance"]
+    return Table(["questions", *numbers(*columns)], body)
+
+
+def details(qa: Qa) -> Table:
+    """McNemar's test of a change, the best blind answer and the test against it, probabilities of the options."""
     body = []
     for depth, task in rows(qa):
         row = qa[task]
         test, chance = row.mcnemar, row.p_chance
-        cells = [INDENT * depth + task, str(row.base.n), *accuracy(row.base), *accuracy(row.unlearned)]
-        cells += [f"{test.lost} / {test.gained}", f"{test.p:.2g}"] if test else ["", ""]
-        body.append([*cells, percent(row.chance), "" if chance is None else f"{chance:.2g}"])
-    columns = numbers("n", "base", "95 %", "unlearned", "95 %", "lost / gained", "p, no change", "chance")
-    return Table(["questions", *columns, *numbers("p, at chance")], body)
+        cells = [INDENT * depth + task, *([f"{test.lost} / {test.gained}", f"{test.p:.2g}"] if test else ["", ""])]
+        cells += [percent(row.blind), "" if chance is None else f"{chance:.2g}"]
+        body.append([*cells, *probabilities(row.base), *probabilities(row.unlearned)])
+    columns = ["lost / gained", "p, no change", "blind", "p, at chance"]
+    columns += ["base, p(right)", "mass", "unlearned, p(right)", "mass"]
+    return Table(["questions", *numbers(*columns)], body)
+
+
+def corrected(measured: Accuracy | None) -> str:
+    """The accuracy without answer bias; nothing for what was not measured."""
+    return percent(measured.corrected.acc) if measured and measured.corrected else ""
+
+
+def probabilities(measured: Accuracy | None) -> tuple[str, str]:
+    """The mean probability of the right option and of all of them; nothing for what was not measured."""
+    if measured is None or measured.prob is None or measured.mass is None:
+        return "", ""
+    return f"{measured.prob:.3f}", f"{measured.mass:.3f}"
+
+
+def corrections(qa: Qa) -> str:
+    """How answer bias was taken out, in words."""
+    words = {
+        "rotations": "by asking letter questions with their options in every rotation",
+        "other questions": "by comparing an option's likelihood with its mean after other questions of the same kind",
+    }
+    kinds = {kind for row in qa.values() for kind in (row.correction or "").split(" and ")}
+    return "; ".join(text for kind, text in words.items() if kind in kinds) or "where it was measured"
 
 
 def accuracy(measured: Accuracy | None) -> tuple[str, str]:

@@ -72,7 +72,11 @@ def verdict(results: Results) -> Verdict:
 
 
 def _parts(results: Results, role: str) -> Parts:
-    found = {name: kept(results.qa[name]) for name in standing_for(role, results.qa)}
+    """What is kept of each task that stands for a role; of each topic, where a forget group has a task for each."""
+    names = standing_for(role, results.qa)
+    if role == "forget":
+        names = tuple(task for name in names for task in results.qa[name].tasks or [name])
+    found = {name: kept(results.qa[name]) for name in names}
     return {name: part for name, part in found.items() if part is not None}
 
 

@@ -11,12 +11,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 def describe(metrics: dict[str, Any]) -> str:
-    """Losses and norms in one line: ``forget 0.53  retain 0.002  norm 1.2 → 6.5``."""
+    """Losses and norms in one line: ``forget 0.53  retain 0.002  norm 1.2 of 6.5``."""
     parts = [
         f"{key.removesuffix('_loss')} {metrics[key]:.4f}" for key in ("forget_loss", "retain_loss") if key in metrics
     ]
     if "norm_forget_updated" in metrics:
-        parts.append(f"norm {metrics['norm_forget_updated']:.2f} → {metrics['steer']:g}")
+        parts.append(f"norm {metrics['norm_forget_updated']:.2f} of {metrics['steer']:g}")
     return "  ".join(parts)
 
 

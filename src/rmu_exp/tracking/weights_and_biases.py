@@ -281,7 +281,13 @@ def summary(results: Results) -> dict[str, object]:
         else:  # a list is what no panel can draw, and a mean would be a setting that nobody ran
             numbers |= {f"setting/{key}/{topic}": value for topic, value in zip(run.topics, values, strict=False)}
     for name, row in results.qa.items():
-        numbers |= {f"qa/{name}/{state}": found.acc for state in ("base", "unlearned") if (found := row.of(state))}
+        for state in ("base", "unlearned"):
+            if found := row.of(state):
+                numbers[f"qa/{name}/{state}"] = found.acc
+                if found.corrected:
+                    numbers[f"qa/{name}/{state}_corrected"] = found.corrected.acc
+    if results.verdict:
+        numbers["verdict"] = results.verdict.word
     for name, entry in results.attacks.items():
         if entry.forget_acc:
             numbers |= {f"attacks/{name}/{when}": value for when, value in entry.forget_acc}
