@@ -60,7 +60,7 @@ def test_help_and_refusals_import_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     for command in COMMANDS:
-        assert f"    {command} " in done.stdout
+        assert f"    {command}" in done.stdout
 
 
 def test_fetch_takes_what_the_run_says(asked, tmp_path, capsys):

@@ -129,8 +129,8 @@ def test_other_layouts_and_revisions(answers):
         ("no such split", ["Unknown split", "test", "train"]),
         ("no column", ["no column 'text'", "question, choices, answer"]),
         ("null", ["org/null, row 2", "data.on_bad_line=skip"]),
-        ("damaged", ["org/damaged", "cannot be read"]),
-        ("no data", ["org/none", "data files found"]),
+        ("damaged", ["org/damaged", "cannot be loaded"]),
+        ("no data", ["org/none", "any data files"]),
     ],
 )
 def test_what_cannot_be_read_is_one_line(answers, case, parts):

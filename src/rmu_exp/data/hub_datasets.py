@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rmu_exp.support import hub
-from rmu_exp.support.errors import RunError, UserError, chain, first_line
+from rmu_exp.support.errors import RunError, UserError, chain
 
 if TYPE_CHECKING:
     import datasets
@@ -78,12 +78,10 @@ def load(dataset: Dataset, split: str, source: str) -> datasets.Dataset:
     try:
         with hub.asking(dataset.repo, "dataset", dataset.revision):
             data = datasets.load_dataset(dataset.repo, dataset.config, split=split, revision=dataset.revision)
-    except datasets.exceptions.DatasetGenerationError as error:
-        raise UserError(f"{source}: its files cannot be read ({first_line(list(chain(error))[-1])})") from error
-    except (ValueError, FileNotFoundError, datasets.exceptions.DatasetsError) as error:
-        raise UserError(f"{source}: {error}") from error  # no such split or config, or no data files
-    except OSError as error:
-        raise RunError(f"{source}: cannot be loaded ({first_line(error)})") from error
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        ours = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)  # else there are no such data
+        cause = list(chain(error))[-1] if isinstance(error, datasets.exceptions.DatasetGenerationError) else error
+        raise (RunError if ours else UserError)(f"{source}: cannot be loaded ({cause})") from error
     _check_commit(data, dataset, source)
     return data
 
