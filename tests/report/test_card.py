@@ -19,8 +19,6 @@ def card(results: dict[str, Any]) -> str:
 
 NAMES = ["model.layers.5.mlp.down_proj.weight", "model.layers.7.mlp.down_proj.weight"]
 
-DELTA = {"kind": "delta", "model": "m", "topics": []}
-
 
 @pytest.fixture
 def results() -> dict[str, Any]:
@@ -135,13 +133,7 @@ def test_only_what_was_measured_is_listed(results: dict[str, Any]) -> None:
         assert absent not in text
 
 
-def test_a_delta_alone_makes_a_card(results: dict[str, Any]) -> None:
-    text = card({"run": DELTA | {"model": "org/model-7b", "trained_parameters": NAMES}})
-    assert "## How to repeat it" not in text
-    assert "setting" not in text
-    assert f"- `{NAMES[1]}`\n" in text
-
-
 @pytest.mark.parametrize("whole", [True, False])
 def test_it_always_says_what_a_low_score_does_not_show(results: dict[str, Any], whole: bool) -> None:
-    assert "A low score on questions does not show that knowledge is gone" in card(results if whole else {"run": DELTA})
+    bare = {"run": {"kind": "delta", "model": "m", "topics": []}}
+    assert "A low score on questions does not show that knowledge is gone" in card(results if whole else bare)

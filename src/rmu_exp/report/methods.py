@@ -142,7 +142,8 @@ def draw(listed: Sequence[Row]) -> Figure:
         x, y, colour = row.accuracy["forget"], row.accuracy["general"], FORGET if "seeds" in row.numbers else RETAIN
         axes.plot([x.low, x.high], [y.value] * 2, color=colour, lw=1, alpha=0.3)
         axes.plot([x.value] * 2, [y.low, y.high], color=colour, lw=1, alpha=0.3)
-        axes.plot(x.value, y.value, "k", marker=f"${number}$", ls="", ms=8, mew=0.5, label=row.method, zorder=3)
+        size = 5 if number < 10 else 9  # as wide as it is
+        axes.plot(x.value, y.value, "k", marker=f"${number}$", ls="", ms=size, mew=0.3, label=row.method, zorder=3)
     for chance in dict.fromkeys(row.chance for row in points):
         axes.axvline(chance, color=GREY, lw=1, ls=":")
         axes.annotate("chance", (chance, 0.02), xycoords=("data", "axes fraction"), fontsize=8, color=GREY, ha="left")

@@ -142,19 +142,17 @@ def curve(trials: Trials, axes: Sequence[Axis], key: str) -> Figure | None:
     """Accuracy over the only swept key, with 95 % intervals."""
     figure = figure_of(7, 3.9, f"Accuracy after unlearning over {key}; bands are 95 % intervals")
     having = [t for t in trials if key in t.settings]
-    plot, order = figure.subplots(), _values(having, key)
+    plot = figure.subplots()
     numeric = all(isinstance(t.settings.get(key), (int, float)) for t in trials)
     for axis, colour in zip(axes, (FORGET, RETAIN, GREY), strict=False):
         measured = [(t.settings[key], m) for t in having if (m := axis.of(t.results))]
-        points = [(v if numeric else order.index(reading.show(v)), m) for v, m in measured]
-        if points:
-            xs, ms = zip(*sorted(points, key=lambda p: p[0]), strict=True)
+        if measured:
+            points = sorted(measured, key=lambda p: p[0]) if numeric else [(reading.show(v), m) for v, m in measured]
+            xs, ms = zip(*points, strict=True)
             plot.fill_between(xs, [m.low for m in ms], [m.high for m in ms], color=colour, alpha=0.15, lw=0)
             plot.plot(xs, [m.value for m in ms], "o-", color=colour, ms=4, lw=1.4, label=axis.label)
     if not plot.lines:
         return None
-    if not numeric:
-        plot.set_xticks(range(len(order)), order)
     plot.set(xlabel=key, ylim=(0, 1.02))
     bare(plot, percent="y")
     legend(figure)

@@ -34,15 +34,11 @@ WORKER, AGAIN = "worker", "again"  # attributes of Optuna's trials
 
 
 def run(launcher: Launcher, config: DictConfig, arguments: list[str]) -> None:
-    """A search as Hydra starts it.
+    """A search as Hydra starts it. Raises UserError when the data base cannot be used.
 
     Args:
-        launcher: what runs the trials.
         config: the composed configuration, Hydra's part included.
         arguments: the command line's overrides.
-
-    Raises:
-        UserError: the data base cannot be used.
     """
     fixed, swept = split(sweep_of(arguments, config.hydra))
 

@@ -118,16 +118,13 @@ def begin(
     settings: Callable[[list[str]], Run | Judge],
     compared: Mapping[str, Sequence[str]],
 ) -> None:
-    """Refuse a sweep that cannot work, or a folder that holds something else; then note it and plan its trials.
+    """Refuse a sweep that cannot work, or a folder that holds something else (UserError); then note and plan it.
 
     Args:
         config: the composed configuration, Hydra's part included.
         overrides: the command line's, and the sweeper's own.
         settings: gives the settings of a command line without a sweep.
         compared: what the report compares: ``objectives``, and the tasks of ``forget`` and ``general``.
-
-    Raises:
-        UserError: in one line.
     """
     check(config.hydra, overrides)
     objectives.known("hydra.callbacks.sweep.objectives", compared["objectives"])

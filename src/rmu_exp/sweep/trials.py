@@ -48,11 +48,7 @@ class Trial:
 
 
 def read(folder: Path) -> list[Trial]:
-    """The trials in a folder, in the order in which they were planned.
-
-    Raises:
-        UserError: there are none, or what one wrote is damaged.
-    """
+    """The trials in a folder as they were planned. Raises UserError: none are there, or what one wrote is damaged."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give the folder of a sweep")
     found = [f for f in folder.iterdir() if (f / TRIAL).is_file() or (f / rundir.CONFIG).is_file()]

@@ -258,10 +258,9 @@ def _named(metrics: Line) -> dict[str, object]:
     topic = metrics.get("topic", "all")
     named: dict[str, object] = {}
     for key, value in metrics.items():
-        if key.startswith("norm_"):
-            named[f"norm/{topic}/{key.removeprefix('norm_')}"] = value
-        elif key.startswith("cos_"):
-            named[f"cosine/{topic}/{key.removeprefix('cos_')}"] = value
+        kind, _, rest = key.partition("_")
+        if kind in ("norm", "cos"):
+            named[f"{kind.replace('cos', 'cosine')}/{topic}/{rest}"] = value
         elif key not in ("step", "topic", "steer", "alpha"):
             named[f"train/{key}"] = value
     forget, retain = metrics.get("cos_forget"), metrics.get("cos_retain")
