@@ -43,10 +43,6 @@ def gradients(work: Worked, largest: float = float("inf")) -> Gradients:
     return Gradients(work.method, work.masters, make, CPU)
 
 
-def test_most_methods_can_go_in_parts():
-    assert {"rmu", "multi_layer", "cut", "npo", "simnpo", "grad_diff", "elm"} <= set(IN_PARTS)
-
-
 @pytest.mark.parametrize("name", IN_PARTS)
 def test_the_same_gradients_and_losses_in_two_parts(checkpoint, name, caplog):
     """Three forget and two retain texts of unequal lengths, so that equal weights would not do."""

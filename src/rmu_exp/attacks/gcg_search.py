@@ -129,9 +129,11 @@ class Search:
         for step in range(steps + 1):
             if stop and self.reached(tokens_S):
                 return Found(tokens_S.tolist(), losses, step)
-            if step < steps:
-                tokens_S, loss = self.step(tokens_S, generator)
-                losses.append((step + 1.0, loss))
+            if step < steps:  # the best of some that differ in one token; the tokens themselves count too
+                candidates_CS = torch.cat([tokens_S[None], self.propose(tokens_S, generator)])
+                losses_C = self.losses(candidates_CS)
+                tokens_S = candidates_CS[losses_C.argmin()]
+                losses.append((step + 1.0, float(losses_C.min())))
         return Found(tokens_S.tolist(), losses, None)
 
     @torch.no_grad()
@@ -140,13 +142,6 @@ class Search:
         rows = [target.head + tokens_S.tolist() + target.tail for target in self.targets]
         likeliest = (int(self.forward.logits([row], [(0, len(row) - 1)]).argmax()) for row in rows)
         return all(token == target.token for token, target in zip(likeliest, self.targets, strict=True))
-
-    def step(self, tokens_S: Tensor, generator: torch.Generator) -> tuple[Tensor, float]:
-        """The best of ``width`` candidates that differ in one token, and its loss; the tokens themselves count too."""
-        candidates_CS = torch.cat([tokens_S[None], self.propose(tokens_S, generator)])
-        losses_C = self.losses(candidates_CS)
-        best = int(losses_C.argmin())
-        return candidates_CS[best], float(losses_C[best])
 
     def propose(self, tokens_S: Tensor, generator: torch.Generator) -> Tensor:
         """Candidates (C, S), at most ``width``: at a random place one of the tokens that the gradient likes best."""
