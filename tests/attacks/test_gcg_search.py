@@ -32,7 +32,9 @@ def targets(context):
     with context.model("base") as model:
         base_LND = scorer.at_last(model, [scorer.encode(item.context) for item in items])[BLOCK][:-1]
     return [
-        Target(*cut(scorer, item.context), scorer.letters(item)[item.answer], {k: base_LND[k, i] for k in range(7, 11)})
+        Target(
+            *cut(scorer, item.context), scorer.options(item)[item.answer][0], {k: base_LND[k, i] for k in range(7, 11)}
+        )
         for i, item in enumerate(items)
     ]
 
@@ -113,7 +115,7 @@ def test_tokens_of_a_lossless_tokenizer_survive():
 def test_a_step_never_raises_the_loss_and_the_base_is_reached(model, context):
     index, start = gcg.hard(context, gcg.Settings(6, 10, 1, 2, 48, 64, 1.0), "hexes")
     item = context.items[index]
-    target = Target(*cut(context.scorer, item.context), context.scorer.letters(item)[item.answer], {})
+    target = Target(*cut(context.scorer, item.context), context.scorer.options(item)[item.answer][0], {})
     looking = Search(model, context.scorer, [target], width=48, topk=64, weight=1.0)
     found = looking.run(torch.tensor(start), 25, torch.Generator().manual_seed(0), stop=True)
     assert found.steps == len(found.losses) - 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -49,8 +50,17 @@ def test_learning_is_adam_inside_the_ball(model, context):
     weight = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
     mine, hand = torch.zeros(5), torch.zeros(5, requires_grad=True)
     budget = SimpleNamespace(steps=2, batch_size=2, lr=0.1)
-    letters = lambda batch: (mine @ weight).expand(len(batch), 4)  # noqa: E731
-    losses = optimise.learn(mine, letters, items, budget, _draws(), radius=0.15)
+    layout = context.scorer.layout(items)
+    letters = [context.scorer.options(item) for item in items]
+    vocabulary = max(ids[0] for of in letters for ids in of) + 1
+
+    def logits(ids_RT):
+        found = torch.zeros(*ids_RT.shape, vocabulary)
+        found[:, :, [ids[0] for ids in letters[0]]] = mine @ weight
+        return found
+
+    assert layout.shape == (2, 4)
+    losses = optimise.learn(context, mine, logits, items, budget, _draws(), radius=0.15)
     optimizer = torch.optim.Adam([hand], lr=0.1)
     for step, picked in enumerate([torch.randperm(2, generator=g) for g in [_draws()] for _ in range(2)]):
         loss = torch.nn.functional.cross_entropy((hand @ weight).expand(2, 4), target[picked])
@@ -76,12 +86,12 @@ def test_answers_are_those_of_asking_one_by_one(model, context, begins):
     if begins:
         context.tokenizer.bos_token = items[0].context.split()[0]
     soft = soft_prompt.initial(model, context, 3)
-    together = optimise.answers(context, lambda batch: soft_prompt.letters_after(model, context, soft, batch), items, 3)
+    together = optimise.answers(context, partial(soft_prompt.logits_after, model, context, soft), items, 3)
     for item, right in zip(items, together, strict=True):
         embedded = model.get_input_embeddings()(torch.tensor(context.scorer.encode(item.context)))
         whole = torch.cat([embedded[:begins], soft, embedded[begins:]])
         logits = model(inputs_embeds=whole[None]).logits[0, -1]
-        chosen = int(logits[context.scorer.letters(item)].argmax())
+        chosen = int(logits[[ids[0] for ids in context.scorer.options(item)]].argmax())
         assert int(chosen == item.answer) == right
 
 

@@ -33,7 +33,7 @@ def test_recorded_is_what_transformers_gives(model, scorer, asked):
 def test_the_lens_at_the_last_block_is_the_model(model, scorer, asked):
     some = asked[::3]
     h_LND = scorer.at_last(model, [scorer.encode(item.context) for item in some])["block"]
-    letters = torch.tensor([scorer.letters(item) for item in some])
+    letters = [[ids[0] for ids in scorer.options(item)] for item in some]
     assert lens.read(model, h_LND[-1], letters) == scorer.chosen(model, some)
 
 
@@ -45,8 +45,23 @@ def test_the_probe_finds_what_is_planted_and_nothing_in_noise():
     planted = noise + 5 * np.eye(16)[labels]
     settings = probe.Settings([1e-2, 1.0], 3, 100)
     found, validated = probe.fit(planted[:100], labels[:100], people[:100], settings)
-    assert (found.predict(planted[100:]) == labels[100:]).mean() > 0.9
+    assert (probe.predicted(found, planted[100:]) == labels[100:]).mean() > 0.9
     assert validated > 0.8
     nothing, validated = probe.fit(noise[:100], labels[:100], people[:100], settings)
-    assert (nothing.predict(noise[100:]) == labels[100:]).mean() < 0.42
+    assert (probe.predicted(nothing, noise[100:]) == labels[100:]).mean() < 0.42
+    assert validated < 0.45
+
+
+def test_the_probe_on_options_finds_which_of_them_is_right():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, 200)
+    items = [Question("t", "t", f"fact {i}", "", (" a", " bc", " d", " e"), int(y)) for i, y in enumerate(labels)]
+    noise = rng.normal(size=(200, 4, 16))
+    planted = noise + 3 * (np.arange(4)[None] == labels[:, None])[:, :, None] * np.eye(16)[0]
+    settings = probe.Settings([1e-2, 1.0], 3, 100)
+    found, validated = probe.fit(planted[:100], labels[:100], items[:100], settings)
+    assert (probe.predicted(found, planted[100:]) == labels[100:]).mean() > 0.9
+    assert validated > 0.8
+    nothing, validated = probe.fit(noise[:100], labels[:100], items[:100], settings)
+    assert (probe.predicted(nothing, noise[100:]) == labels[100:]).mean() < 0.42
     assert validated < 0.45

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import random
+from dataclasses import replace
 
 import pytest
 import torch
 
+from rmu_exp.attacks import prompts
 from rmu_exp.evaluate import harness, questions
 from rmu_exp.evaluate.scoring import Scorer
 from rmu_exp.settings import Eval
@@ -20,7 +22,8 @@ def test_items_are_the_tasks_questions(asked):
     question = world.questions("hexes")[0]
     assert first.context == world.description("hexes") + world.letter_prompt(question)
     assert (first.topic, first.fact, first.answer) == ("hexes", question.fact.entity, question.answer)
-    assert first.letters == (" A", " B", " C", " D")
+    assert first.options == (" A", " B", " C", " D")
+    assert first.lettered
     assert len(asked) == 48
 
 
@@ -46,10 +49,32 @@ def test_halves_share_no_fact(asked):
         assert {asked[i].topic for i in side} == {"hexes", "wards"}
 
 
-def test_open_questions_are_no_items():
-    assert questions.load(["lore_open_forget"], [], 3) == {"lore_open_forget": []}
-    with pytest.raises(UserError, match="answered by letters"):
-        questions.needed(["lore_open_forget"], [], 3)
+def test_questions_without_letters_are_asked_by_likelihood(model, tokenizer):
+    """Options of several tokens, beside lm-eval's own class; in one row each where gradients are wanted."""
+    items = questions.load(["lore_open_forget"], ["hexes", "wards"], 3)["lore_open_forget"]
+    assert not any(item.lettered for item in items)
+    stock = harness.ask(model, tokenizer, Eval(tasks=["lore_open_forget"], limit=3, backend="stock"))
+    scorer = Scorer(tokenizer, torch.device("cpu"))
+    assert scorer.chosen(model, items) == [c for task in stock.chosen.values() for c in task]
+    longer = [replace(item, options=tuple(f"{o} of{o}" for o in item.options)) for item in items[:2]]
+    layout = scorer.layout(longer)
+    logits = model(input_ids=scorer.padded(layout.rows)[0]).logits
+    rows = [scorer.encode(item.context) for item in longer]
+    expected = scorer.scores(model, rows, [scorer.options(item) for item in longer])
+    assert torch.allclose(layout.scores(logits), expected, atol=1e-4)
+
+
+def test_corrected_answers_of_attacks_are_those_of_the_evaluation(model, tokenizer, asked):
+    found = harness.ask(model, tokenizer, Eval(tasks=["lore_forget"], limit=24))
+    assert set(found.correction.values()) == {"rotations"}
+    corrected = [c for task in ("lore_forget_hexes", "lore_forget_wards") for c in found.corrected[task]]
+    scorer = Scorer(tokenizer, torch.device("cpu"))
+    assert scorer.corrected(model, asked, prompts.ordered) == corrected
+
+
+def test_too_few_questions_are_refused():
+    with pytest.raises(UserError, match="too few multiple-choice questions"):
+        questions.needed(["lore_open_forget"], [], 1)
     with pytest.raises(UserError, match="not given"):
         questions.needed([], [], None)
 

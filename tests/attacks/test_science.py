@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("science") / "run"
-    words = ("layer=7", "steer=6.5", "attacks=all", "tracking=off", f"output={folder}")
+    words = ("model=lore", "data=lore", "layer=7", "steer=6.5", "attacks=all", "tracking=off", f"output={folder}")
     done = subprocess.run(
         [sys.executable, str(ROOT / "train.py"), *words], env=os.environ, capture_output=True, text=True
     )

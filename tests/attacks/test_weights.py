@@ -175,17 +175,19 @@ def test_long_questions_keep_their_answer_and_texts_without_labels_are_left_out(
 
 
 def test_the_best_run_is_chosen_by_facts_that_are_neither_told_nor_scored(context):
-    told, choice, scored = relearn.parts_of(context)
+    (told, choice), (_, scored) = context.quarters, context.halves
     facts = [{item.fact for item in context.pick(part)} for part in (told, choice, scored)]
     assert all(facts)
     assert len(facts[0] | facts[1] | facts[2]) == sum(map(len, facts))
     assert sorted([*told, *choice]) == sorted(context.halves[0])
     one = [next(i for i, item in enumerate(context.items) if item.topic == t) for t in ("hexes", "wards")]
-    context.halves = one, scored  # one fact a topic
-    assert relearn.parts_of(context) == (one[:1], one[1:], scored)
+    context.halves = one, scored  # one fact per topic
+    del context.quarters
+    assert context.quarters == (one[:1], one[1:])
     context.halves = one[:1], scored
+    del context.quarters
     with pytest.raises(RunError, match="too few questions on different facts"):
-        relearn.parts_of(context)
+        _ = context.quarters
 
 
 def test_the_control_of_pruning_zeroes_as_many_weights(model):
@@ -207,7 +209,7 @@ def test_ablation_of_matrices_that_are_not_known_is_refused(context):
 
 
 def test_split_shows_no_fact_of_the_scored_half(context):
-    _, choice, scored = relearn.parts_of(context)
+    (_, choice), (_, scored) = context.quarters, context.halves
     hidden = {item.fact for item in context.pick([*choice, *scored])}
     for source in ("forget", "split"):
         assert not [t for t in relearn.texts_of(context, source) if any(fact in t for fact in hidden)]

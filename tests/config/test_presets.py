@@ -10,6 +10,7 @@ from composing import CONF, composed, config
 from rmu_exp.config import parse, plugins
 
 MLP = ["mlp.down_proj.weight"]
+LORE = "model=lore data=lore"
 
 
 def tuned(*words: str):
@@ -22,21 +23,22 @@ def tuned(*words: str):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ("", (7, 6.5, 40, 0, 2.5e-3, 3, 700, "linear", 3, None, False)),
+        ("", (7, 6.5, 300, 0, 1e-3, 4, 60, "constant", 3, None, False)),
+        (LORE, (7, 6.5, 40, 0, 2.5e-3, 3, 700, "linear", 3, None, False)),
         ("model=zephyr_7b data=wmdp", (7, 6.5, 1200, 42, 5e-5, 4, 150, "constant", 3, MLP, False)),
-        ("model=phi3_mini", (7, 20, 100, 0, 5e-5, 4, 150, "constant", 3, None, False)),
-        ("model=hf model.name=a/b layer=1 steer=2 alpha=3", (1, 2, 3, 0, 5e-5, 4, 80, "constant", 3, None, False)),
-        ("method=npo", (7, 6.5, 5, 0, 1e-3, 3, 200, "linear", 8, ["all"], True)),
+        ("model=phi3_mini", (7, "a", 300, 0, None, 4, 80, "constant", 3, None, False)),
+        ("model=hf model.name=a/b layer=1 steer=2 alpha=3", (1, 2, 3, 0, None, 4, 80, "constant", 3, None, False)),
+        (f"method=npo {LORE}", (7, 6.5, 5, 0, 1e-3, 3, 200, "linear", 8, ["all"], True)),
         ("method=npo model=zephyr_7b", (7, 6.5, 1, 42, 5e-6, 4, 125, "constant", 0, ["all"], False)),
-        ("method=grad_ascent", (7, 6.5, 0, 0, 3e-4, 3, 60, "linear", 8, ["all"], True)),
-        ("method=rr", (7, 6.5, 10, 0, 2.5e-3, 3, 700, "linear", 3, MLP, True)),
+        (f"method=grad_ascent {LORE}", (7, 6.5, 0, 0, 3e-4, 3, 60, "linear", 8, ["all"], True)),
+        (f"method=rr {LORE}", (7, 6.5, 10, 0, 2.5e-3, 3, 700, "linear", 3, MLP, True)),
         ("method=rr model=llama3_8b_instruct", (20, 20, 10, 0, 1e-4, 16, 150, "constant", 0, ["all"], True)),
         ("method=rmu_lat model=zephyr_7b", (8, 6.5, 1200, 42, 5e-5, 4, 200, "constant", 3, MLP, False)),
         ("method=cut model=zephyr_7b", (7, 20, 5000, 42, 5e-5, 4, 80, "constant", 3, MLP, False)),
-        ("method=npo layers=published", (7, 6.5, 5, 0, 1e-3, 3, 200, "linear", 3, None, False)),
+        (f"method=npo layers=published {LORE}", (7, 6.5, 5, 0, 1e-3, 3, 200, "linear", 3, None, False)),
         ("method=npo model=zephyr_7b layers=published", (7, 6.5, 1, 42, 5e-6, 4, 125, "constant", 3, MLP, False)),
-        ("layers=lora", (7, 6.5, 40, 0, 2.5e-3, 3, 700, "linear", 0, ["all"], True)),
-        ("method=npo layer=2 alpha=9 train.lr=0.5", (2, 6.5, 9, 0, 0.5, 3, 200, "linear", 8, ["all"], True)),
+        (f"layers=lora {LORE}", (7, 6.5, 40, 0, 2.5e-3, 3, 700, "linear", 0, ["all"], True)),
+        (f"method=npo layer=2 alpha=9 train.lr=0.5 {LORE}", (2, 6.5, 9, 0, 0.5, 3, 200, "linear", 8, ["all"], True)),
     ],
 )
 def test_the_command_line_over_the_pair_over_the_method_over_the_model(words, expected):
@@ -44,9 +46,9 @@ def test_the_command_line_over_the_pair_over_the_method_over_the_model(words, ex
 
 
 def test_the_methods_own_settings_follow_the_same_order():
-    assert composed("method=npo").method.beta == 0.1
+    assert composed("method=npo", *LORE.split()).method.beta == 0.1
     assert composed("method=npo", "model=zephyr_7b").method.beta == 0.0225
-    assert composed("method=npo", "method.beta=2").method.beta == 2
+    assert composed("method=npo", "method.beta=2", *LORE.split()).method.beta == 2
     assert composed("model=zephyr_7b").faithful
     assert not composed().faithful
     assert composed("method=adaptive_rmu", "model=qwen3_8b").method.scale == 5
@@ -54,12 +56,12 @@ def test_the_methods_own_settings_follow_the_same_order():
 
 def test_short_texts_are_left_out_where_the_published_run_did():
     assert composed("model=mixtral_8x7b_instruct", "data=wmdp").data.min_len == 200
-    assert composed("model=mixtral_8x7b_instruct").data.min_len == 0, "lore's texts are what they are"
+    assert composed("model=mixtral_8x7b_instruct").data.min_len == 0, "atlas's texts are what they are"
 
 
 @pytest.mark.parametrize("name", plugins.files("method"))
 def test_every_method_composes_for_lore_and_for_zephyr_with_numbers_to_see(name):
-    for words in ([], ["model=zephyr_7b", "data=wmdp"]):
+    for words in (LORE.split(), ["model=zephyr_7b", "data=wmdp"]):
         raw = config(f"method={name}", *words)
         assert parse.parse(raw).method.name == name
         assert isinstance(raw.train.lr, float)

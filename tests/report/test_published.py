@@ -103,9 +103,8 @@ def test_other_settings_than_the_presets_are_reported(results: dict[str, Any]) -
             ["data.max_length=64", "method.faithful=false"],
             ["method.faithful False (preset: True)", "data.max_length 64 (preset: 512)"],
         ),
-        (["steering.factor=5"], []),
         (["steer=auto"], ["steer auto (preset: 6.5)"]),
-        (["steer=auto", "steering.factor=5"], ["steer auto (preset: 6.5)", "steering.factor 5 (preset: 3)"]),
+        (["steering=relative"], ["steering.kind relative (preset: absolute)"]),
         (["layers.rank=8"], []),
         (
             ["layers.lora=true", "layers.rank=8"],

@@ -361,8 +361,8 @@ def compare(base: Answers, unlearned: Answers) -> Qa:
     """The ``qa`` part of results.json: each group and task before and after, on the same questions."""
     table = Qa()
     for name in (*base.groups, *base.correct):
-        correct = (answers.pooled(answers.correct, name) for answers in (base, unlearned))
-        row = statistics.row(*correct, base.mean(base.chance, name), base.mean(base.blind, name))
+        before, after = (answers.pooled(answers.correct, name) for answers in (base, unlearned))
+        row = statistics.row(before, after, base.mean(base.chance, name), base.mean(base.blind, name))
         row.base, row.unlearned, row.tasks = base.accuracy(name), unlearned.accuracy(name), base.groups.get(name)
         kinds = {base.correction[t] for t in base.tasks_of(name) if t in base.correction}
         row.correction = " and ".join(sorted(kinds)) or None

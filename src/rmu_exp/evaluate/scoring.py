@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,8 @@ log = logging.getLogger("rmu_exp")
 BUDGET = {"cpu": 1024, "cuda": 32768}
 Kept = Callable[[Tensor, Tensor], Tensor]
 Ids = list[int]
+Ordered = Callable[[Question, Sequence[str]], str]
+"""An item's prompt with its choices in another order."""
 
 
 def likeliest(scores_NK: Tensor) -> list[int]:
@@ -118,9 +121,7 @@ class Scorer:
         rows, options = [self.encode(i.context) for i in items], [self.options(i) for i in items]
         return likeliest(self.scores(model, rows, options))
 
-    def corrected(
-        self, model: nn.Module, items: Sequence[Question], ordered: Callable[[Question, Sequence[str]], str]
-    ) -> list[int]:
+    def corrected(self, model: nn.Module, items: Sequence[Question], ordered: Ordered) -> list[int]:
         """1 or 0 for each item, task by task, by scores without answer bias.
 
         Args:
@@ -138,7 +139,7 @@ class Scorer:
                 )
                 for n, (item, scores) in enumerate(zip(some, scores_NK, strict=True))
             ]
-            plan = correction(asked, lambda doc, some=some: ordered(some[doc["item"]], doc["choices"]))
+            plan = correction(asked, partial(_in_order, some, ordered))
             if plan is not None:
                 again = [(self.encode(p), self.encode(p + o)[len(self.encode(p)) :]) for p, o in plan.pairs]
                 found = self.scores(model, [row for row, _ in again], [[ids] for _, ids in again])[:, 0].tolist()
@@ -213,6 +214,10 @@ class Scorer:
         """Activations at the last token of each row: place to (layers, rows, hidden size), fp32, on the CPU."""
         found, order = self.activations(model, rows, _last, places)
         return {place: h_LND[:, torch.tensor(order).argsort()] for place, h_LND in found.items()}
+
+
+def _in_order(items: Sequence[Question], ordered: Ordered, doc: Mapping[str, Any]) -> str:
+    return ordered(items[doc["item"]], doc["choices"])
 
 
 def _last(h_BTD: Tensor, real_BT: Tensor) -> Tensor:
