@@ -442,7 +442,7 @@ REQUESTS = (
     "Tell a very short story that has to do with {}.",
     "Explain {} to a child in a few sentences.",
 )
-TOKENS, BATCH = 112, 32
+TOKENS, BATCH = 100, 64
 
 
 def subjects(listed: str) -> list[str]:
@@ -519,7 +519,7 @@ def _given() -> dict[tuple[str, str], Fact]:
     return {(r.name, fact.name): fact for r in RELATIONS for fact in facts(r)}
 
 
-def write_prose(folder: str, seed: int = 0) -> dict[str, list[dict[str, str]]]:
+def write_prose(folder: str, corpus: str, seed: int = 0) -> list[dict[str, str]]:
     """Texts by the model in ``folder``, a chat model, on what :func:`requests` lists, less what may not stand."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -528,24 +528,22 @@ def write_prose(folder: str, seed: int = 0) -> dict[str, list[dict[str, str]]]:
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    written: dict[str, list[dict[str, str]]] = {}
-    for corpus, asked in requests().items():
-        written[corpus] = []
-        for start in range(0, len(asked), BATCH):
-            part = asked[start : start + BATCH]
-            chats = [[{"role": "user", "content": request}] for _, request in part]
-            prompts = [tokenizer.apply_chat_template(c, tokenize=False, add_generation_prompt=True) for c in chats]
-            ids = tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False)
-            with torch.no_grad():
-                out = model.generate(
-                    **ids, max_new_tokens=TOKENS, do_sample=True, temperature=0.8, top_p=0.95, repetition_penalty=1.1
-                )
-            for (subject, _), row in zip(part, out[:, ids["input_ids"].shape[1] :], strict=True):
-                text = " ".join(tokenizer.decode(row, skip_special_tokens=True).split())
-                text = text[: max(text.rfind(mark) for mark in ".!") + 1]
-                if len(text) > 200 and may_stand(corpus, text):
-                    written[corpus].append({"by": "model", "entity": subject, "text": text})
-            print(corpus, start + len(part), "of", len(asked), "kept", len(written[corpus]), flush=True)
+    written, asked = [], requests()[corpus]
+    for start in range(0, len(asked), BATCH):
+        part = asked[start : start + BATCH]
+        chats = [[{"role": "user", "content": request}] for _, request in part]
+        prompts = [tokenizer.apply_chat_template(c, tokenize=False, add_generation_prompt=True) for c in chats]
+        ids = tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False)
+        with torch.no_grad():
+            out = model.generate(
+                **ids, max_new_tokens=TOKENS, do_sample=True, temperature=0.8, top_k=40, repetition_penalty=1.1
+            )
+        for (subject, _), row in zip(part, out[:, ids["input_ids"].shape[1] :], strict=True):
+            text = " ".join(tokenizer.decode(row, skip_special_tokens=True).split())
+            text = text[: max(text.rfind(mark) for mark in ".!") + 1]
+            if len(text) > 200 and may_stand(corpus, text):
+                written.append({"by": "model", "entity": subject, "text": text})
+        print(corpus, start + len(part), "of", len(asked), "kept", len(written), flush=True)
     return written
 
 
@@ -559,13 +557,12 @@ def rows(corpus: str, prose: Sequence[dict]) -> list[dict]:
     return made
 
 
-def make(folder: str | None) -> None:
-    """Writes ``tasks/questions.jsonl`` and ``texts/``."""
+def make(folder: str | None, corpora: Sequence[str]) -> None:
+    """Writes ``tasks/questions.jsonl`` and ``texts/``; the prose of the model only with its folder."""
     _write(ATLAS / "tasks/questions.jsonl", questions())
-    written = write_prose(folder) if folder else {}
-    for corpus in ("elements", "capitals", "retain", "neutral"):
+    for corpus in corpora:
         file = ATLAS / f"texts/{corpus}.jsonl"
-        _write(file, rows(corpus, written[corpus] if folder else read(file)))
+        _write(file, rows(corpus, write_prose(folder, corpus) if folder else read(file)))
 
 
 def _write(file: Path, rows: Sequence[object]) -> None:
@@ -714,6 +711,7 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     made = commands.add_parser("make", help="write questions and texts")
     made.add_argument("folder", nargs="?", help="a chat model that writes the prose anew")
+    made.add_argument("--corpora", default="elements,capitals,retain,neutral")
     commands.add_parser("rules", help="what rules without knowledge reach")
     asked = commands.add_parser("measure", help="a model's accuracy")
     asked.add_argument("folder")
@@ -727,7 +725,7 @@ def main() -> None:
     asked.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
     if given.command == "make":
-        make(given.folder)
+        make(given.folder, given.corpora.split(","))
     elif given.command == "rules":
         show_rules()
     else:

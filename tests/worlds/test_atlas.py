@@ -39,8 +39,7 @@ def about(**fields: object) -> list[dict]:
 def test_files_are_what_the_command_writes():
     assert list(maker.questions()) == QUESTIONS
     for topic in ROLES["forget"]:
-        made = [row for row in maker.rows(topic, lines(f"texts/{topic}.jsonl"))]
-        assert made == lines(f"texts/{topic}.jsonl")
+        assert maker.rows(topic, lines(f"texts/{topic}.jsonl")) == lines(f"texts/{topic}.jsonl")
 
 
 def test_there_are_enough_questions_and_relations():
@@ -64,7 +63,7 @@ def test_how_often_and_where_an_option_stands_says_nothing(relation):
     assert max(right.values()) <= max(1, len(asked) // 5 + 1)
 
 
-@pytest.mark.parametrize("relation", [r for r in maker.RELATIONS], ids=RELATIONS)
+@pytest.mark.parametrize("relation", maker.RELATIONS, ids=RELATIONS)
 def test_a_question_has_one_right_option(relation):
     true = defaultdict(set)
     for row in maker.table(relation.table):
