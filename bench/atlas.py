@@ -442,7 +442,7 @@ REQUESTS = (
     "Tell a very short story that has to do with {}.",
     "Explain {} to a child in a few sentences.",
 )
-TOKENS, BATCH = 100, 64
+TOKENS, BATCH = 84, 64
 
 
 def subjects(listed: str) -> list[str]:
@@ -452,8 +452,8 @@ def subjects(listed: str) -> list[str]:
 def requests() -> dict[str, list[tuple[str, str]]]:
     """Corpus -> (what a text is about, what the model is asked to write)."""
     kinds = {
-        "retain": [(s, r) for s in subjects(ORDINARY) for r in random.Random(s).sample(REQUESTS, 3)],
-        "neutral": [(s, r) for s in subjects(NEUTRAL) for r in REQUESTS],
+        "retain": [(s, r) for s in subjects(ORDINARY) for r in random.Random(s).sample(REQUESTS, 2)],
+        "neutral": [(s, r) for s in subjects(NEUTRAL) for r in random.Random(s).sample(REQUESTS, 3)],
         "elements": [(e, "Write a short paragraph about the chemical element {}.") for e in told("elements")],
         "capitals": [
             (row["country"], f"Write a short paragraph about {row['capital']}, the capital of {{}}.")
