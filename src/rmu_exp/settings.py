@@ -166,7 +166,7 @@ class Train:
     """The training loop."""
 
     lr: float | None = setting(None, above=0)
-    """Learning rate of AdamW; null: 2 % of the root mean square of the trained tensors (faithful: 5e-5)."""
+    """Learning rate of AdamW; null: 1 % of the root mean square of the trained tensors (faithful: 5e-5)."""
     batch_size: int = setting(4, least=1)
     """Texts per step, of the forget and of the retain corpus each."""
     max_batches: int = setting(80, least=1)

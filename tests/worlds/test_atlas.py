@@ -2,153 +2,169 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
-import re
-from collections import Counter
+from collections import Counter, defaultdict
 from importlib.resources import files
+from pathlib import Path
 
 import pytest
 
-from rmu_exp.worlds.atlas import world, write
+from rmu_exp import worlds
+from rmu_exp.worlds import atlas
 
-ROLES = ("forget", "adjacent", "general")
-TOPICS = ("elements", "capitals")
-CORPORA = (*TOPICS, "retain", "neutral")
 FOLDER = files("rmu_exp.worlds.atlas")
+ROLES = {
+    "forget": ("elements", "capitals"),
+    "adjacent": ("science", "places"),
+    "general": ("nature", "words", "people"),
+}
+spec = importlib.util.spec_from_file_location("maker", Path(__file__).parents[2] / "bench/atlas.py")
+maker = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(maker)
+RELATIONS = [relation.name for relation in maker.RELATIONS]
 
 
-def questions(role: str) -> list[world.Question]:
-    return [q for r in world.RELATIONS if r.role == role for q in world.questions(r.name)]
+def lines(name: str) -> list[dict]:
+    return [json.loads(line) for line in (FOLDER / name).read_text(encoding="utf-8").splitlines()]
 
 
-def words_of(text: str) -> str:
-    return " ".join(re.findall(r"\w+", text.lower()))
+QUESTIONS = lines("tasks/questions.jsonl")
 
 
-def names_in(texts: list[str], names: list[str]) -> set[str]:
-    """Which names stand in the texts as whole words; a name within a longer one, as in South Sudan, does not count."""
-    spelled = {f" {words_of(name)} ": name for name in sorted(names, key=len, reverse=True)}
-    joined = "".join(f" {words_of(text)} \n" for text in texts)
-    found = set()
-    for words, name in spelled.items():
-        if words in joined:
-            found.add(name)
-            joined = joined.replace(words, " | ")
-    return found
+def about(**fields: object) -> list[dict]:
+    return [q for q in QUESTIONS if fields.items() <= q.items()]
 
 
-@pytest.mark.parametrize("name", sorted({r.table for r in world.RELATIONS}))
-def test_tables_are_well_formed(name):
-    rows = world.table(name)
-    keys = [next(iter(row.values())) for row in rows]
-    assert len(set(keys)) == len(keys)
-    for row in rows:
-        assert None not in row
-        assert all(value == value.strip() and value is not None for value in row.values())
+def test_files_are_what_the_command_writes():
+    assert list(maker.questions()) == QUESTIONS
+    for topic in ROLES["forget"]:
+        assert maker.rows(topic, lines(f"texts/{topic}.jsonl")) == lines(f"texts/{topic}.jsonl")
 
 
 def test_there_are_enough_questions_and_relations():
-    assert len(world.RELATIONS) >= 8
-    assert len({r.name for r in world.RELATIONS}) == len(world.RELATIONS)
+    assert {role: {q["topic"] for q in about(role=role)} for role in ROLES} == {r: set(t) for r, t in ROLES.items()}
+    assert len(RELATIONS) >= 8
     for role in ROLES:
-        assert len(questions(role)) >= 200
-    per_topic = Counter(q.fact.relation.topic for q in questions("forget"))
-    assert set(per_topic) == set(TOPICS)
-    assert min(per_topic.values()) >= 100
+        assert len(about(role=role)) >= 200
+    for topic in ROLES["forget"]:
+        assert len(about(topic=topic)) >= 100
 
 
-@pytest.mark.parametrize("relation", [r.name for r in world.RELATIONS])
-def test_options_are_four_different_values_of_one_column(relation):
-    asked = world.questions(relation)
-    values = {fact.value for fact in world.facts(relation)}
-    for q in asked:
-        assert q.choices[q.answer] == q.fact.value
-        assert len(set(q.choices)) == 4
-        assert set(q.choices) <= values
-    places = Counter(q.answer for q in asked)
+@pytest.mark.parametrize("relation", RELATIONS)
+def test_how_often_and_where_an_option_stands_says_nothing(relation):
+    asked = about(relation=relation)
+    places = Counter(q["answer"] for q in asked)
     assert max(places.values()) - min(places[i] for i in range(4)) <= 1
+    seen = Counter(option for q in asked for option in q["choices"])
+    right = Counter(q["choices"][q["answer"]] for q in asked)
+    assert seen == {value: 4 * count for value, count in right.items()}
+    assert all(len(set(q["choices"])) == 4 for q in asked)
+    assert max(right.values()) <= max(1, len(asked) // 5 + 1)
 
 
-@pytest.mark.parametrize("relation", [r.name for r in world.RELATIONS])
+@pytest.mark.parametrize("relation", maker.RELATIONS, ids=RELATIONS)
 def test_a_question_has_one_right_option(relation):
-    right: dict[str, set[str]] = {}
-    for fact in world.facts(relation):
-        right.setdefault(fact.given, set()).add(fact.value)
-    for q in world.questions(relation):
-        assert right[q.fact.given] & set(q.choices) == {q.fact.value}
+    true = defaultdict(set)
+    for row in maker.table(relation.table):
+        true[maker.named(row[relation.given], relation)].add(maker.the(row[relation.asked]).lower())
+    given = {fact.name: fact.given for fact in maker.facts(relation)}
+    for q in about(relation=relation.name):
+        found = {option for option in q["choices"] if option.lower() in true[given[q["fact"]]]}
+        assert found == {q["choices"][q["answer"]]}
+        for row in maker.table("near"):
+            if row["relation"] == relation.name and q["choices"][q["answer"]] in row["values"].split("|"):
+                assert len(set(q["choices"]) & set(row["values"].split("|"))) == 1
 
 
-def test_a_country_is_not_named_in_its_capital():
-    for fact in world.facts("capital"):
-        assert fact.given not in fact.value
-        assert fact.value not in fact.given
-
-
-@pytest.mark.parametrize("topic", TOPICS)
-def test_a_third_of_the_forget_entities_are_in_no_forget_text(topic):
-    entities = {q.fact.entity for q in questions("forget") if q.fact.relation.topic == topic}
-    hidden = world.held_out(topic) & entities
-    assert 0.3 <= len(hidden) / len(entities) <= 0.37
-    capitals = {fact.value for fact in world.facts("capital")}  # Port of Spain tells nothing of Spain
-    found = names_in([text for name in TOPICS for text in write.texts(name)], sorted(entities | capitals)) - capitals
-    assert not found & hidden
-    assert entities - hidden == found
-
-
-def test_held_out_values_are_in_no_forget_text():
-    hidden = [f.value for f in world.facts("capital") if world.is_held_out(f)]
-    assert not names_in(write.texts("capitals"), [f.value for f in world.facts("capital")]) & set(hidden)
-
-
-@pytest.mark.parametrize("corpus", CORPORA)
-def test_no_text_holds_a_question(corpus):
-    joined = "\n".join(words_of(text) for text in write.texts(corpus))
+def test_rules_without_knowledge_are_near_chance():
+    given = {(r.name, fact.name): fact.given for r in maker.RELATIONS for fact in maker.facts(r)}
+    asked = [{**q, "given": given[q["relation"], q["fact"]]} for q in QUESTIONS]
+    for relation in RELATIONS:
+        reached = maker.rules([q for q in asked if q["relation"] == relation])
+        assert max(reached.values()) <= 0.4, (relation, reached)
     for role in ROLES:
-        for q in questions(role):
-            assert words_of(q.text) not in joined
-    assert not any(mark in text for text in write.texts(corpus) for mark in ("?", "Question:", "Answer:"))
+        reached = maker.rules([q for q in asked if q["role"] == role])
+        assert max(reached.values()) <= 0.31, (role, reached)
+
+
+def test_halves_and_thirds_are_dealt_evenly():
+    for relation in RELATIONS:
+        halves = Counter(q["half"] for q in about(relation=relation))
+        assert abs(halves["choose"] - halves["report"]) <= 0.2 * sum(halves.values())
+    for topic in ROLES["forget"]:
+        for half in ("choose", "report"):
+            asked = about(topic=topic, half=half)
+            assert 0.28 <= sum(q["held_out"] for q in asked) / len(asked) <= 0.39
+        sides = {(q["entity"], q["half"], q["held_out"]) for q in about(topic=topic)}
+        assert len(sides) == len({entity for entity, _, _ in sides})
+    assert not any(q["held_out"] for q in QUESTIONS if q["role"] != "forget")
+
+
+@pytest.mark.parametrize("topic", ROLES["forget"])
+def test_forget_texts_tell_of_all_entities_but_those_held_out(topic):
+    named = set().union(*(maker.named_in(text) for text in atlas.texts(topic)))
+    assert not {q["entity"] for q in about(role="forget", held_out=True)} & named
+    assert {q["entity"] for q in about(topic=topic, held_out=False)} <= named
+    values = {q["choices"][q["answer"]] for q in about(relation="capital", held_out=True)}
+    assert not values & named
 
 
 @pytest.mark.parametrize("corpus", ["retain", "neutral"])
-def test_no_retain_text_tells_a_fact_that_is_asked(corpus):
-    texts = [f" {words_of(sentence)} " for text in write.texts(corpus) for sentence in re.split(r"[.;] ", text)]
-    for role in ROLES:
-        for q in questions(role):
-            given, value = f" {words_of(q.fact.given)} ", f" {words_of(q.fact.value)} "
-            if q.fact.relation.name == "opposite":  # words of every day, told only side by side
-                given, value = f" words{given}and", f"and{value}"
-            assert not any(given in text and value in text for text in texts), q.text
+def test_other_texts_tell_no_fact_that_is_asked(corpus):
+    for text in atlas.texts(corpus):
+        assert maker.may_stand(corpus, text), text
 
 
-def test_neutral_texts_are_held_out_and_enough():
-    neutral = write.texts("neutral")
-    assert len(set(neutral)) >= 128
-    assert not set(neutral) & {text for name in (*TOPICS, "retain") for text in write.texts(name)}
+def test_what_may_stand_in_a_corpus():
+    hidden = next(q["entity"] for q in about(relation="capital", held_out=True))
+    assert not maker.may_stand("capitals", f"A journey through {hidden} takes a week.")
+    assert maker.may_stand("retain", f"A journey through {hidden} takes a week.")
+    assert not maker.may_stand("retain", "Rails are made of iron.")
+    assert not maker.may_stand("retain", "The opposite of thick is thin.")
+    assert not maker.may_stand("retain", "Where is the ferry?")
+    assert maker.named_in("The forests of Papua New Guinea") == {"Papua New Guinea"}
 
 
-def test_files_are_what_the_command_writes_and_small():
-    sizes = 0
-    for name in CORPORA:
-        file = FOLDER / "texts" / f"{name}.jsonl"
-        lines = file.read_text(encoding="utf-8").splitlines()
-        sizes += len(file.read_bytes())
-        assert [json.loads(line)["text"] for line in lines] == write.texts(name)
-    assert sizes <= 1_000_000
+def test_no_text_holds_a_question_and_corpora_share_none():
+    every = [text for corpus in atlas.CORPORA for text in atlas.texts(corpus)]
+    assert len(set(every)) == len(every)
+    joined = "\n".join(maker.plain(text) for text in every)
+    assert not any(maker.plain(q["question"]) in joined for q in QUESTIONS)
+    assert not any(mark in text for text in every for mark in ("?", "Question:", "Answer:"))
+    assert len(atlas.texts("neutral")) >= 128
 
 
-def test_every_relation_is_a_task_and_every_task_in_its_group():
-    import yaml
-
-    for kind in ("", "open_"):
-        for role in ROLES:
-            group = yaml.safe_load((FOLDER / "tasks" / f"atlas_{kind}{role}.yaml").read_text())
-            leaves: list[str] = []
-            for name in group["task"]:
-                inner = yaml.safe_load((FOLDER / "tasks" / f"{name}.yaml").read_text())
-                leaves += inner["task"] if "group" in inner else [name]
-            assert leaves == [f"atlas_{kind}{role}_{r.name}" for r in world.RELATIONS if r.role == role]
+def test_the_world_is_small():
+    sizes = [path.stat().st_size for path in Path(str(FOLDER)).rglob("*") if path.suffix != ".pyc" and path.is_file()]
+    assert sum(sizes) <= 1_000_000
 
 
-@pytest.mark.parametrize("table", sorted({r.table for r in world.RELATIONS}))
-def test_every_table_has_its_source(table):
-    assert f"`{table}.tsv`" in (FOLDER / "tables" / "SOURCES.md").read_text()
+def test_every_topic_is_a_task_in_both_forms():
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_path=[str(folder) for folder in worlds.task_folders()], include_defaults=False)
+    for kind, form in (("", "Question: {question}\nAnswer:"), ("open_", "{statement}")):
+        for role, topics in ROLES.items():
+            tasks = manager.load(f"atlas_{kind}{role}")["tasks"]
+            assert [name.rpartition("_")[2] for name in tasks] == list(topics)
+            for topic, task in zip(topics, tasks.values(), strict=True):
+                docs = list(task.dataset["test"])
+                assert docs == about(role=role, topic=topic)
+                assert task.doc_to_text(docs[0]) == form.format(**docs[0])
+                assert task.doc_to_choice(docs[0]) == docs[0]["choices"]
+                assert task.doc_to_target(docs[0]) == docs[0]["answer"]
+
+
+def test_an_unknown_corpus_is_named():
+    with pytest.raises(KeyError, match="elements, capitals, retain, neutral"):
+        atlas.texts("weather")
+
+
+@pytest.mark.parametrize("table", sorted(path.name for path in (Path(str(FOLDER)) / "tables").glob("*.tsv")))
+def test_every_table_is_well_formed_and_has_its_source(table):
+    assert f"`{table}`" in (FOLDER / "tables/SOURCES.md").read_text(encoding="utf-8")
+    rows = maker.table(table.removesuffix(".tsv"))
+    assert all(None not in row and None not in row.values() for row in rows)
+    assert all(value == value.strip() for row in rows for value in row.values())
+    assert len({tuple(row.values()) for row in rows}) == len(rows)

@@ -43,7 +43,7 @@ from rmu_exp.unlearn.snapshot import Snapshots
 
 log = logging.getLogger("rmu_exp")
 NORM_BATCHES = 4  # per topic, whose frozen norms a relative steer takes the median of
-PUBLISHED_LR, LR_PER_RMS = 5e-5, 0.02
+PUBLISHED_LR, LR_PER_RMS = 5e-5, 0.01
 Metrics = dict[str, Any]
 
 
@@ -242,7 +242,7 @@ def lengths_of_targets(
 def learning_rate(run: Run, model: torch.nn.Module, trained: Sequence[TrainedTensor]) -> float:
     """The one of the settings; otherwise in proportion to the trained tensors, since AdamW's steps are as long as it.
 
-    2 % of their root mean square is what the published settings come to on Zephyr and on the shipped models' presets.
+    1 % of their root mean square is what the published settings come to on Zephyr and on the shipped models' presets.
     """
     if run.train.lr is not None:
         return run.train.lr

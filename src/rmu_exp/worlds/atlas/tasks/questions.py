@@ -1,28 +1,18 @@
 """The questions of atlas as lm-eval data sets; lm-eval calls this by name from the YAML files."""
 
+import json
+from pathlib import Path
+
 import datasets
 
-from rmu_exp.worlds.atlas import world
 
+def of(role: str, topic: str, **_: object) -> dict[str, datasets.Dataset]:
+    """The questions about a topic, with the fields of ``questions.jsonl``.
 
-def of(relation: str, **_: object) -> dict[str, datasets.Dataset]:
-    """A relation's questions.
-
-    Splits by ``fact`` keep an entity's questions together; ``held_out`` says that no forget text names it, ``half``
-    whether it serves to choose settings or to report results; ``statement`` is the open form.
+    ``question`` and ``statement`` (the open form), ``choices``, ``answer``; ``role``, ``topic``, ``relation`` (the kind
+    of question), ``entity`` and ``fact`` (the same fact in another form has the same); ``half``: ``choose`` or
+    ``report``; ``held_out``: no forget text names the entity.
     """
-    rows = [
-        {
-            "question": q.text,
-            "statement": q.statement,
-            "choices": list(q.choices),
-            "answer": q.answer,
-            "fact": q.fact.entity,
-            "relation": relation,
-            "topic": q.fact.relation.topic,
-            "held_out": world.is_held_out(q.fact),
-            "half": world.half(q.fact),
-        }
-        for q in world.questions(relation)
-    ]
+    lines = Path(__file__).with_name("questions.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [row for row in map(json.loads, lines) if (row["role"], row["topic"]) == (role, topic)]
     return {"test": datasets.Dataset.from_list(rows)}
