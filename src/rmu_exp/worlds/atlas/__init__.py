@@ -1,10 +1,3 @@
-<<<<<<< HEAD
-"""Real, harmless facts that a pretrained language model knows: tables, the questions about them, and prose."""
-
-from rmu_exp.worlds.atlas.write import texts
-
-__all__ = ["texts"]
-=======
 """Real, harmless facts that a pretrained language model knows: questions about them, and prose that tells them.
 
 The questions (``tasks/questions.jsonl``) and the texts (``texts/``) are made from the tables beside this file by
@@ -24,4 +17,3 @@ def texts(name: str) -> list[str]:
         raise KeyError(f"atlas has {', '.join(CORPORA)}")
     lines = (files(__package__) / "texts" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line)["text"] for line in lines]
->>>>>>> w3atlas2
