@@ -1,7 +1,8 @@
 """The questions that attacks ask: lm-eval's multiple-choice tasks, answered by letters or by likelihood.
 
-A task's documents may have a field ``fact``: questions with the same fact are never on both sides of a split. Without
-it every question is a fact of its own. A field ``topic`` names the forget topic; otherwise the task's name does.
+A task's documents may have a field ``entity`` or ``fact``, which texts about it name: questions with the same one are
+never on both sides of a split; without it every question is a fact of its own. A field ``topic`` names the forget topic;
+otherwise the task's name does.
 """
 
 from __future__ import annotations
@@ -76,9 +77,12 @@ def _items(task: Any, topics: Sequence[str], limit: int | None) -> list[Question
         doc, options = instances[0].doc, tuple(i.args[1] for i in instances)
         topic = str(doc["topic"]) if doc.get("topic") in topics else named
         stem, choices = str(doc.get("question", "")).strip(), tuple(map(str, doc.get("choices", ())))
-        fact = str(doc.get("fact", f"{name}/{number}"))
+        about = doc.get("entity", doc.get("fact"))
+        fact = f"{name}/{number}" if about is None else str(about)
         answer = int(task.doc_to_target(doc))
-        items.append(Question(name, topic, fact, instances[0].args[0], options, answer, stem, choices, "fact" in doc))
+        items.append(
+            Question(name, topic, fact, instances[0].args[0], options, answer, stem, choices, about is not None)
+        )
     return items
 
 

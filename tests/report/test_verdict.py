@@ -1,0 +1,75 @@
+"""The verdict's word follows from stated rules, and nothing that failed is called a success."""
+
+from __future__ import annotations
+
+import pytest
+
+from rmu_exp.record.results import Accuracy, Corrected, Perplexity, PerplexityRow, QaRow, Results, RunInfo, Training
+from rmu_exp.report.verdict import verdict
+
+
+def asked(acc: float, corrected: float | None = None) -> Accuracy:
+    unbiased = None if corrected is None else Corrected(acc=corrected, ci95=(0, 1))
+    return Accuracy(acc=acc, stderr=0.01, ci95=(0, 1), n=100, corrected=unbiased)
+
+
+def row(base: float, unlearned: float, after: float | None = None, tasks: list[str] | None = None) -> QaRow:
+    """Plain accuracies; corrected ones of 0.95 before and ``after`` after."""
+    before = None if after is None else 0.95
+    return QaRow(base=asked(base, before), unlearned=asked(unlearned, after), chance=0.25, tasks=tasks)
+
+
+def results(reached: float | None = 0.8, ratio: float | None = None, **rows: QaRow) -> Results:
+    took = {"steps": 1, "seconds": 1, "seconds_per_step": 1, "peak_memory_bytes": 1}
+    texts = {}
+    if ratio is not None:
+        texts = {
+            "w.txt": PerplexityRow(
+                base=Perplexity(perplexity=10, tokens=9), unlearned=Perplexity(perplexity=10 * ratio, tokens=9)
+            )
+        }
+    qa = dict(rows)
+    for role in ("forget", "general", "adjacent"):
+        if f"atlas_{role}_a" in rows:
+            qa[f"atlas_{role}"] = rows[f"atlas_{role}_a"].model_copy(update={"tasks": [f"atlas_{role}_a"]})
+    return Results(
+        run=RunInfo(model="m", topics=["a"], method="rmu", layer=7, seed=0),
+        train=Training(**took, reached={} if reached is None else {"a": reached}),
+        qa=qa,
+        perplexity=texts,
+    )
+
+
+KEEPS = row(0.8, 0.79, 0.94)
+
+
+@pytest.mark.parametrize(
+    ("word", "given"),
+    [
+        ("forgot", {"atlas_forget_a": row(0.8, 0.30, 0.4), "atlas_general_a": KEEPS}),
+        ("forgot", {"atlas_forget_a": row(0.8, 0.15, 0.2), "atlas_general_a": KEEPS}),
+        ("partly", {"atlas_forget_a": row(0.8, 0.30, 0.72), "atlas_general_a": KEEPS}),  # the letter's bias alone
+        ("partly", {"atlas_forget_a": row(0.8, 0.50, 0.4), "atlas_general_a": KEEPS}),
+        ("nothing happened", {"atlas_forget_a": row(0.8, 0.79, 0.95), "atlas_general_a": KEEPS}),
+        ("broken", {"atlas_forget_a": row(0.8, 0.25, 0.25), "atlas_general_a": row(0.8, 0.4, 0.9)}),
+        ("broken", {"atlas_forget_a": row(0.8, 0.25, 0.25), "atlas_general_a": KEEPS, "ratio": 3.5}),
+        ("forgot", {"atlas_forget_a": row(0.8, 0.25, 0.25), "atlas_general_a": KEEPS, "ratio": 1.2}),
+        ("forgot", {"atlas_forget_a": row(0.8, 0.3), "atlas_general_a": KEEPS}),  # no correction was asked for
+        ("not measured", {"atlas_forget_a": row(0.3, 0.3, 0.3), "atlas_general_a": KEEPS}),  # the base does not know it
+        ("not measured", {}),
+        ("nothing happened", {"reached": 0.03}),
+    ],
+)
+def test_the_word(word, given):
+    assert verdict(results(**given)).word == word
+
+
+def test_the_sentences_say_what_was_measured_and_what_was_not():
+    found = verdict(results(atlas_forget_a=row(0.8, 0.30, 0.4), atlas_general_a=KEEPS)).sentences
+    assert found[0] == "Forget activations at layer 7 went 80 % for a of the way to their target."
+    assert "9 % (corrected for answer bias 21 %) of atlas_forget_a (80.0 % → 30.0 %, chance 25.0 %)" in found[1]
+    assert "98 % (corrected for answer bias 99 %) of atlas_general" in found[2]
+    assert "was not measured" in found[3]
+    found = verdict(results(reached=None, ratio=1.5)).sentences
+    assert "is not known" in found[0]
+    assert found[3] == "Perplexity went from 10.0 to 15.0 on w.txt."
