@@ -80,8 +80,6 @@ def stored(values: Mapping[str, object]) -> Run | Judge:
 def plugin(group: str, name: str, values: object) -> Any:
     """The checked ``Settings`` of a method or an attack. Raises as :func:`parse`."""
     prefix = "method." if group == plugins.METHODS else f"{group}.{name}."
-    if group == plugins.METHODS and name not in plugins.files(group):
-        raise UserError(f"method.name: got {name!r}, allowed is {', '.join(plugins.files(group))}")
     schema = plugins.schema(group, name)
     if not isinstance(values, dict):
         raise UserError(f"{prefix.rstrip('.')}: got {show(values)}, allowed is a group of keys")

@@ -40,7 +40,8 @@ def module(group: str, name: str) -> Any:
     """
     known = files(group)
     if name not in known:
-        raise UserError(f"{group}: got {name!r}, allowed is {', '.join(known)}")
+        key = "method.name" if group == METHODS else group
+        raise UserError(f"{key}: got {name!r}, allowed is {', '.join(known)}")
     return importlib.import_module(f"{PACKAGES[group]}.{name}")
 
 

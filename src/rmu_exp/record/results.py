@@ -307,8 +307,7 @@ def load(file: Path) -> Results:
 def _reason(error: ValidationError) -> str:
     """The outermost thing that is wrong, in a few words."""
     first = min(error.errors(include_url=False), key=lambda e: (len(e["loc"]), list(map(str, e["loc"]))))
-    place, said = ".".join(map(str, first["loc"])), first["msg"]
-    line = " ".join(f"{place}: {said}".split()) if place else said
+    line = " ".join(": ".join(filter(None, [".".join(map(str, first["loc"])), first["msg"]])).split())
     return line if len(line) <= 120 else f"{line[:60]} … {line[-56:]}"
 
 
