@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import cast
 
@@ -100,38 +100,39 @@ class Checks(Callback):
 
     def on_run_start(self, config: DictConfig, **_: object) -> None:
         """Check a run's settings and its folder."""
-        try:
+        with _refusing(config):
             checked(config, config.hydra.overrides.task)
             _start(config, Path(config.hydra.run.dir))
-        except Exception as error:
-            sys.exit(_refuse(error, list(config.hydra.overrides.task)))
 
     def on_multirun_start(self, config: DictConfig, **_: object) -> None:
         """Check each value of a sweep, its launcher and its folder, and plan its trials."""
-        try:
-            self._check_sweep(config)
-        except Exception as error:
-            sys.exit(_refuse(error, list(config.hydra.overrides.task)))
-
-    def _check_sweep(self, config: DictConfig) -> None:
         given, loader = list(config.hydra.overrides.task), GlobalHydra.instance().config_loader()
-        overrides = sweeping.sweep_of(given, config.hydra)
 
         def settings(words: list[str]) -> Run | Judge:
             return checked(loader.load_sweep_config(config, words), given)
 
-        for words in sweeping.once_each(overrides):
-            settings(words)
-        fixed = [o.key_or_group for o in overrides if not o.is_sweep_override()]
-        with read_write(config), open_dict(config):
-            config.hydra.overrides.hydra.append(sweeping.tell_trials(fixed))
-        get_method("rmu_exp.sweep.session.begin")(config, overrides, settings, self.compared)
-        _start(config, Path(config.hydra.sweep.dir))
+        with _refusing(config):
+            overrides = sweeping.sweep_of(given, config.hydra)
+            for words in sweeping.once_each(overrides):
+                settings(words)
+            fixed = [o.key_or_group for o in overrides if not o.is_sweep_override()]
+            with read_write(config), open_dict(config):
+                config.hydra.overrides.hydra.append(sweeping.tell_trials(fixed))
+            get_method("rmu_exp.sweep.session.begin")(config, overrides, settings, self.compared)
+            _start(config, Path(config.hydra.sweep.dir))
 
     def on_multirun_end(self, config: DictConfig, **_: object) -> None:
         """Write the report. The program ends with status 1 when a trial did not finish."""
         if status := _finish_sweep():
             sys.exit(status)
+
+
+@contextmanager
+def _refusing(config: DictConfig) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        sys.exit(_refuse(error, list(config.hydra.overrides.task)))
 
 
 def _finish_sweep(why: str = "") -> int:
