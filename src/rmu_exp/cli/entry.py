@@ -34,11 +34,7 @@ sweeping.register()  # wherever Hydra unpickles its callbacks, trials have their
 
 
 def start(main: Callable[[], object], conf: Path) -> None:
-    """Run a program, decorated by ``hydra.main``, and leave it with its exit status.
-
-    Args:
-        conf: the folder of configurations.
-    """
+    """Run a program, decorated by ``hydra.main``, over the configurations in ``conf``; leaves with its exit status."""
     silence_libraries()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let errors through, of which Hydra would print the traceback
     words, judging = sys.argv[1:], Path(sys.argv[0]).stem == "judge"
@@ -136,11 +132,7 @@ def _refusing(config: DictConfig) -> Iterator[None]:
 
 
 def _finish_sweep(why: str = "") -> int:
-    """Write the report of the sweep that this program has started. Returns the exit status.
-
-    Args:
-        why: what ended it early.
-    """
+    """Write the report of the sweep that this program has started; ``why`` it ended early. Returns the exit status."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
         return int(get_method("rmu_exp.sweep.session.finish")(folder, why))
@@ -159,9 +151,7 @@ def _start(config: DictConfig, folder: Path) -> None:
 def existing_part(folder: Path) -> Path:
     """The deepest folder of a path that exists.
 
-    Raises:
-        UserError: it cannot be written to. Nothing is left behind.
-        RunError: its disk is full.
+    Raises UserError when it cannot be written to, RunError when its disk is full. Nothing is left behind.
     """
     existing = folder.absolute()
     try:

@@ -42,8 +42,7 @@ def register() -> None:
 def parse(config: DictConfig | Mapping[str, object]) -> Run:
     """A composed configuration as a checked :class:`Run`.
 
-    Raises:
-        UserError: an unknown key, a wrong type, a value out of range or an impossible combination.
+    Raises UserError: an unknown key, a wrong type, a value out of range or an impossible combination.
     """
     values = _plain(config)
     if missing := [key for key in NEEDED if values.get(key) in (None, "???")]:
@@ -89,13 +88,9 @@ def plugin(group: str, name: str, values: object) -> Any:
 
 
 def made(schema: type[T], values: Mapping[str, object], prefix: str = "") -> T:
-    """A dataclass of settings from plain values; their ranges are not checked yet.
+    """A dataclass of settings from plain values, ranges unchecked; ``prefix``: of its keys in messages.
 
-    Args:
-        prefix: of its keys in messages.
-
-    Raises:
-        UserError: an unknown key, or a wrong type.
+    Raises UserError: an unknown key, or a wrong type.
     """
     for name in groups_of(schema):
         if not isinstance(group := values.get(name, {}), Mapping):

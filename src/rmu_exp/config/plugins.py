@@ -33,11 +33,7 @@ def files(group: str) -> dict[str, Path]:
 
 
 def module(group: str, name: str) -> Any:
-    """A method's or an attack's module.
-
-    Raises:
-        UserError: there is none of this name.
-    """
+    """A method's or an attack's module. Raises UserError: there is none of this name."""
     known = files(group)
     if name not in known:
         key = "method.name" if group == METHODS else group

@@ -130,11 +130,8 @@ class CurveData(Part):
 class AttackEntry(Part):
     """What one attack or probe found; what is special to it stands in further keys.
 
-    Attributes:
-        fingerprint: of the models, texts and questions it was run on.
-        error: why it failed; then there is no accuracy.
-        control: name to accuracy, or to what was found although there is nothing to find.
-        budget: what it took: steps, samples, queries, seconds.
+    ``fingerprint``: of the models, texts and questions it was run on; ``error``: why it has no accuracy; ``control``:
+    name to accuracy, or to what was found although there is nothing to find; ``budget``: steps, queries, seconds.
     """
 
     settings: dict[str, JsonValue] = {}
@@ -171,11 +168,8 @@ class AttackEntry(Part):
 class RunInfo(Part):
     """What was run, on what. A judgement (``kind`` judge) has ``unlearned`` and ``changed_tensors``.
 
-    Attributes:
-        kind: ``delta``, which no file has: a Delta whose run's results are not there.
-        steer, alpha: one value per topic.
-        settings: the method's own.
-        changed: settings that are not the published ones.
+    ``kind`` delta, which no file has: a Delta without its run; ``steer``, ``alpha``: one value per topic;
+    ``settings``: the method's own; ``changed``: settings that are not the published ones.
     """
 
     kind: Literal["train", "judge", "delta"] = "train"

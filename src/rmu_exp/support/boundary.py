@@ -53,12 +53,7 @@ def one_line(folder: Path) -> Iterator[None]:
 
 
 def full_disk(error: BaseException, folder: Path = Path(), then: str = "run it again") -> RunError | None:
-    """The line for an error of a full or broken disk.
-
-    Args:
-        folder: where the program writes; named when the error does not say where.
-        then: what to do once there is space.
-    """
+    """The line for an error of a full or broken disk; arguments as :func:`line_for`."""
     found = _RUST.search(str(error))
     number = error.errno if isinstance(error, OSError) else int(found[1]) if found else 0
     if number not in FULL and number not in BROKEN:
