@@ -6,6 +6,7 @@ https://github.com/google/leveldb/blob/main/doc/log_format.md
 
 from __future__ import annotations
 
+import json
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,3 +36,19 @@ def records(file: Path) -> Iterator[Any]:
             record.ParseFromString(whole)
             yield record
             whole = b""
+
+
+def logged(file: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The lines of the run's history and its summary: name to value."""
+    history, summary = list[dict[str, Any]](), dict[str, Any]()
+    for record in records(file):
+        kind = record.WhichOneof("record_type")
+        if kind == "history":
+            history.append(_values(record.history.item))
+        elif kind == "summary":
+            summary |= _values(record.summary.update)
+    return history, summary
+
+
+def _values(items: Any) -> dict[str, Any]:
+    return {i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in items}

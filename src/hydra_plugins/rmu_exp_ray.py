@@ -44,7 +44,14 @@ class RayLauncher(Launcher):
         task = ray.remote(max_retries=0, runtime_env={"env_vars": environment}, **self.resources)(_job)
         shared = ray.put((self.hydra_context, self.config, self.task_function, Singleton.get_state(), Path.cwd()))
         waiting = [task.remote(initial_job_idx + i, list(o), shared) for i, o in enumerate(job_overrides)]
-        return [_result(ray, reference) for reference in waiting]
+        done: list[JobReturn] = []
+        for reference in waiting:
+            try:
+                done.append(ray.get(reference))
+            except ray.exceptions.RayError as error:  # this worker's trial alone is lost
+                done.append(JobReturn(status=JobStatus.FAILED))
+                done[-1].return_value = error
+        return done
 
 
 def _job(number: int, overrides: list[str], shared: Any) -> JobReturn:
@@ -56,19 +63,4 @@ def _job(number: int, overrides: list[str], shared: Any) -> JobReturn:
     with open_dict(one):
         one.hydra.job.id, one.hydra.job.num = f"ray_{number}", number
     HydraConfig.instance().set_config(one)
-    return run_job(
-        hydra_context=hydra_context,
-        task_function=task_function,
-        config=one,
-        job_dir_key="hydra.sweep.dir",
-        job_subdir_key="hydra.sweep.subdir",
-    )
-
-
-def _result(ray: Any, reference: Any) -> JobReturn:
-    try:
-        done: JobReturn = ray.get(reference)
-    except ray.exceptions.RayError as error:
-        done = JobReturn(status=JobStatus.FAILED)
-        done.return_value = error
-    return done
+    return run_job(task_function, one, "hydra.sweep.dir", "hydra.sweep.subdir", hydra_context=hydra_context)

@@ -1,4 +1,4 @@
-"""`method.faithful=true` through the real command line, against the published loop written down naively.
+"""`method.faithful=true` from its command line to its export, against the published loop written down naively.
 
 Two full models, every layer, a hook, as the released ``rmu/unlearn.py`` does it. Nothing of the project's own code is
 used on that side.
@@ -7,19 +7,19 @@ used on that side.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import a_run
 import pytest
 import torch
 from families import WORDS, make_checkpoint, save_tokenizer
 from torch import Tensor
 
-ROOT = Path(__file__).parents[2]
+from rmu_exp.cli import compose
+from rmu_exp.pipeline.run import execute
+
 STEER, ALPHA, LR, SIZE, MOST, SEED = [6.5, 6.5], [1200.0, 1200.0], 5e-5, 4, 20, 42
 LAYERS = (5, 6, 7)
 TrainedTensor = Callable[[Any], list[tuple[Tensor, Any]]]
@@ -116,7 +116,7 @@ def first_experts_up(model: Any) -> list[tuple[Tensor, Any]]:
     ],
 )
 def test_final_weights_are_the_published_loops(
-    family: str, trained: TrainedTensor, name: str, files: dict[str, Path], tmp_path: Path
+    family: str, trained: TrainedTensor, name: str, files: dict[str, Path], tmp_path: Path, monkeypatch
 ) -> None:
     from transformers import AutoModelForCausalLM
 
@@ -127,14 +127,9 @@ def test_final_weights_are_the_published_loops(
     words = f"""model=local model.path={base} data=local data.forget=[{a},{b}] data.retain=[{r},{r}]
         layer=7 steer=[6.5,6.5] alpha=[1200,1200] method=rmu method.faithful=true train.lr=5e-5 train.batch_size=4
         train.max_batches=20 seed=42 eval=none tracking=off export=true output={out}""".split()
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), *words],
-        env=os.environ | {"RMU_EXP_CACHE": str(tmp_path / "cache")},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    monkeypatch.setenv("RMU_EXP_CACHE", str(tmp_path / "cache"))
+    (run,) = compose.composed(words, a_run.CONF)
+    execute(run, out)
 
     forget = [[json.loads(line) for line in a.read_text().splitlines()]]
     forget += [[json.loads(line)["text"] for line in b.read_text().splitlines()]]

@@ -17,6 +17,7 @@ from rmu_exp.evaluate import harness
 from rmu_exp.evaluate.harness import Answers
 from rmu_exp.model.checkpoint import locate
 from rmu_exp.model.delta import Delta
+from rmu_exp.pipeline.evaluate import EarlyStop
 from rmu_exp.pipeline.record import made_from
 from rmu_exp.pipeline.run import execute, prepare
 from rmu_exp.pipeline.train import TrainPlan
@@ -184,6 +185,9 @@ def test_a_finished_run_started_again_does_nothing(place, monkeypatch, judged):
     before, wanted.tracking.kind = files(folder), "wandb"
     monkeypatch.setattr("rmu_exp.pipeline.run.open_tracker", lambda *_: pytest.fail("a tracker was opened"))
     execute(wanted, folder)
+    wanted.seed = 3
+    with pytest.raises(UserError, match="holds a run with other settings"):
+        execute(wanted, folder)
     assert files(folder) == before
 
 
@@ -198,6 +202,16 @@ def test_a_later_attack_is_added_to_a_finished_run(place):
     assert "norms" in (place / "new/report.md").read_text()
     assert (place / "new/delta.safetensors").stat().st_mtime_ns == delta
     assert not isinstance(prepare(run_in(place), place / "new").source, TrainPlan)
+
+
+def test_a_run_that_its_search_gave_up_is_neither_asked_the_rest_nor_attacked(place):
+    run = run_in(place, "attacks=[norms]")
+    execute(run, place / "new", EarlyStop(2, lambda partly: f"beaten on {partly.pruned.questions}"))
+    execute(run, place / "new")
+    results = json.loads((place / "new/results.json").read_text())
+    assert results["pruned"]["because"] == "beaten on 2"
+    assert not {"qa", "attacks"} & set(results)
+    assert (place / "new/report.md").is_file()
 
 
 def test_a_limit_of_questions_leaves_the_texts_of_perplexity_whole(place):

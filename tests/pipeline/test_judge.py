@@ -14,7 +14,6 @@ import tiny
 from safetensors.torch import load_file, save_file
 
 from rmu_exp.cli import compose
-from rmu_exp.config import reference
 from rmu_exp.pipeline import run
 from rmu_exp.support.errors import UserError
 
@@ -143,12 +142,3 @@ def test_two_checkpoints_with_questions_and_a_probe(broken, tmp_path):
     assert "Does the knowledge survive?" in report
     assert "under the worst of 1 attack (lens" in report
     assert "under the worst of" in done.stdout
-
-
-def test_help_shows_attacks_and_their_keys():
-    page, group = reference.page(ROOT / "conf", "judge"), reference.page(ROOT / "conf", "judge", "attacks")
-    for word in ("unlearned", "base", "relearn"):
-        assert word in page
-    assert "steering=" not in page
-    assert "attacks.relearn.samples=[5,10,50,100]" in group
-    assert "attacks=all" in group

@@ -19,8 +19,6 @@ def card(results: dict[str, Any]) -> str:
 
 NAMES = ["model.layers.5.mlp.down_proj.weight", "model.layers.7.mlp.down_proj.weight"]
 
-DELTA = {"kind": "delta", "model": "m", "topics": []}
-
 
 @pytest.fixture
 def results() -> dict[str, Any]:
@@ -115,14 +113,12 @@ def test_what_was_measured_with_intervals(results: dict[str, Any]) -> None:
             "unlearned": {"perplexity": 11.0, "tokens": 500},
         }
     }
-    results["probe"] = {"bio": {"base": [0.3, 0.8, 0.7], "unlearned": [0.3, 0.5, 0.4]}}
     results["attacks"] = {"relearn": attack(0.3, 0.55)}
     text = card(results)
     for line in (
-        "| wmdp_bio | 100 | 60.0 % | 50.2–69.1 | 30.0 % | 21.9–39.6 | 25.0 % |",
+        "| wmdp_bio | 100 | 60.0 % | 50.2–69.1 | 30.0 % | 21.9–39.6 |  |  | 25.0 % |  |",
         "| `held_out.txt` | 500 | 10.00 | 9.07–11.03 | 11.00 |  |",
-        "| bio | 80.0 % | 50.0 % |",
-        "| relearn | 30.0 % | 55.0 % |",
+        "| relearn | 100 | 30.0 % | 55.0 % | 45.2–64.4 |  |  | 1 |",
     ):
         assert f"\n{line}\n" in text
     assert "No attack" not in text
@@ -137,13 +133,7 @@ def test_only_what_was_measured_is_listed(results: dict[str, Any]) -> None:
         assert absent not in text
 
 
-def test_a_delta_alone_makes_a_card(results: dict[str, Any]) -> None:
-    text = card({"run": DELTA | {"model": "org/model-7b", "trained_parameters": NAMES}})
-    assert "## How to repeat it" not in text
-    assert "setting" not in text
-    assert f"- `{NAMES[1]}`\n" in text
-
-
-def test_it_always_says_what_a_low_score_does_not_show(results: dict[str, Any]) -> None:
-    for given in (results, {"run": DELTA}):
-        assert "A low score on questions does not show that knowledge is gone" in card(given)
+@pytest.mark.parametrize("whole", [True, False])
+def test_it_always_says_what_a_low_score_does_not_show(results: dict[str, Any], whole: bool) -> None:
+    bare = {"run": {"kind": "delta", "model": "m", "topics": []}}
+    assert "A low score on questions does not show that knowledge is gone" in card(results if whole else bare)

@@ -8,6 +8,7 @@ from sweep_rows import HEAD, RUN, TRAIN, attack, row
 from rmu_exp.__main__ import main
 from rmu_exp.record.results import Results
 from rmu_exp.report import methods
+from rmu_exp.report.objectives import Measure
 
 
 def result(method: str, seed: int, forget: float, general: float, chance: float = 0.25, **more) -> Results:
@@ -33,18 +34,18 @@ RUNS = [
 
 
 def test_intervals_by_hand():
-    cell = methods.cell([(a, 100) for a in (0.6, 0.7, 0.8)])
+    mean = methods.mean([Measure(a, 0, 1, 100) for a in (0.6, 0.7, 0.8)])
     half = 4.302653 * 0.1 / 3**0.5  # Student's t of two degrees of freedom
-    assert (cell.mean, cell.low, cell.high) == pytest.approx((0.7, 0.7 - half, 0.7 + half), rel=1e-5)
-    alone = methods.cell([(0.3, 100)])
+    assert (mean.value, mean.low, mean.high) == pytest.approx((0.7, 0.7 - half, 0.7 + half), rel=1e-5)
+    alone = methods.mean([Measure(0.3, 0, 1, 100)])
     assert (alone.low, alone.high) == pytest.approx((0.2189489, 0.3958485), abs=1e-6)  # Wilson
 
 
 def test_a_row_a_method_the_least_forget_first():
     rows = methods.rows(RUNS)
-    assert [(row.method, row.seeds) for row in rows] == [("base", 0), ("rmu", 1), ("npo", 3)]
-    assert rows[2].seconds == 20
-    assert rows[0].accuracy["forget"].mean == 0.98
+    assert [(row.method, row.numbers.get("seeds")) for row in rows] == [("base", None), ("rmu", 1), ("npo", 3)]
+    assert rows[2].numbers["seconds"] == 20
+    assert rows[0].accuracy["forget"].value == 0.98
     assert "adjacent" not in rows[0].accuracy
     table = methods.table(rows).markdown()
     assert "| method | forget | general | seeds | seconds | memory, MB |" in table
@@ -56,10 +57,12 @@ def test_worst_case_after_attacks_and_perplexity():
     before, after = ({"perplexity": value, "tokens": 9} for value in (2.0, 3.0))
     read = {"perplexity": {"x.txt": {"base": before, "unlearned": after}}}
     base, row = methods.rows([result("rmu", 0, 0.3, 0.9, attacks=attacks, **read)])
-    assert (row.perplexity, base.perplexity, base.worst) == (3.0, 2.0, None)
+    assert (row.numbers["perplexity"], base.numbers["perplexity"]) == (3.0, 2.0)
+    assert methods.WORST not in base.accuracy
     z = 2.2414027  # of 1 - 0.05/2, since it is the greater of two
     half = z * (0.25 / 100 + z**2 / 40000) ** 0.5 / (1 + z**2 / 100)
-    assert (row.worst.mean, row.worst.low, row.worst.high) == pytest.approx((0.5, 0.5 - half, 0.5 + half), abs=1e-6)
+    worst = row.accuracy[methods.WORST]
+    assert (worst.value, worst.low, worst.high) == pytest.approx((0.5, 0.5 - half, 0.5 + half), abs=1e-6)
 
 
 def test_the_command_writes_a_page_and_a_picture(tmp_path, capsys):
@@ -79,8 +82,9 @@ def test_runs_of_other_settings_are_not_averaged():
     given = [(steer, seed) for steer in (2, 20) for seed in (0, 1)]
     runs = [result("rmu", seed, 0.3 + steer / 100, 0.9, run={"steer": [steer]}) for steer, seed in given]
     rows = methods.rows(runs)
-    assert [(row.method, row.seeds) for row in rows] == [("base", 0), ("rmu steer=[2.0]", 2), ("rmu steer=[20.0]", 2)]
-    assert rows[1].accuracy["forget"].mean == pytest.approx(0.32)
+    assert [row.method for row in rows] == ["base", "rmu steer=[2.0]", "rmu steer=[20.0]"]
+    assert [row.numbers["seeds"] for row in rows[1:]] == [2, 2]
+    assert rows[1].accuracy["forget"].value == pytest.approx(0.32)
 
 
 def test_each_base_model_has_a_row():

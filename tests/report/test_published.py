@@ -69,19 +69,15 @@ def test_a_base_that_was_not_asked_after_unlearning_has_one_row(results: dict[st
     assert [state for name, state in rows(results) if name == "wmdp_bio"] == ["base"]
 
 
-@pytest.mark.parametrize("missing", ["qa", "published"])
-def test_without_data_there_is_no_section(results: dict[str, Any], missing: str) -> None:
-    assert "published" not in page({k: v for k, v in results.items() if k != missing})
-    results[missing] = type(results[missing])()
-    assert "published" not in page(results)
+@pytest.mark.parametrize(
+    "other", [{"qa": {}}, {"published": []}, {"qa": {"lore_forget": task(9, 3, 10), SUBJECTS[2]: task(7, 5, 10)}}]
+)
+def test_with_nothing_in_common_there_is_no_section(results: dict[str, Any], other: dict[str, Any]) -> None:
+    assert "published" in page(results)
+    assert "published" not in page(results | other)
 
 
-def test_nothing_in_common_is_no_section(results: dict[str, Any]) -> None:
-    results["qa"] = {"lore_forget": task(9, 3, 10), "mmlu_computer_security": task(7, 5, 10)}
-    assert "published" not in page(results)
-
-
-def test_other_settings_than_the_presets_are_told(results: dict[str, Any]) -> None:
+def test_other_settings_than_the_presets_are_reported(results: dict[str, Any]) -> None:
     assert "preset" not in page(results)
     results["run"] = results["run"] | {"changed": ["steer 20 (preset: 6.5)"]}
     assert "**Not the preset's settings: steer 20 (preset: 6.5).**" in page(results)

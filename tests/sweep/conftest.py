@@ -8,8 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import a_run
 import pytest
-import tiny
 import yaml
 from sweep_rows import HEAD, TRAIN, row
 
@@ -40,13 +40,8 @@ def make_trial(tmp_path):
 @pytest.fixture(scope="session")
 def command(tmp_path_factory):
     """The words of a sweep of a tiny random model, a few steps and questions a trial, and its environment."""
-    folder = tmp_path_factory.mktemp("tiny")
-    tiny.mistral(folder / "model", layers=4)
-    for name, seed in (("a", 1), ("w", 2)):
-        (folder / f"{name}.txt").write_text("\n".join(tiny.texts(30, seed)))
-    words = ["model=local", f"model.path={folder / 'model'}", "data=local", f"data.forget=[{folder / 'a.txt'}]"]
-    words += [f"data.retain=[{folder / 'w.txt'}]", "alpha=10", "train.lr=0.01", "train.max_batches=4"]
-    words += ["eval.tasks=[lore_forget,lore_general]", "eval.limit=3", "tracking=off"]
+    words = a_run.words(tmp_path_factory.mktemp("tiny"))
+    words = [word for word in words if not word.startswith(("layer=", "steer=", "eval.limit="))] + ["eval.limit=3"]
     env = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
     env |= {"RMU_EXP_CACHE": str(tmp_path_factory.mktemp("cache")), "OMP_NUM_THREADS": "1"}
     env["PYTHONPATH"] = str(ROOT / "src")

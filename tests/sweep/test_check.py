@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from rmu_exp.cli import compose
 from rmu_exp.support.errors import UserError
-from rmu_exp.sweep import check
+from rmu_exp.sweep import session
 from rmu_exp.sweep.overrides import sweep_of
 
 CONF = Path(__file__).parent.parent.parent / "conf"
@@ -26,7 +26,7 @@ def check_sweep(*words: str) -> int:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         plain = [w for w in words if not OverridesParser.create().parse_override(w).is_sweep_override()]
         hydra = hydra_compose("train", overrides=plain, return_hydra_config=True).hydra
-        check.check(hydra, sweep_of(words, hydra))
+        session.check(hydra, sweep_of(words, hydra))
     return len(settings)
 
 
@@ -64,15 +64,14 @@ def test_one_line(words, line):
 @pytest.mark.parametrize(
     ("word", "missing", "extra"),
     [
-        ("hydra/launcher=joblib", "hydra_plugins.hydra_joblib_launcher", "joblib"),
-        ("hydra/launcher=slurm", "submitit", "slurm"),
+        ("hydra/launcher=slurm", "hydra_plugins.hydra_submitit_launcher", "slurm"),
         ("hydra/launcher=ray", "ray", "ray"),
         (SEARCH, "optuna", "search"),
     ],
 )
 def test_an_extra_that_is_not_installed(word, missing, extra, monkeypatch):
     real = importlib.util.find_spec
-    monkeypatch.setattr(check, "find_spec", lambda name: None if name == missing else real(name))
+    monkeypatch.setattr(session, "find_spec", lambda name: None if name == missing else real(name))
     assert f"pip install 'rmu_exp[{extra}]'" in refused(word, "layer=3,5")
 
 

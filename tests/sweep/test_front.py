@@ -46,22 +46,17 @@ def chosen(tmp_path, names=("forget", "general")):
     return best.name if best else None
 
 
-def test_chosen_forgets_most_of_those_that_keep_the_rest(make_trial, tmp_path):
-    make_trial({"steer": 1}, forget=60, general=100)
-    make_trial({"steer": 2}, forget=30, general=97)
-    make_trial({"steer": 3}, forget=26, general=90)
-    assert chosen(tmp_path) == "steer=2"
-
-
-def test_below_chance_is_no_better_than_chance(make_trial, tmp_path):
-    make_trial({"steer": 1}, forget=10, general=98)
-    make_trial({"steer": 2}, forget=25, general=99)
-    assert chosen(tmp_path) == "steer=2"
-
-
-def test_when_none_keeps_the_rest_the_one_that_lost_least(make_trial, tmp_path):
-    make_trial({"steer": 1}, forget=26, general=50)
-    make_trial({"steer": 2}, forget=60, general=80)
+@pytest.mark.parametrize(
+    "accuracies",
+    [
+        pytest.param({1: (60, 100), 2: (30, 97), 3: (26, 90)}, id="the most is forgotten by those that keep the rest"),
+        pytest.param({1: (10, 98), 2: (25, 99)}, id="below chance is no better than chance"),
+        pytest.param({1: (26, 50), 2: (60, 80)}, id="if none keeps the rest, the one that lost least"),
+    ],
+)
+def test_the_second_is_chosen(accuracies, make_trial, tmp_path):
+    for steer, (forget, general) in accuracies.items():
+        make_trial({"steer": steer}, forget, general)
     assert chosen(tmp_path) == "steer=2"
 
 
@@ -75,6 +70,19 @@ def test_the_worst_attack_decides_when_asked_for(make_trial, tmp_path):
     listed = trials.read(tmp_path)
     (worst,) = objectives.choose(["worst"], [t.results for t in listed])
     assert [worst.of(t.results).value for t in listed] == [0.4, 0.9]
+
+
+def test_the_worst_case_has_an_interval_for_the_greatest_of_all_attacks():
+    """Wilson's at 1 - 0.05/k: of k attacks, the one that is by chance too high is the one that is shown."""
+    entries = {"a": attack(0.3, 0.4), "b": attack(0.3, 0.5), "c": attack(0.3, 0.2)}
+    found = {k: results(attacks=dict(list(entries.items())[:k])) for k in (1, 2, 3)}
+    (axis,) = objectives.choose(["worst"], list(found.values()))
+    for k, z in ((1, 1.959964), (2, 2.2414027), (3, 2.3939798)):
+        p = 0.4 if k == 1 else 0.5
+        centre = (p + z**2 / 200) / (1 + z**2 / 100)
+        half = z * (p * (1 - p) / 100 + z**2 / 40000) ** 0.5 / (1 + z**2 / 100)
+        measured = axis.of(found[k])
+        assert (measured.value, measured.low, measured.high) == pytest.approx((p, centre - half, centre + half))
 
 
 def test_wmdp_pools_bio_and_cyber_and_leaves_chem():
@@ -94,4 +102,4 @@ def test_the_base_model_has_no_place_where_only_attacks_are_measured():
     assert worst.of(run, "base") is None
     trial = trials.Trial("t", None, {}, "done", "", run)
     (drawn,) = plots.front([trial], general, worst, [trial], None).axes
-    assert "base model" not in [text.get_text() for text in drawn.get_legend().get_texts()]
+    assert "base model" not in [text.get_text() for text in drawn.figure.legends[0].get_texts()]

@@ -6,12 +6,13 @@ import json
 import re
 
 import pytest
+from omegaconf import OmegaConf
 from sweep_rows import results, row
 
 from rmu_exp.settings import Tracking
 from rmu_exp.support.errors import UserError
 from rmu_exp.sweep import report, trials
-from rmu_exp.sweep.trial import EarlyStopRule
+from rmu_exp.sweep.trial import early_stop
 
 AXES = ("forget", "general")
 
@@ -31,16 +32,20 @@ def cells(text: str, start: str) -> list[list[str]]:
     return [[c.strip() for c in line.strip("|").split("|")] for line in lines]
 
 
-def test_numbers_are_those_of_the_trials(grid):
+def test_numbers_are_those_of_the_trials_and_the_page_has_them_without_a_network(grid):
     report.write(grid, AXES)
-    text = (grid / "report.md").read_text()
+    text, html = (grid / "report.md").read_text(), (grid / "report.html").read_text()
+    data = json.loads(re.search(r'type="application/json">(.*?)</script>', html, re.S)[1])
+    by_name = {t["name"]: t for t in data["trials"]}
     for trial in trials.read(grid):
         if trial.state == "done":
             ((_, _, _, forget, general, _),) = cells(text, f"| {trial.settings['layer']} | {trial.settings['steer']} |")
-            for cell, task in ((forget, "lore_forget"), (general, "lore_general")):
-                measured = trial.results.qa[task].unlearned
+            for cell, axis in ((forget, "forget"), (general, "general")):
+                measured = trial.results.qa[f"lore_{axis}"].unlearned
                 numbers = [float(n) / 100 for n in re.findall(r"[\d.]+", cell)]
                 assert numbers == pytest.approx([measured.acc, *measured.ci95], abs=6e-4)
+                assert by_name[trial.name]["axes"][axis] == [measured.acc, *measured.ci95]
+    assert not re.search(r'(src|href|url)\s*[=(]\s*["\']?(https?:)?//', html)
 
 
 def test_states_reasons_front_and_choice(grid):
@@ -57,19 +62,6 @@ def test_states_reasons_front_and_choice(grid):
         "layer=3,steer=2",
     ]
     assert {p.name for p in (grid / "plots").iterdir()} == {"front.png", "map-layer-steer.png"}
-
-
-def test_page_holds_the_same_numbers_and_no_address(grid):
-    report.write(grid, AXES)
-    html = (grid / "report.html").read_text()
-    data = json.loads(re.search(r'type="application/json">(.*?)</script>', html, re.S)[1])
-    by_name = {t["name"]: t for t in data["trials"]}
-    for trial in trials.read(grid):
-        shown = by_name[trial.name]
-        if trial.state == "done":
-            measured = trial.results.qa["lore_forget"].unlearned
-            assert shown["axes"]["forget"] == [measured.acc, *measured.ci95]
-    assert not re.search(r'(src|href|url)\s*[=(]\s*["\']?(https?:)?//', html)
 
 
 def test_a_name_cannot_end_the_script(make_trial, tmp_path):
@@ -98,7 +90,8 @@ def test_questions_that_were_not_asked(make_trial, tmp_path):
 
 def test_given_up_only_when_beaten_beyond_doubt(make_trial, tmp_path):
     make_trial({"steer": 1}, 30, 99)
-    rule = EarlyStopRule(tmp_path, 40, AXES, {})
+    asked = {"prune_on": 40, "objectives": AXES, "forget": [], "general": []}
+    rule = early_stop(tmp_path, OmegaConf.create(asked)).because
 
     def part(forget: int, general: int):
         qa = {"lore_forget": row(forget, 40), "lore_general": row(general, 40)}
@@ -119,17 +112,13 @@ def test_the_same_in_wandb(grid, monkeypatch):
     report.write(grid, AXES, tracking=Tracking(kind="wandb", project="p"))
     wandb.teardown()  # only now is all of it on the disk
     (file,) = (grid / "wandb").rglob("run-*.wandb")
-    logged, groups = {}, []
-    for record in wandb_file.records(file):
-        kind = record.WhichOneof("record_type")
-        groups += [record.run.run_group] if kind == "run" else []
-        for item in record.history.item if kind == "history" else []:
-            logged[".".join(item.nested_key) or item.key] = json.loads(item.value_json)
-    assert groups == [grid.name]
-    assert {"sweep/page.path", "sweep/map-layer-steer.path"} <= set(logged)
+    (group,) = {r.run.run_group for r in wandb_file.records(file) if r.WhichOneof("record_type") == "run"}
+    assert group == grid.name
+    (logged,), _ = wandb_file.logged(file)
+    assert {"sweep/page/path", "sweep/plots/front/path", "sweep/plots/map-layer-steer/path"} <= set(logged)
     assert logged["sweep/chosen/trial"] == "layer=7,steer=6.5"
-    assert logged["sweep/trials.nrows"] == 6
-    table = json.loads((file.parent / "files" / logged["sweep/front.path"]).read_text())
+    assert logged["sweep/trials/nrows"] == 6
+    table = json.loads((file.parent / "files" / logged["sweep/front/path"]).read_text())
     row = dict(zip(table["columns"], table["data"][0], strict=True))
     measured = trials.read(grid)[3].results.qa["lore_forget"].unlearned
     assert [row["forget"], row["forget_low"], row["forget_high"]] == [measured.acc, *measured.ci95]

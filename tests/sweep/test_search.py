@@ -13,7 +13,6 @@ import pytest
 optuna = pytest.importorskip("optuna")
 
 from hydra.core.override_parser.overrides_parser import OverridesParser  # noqa: E402
-from sweep_rows import HEAD, row  # noqa: E402
 
 from rmu_exp.sweep.overrides import trial_name, trial_settings  # noqa: E402
 from rmu_exp.sweep.search import AGAIN, WORKER, Search, rounded  # noqa: E402
@@ -22,42 +21,33 @@ ROOT = Path(__file__).parent.parent.parent
 RANGES = ["layer=range(1,4)", "steer=tag(log,interval(0.5,30))", "alpha=choice(5,10)", "seed=int(interval(0,9))"]
 
 
-class Pretended:
-    """Trials that take no time: accuracies are a formula of the settings."""
+@pytest.fixture
+def search(make_trial, tmp_path):
+    """Makes a search whose trials take no time: accuracies are a formula of the settings; and a list of the trials."""
 
-    def __init__(self, folder: Path, words: list[str], breaks: bool = False) -> None:
-        self.folder, self.breaks, self.launched = folder, breaks, []
-        self.swept = OverridesParser.create().parse_overrides(words)
+    def make(*words: str, launch=None, **more) -> tuple[Search, list[str]]:
+        launched = []
 
-    def launch(self, jobs: list[list[str]], number: int) -> None:
-        if self.breaks:
-            raise ConnectionError("the scheduler went away")
-        for words in jobs:
-            name = trial_name(words)
-            self.launched.append(name)
-            settings = trial_settings(words)
-            folder = self.folder / name
-            folder.mkdir()
-            steer = float(settings["steer"])
-            qa = {"lore_forget": row(round(25 + 70 / (1 + steer)), 100), "lore_general": row(round(99 - steer), 100)}
-            qa = {name: {"tasks": []} | measured for name, measured in qa.items()}
-            (folder / "trial.json").write_text(json.dumps({"number": number, "settings": settings}))
-            (folder / "results.json").write_text(json.dumps(HEAD | {"qa": qa}))
-            (folder / "report.md").write_text("")
+        def pretend(jobs: list[list[str]], number: int) -> None:
+            for job in jobs:
+                launched.append(trial_name(job))
+                settings = trial_settings(job)
+                make_trial(settings, round(25 + 70 / (1 + settings["steer"])), round(99 - settings["steer"]))
 
+        given = {"n_trials": 8, "n_jobs": 2, "sampler": "tpe", "seed": 0, "study": "s", "storage": None}
+        given |= {"objectives": ["forget", "general"], "forget": [], "general": []}
+        swept = OverridesParser.create().parse_overrides(list(words))
+        return Search(tmp_path, swept, launch or pretend, given | more), launched
 
-def search(trials: Pretended, **more) -> Search:
-    given = {"n_trials": 8, "n_jobs": 2, "sampler": "tpe", "seed": 0, "study": "s", "storage": None}
-    given |= {"objectives": ["forget", "general"], "forget": [], "general": []}
-    return Search(trials.folder, trials.swept, trials.launch, given | more)
+    return make
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
-def test_values_come_from_their_ranges(tmp_path, sampler):
-    session = Pretended(tmp_path, RANGES)
-    search(session, sampler=sampler, n_trials=8).run()
-    assert len(session.launched) == len(set(session.launched)) == 8
-    for name in session.launched:
+def test_values_come_from_their_ranges(search, sampler):
+    one, launched = search(*RANGES, sampler=sampler)
+    one.run()
+    assert len(launched) == len(set(launched)) == 8
+    for name in launched:
         settings = dict(word.split("=") for word in name.split(","))
         assert settings["layer"] in {"1", "2", "3"}
         assert settings["alpha"] in {"5", "10"}
@@ -66,9 +56,8 @@ def test_values_come_from_their_ranges(tmp_path, sampler):
         assert len(settings["steer"].replace(".", "").lstrip("0")) <= 4
 
 
-def test_optuna_knows_each_trials_objectives(tmp_path):
-    session = Pretended(tmp_path, ["steer=interval(1,40)"])
-    one = search(session)
+def test_optuna_knows_each_trials_objectives(search, tmp_path):
+    one, _ = search("steer=interval(1,40)")
     one.run()
     for trial in one.study.trials:
         qa = json.loads((tmp_path / trial.user_attrs["trial"] / "results.json").read_text())["qa"]
@@ -76,21 +65,21 @@ def test_optuna_knows_each_trials_objectives(tmp_path):
     assert [d.name for d in one.study.directions] == ["MINIMIZE", "MAXIMIZE"]
 
 
-def test_goes_on_where_it_stopped_and_draws_other_numbers(tmp_path):
-    first = Pretended(tmp_path, ["steer=interval(1,40)"])
-    search(first, n_trials=4).run()
-    second = Pretended(tmp_path, ["steer=interval(1,40)"])
-    search(second, n_trials=8).run()
-    assert len(second.launched) == 4
-    assert not set(first.launched) & set(second.launched)
-    third = Pretended(tmp_path, ["steer=interval(1,40)"])
-    search(third, n_trials=8).run()
-    assert third.launched == []
+def test_goes_on_where_it_stopped_and_draws_other_numbers(search):
+    starts = []
+    for n_trials in (4, 8, 8):
+        one, launched = search("steer=interval(1,40)", n_trials=n_trials)
+        one.run()
+        starts.append(launched)
+    assert [len(launched) for launched in starts] == [4, 4, 0]
+    assert not set(starts[0]) & set(starts[1])
 
 
-def test_what_was_cut_off_is_asked_again_with_the_same_values(tmp_path):
-    words = ["steer=interval(1,40)"]
-    cut = search(Pretended(tmp_path, words, breaks=True), n_trials=3)
+def test_what_was_cut_off_is_asked_again_with_the_same_values(search):
+    def breaks(*_) -> None:
+        raise ConnectionError("the scheduler went away")
+
+    cut, _ = search("steer=interval(1,40)", launch=breaks, n_trials=3)
     with pytest.raises(ConnectionError):
         cut.run()
     lost = [t.params for t in cut.study.trials]
@@ -99,11 +88,10 @@ def test_what_was_cut_off_is_asked_again_with_the_same_values(tmp_path):
     for trial in cut.study.trials:  # as if it had been a process that is no longer there
         host = trial.user_attrs[WORKER].split(":")[0]
         cut.study._storage.set_trial_user_attr(trial._trial_id, WORKER, f"{host}:{gone.stdout.strip()}")
-    later = Pretended(tmp_path, words)
-    after = search(later, n_trials=3)
+    after, launched = search("steer=interval(1,40)", n_trials=3)
     after.run()
     done = [t for t in after.study.trials if t.state.name == "COMPLETE"]
-    assert len(later.launched) == len(done) == 3
+    assert len(launched) == len(done) == 3
     assert [t.params for t in done if AGAIN in t.user_attrs] == lost
 
 

@@ -56,7 +56,6 @@ class Tracked:
     """How a process that tracks a run ended."""
 
     folder: Path
-    status: int
     told: list[str]
     times: dict
     after: float  # seconds from the end of tracking to the end of the process
@@ -66,12 +65,7 @@ class Tracked:
     def steps(self) -> list[int]:
         """Steps in W&B's file in the folder that is to be synced."""
         (file,) = Path(self.told[0].split("wandb sync ")[1]).glob("run-*.wandb")
-        found = []
-        for record in wandb_file.records(file):
-            if record.WhichOneof("record_type") == "history":
-                line = {i.key or "/".join(i.nested_key): i.value_json for i in record.history.item}
-                found += [int(line["step"])] if "train/loss" in line else []
-        return found
+        return [line["step"] for line in wandb_file.logged(file)[0] if "train/loss" in line]
 
 
 def track(folder: Path, fault: int | str | None, after: str | None) -> Tracked:
@@ -87,7 +81,7 @@ def track(folder: Path, fault: int | str | None, after: str | None) -> Tracked:
     assert done.returncode == 0, done.stderr
     times = json.loads(done.stdout.splitlines()[-1])
     told = [line for line in done.stderr.splitlines() if line.strip()]
-    return Tracked(folder, done.returncode, told, times, took - times["init"] - times["end"], server)
+    return Tracked(folder, told, times, took - times["init"] - times["end"], server)
 
 
 @pytest.fixture(scope="module")
@@ -134,27 +128,3 @@ def test_a_folder_that_wandb_cannot_use_ends_nothing(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
     (line,) = done.stderr.splitlines()
     assert line.startswith("W&B")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("fault", ["not there", "goes away", "takes the key back", "gets slow"])
-def test_a_run_ends_well_whatever_the_server_does(tmp_path: Path, fault: str) -> None:
-    """The real command line, with the usual limits."""
-    words = ["layer=7", "train.max_batches=10", "eval.tasks=[lore_forget]", "eval.limit=5"]
-    with WandbServer() as server:
-        server.fail(*FAULTS[fault])
-        env = server.env() | {"RMU_EXP_CACHE": str(tmp_path / "cache")}
-        began = time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, ROOT / "train.py", *words, f"output={tmp_path / 'run'}"],
-            env=env,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        took = time.perf_counter() - began
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
-    assert len([line for line in done.stderr.splitlines() if "W&B" in line]) == 1
-    assert (tmp_path / "run" / "report.md").is_file()
-    assert took < 60 + 60

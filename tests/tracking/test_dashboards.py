@@ -8,13 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import ClassVar
 
 import pytest
 
 pytest.importorskip("wandb_workspaces")
 
 from sweep_rows import RUN, attack, results, row
+from wandb_server import GONE, KEY, WandbServer
 
 from rmu_exp.settings import Tracking
 from rmu_exp.tracking import dashboards, open_tracker
@@ -71,7 +71,7 @@ def logged(tmp_path, monkeypatch):
 def test_panels_ask_for_what_runs_log(logged):
     specification = dashboards.workspace(SHOWN)._to_model().model_dump_json()
     asked = keys(specification)
-    from_sweeps = {"sweep/trials", "sweep/front"}
+    from_sweeps = {"sweep/trials", "sweep/plots/front"}
     assert asked - from_sweeps <= logged, asked - from_sweeps - logged
     assert {
         "qa/lore_forget/unlearned",
@@ -88,37 +88,47 @@ def test_the_report_has_the_same_panels():
     assert json.loads(specification)["display_name"] == dashboards.NAME
 
 
-class Kept:
-    """In place of W&B's classes: what is saved lies in a dictionary by its address."""
-
-    server: ClassVar[dict[str, list]] = {}
-
-    def __init__(self, parts: list, url: str = "") -> None:
-        self.sections = self.blocks = parts
-        self.url = url
-
-    @classmethod
-    def from_url(cls, url: str) -> Kept:
-        return cls(list(cls.server[url]), url)
-
-    def save(self) -> Kept:
-        self.url = self.url or f"https://w/{len(self.server)}"
-        self.server[self.url] = self.sections
-        return self
-
-
 def test_the_second_call_updates_what_the_first_made(tmp_path, monkeypatch):
-    import wandb
+    from wandb_workspaces import workspaces
+    from wandb_workspaces.reports import v2
+
+    server = {}
+
+    def save(made):
+        url = next((url for url, there in server.items() if there is made), f"https://w/{len(server)}")
+        server[url] = made
+        return SimpleNamespace(url=url)
 
     monkeypatch.setenv("RMU_EXP_CACHE", str(tmp_path))
-    monkeypatch.setattr(wandb, "login", lambda prompt: True)
-    monkeypatch.setattr(dashboards, "_library", lambda: (SimpleNamespace(Workspace=Kept), SimpleNamespace(Report=Kept)))
-    monkeypatch.setattr(dashboards, "workspace", lambda shown: Kept(["w", shown.forget]))
-    monkeypatch.setattr(dashboards, "report", lambda shown: Kept(["r", shown.forget]))
+    monkeypatch.setattr("wandb.login", lambda prompt: True)
+    for kind in (workspaces.Workspace, v2.Report):
+        monkeypatch.setattr(kind, "save", save)
+        monkeypatch.setattr(kind, "from_url", server.__getitem__)
     first = dashboards.publish(DashboardSpec("someone", "somewhere"))
-    assert dashboards.publish(DashboardSpec("someone", "somewhere")) == first
+    assert dashboards.publish(DashboardSpec("someone", "somewhere", forget="another")) == first
+    assert "qa/another/unlearned" in keys(server[first["report"]]._to_model().model_dump_json())
     assert dashboards.publish(DashboardSpec("someone", "elsewhere")) != first
-    assert list(Kept.server.values()) == [["w", "lore_forget"], ["r", "lore_forget"]] * 2
+    assert len(server) == 4
+
+
+@pytest.mark.parametrize("fault", [GONE, 401])
+def test_a_server_that_does_not_answer_well_is_one_line(fault, tmp_path):
+    """With a key in the environment, which is not in the line."""
+    with WandbServer() as server:
+        server.fail(fault)
+        env = server.env() | {"HOME": str(tmp_path), "RMU_EXP_CACHE": str(tmp_path / "cache")}
+        status, line = dashboard(["someone/somewhere"], env)
+    assert status == 1
+    assert re.fullmatch(r"rmu_exp: W&B refused, or cannot be reached \(.*\); .*", line)
+    assert KEY not in line
+
+
+def dashboard(words, env):
+    """Exit status and standard error of the command."""
+    done = subprocess.run(
+        [sys.executable, "-m", "rmu_exp", "dashboard", *words], env=env, capture_output=True, text=True, timeout=100
+    )
+    return done.returncode, done.stderr.strip()
 
 
 @pytest.mark.parametrize(
@@ -130,7 +140,4 @@ def test_the_second_call_updates_what_the_first_made(tmp_path, monkeypatch):
 )
 def test_refusals_are_one_line(words, line, tmp_path):
     env = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "RMU_EXP_CACHE": str(tmp_path / "cache")}
-    code = f"import sys; sys.path[:] = {sys.path!r}; from rmu_exp.__main__ import main; "
-    code += f"sys.exit(main({['dashboard', *words]!r}))"
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stderr.strip()) == (2, line)
+    assert dashboard(words, env | {"PYTHONPATH": ":".join(sys.path)}) == (2, line)

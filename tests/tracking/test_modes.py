@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -11,9 +10,9 @@ from sweep_rows import HEAD, RUN, attack, results, row
 
 from rmu_exp.record.results import Results
 from rmu_exp.settings import Tracking
-from rmu_exp.sweep.summary import Summary, log_sweep
+from rmu_exp.sweep.report import Summary, log_sweep
 from rmu_exp.tracking import Tracker, open_tracker, switched
-from rmu_exp.tracking.weights_and_biases import WandbTracker, summary
+from rmu_exp.tracking.weights_and_biases import summary
 
 KEY = "local-" + "0123456789" * 4
 
@@ -38,12 +37,9 @@ def test_a_judgement_has_its_tables_and_plots(tmp_path, monkeypatch, capsys):
     wandb.teardown()  # only now is all of it on the disk
     assert "W&B failed" not in capsys.readouterr().err
     (file,) = (tmp_path / "wandb").rglob("run-*.wandb")
-    logged, summary = set(), {}
-    for record in wandb_file.records(file):
-        logged |= {".".join(i.nested_key) or i.key for i in record.history.item}
-        for i in record.summary.update:
-            summary[i.key or "/".join(i.nested_key)] = json.loads(i.value_json)
-    assert {"tables/accuracy.nrows", "tables/answers.nrows", "plots/accuracy.path"} <= logged
+    history, summary = wandb_file.logged(file)
+    logged = {key for line in history for key in line}
+    assert {"tables/accuracy/nrows", "tables/answers/nrows", "plots/accuracy/path"} <= logged
     assert summary["qa/lore_forget/unlearned"] == 0.5
     assert summary["attacks/relearn/after"] == 0.6
     assert not any(key.startswith("setting/") for key in summary)
@@ -71,9 +67,9 @@ def test_wandb_mode_wins(said, wanted, is_, monkeypatch):
 def test_disabled_is_no_tracker_even_with_a_key(mode, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "disabled")
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    monkeypatch.setattr(WandbTracker, "_init", lambda *_: pytest.fail("W&B was started"))
+    monkeypatch.setattr("wandb.init", lambda **_: pytest.fail("W&B was started"))
     assert type(tracker(tmp_path, mode)) is Tracker
-    log_sweep(Summary(tmp_path, [], [], [], None, []), Tracking("wandb", mode=mode))
+    log_sweep(Summary(tmp_path, [], [], [], None, []), [], Tracking("wandb", mode=mode))
     assert not list(tmp_path.iterdir())
 
 
@@ -81,7 +77,7 @@ def test_dryrun_is_offline_even_with_a_key(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "dryrun")
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     begun = []
-    monkeypatch.setattr(WandbTracker, "_init", lambda self: begun.append(self.mode) or 1 / 0)
+    monkeypatch.setattr("wandb.init", lambda **given: begun.append(given["mode"]) or 1 / 0)
     tracker(tmp_path, "online")
     assert begun == ["offline"]
 

@@ -62,27 +62,19 @@ def test_a_command_line_runs_and_logs_the_metric(tmp_path):
     import wandb_file
 
     line = command(yaml.safe_load((ROOT / "sweeps/grid.yaml").read_text()), random.Random(0))
-    short = [
-        "train.max_batches=4",
-        "eval.limit=2",
-        f"output={tmp_path / 'run'}",
-        "eval.tasks=[lore_forget,lore_general]",
-    ]
+    short = ["train.max_batches=4", "eval.limit=2", "eval.tasks=[lore_forget,lore_general]"]
+    short.append(f"output={tmp_path / 'run'}")
     env = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
     env |= {"WANDB_MODE": "offline", "RMU_EXP_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*line, *short], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     (file,) = (tmp_path / "run" / "wandb").rglob("run-*.wandb")
-    scores, summary = [], {}
-    for record in wandb_file.records(file):
-        if record.WhichOneof("record_type") == "history":
-            values = {i.key or "/".join(i.nested_key): i.value_json for i in record.history.item}
-            scores += [json.loads(values["score"])] if "score" in values else []
-        elif record.WhichOneof("record_type") == "summary":
-            summary |= {i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in record.summary.update}
-    qa = json.loads((tmp_path / "run" / "results.json").read_text())["qa"]
+    history, summary = wandb_file.logged(file)
+    scores = [line["score"] for line in history if "score" in line]
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    qa = results["qa"]
     lost = {g: qa[g]["base"]["acc"] - qa[g]["unlearned"]["acc"] for g in ("lore_forget", "lore_general")}
     assert len(scores) == 3, "the first batch of each topic is measured, and the end"
     assert scores[-1] == pytest.approx(lost["lore_forget"] - lost["lore_general"])
-    assert summary["setting/layer"] == json.loads((tmp_path / "run" / "results.json").read_text())["run"]["layer"]
+    assert summary["setting/layer"] == results["run"]["layer"]
     assert summary["qa/lore_forget/unlearned"] == qa["lore_forget"]["unlearned"]["acc"]

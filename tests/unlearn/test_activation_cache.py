@@ -16,7 +16,7 @@ from rmu_exp.data import batches as batching
 from rmu_exp.model.checkpoint import Checkpoint
 from rmu_exp.model.parameters import resolve
 from rmu_exp.model.split import layers_of
-from rmu_exp.pipeline import process_cache
+from rmu_exp.pipeline import models
 from rmu_exp.pipeline.run import execute
 from rmu_exp.settings import Data, Layers, Model, Run, Share, Tracking, Train
 from rmu_exp.support.errors import RunError
@@ -32,7 +32,7 @@ CPU, LAYER, PLENTY = torch.device("cpu"), 4, 10**9
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("RMU_EXP_CACHE", str(tmp_path / "cache"))
     yield
-    process_cache.forget()
+    models.HELD.clear()
 
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
@@ -180,13 +180,3 @@ def test_runs_that_share_leave_the_files_of_runs_alone(tmp_path, monkeypatch, ca
         for metrics in (*lines[0], *lines[1]):
             metrics.pop("seconds")
         assert lines[0] == lines[1]
-
-
-def test_a_model_that_something_was_put_into_is_loaded_again():
-    make = lambda: torch.nn.Sequential(torch.nn.Linear(2, 2))  # noqa: E731
-    first = process_cache.once("model", 1, make)
-    assert process_cache.once("model", 1, make) is first
-    assert process_cache.once("model", 2, make) is not first
-    second = process_cache.once("model", 2, make)
-    second.add_module("adapter", torch.nn.Linear(2, 2))
-    assert process_cache.once("model", 2, make) is not second

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple
 
 from rmu_exp import data
 from rmu_exp.data.sources import Corpus
@@ -25,14 +26,14 @@ from rmu_exp.support.files import write_atomic
 PERPLEXITY_TOKENS = 4096  # per forward pass; its logits are what takes memory
 
 
-class GiveUp(Protocol):
-    """An early stopping rule of a search, and how many questions of each task are asked for it."""
+class EarlyStop(NamedTuple):
+    """An early stopping rule of a search: questions of each task that are asked first, and why they end the run.
 
-    @property
-    def questions(self) -> int: ...
+    ``because`` is given the results with ``pruned.qa`` over these questions; None: the run goes on.
+    """
 
-    def __call__(self, partly: Results) -> str | None:
-        """Why the run is given up after the questions in ``partly.pruned.qa``; None: it is not."""
+    questions: int
+    because: Callable[[Results], str | None]
 
 
 @dataclass(frozen=True)
@@ -56,16 +57,15 @@ def prepare_evaluation(run: Run | Judge, models: Models, results: Results | None
 
 
 def evaluate(
-    plan: Evaluation, delta: Delta, record: Record, results: Results, give_up: GiveUp | None
+    plan: Evaluation, delta: Delta, record: Record, results: Results, early_stop: EarlyStop | None
 ) -> Iterator[Results]:
     """Ask and measure; gives the results each time a part is added. Writes answers.jsonl.
 
     When the early stopping rule says so, what it has seen is the last that is added.
     """
-    run, models = plan.run, plan.models
+    models = plan.models
     if plan.asks:
-        outside = run.eval.backend not in harness.IN_MEMORY
-        results = _ask_outside(plan, record, results) if outside else _ask(plan, delta, record, results, give_up)
+        results = _ask(plan, delta, record, results, early_stop)
         yield results
     if plan.held_out is not None and results.pruned is None:
         tokenizer, model = models.base.tokenizer(), models.open(None)
@@ -76,47 +76,31 @@ def evaluate(
         yield results.model_copy(update={"perplexity": {plan.held_out.source: row}})
 
 
-def _ask(plan: Evaluation, delta: Delta, record: Record, results: Results, give_up: GiveUp | None) -> Results:
-    run, models = plan.run, plan.models
-    tokenizer, model = models.base.tokenizer(), models.open(None)
+def _ask(plan: Evaluation, delta: Delta, record: Record, results: Results, early_stop: EarlyStop | None) -> Results:
+    """Ask both models: in memory, or the checkpoints on disk by one of lm-eval's own backends."""
+    run, models, tokenizer = plan.run, plan.models, plan.models.base.tokenizer()
+    model = models.open(None) if run.eval.backend in harness.IN_MEMORY else None
 
-    def ask(who: str, *parts: object) -> Answers:
+    def ask(folder: Path, who: str = "base", *parts: object) -> Answers:
+        if model is None:
+            return harness.ask_backend(folder, run.eval, run.model)
         store = record.store(f"questions-{who}", made_from(run, models.base, *parts))
         return harness.ask(model, tokenizer, run.eval, store)
 
-    before = _base(plan, lambda _: ask("base"))
-    with delta.applied(model):
-        if give_up is not None:
-            count = min(give_up.questions, run.eval.limit or give_up.questions)
+    def ask_base(anew: bool = False) -> Answers:
+        return harness.base_answers(models.base, run.eval, models.dtype, models.device, ask, anew)
+
+    before = ask_base()
+    with delta.applied(model) if model is not None else nullcontext():
+        if early_stop is not None and model is not None:
+            count = min(early_stop.questions, run.eval.limit or early_stop.questions)
             first = harness.ask(model, tokenizer, dataclasses.replace(run.eval, limit=count))
             pruned = Pruned(questions=count, qa=harness.compare(before.first(count), first), because="")
-            if because := give_up(results.model_copy(update={"pruned": pruned})):
+            if because := early_stop.because(results.model_copy(update={"pruned": pruned})):
                 return results.model_copy(update={"pruned": pruned.model_copy(update={"because": because})})
-        after = ask("unlearned", delta.digest())
+        after = ask(record.folder / rundir.MODEL, "unlearned", delta.digest())
     if before.hashes != after.hashes:  # kept answers to other questions
-        before = _base(plan, lambda _: ask("base"), anew=True)
-    return _answered(record, results, before, after)
-
-
-def _ask_outside(plan: Evaluation, record: Record, results: Results) -> Results:
-    """Let one of lm-eval's own backends evaluate the checkpoints on disk."""
-
-    def ask(folder: Path) -> Answers:
-        return harness.ask_backend(folder, plan.run.eval, plan.run.model)
-
-    before, after = _base(plan, ask), ask(record.folder / rundir.MODEL)
-    if before.hashes != after.hashes:
-        before = _base(plan, ask, anew=True)
-    return _answered(record, results, before, after)
-
-
-def _base(plan: Evaluation, ask: harness.Ask, anew: bool = False) -> Answers:
-    models = plan.models
-    return harness.base_answers(models.base, plan.run.eval, models.dtype, models.device, ask, anew)
-
-
-def _answered(record: Record, results: Results, before: Answers, after: Answers) -> Results:
-    """Write the answers, and add what they say to the results."""
+        before = ask_base(anew=True)
     lines = []
     for task, targets in before.targets.items():
         for i, (target, b, u) in enumerate(zip(targets, before.chosen[task], after.chosen[task], strict=True)):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -13,9 +15,21 @@ from rmu_exp import data
 from rmu_exp.data.sources import Corpus
 from rmu_exp.model import diff
 from rmu_exp.model.checkpoint import Checkpoint, locate, named
-from rmu_exp.pipeline import process_cache
 from rmu_exp.settings import Data, Model
 from rmu_exp.support.errors import UserError
+
+T = TypeVar("T")
+HELD: dict[str, tuple[object, Any]] = {}
+"""Of each kind of thing the newest, with its key: what the trials of a sweep that run in this process load once."""
+
+
+def once(kind: str, key: object, make: Callable[[], T]) -> T:
+    """What ``make`` gives, made again only if the last thing of this kind had another key (compared)."""
+    if kind not in HELD or HELD[kind][0] != key:
+        HELD.pop(kind, None)  # before the next is loaded: both may not fit
+        HELD[kind] = key, make()
+    found: T = HELD[kind][1]
+    return found
 
 
 @dataclass(frozen=True)
@@ -77,7 +91,7 @@ class Models:
         if not self.shared:
             return make()
         key = (self.base, self.base.digest(), depth, self.dtype, self.device)
-        return process_cache.once("full model" if depth is None else "first layers", key, make)
+        return once("full model" if depth is None else "first layers", key, make)
 
 
 def refuse_device(device: str) -> None:

@@ -25,21 +25,15 @@ class Needs:
 
 def of(runs: Sequence[Run]) -> Needs:
     """What a run takes from the hub, or all runs of a sweep together."""
-    models: list[str | None] = []
-    texts: list[str] = []
-    tasks: list[str] = []
-    for run in runs:
-        model = run.model
-        if model.path is None and model.name:
-            models.append(f"{model.name}@{model.revision}" if model.revision else model.name)
-        texts += [*run.data.forget, *run.data.retain, *([run.eval.perplexity] if run.eval.perplexity else [])]
-        tasks += run.eval.tasks
-        if run.attacks:  # which ask about the forget topics, of the oracle too
-            models.append(model.oracle)
-            tasks += run.data.forget_tasks
+    attacked = [run for run in runs if run.attacks]  # which ask about the forget topics, of the oracle too
+    named = [run.model for run in runs if run.model.path is None and run.model.name]
+    models = [f"{model.name}@{model.revision or ''}".rstrip("@") for model in named]
+    models += [run.model.oracle for run in attacked if run.model.oracle]
+    texts = [s for run in runs for s in (*run.data.forget, *run.data.retain, run.eval.perplexity) if s]
+    tasks = [task for run in runs for task in run.eval.tasks] + [t for run in attacked for t in run.data.forget_tasks]
     depths = [depth(run) for run in runs]
     return Needs(
-        models=[name for name in dict.fromkeys(models) if name and _on_hub(name)],
+        models=[name for name in dict.fromkeys(models) if _on_hub(name)],
         corpora=[source for source in dict.fromkeys(texts) if sources.dataset(source) is not None],
         tasks=[task for task in dict.fromkeys(tasks) if task.partition("_")[0] not in worlds.names()],
         depth=None if None in depths else max(d for d in depths if d is not None),

@@ -14,14 +14,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from rich.console import Console
 
 from rmu_exp.model.delta import Delta
 from rmu_exp.model.export import export
-from rmu_exp.pipeline import judgement, process_cache
+from rmu_exp.pipeline import judgement
 from rmu_exp.pipeline import train as training
 from rmu_exp.pipeline.attack import AttackPlan, attack, prepare_attacks
-from rmu_exp.pipeline.evaluate import Evaluation, GiveUp, evaluate, prepare_evaluation
+from rmu_exp.pipeline.evaluate import EarlyStop, Evaluation, evaluate, prepare_evaluation
 from rmu_exp.pipeline.judgement import Judged, prepare_judgement
 from rmu_exp.pipeline.models import Models, Texts
 from rmu_exp.pipeline.record import Record, made_from
@@ -38,8 +40,8 @@ from rmu_exp.support.files import write_atomic
 from rmu_exp.tracking import Tracker, open_tracker
 
 
-def execute(run: Run | Judge, folder: Path, give_up: GiveUp | None = None) -> None:
-    """Run or judge in a folder; ``give_up`` is the early stopping rule of a search.
+def execute(run: Run | Judge, folder: Path, early_stop: EarlyStop | None = None) -> None:
+    """Run or judge in a folder; ``early_stop`` is the early stopping rule of a search.
 
     Raises:
         UserError: what the run asks for does not exist or does not fit; nothing has been written.
@@ -57,7 +59,7 @@ def execute(run: Run | Judge, folder: Path, give_up: GiveUp | None = None) -> No
             assert results is not None
             if plan.exports:
                 export(plan.models.base, delta, folder / rundir.MODEL)
-            for measured in evaluate(plan.evaluation, delta, record, results, give_up):
+            for measured in evaluate(plan.evaluation, delta, record, results, early_stop):
                 results = record.save(measured)
             if plan.attacks is not None:
                 for measured in attack(plan.attacks, delta, record, results):
@@ -104,8 +106,7 @@ def prepare(run: Run | Judge, folder: Path) -> Plan:
         source = prepare_judgement(run, record)
         models = source.models
     else:
-        shared = process_cache.wanted(run.share)
-        models = Models.find(run.model, None, run.model.revision or record.revision, shared=shared)
+        models = Models.find(run.model, None, run.model.revision or record.revision, shared=_shares(run))
         if record.results and record.results.train and (folder / rundir.DELTA).is_file():
             source = Delta.load(folder / rundir.DELTA)
         else:
@@ -117,6 +118,12 @@ def prepare(run: Run | Judge, folder: Path) -> Plan:
     elif isinstance(source, Delta):
         source.refuse_other_base(models.base, f"output: {folder}")
     return Plan(run, record, models, texts, source, evaluation, attacks)
+
+
+def _shares(run: Run) -> bool:
+    """Whether the trials of a sweep in this process use one model, which adapters would change."""
+    swept = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    return not run.layers.lora and (run.share.when == "always" or (run.share.when == "auto" and swept))
 
 
 def changed_weights(plan: Plan, tracker: Tracker) -> Delta:

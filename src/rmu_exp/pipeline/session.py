@@ -69,34 +69,35 @@ def claimed(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def warned() -> Iterator[None]:
-    """Show warnings of the project on standard error."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setLevel(logging.WARNING)
-    handler.setFormatter(Formatter("rmu_exp: %(message)s"))
-    handler.addFilter(lambda record: not record.exc_info)  # the log has it; the screen gets one line at the end
+def handling(handler: logging.Handler, form: str) -> Iterator[None]:
+    """Give the project's log a handler for the time of the block."""
+    handler.setFormatter(Formatter(form))
     log.addHandler(handler)
     try:
         yield
     finally:
         log.removeHandler(handler)
+        with suppress(OSError):
+            handler.close()
+
+
+@contextmanager
+def warned() -> Iterator[None]:
+    """Show warnings of the project on standard error."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setLevel(logging.WARNING)
+    handler.addFilter(lambda record: not record.exc_info)  # the log has it; the screen gets one line at the end
+    with handling(handler, "rmu_exp: %(message)s"):
+        yield
 
 
 class RunLog(logging.FileHandler):
-    """run.log. Once it cannot be written it stays as it is: the run goes on, and says why at its end."""
+    """run.log. When it cannot be written the run goes on, and says why at its end."""
 
     lost = ""
 
-    def emit(self, record: logging.LogRecord) -> None:
-        if not self.lost:
-            super().emit(record)
-
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
-        self.lost = first_line(sys.exc_info()[1] or OSError())
-
-    def close(self) -> None:
-        with suppress(OSError):
-            super().close()
+        self.lost = self.lost or first_line(sys.exc_info()[1] or OSError())
 
 
 @contextmanager
@@ -104,21 +105,18 @@ def logged(folder: Path) -> Iterator[None]:
     """run.log for the time of the work; what goes wrong is written there in full, and raised in one line."""
     file, level = folder / rundir.LOG, log.level
     handler = RunLog(file, encoding="utf-8")
-    handler.setFormatter(Formatter("%(asctime)s %(levelname)s %(message)s"))
-    log.addHandler(handler)
     log.setLevel(logging.INFO)
-    try:
-        yield
-        if handler.lost:
-            log.warning("%s ends early (%s)", file, handler.lost)
-    except (UserError, KeyboardInterrupt):
-        raise
-    except RunError as error:
-        raise RunError(f"{error} (log: {file})") from error
-    except Exception as error:
-        log.exception("the run failed")
-        raise RunError(f"{type(error).__name__}: {error} (log: {file})") from error
-    finally:
-        log.removeHandler(handler)
-        log.setLevel(level)
-        handler.close()
+    with handling(handler, "%(asctime)s %(levelname)s %(message)s"):
+        try:
+            yield
+            if handler.lost:
+                log.warning("%s is not complete (%s)", file, handler.lost)
+        except (UserError, KeyboardInterrupt):
+            raise
+        except RunError as error:
+            raise RunError(f"{error} (log: {file})") from error
+        except Exception as error:
+            log.exception("the run failed")
+            raise RunError(f"{type(error).__name__}: {error} (log: {file})") from error
+        finally:
+            log.setLevel(level)

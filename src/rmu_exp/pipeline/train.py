@@ -9,7 +9,7 @@ import logging
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,9 +25,8 @@ from rmu_exp.model import parameters
 from rmu_exp.model.delta import Delta
 from rmu_exp.model.parameters import TrainedTensor
 from rmu_exp.model.split import layers_of
-from rmu_exp.pipeline import process_cache
 from rmu_exp.pipeline.checks import accuracy_of, check_questions
-from rmu_exp.pipeline.models import Models, Texts
+from rmu_exp.pipeline.models import Models, Texts, once
 from rmu_exp.record import provenance, rundir
 from rmu_exp.record.results import Published, Results, RunInfo, Training
 from rmu_exp.report import published
@@ -152,7 +151,7 @@ def order_of_texts(run: Run, models: Models, texts: Texts) -> tuple[int, Iterato
     for source, corpus in different.items():
         make = partial(batching.tokenize, corpus.texts, tokenizer, run.data.max_length, source)
         key = (base, corpus.digest, corpus.texts, run.data.max_length)
-        known[source] = process_cache.once(f"tokens of {source}", key, make) if models.shared else make()
+        known[source] = once(f"tokens of {source}", key, make) if models.shared else make()
     notes += [f"{s}: {t.truncated} texts truncated to {run.data.max_length} tokens" for s, t in known.items()]
     tokens = ([known[c.source] for c in forget], [known[c.source] for c in retain])
     return steps, batching.shuffled(*tokens, size, steps, run.seed, tokenizer.pad_token_id), notes
@@ -244,7 +243,7 @@ def _context(plan: TrainPlan, steer: list[float]) -> methods.Context:
 def _activations(plan: TrainPlan, depth: int) -> ActivationCache:
     """Activations that do not depend on what is learnt; adapters make another model of the frozen one."""
     models, budget = plan.models, int(plan.run.share.gigabytes * 1e9)
-    if not budget or plan.run.layers.lora or not models.shared:
+    if not budget or not models.shared:
         return ActivationCache()
     return shared(models.base, min(t.layer for t in plan.trained), depth, models.dtype, models.device, budget)
 
@@ -258,12 +257,13 @@ def metrics_log(
     Gives the function that takes a step's metrics, and a list of each step's seconds. Of ``steps``, the first ``done``
     were done before: they are only reported again, and what was written after them goes.
     """
-    before = _first_lines(file, done)
+    written = {metrics["step"]: metrics for metrics in rundir.whole_lines(file) if metrics["step"] <= done}
+    before = list(written.values())
     write_atomic(file, "".join(json.dumps(metrics) + "\n" for metrics in before))
     if before:
         log.info("resuming after step %d", done)
     seconds: list[float] = []
-    with file.open("a", encoding="utf-8", buffering=1) as written, progress.training_progress(steps) as show:
+    with file.open("a", encoding="utf-8", buffering=1) as lines, progress.training_progress(steps) as show:
 
         def report(metrics: Metrics) -> None:
             if on_step is not None:
@@ -272,22 +272,12 @@ def metrics_log(
             seconds.append(metrics["seconds"])
 
         def add(metrics: Metrics) -> None:
-            written.write(json.dumps(metrics) + "\n")
+            lines.write(json.dumps(metrics) + "\n")
             report(metrics)
 
         for metrics in before:
             report(metrics)
         yield add, seconds
-
-
-def _first_lines(file: Path, steps: int) -> list[Metrics]:
-    found: dict[int, Metrics] = {}
-    for line in file.read_text(encoding="utf-8").splitlines() if steps and file.is_file() else ():
-        with suppress(ValueError):  # the last line may be incomplete
-            metrics = json.loads(line)
-            if metrics["step"] <= steps:
-                found[metrics["step"]] = metrics
-    return list(found.values())
 
 
 def describe(plan: TrainPlan, trained: Trained, command: str) -> Results:

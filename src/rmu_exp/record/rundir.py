@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import JsonValue
@@ -159,6 +160,15 @@ def lines(file: Path) -> Iterator[Object]:
             yield value
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file}: damaged ({_reason(error)})") from error
+
+
+def whole_lines(file: Path) -> list[dict[str, Any]]:
+    """The objects in a file that a process may be writing, or was cut off in: other lines are left out."""
+    found = []
+    for line in file.read_bytes().splitlines() if file.is_file() else ():
+        with suppress(ValueError, RecursionError):
+            found.append(json.loads(line))
+    return [value for value in found if isinstance(value, dict)]
 
 
 def _reason(error: Exception) -> str:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from rmu_exp.record.results import AttackEntry, CurveData, Interval, Results
+from rmu_exp.record.results import CurveData, Results
+from rmu_exp.report import style
 from rmu_exp.report.objectives import worst
-from rmu_exp.report.style import BLACK, FORGET, GREEN, GREY, PINK, RETAIN, SKY, YELLOW, bare, figure_of, legend
+from rmu_exp.report.style import BLACK, FORGET, GREEN, GREY, PINK, RETAIN, SKY, YELLOW
 from rmu_exp.report.table import interval, percent
 from rmu_exp.report.tables import budget
 
@@ -40,52 +40,25 @@ def sentence(results: Results) -> str | None:
 
 def summary(results: Results) -> Figure | None:
     """All attacks with intervals, the plain answers, every control, and chance."""
-    scored = {name: marks(entry) for name, entry in results.attacks.items() if entry.forget_acc}
+    scored = [(pair, name, entry) for name, entry in results.attacks.items() if (pair := entry.forget_acc)]
     if not scored:
         return None
-    order = sorted(scored, key=lambda name: -scored[name][0].acc)
-    figure = figure_of(8, 1.6 + 0.55 * len(order), "What attacks bring back")
-    axes = figure.subplots()
-    for y, name in enumerate(order):
-        for mark in scored[name]:
-            at = y + mark.shift
-            axes.plot(mark.ci95, [at, at], color=mark.colour, lw=1.2, alpha=0.6, solid_capstyle="butt")
-            axes.plot(mark.acc, at, mark.marker, color=mark.colour, ms=6, label=mark.label)
-    axes.axvline(results.attacks[next(iter(scored))].chance or 0, color=GREY, lw=1, ls=":", label="chance")
-    axes.set_yticks(range(len(order)), [name.replace("_", " ") for name in order])
-    axes.invert_yaxis()
-    axes.set_xlim(0, 1.02)
-    axes.set_xlabel("accuracy on questions about the forget topics; bars are 95 % intervals")
-    bare(axes, "x", percent="x")
-    legend(figure)
+    scored.sort(key=lambda found: -found[0].after)
+    figure = style.figure_of(8, 1.6 + 0.55 * len(scored), "What attacks bring back")
+    axes, names = figure.subplots(), [name.replace("_", " ") for _, name, _ in scored]
+    style.accuracy_rows(axes, names, "accuracy on questions about the forget topics; bars are 95 % intervals")
+    for y, (pair, _, entry) in enumerate(scored):
+        assert entry.ci95 is not None
+        style.mark(axes, pair.after, entry.ci95.after, y - 0.24, colour=FORGET, label="under attack")
+        style.mark(axes, pair.before, entry.ci95.before, y - 0.08, colour=BLACK, marker="D", label="asked plainly")
+        for name, control in entry.controls.items():
+            kind = name.split(",")[0]
+            if kind in COLOURS and kind != "unlearned":
+                shift, marker, label = CONTROLS.get(kind, NOTHING)
+                style.mark(axes, control.acc, control.ci95, y + shift, colour=COLOURS[kind], marker=marker, label=label)
+    axes.axvline(scored[0][2].chance or 0, color=GREY, lw=1, ls=":", label="chance")
+    style.legend(figure)
     return figure
-
-
-class Mark(NamedTuple):
-    """A point of the summary with its interval."""
-
-    acc: float
-    ci95: Interval
-    shift: float
-    marker: str
-    colour: str
-    label: str
-
-
-def marks(entry: AttackEntry) -> list[Mark]:
-    """What is drawn of a scored attack: under attack, asked plainly, and each control of a known kind."""
-    assert entry.forget_acc is not None
-    assert entry.ci95 is not None
-    found = [
-        Mark(entry.forget_acc.after, entry.ci95.after, -0.24, "o", FORGET, "under attack"),
-        Mark(entry.forget_acc.before, entry.ci95.before, -0.08, "D", BLACK, "asked plainly"),
-    ]
-    for name, control in entry.controls.items():
-        kind = name.split(",")[0]
-        if kind in COLOURS and kind != "unlearned":
-            shift, marker, label = CONTROLS.get(kind, NOTHING)
-            found.append(Mark(control.acc, control.ci95, shift, marker, COLOURS[kind], label))
-    return found
 
 
 def figures(results: Results) -> list[str]:
@@ -104,29 +77,29 @@ def draw(curve: CurveData) -> Figure:
     panels = curve.panels
     wide = 2 if len(panels) == 4 else min(WIDEST, len(panels))
     tall = math.ceil(len(panels) / wide)
-    figure = figure_of(max(5.5, 3.4 * wide), 0.9 + 2.7 * tall, curve.title)
+    figure = style.figure_of(max(5.5, 3.4 * wide), 0.9 + 2.7 * tall, curve.title)
     grid = figure.subplots(tall, wide, sharey=True, squeeze=False).flatten()
     names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
     for axes, (title, lines) in zip(grid, panels.items(), strict=False):
         for name in names:
             if lines.get(name):
                 xs, ys = zip(*lines[name], strict=True)
-                style = "--" if name.partition(", ")[2] in ("plain", "oracle") else "-"
-                axes.plot(xs, ys, style, color=_colour(name, names), lw=1.4, marker="o", ms=3, label=name)
+                line = "--" if name.partition(", ")[2] in ("plain", "oracle") else "-"
+                axes.plot(xs, ys, line, color=_colour(name, names), lw=1.4, marker="o", ms=3, label=name)
         if curve.chance is not None:
             axes.axhline(curve.chance, color=GREY, lw=1, ls=":", label="chance")
             axes.set_ylim(0, 1.03)
         axes.set_xlabel(curve.x)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_title(title, fontsize=10)
-        bare(axes, percent="" if curve.chance is None else "y")
+        style.bare(axes, percent="" if curve.chance is None else "y")
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
     for axes in grid[::wide]:
         axes.set_ylabel(curve.y)
     if curve.chance is None:
         grid[0].set_ylim(bottom=0)
-    legend(figure, grid, columns=4)
+    style.legend(figure, grid, columns=4)
     return figure
 
 

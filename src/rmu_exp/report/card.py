@@ -12,12 +12,11 @@ import yaml
 from rmu_exp.record.results import Provenance, Results, RunInfo
 from rmu_exp.report import tables
 from rmu_exp.report.markdown import listed, render
-from rmu_exp.report.table import Table, numbers, percent
+from rmu_exp.report.table import Table, numbers
 
 NAMES = {
     "rmu": "representation misdirection for unlearning (RMU, [arXiv 2403.03218](https://arxiv.org/abs/2403.03218))"
 }
-NOTE = "Intervals are Wilson's; the questions are those of lm-evaluation-harness's tasks."
 
 
 def card(results: Results) -> str:
@@ -34,14 +33,8 @@ def card(results: Results) -> str:
         method=NAMES.get(run.method or "rmu", run.method),
         settings=_settings(results),
         corpora=[(_role(run, source), source, digest) for source, digest in origin.data_hashes.items()],
-        measured=[
-            (tables.accuracies(results.qa, "questions answered correctly"), NOTE),
-            (tables.perplexities(results), ""),
-            (_probe(results), ""),
-            (_attacks(results), ""),
-        ],
+        measured=[tables.accuracies(results.qa), tables.perplexities(results), tables.attacks(results)],
         listed=listed,
-        machine=listed(origin.hardware),
         all_settings=yaml.safe_dump(origin.config, sort_keys=False, allow_unicode=True),
     )
 
@@ -76,16 +69,3 @@ def _per_topic(run: RunInfo, values: list[float]) -> str | None:
 def _role(run: RunInfo, source: str) -> str:
     roles = [role for role, sources in (("forget", run.forget), ("retain", run.retain)) if source in sources]
     return f"{' and '.join(roles)}: " if roles else ""
-
-
-def _probe(results: Results) -> Table:
-    states = ("base", "unlearned")
-    found = {topic: row for topic, row in results.probe.items() if set(states) <= set(row)}
-    body = [[topic, *(percent(max(row[state])) for state in states)] for topic, row in found.items()]
-    return Table(["linear probe, best layer", *numbers(*states)], body)
-
-
-def _attacks(results: Results) -> Table:
-    pairs = {name: entry.forget_acc for name, entry in results.attacks.items() if entry.forget_acc}
-    body = [[name, percent(pair.before), percent(pair.after)] for name, pair in pairs.items()]
-    return Table(["attack: accuracy on the forget questions", *numbers("before", "after")], body)

@@ -30,20 +30,17 @@ def text(results: Results, plots: Sequence[str] = ()) -> str:
         for depth, name in tables.rows(results.qa)
         if depth == 0 and (row := results.qa[name]).unlearned
     ]
-    origin = results.provenance
     return render(
         "report.md.jinja",
         results=results,
         title=tables.title(results.run),
         headline="; ".join(changes),
         worst=attacks.sentence(results),
-        questions=tables.accuracies(results.qa, tests=True),
+        questions=tables.accuracies(results.qa),
         attacks=tables.attacks(results),
         published=published.table(results),
         perplexity=tables.perplexities(results),
-        train=results.train,
-        origin=origin,
-        versions=listed(origin.versions) if origin else "",
+        listed=listed,
         plots=plots,
         attack_figures=attacks.figures(results),
     )

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from matplotlib import colormaps
 from matplotlib.figure import Figure
 from scipy.stats import t
 
@@ -21,47 +20,31 @@ from rmu_exp.record import results as results_json
 from rmu_exp.record import rundir
 from rmu_exp.record.results import Results, State
 from rmu_exp.report import style
-from rmu_exp.report.objectives import ROLES, Axis, standing_for, worst
-from rmu_exp.report.style import GREY
+from rmu_exp.report.objectives import ROLES, Axis, Measure, standing_for, worst
+from rmu_exp.report.style import FORGET, GREY, RETAIN
 from rmu_exp.report.table import Table, numbers
 from rmu_exp.settings import result_settings
 from rmu_exp.support.errors import UserError
 from rmu_exp.support.files import write_atomic
 
-BASE = "base"
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A mean over seeds and its 95 % interval."""
-
-    mean: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{100 * self.mean:.1f} ({100 * self.low:.0f}–{100 * self.high:.0f})"
+NUMBERS = {"perplexity": ".4g", "seeds": "d", "seconds": ".0f", "memory, MB": ".0f"}  # how they are written
+WORST = "worst after attacks"
 
 
 @dataclass(frozen=True)
 class Row:
-    """A method, or a base model (no seeds); None: not measured.
+    """A method, or a base model (no seeds); what was not measured is not there.
 
     Attributes:
-        accuracy: role to accuracy, for the roles that were asked about.
+        accuracy: role to mean accuracy over seeds; :data:`WORST`: the greatest after an attack, on its questions.
         chance: of a blind guess at the forget questions.
-        worst: the greatest accuracy on the attacks' questions after an attack.
-        seconds, megabytes: medians over seeds, of training.
+        numbers: those of :data:`NUMBERS`; seconds and memory are medians over seeds, of training.
     """
 
     method: str
-    seeds: int
-    accuracy: dict[str, Cell]
+    accuracy: dict[str, Measure]
     chance: float
-    perplexity: float | None = None
-    worst: Cell | None = None
-    seconds: float | None = None
-    megabytes: float | None = None
+    numbers: dict[str, float]
 
 
 def read(folder: Path) -> list[Results]:
@@ -84,8 +67,8 @@ def rows(runs: Sequence[Results]) -> list[Row]:
         own = [r for r in runs if r.run.model == model]
         on = f" on {model}" if len(models) > 1 else ""
         made = [_row(f"{name}{on}", mine) for name, mine in _by_method(own).items()]
-        made.sort(key=lambda row: row.accuracy["forget"].mean if "forget" in row.accuracy else 1)
-        table += [_base(f"{BASE}{on}", own), *made]
+        made.sort(key=lambda row: row.accuracy["forget"].value if "forget" in row.accuracy else 1)
+        table += [_row(f"base{on}", own[:1], "base"), *made]
     return table
 
 
@@ -108,105 +91,68 @@ def _settings(results: Results) -> dict[str, str]:
     return {key: str(value) for key, value in rundir.flat(kept).items()}
 
 
-def _base(name: str, runs: Sequence[Results]) -> Row:
-    read_by = [row.base.perplexity for row in runs[0].perplexity.values()]
-    return Row(name, 0, *_accuracy(runs[:1], "base"), statistics.mean(read_by) if read_by else None)
-
-
-def _row(name: str, runs: Sequence[Results]) -> Row:
-    read_by = [row.unlearned.perplexity for r in runs for row in r.perplexity.values() if row.unlearned]
-    attacked = [found for r in runs if (found := worst(r))]
-    trained = [r.train for r in runs if r.train]
-    return Row(
-        name,
-        len({r.run.seed for r in runs}),
-        *_accuracy(runs, "unlearned"),
-        statistics.mean(read_by) if read_by else None,
-        cell([(a.acc, a.n) for a in attacked], 1 - 0.05 / attacked[0].attacks) if attacked else None,
-        statistics.median(train.seconds for train in trained),
-        statistics.median(train.peak_memory_bytes for train in trained) / 1e6,
-    )
-
-
-def _accuracy(runs: Sequence[Results], state: State) -> tuple[dict[str, Cell], float]:
-    """Role to accuracy, and chance at the forget questions."""
-    found: dict[str, Cell] = {}
+def _row(name: str, runs: Sequence[Results], state: State = "unlearned") -> Row:
     axes = {role: Axis(role, standing_for(role, runs[0].qa), 1) for role in ROLES}
-    for role, axis in axes.items():
-        measured = [m for r in runs if (m := axis.of(r, state))]
-        if measured:
-            found[role] = cell([(m.value, m.n) for m in measured])
-    return found, axes["forget"].chance(runs[0])
+    found = {role: [m for r in runs if (m := axis.of(r, state))] for role, axis in axes.items()}
+    accuracy: dict[str, Measure] = {role: mean(measured) for role, measured in found.items() if measured}
+    values: dict[str, float] = {}
+    if read_by := [p.perplexity for r in runs for row in r.perplexity.values() if (p := row.of(state))]:
+        values["perplexity"] = statistics.mean(read_by)
+    if state == "unlearned":
+        trained = [r.train for r in runs if r.train]
+        values["seeds"] = len({r.run.seed for r in runs})
+        values["seconds"] = statistics.median(train.seconds for train in trained)
+        values["memory, MB"] = statistics.median(train.peak_memory_bytes for train in trained) / 1e6
+        if attacked := [most for r in runs if (most := worst(r))]:
+            measured = [Measure(most.acc, *most.interval, most.n) for most in attacked]
+            accuracy[WORST] = mean(measured, 1 - 0.05 / attacked[0].attacks)
+    return Row(name, accuracy, axes["forget"].chance(runs[0]), values)
 
 
-def cell(measured: Sequence[tuple[float, int]], confidence: float = 0.95) -> Cell:
-    """The mean over seeds of accuracies, each over so many questions, with its interval."""
-    accs, n = [acc for acc, _ in measured], sum(n for _, n in measured)
-    mean = statistics.mean(accs)
-    low, high = wilson(round(sum(acc * n for acc, n in measured)), n, confidence)
+def mean(measured: Sequence[Measure], confidence: float = 0.95) -> Measure:
+    """The mean over seeds of accuracies, with its interval."""
+    accs, n = [m.value for m in measured], sum(m.n for m in measured)
+    centre = statistics.mean(accs)
+    low, high = wilson(round(sum(m.value * m.n for m in measured)), n, confidence)
     if len(accs) > 1:
         half = float(t.ppf((1 + confidence) / 2, len(accs) - 1)) * statistics.stdev(accs) / len(accs) ** 0.5
-        low, high = min(low, max(0.0, mean - half)), max(high, min(1.0, mean + half))
-    return Cell(mean, low, high)
+        low, high = min(low, max(0.0, centre - half)), max(high, min(1.0, centre + half))
+    return Measure(centre, low, high, n)
 
 
 def table(listed: Sequence[Row]) -> Table:
     """The rows as text, in per cent; columns that nobody measured are left out."""
-    cells = {
-        row.method: {role: row.accuracy.get(role) for role in ROLES}
-        | {
-            "perplexity": row.perplexity and f"{row.perplexity:.4g}",
-            "worst after attacks": row.worst,
-            "seeds": row.seeds or None,
-            "seconds": row.seconds and f"{row.seconds:.0f}",
-            "memory, MB": row.megabytes and f"{row.megabytes:.0f}",
-        }
+    cells = [
+        {key: f"{100 * m.value:.1f} ({100 * m.low:.0f}–{100 * m.high:.0f})" for key, m in row.accuracy.items()}
+        | {key: f"{value:{NUMBERS[key]}}" for key, value in row.numbers.items()}
         for row in listed
-    }
-    shown = [key for key in next(iter(cells.values())) if any(row[key] is not None for row in cells.values())]
-    body = [[row, *("" if found[key] is None else str(found[key]) for key in shown)] for row, found in cells.items()]
+    ]
+    order = (*ROLES, "perplexity", WORST, "seeds", "seconds", "memory, MB")
+    shown = [key for key in order if any(key in found for found in cells)]
+    body = [[row.method, *(found.get(key, "") for key in shown)] for row, found in zip(listed, cells, strict=True)]
     return Table(["method", *numbers(*shown)], body)
 
 
 def draw(listed: Sequence[Row]) -> Figure:
-    """Forget against general accuracy, every method a point with its intervals."""
+    """Forget against general accuracy, every method a numbered point with its intervals."""
     points = [row for row in listed if {"forget", "general"} <= set(row.accuracy)]
-    palette = [c for i, c in enumerate(colormaps["tab20"](range(20))) if i not in (14, 15)]  # its greys are the base's
-    named = sorted(row.method for row in points if row.seeds)
-    colours = {row.method: GREY for row in points} | {m: palette[i % len(palette)] for i, m in enumerate(named)}
-    figure = style.figure_of(7, 5, dpi=150)
+    figure = style.figure_of(7, 5, "Forget against general, mean over seeds with 95 % intervals", dpi=150)
     axes = figure.subplots()
-    for row in points:
-        x, y = row.accuracy["forget"], row.accuracy["general"]
-        colour = colours[row.method]
-        axes.plot([x.low, x.high], [y.mean] * 2, color=colour, lw=1, alpha=0.4)
-        axes.plot([x.mean] * 2, [y.low, y.high], color=colour, lw=1, alpha=0.4)
-        axes.plot(x.mean, y.mean, "o", color=colour, ms=5)
-    places = [(row.accuracy["forget"].mean, row.accuracy["general"].mean) for row in points]
-    for row, at, dy in zip(points, places, _spread(places), strict=True):
-        leader = {"arrowstyle": "-", "color": colours[row.method], "lw": 0.8, "shrinkA": 0, "shrinkB": 3}
-        leader["relpos"] = (0, 0.5)
-        axes.annotate(row.method, at, (9, dy), textcoords="offset points", fontsize=8, va="center", arrowprops=leader)
+    for number, row in enumerate(points):
+        x, y, colour = row.accuracy["forget"], row.accuracy["general"], FORGET if "seeds" in row.numbers else RETAIN
+        axes.plot([x.low, x.high], [y.value] * 2, color=colour, lw=1, alpha=0.3)
+        axes.plot([x.value] * 2, [y.low, y.high], color=colour, lw=1, alpha=0.3)
+        size = 5 if number < 10 else 9  # as wide as it is
+        axes.plot(x.value, y.value, "k", marker=f"${number}$", ls="", ms=size, mew=0.3, label=row.method, zorder=3)
     for chance in dict.fromkeys(row.chance for row in points):
         axes.axvline(chance, color=GREY, lw=1, ls=":")
         axes.annotate("chance", (chance, 0.02), xycoords=("data", "axes fraction"), fontsize=8, color=GREY, ha="left")
     left, bottom = (min([0.1, *(row.accuracy[key].low - 0.02 for row in points)]) for key in ("forget", "general"))
     axes.set(xlim=(left, 1.1), ylim=(bottom, 1.05))
     axes.set(xlabel="forget accuracy (lower is better)", ylabel="general accuracy")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.set_title("Forget against general, mean over seeds with 95 % intervals", fontsize=10, loc="left")
+    style.bare(axes, percent="xy")
+    style.legend(figure, columns=4)
     return figure
-
-
-def _spread(points: Sequence[tuple[float, float]]) -> list[float]:
-    """Vertical offsets of labels, so that those of near points do not cover each other."""
-    offsets, placed = [0.0] * len(points), list[tuple[float, float]]()
-    for i in sorted(range(len(points)), key=lambda i: -points[i][1]):
-        x, y = points[i]
-        height = min([y, *(py - 0.033 for px, py in placed if abs(px - x) < 0.16 and py - y < 0.033)])
-        placed.append((x, height))
-        offsets[i] = (height - y) * 290
-    return offsets
 
 
 def write(folder: Path) -> list[Path]:

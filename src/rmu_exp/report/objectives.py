@@ -39,12 +39,12 @@ def standing_for(wanted: str, qa: Qa) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Measure:
-    """One run on one axis: an accuracy, with its 95 % interval where one is known, and the number of questions."""
+    """One run on one axis: an accuracy, its 95 % interval, and the number of questions."""
 
     value: float
     low: float
     high: float
-    n: int = 0
+    n: int
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,11 @@ class Axis:
         if results is None:
             return None
         if self.name == "worst":
-            reached = [e.forget_acc.after for e in results.attacks.values() if e.forget_acc and state == "unlearned"]
-            return max((Measure(r, r, r) for r in reached), key=lambda m: m.value, default=None)
+            most = worst(results) if state == "unlearned" else None
+            return Measure(most.acc, *most.interval, most.n) if most else None
         rows = [row.of(state) for task in self.tasks if (row := results.asked.get(task))]
         found = [row for row in rows if row]
-        return pooled(found) if found and len(found) == len(self.tasks) else None
+        return _pooled(found) if found and len(found) == len(self.tasks) else None
 
     def chance(self, results: Results | None) -> float:
         """Accuracy of a blind guess on its questions."""
@@ -83,16 +83,22 @@ class Axis:
         return self.sign * measure.value
 
 
+def known(key: str, names: Sequence[str]) -> None:
+    """Refuse names of axes that there are not; ``key`` is where they were given."""
+    for name in names:
+        if name not in NAMES:
+            raise UserError(f"{key}: got {name!r}, allowed is {', '.join(NAMES)}")
+
+
 def choose(names: Sequence[str], runs: Sequence[Results], given: TasksByAxis | None = None) -> list[Axis]:
     """The axes by name, over the questions asked: the groups or tasks ``given``, otherwise found by their names.
 
     Raises UserError: an axis that these runs have no questions for.
     """
     qa = next((r.asked for r in runs if r.asked), Qa())
+    known("objectives", names)
     axes = []
     for name in names:
-        if name not in NAMES:
-            raise UserError(f"objectives: got {name!r}, allowed is {', '.join(NAMES)}")
         tasks = tuple((given or {}).get(name) or standing_for(name, qa))
         unknown = [task for task in tasks if task not in qa]
         if unknown and qa:
@@ -101,7 +107,7 @@ def choose(names: Sequence[str], runs: Sequence[Results], given: TasksByAxis | N
     return axes
 
 
-def pooled(rows: Sequence[Accuracy]) -> Measure:
+def _pooled(rows: Sequence[Accuracy]) -> Measure:
     """Several sets of questions as one; a single one as results.json has it."""
     if len(rows) == 1:
         return Measure(rows[0].acc, *rows[0].ci95, rows[0].n)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.artist import Artist
@@ -15,19 +15,20 @@ from rmu_exp.support.files import replace_atomic
 # Okabe and Ito: everyone can distinguish them
 FORGET, RETAIN, GREEN, PINK, SKY, YELLOW = "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"
 GREY, BLACK = "#777777", "#000000"
+NORMS = [
+    (f"norm_{role}_{state}", f"{role}, {state} model", colour, style)
+    for role, colour in (("forget", FORGET), ("retain", RETAIN))
+    for state, style in (("updated", "-"), ("frozen", "--"))
+]
+"""The four activation norms: key, label, colour, line."""
 
 
 def figure_of(width: float, height: float, title: str = "", dpi: float = 120) -> Figure:
     """An empty figure, sizes in inches."""
     figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
     if title:
-        set_title(figure, title)
+        figure.suptitle(title, fontsize=10, x=0.01, ha="left")
     return figure
-
-
-def set_title(figure: Figure, text: str) -> None:
-    """A figure's title, at its left."""
-    figure.suptitle(text, fontsize=10, x=0.01, ha="left")
 
 
 def bare(axes: Axes, grid: str = "both", percent: str = "") -> None:
@@ -37,6 +38,30 @@ def bare(axes: Axes, grid: str = "both", percent: str = "") -> None:
     axes.spines[["top", "right"]].set_visible(False)
     for name in percent:
         getattr(axes, f"{name}axis").set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+
+
+def accuracy_rows(axes: Axes, names: Sequence[str], label: str) -> None:
+    """Make axes a list of names from the top, with accuracies from left to right."""
+    axes.set_yticks(range(len(names)), names, fontsize=9)
+    axes.invert_yaxis()
+    axes.set(xlim=(0, 1.02), xlabel=label)
+    bare(axes, "x", percent="x")
+
+
+def mark(
+    axes: Axes, accuracy: float, ci95: tuple[float, float], y: float, *,
+    colour: str, marker: str = "o", size: float = 6, label: str = "",
+) -> None:  # fmt: skip
+    """An accuracy with its interval, at the height ``y``."""
+    axes.plot(ci95, [y, y], color=colour, lw=1.2, alpha=0.6, solid_capstyle="butt")
+    axes.plot(accuracy, y, marker, color=colour, ms=size, label=label)
+
+
+def curve(axes: Axes, metrics: Iterable[Mapping[str, float]], key: str, **look: object) -> None:
+    """A metric over the steps that have it."""
+    points = [(m["step"], m[key]) for m in metrics if key in m]
+    if points:
+        axes.plot(*zip(*points, strict=True), **look)  # type: ignore[arg-type]
 
 
 def legend(figure: Figure, panels: Iterable[Axes] | None = None, columns: int = 3, size: float = 9) -> None:

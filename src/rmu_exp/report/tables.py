@@ -51,23 +51,17 @@ def on_screen(qa: Qa) -> Table:
     return Table(columns, body, frozenset(i for i, (depth, _) in enumerate(listed) if depth))
 
 
-def accuracies(qa: Qa, name: str = "questions", tests: bool = False) -> Table:
-    """Accuracies with intervals; ``tests``: with McNemar's test of a change, and the binomial one against chance."""
+def accuracies(qa: Qa) -> Table:
+    """Accuracies with intervals, McNemar's test of a change, and the binomial one against chance."""
     body = []
     for depth, task in rows(qa):
         row = qa[task]
-        base, after, test = row.base, row.unlearned, row.mcnemar
-        cells = [INDENT * depth + task, str((base if tests else after or base).n), percent(base.acc)]
-        cells += [interval(base.ci95), *accuracy(after)]
-        if tests:
-            cells += [f"{test.lost} / {test.gained}", f"{test.p:.2g}"] if test else ["", ""]
-        cells.append(percent(row.chance))
-        if tests and row.p_chance is not None:
-            cells.append(f"{row.p_chance:.2g}")
-        body.append(cells)
-    columns = ["n", "base", "95 %", "unlearned", "95 %"]
-    columns += ["lost / gained", "p, no change", "chance", "p, at chance"] if tests else ["chance"]
-    return Table([name, *numbers(*columns)], body)
+        test, chance = row.mcnemar, row.p_chance
+        cells = [INDENT * depth + task, str(row.base.n), *accuracy(row.base), *accuracy(row.unlearned)]
+        cells += [f"{test.lost} / {test.gained}", f"{test.p:.2g}"] if test else ["", ""]
+        body.append([*cells, percent(row.chance), "" if chance is None else f"{chance:.2g}"])
+    columns = numbers("n", "base", "95 %", "unlearned", "95 %", "lost / gained", "p, no change", "chance")
+    return Table(["questions", *columns, *numbers("p, at chance")], body)
 
 
 def accuracy(measured: Accuracy | None) -> tuple[str, str]:

@@ -63,15 +63,15 @@ def chosen(trials: Sequence[Trial], axes: Sequence[Axis]) -> Trial | None:
     if not {"forget", "general"} <= set(by):
         return None
     target = by.get("worst", by["forget"])
-    ranked = []
+    ranked: dict[tuple[float, float, float, str], Trial] = {}
     for trial in trials:
         general, base = by["general"].of(trial.results), by["general"].of(trial.results, "base")
         reached = target.of(trial.results)
         if trial.state == "done" and general and base and reached:
             lost = round(base.value - general.value, 9)  # 1 - 0.97 is not 0.03
             left = max(reached.value, by["forget"].chance(trial.results))
-            ranked.append(((max(0.0, lost - KEEP), left, lost, trial.name), trial))
-    return min(ranked, key=lambda pair: pair[0])[1] if ranked else None
+            ranked[max(0.0, lost - KEEP), left, lost, trial.name] = trial
+    return ranked[min(ranked)] if ranked else None
 
 
 def rule(axes: Sequence[Axis]) -> str:

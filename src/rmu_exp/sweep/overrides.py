@@ -40,11 +40,7 @@ def split(overrides: Iterable[Override]) -> tuple[list[str], list[Override]]:
 
 
 def once_each(overrides: Sequence[Override]) -> Iterator[list[str]]:
-    """Command lines of single runs in which every swept value stands once, beside the first of the others.
-
-    Raises:
-        UserError: a range is empty.
-    """
+    """Command lines of single runs in which every swept value stands once, beside the first of the others."""
     plain, swept = split(overrides)
     found = [values(o) for o in swept]
     firsts = [mine[0] for mine in found]
@@ -55,11 +51,7 @@ def once_each(overrides: Sequence[Override]) -> Iterator[list[str]]:
 
 
 def values(override: Override) -> list[str]:
-    """The values of a swept override, each as an override; of an interval its ends.
-
-    Raises:
-        UserError: there are none.
-    """
+    """The values of a swept override, each as an override; of an interval its ends. Raises UserError: none."""
     key, name, given = override.get_key_element(), override.key_or_group, value_of(str(override.input_line))
     if override.is_discrete_sweep():
         try:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +12,16 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rmu_exp.record.rundir import METRICS
+from rmu_exp.record import rundir
 from rmu_exp.report.objectives import Axis
-from rmu_exp.report.style import FORGET, GREY, RETAIN, bare, figure_of, legend, save, set_title
+from rmu_exp.report.style import FORGET, GREY, NORMS, RETAIN, bare, figure_of, legend, save
+from rmu_exp.report.style import curve as line
 from rmu_exp.sweep import trials as reading
 from rmu_exp.sweep.trials import Trial
 
 CELLS = 8  # more values than this of a key are a scatter, not a map
 CROWD = 150  # more trials than this are small dots, with intervals on the front alone
 PANELS = 12
-LINES = [  # role, state, colour, style
-    (role, state, colour, style)
-    for role, colour in (("forget", FORGET), ("retain", RETAIN))
-    for state, style in (("updated", "-"), ("frozen", "--"))
-]
 Trials = Sequence[Trial]
 
 
@@ -53,21 +47,19 @@ def front(trials: Trials, x: Axis, y: Axis, best: Sequence[Trial], chosen: Trial
     placed = [(t, a, b) for t in trials if (a := x.of(t.results)) and (b := y.of(t.results))]
     if not placed:
         return None
-    figure = figure_of(8, 5.4)
+    figure = figure_of(8, 5.4, f"{len(placed)} trials, {x.name} against {y.name}; bars are 95 % intervals")
     plot = figure.subplots()
     names, many = [t.name for t in best], len(placed) > CROWD
     numbers: dict[tuple[float, float], list[str]] = {}
     for t, a, b in sorted(placed, key=lambda p: p[0].name in names):
         on = t.name in names
-        colour, size = FORGET if on else GREY, 6 if on or not many else 3
+        colour, label = (FORGET, "on the front, numbered as in report.md") if on else (GREY, "beaten")
         if on or not many:
-            errors: Any = {
-                "xerr": [[a.value - a.low], [a.high - a.value]],
-                "yerr": [[b.value - b.low], [b.high - b.value]],
-            }
-            plot.errorbar(a.value, b.value, **errors, fmt="none", ecolor=colour, elinewidth=0.8, alpha=0.35)
-        inside = "white" if t.state == "pruned" else colour
-        plot.plot(a.value, b.value, "o", color=colour, ms=size, mfc=inside, zorder=3)
+            plot.plot([a.low, a.high], [b.value] * 2, color=colour, lw=0.8, alpha=0.35)
+            plot.plot([a.value] * 2, [b.low, b.high], color=colour, lw=0.8, alpha=0.35)
+        given_up = t.state == "pruned"
+        inside, label = ("white", "given up on a part of the questions") if given_up else (colour, label)
+        plot.plot(a.value, b.value, "o", color=colour, ms=6 if on or not many else 3, mfc=inside, label=label, zorder=3)
         if on:
             numbers.setdefault((a.value, b.value), []).append(str(names.index(t.name) + 1))
         if chosen is not None and t.name == chosen.name:
@@ -83,15 +75,10 @@ def front(trials: Trials, x: Axis, y: Axis, best: Sequence[Trial], chosen: Trial
         plot.plot(base_x.value, base_y.value, "s", color=RETAIN, ms=7, label="base model", zorder=4)
     if x.tasks:
         plot.axvline(x.chance(first), color=GREY, lw=1, ls=":", label="chance")
-    plot.plot([], [], "o", color=FORGET, label="on the front, numbered as in report.md")
-    plot.plot([], [], "o", color=GREY, label="beaten")
-    if any(t.state == "pruned" for t, *_ in placed):
-        plot.plot([], [], "o", mfc="white", mec=GREY, label="given up on a part of the questions")
     plot.set_xlabel(f"{x.label}  ({'less' if x.sign > 0 else 'more'} is better)")
     plot.set_ylabel(f"{y.label}  ({'less' if y.sign > 0 else 'more'} is better)")
     bare(plot, percent="xy")
-    plot.legend(frameon=False, fontsize=9)
-    set_title(figure, f"{len(placed)} trials, {x.name} against {y.name}; bars are 95 % intervals")
+    legend(figure)
     return figure
 
 
@@ -100,28 +87,29 @@ def maps(trials: Trials, axes: Sequence[Axis], x: str, y: str) -> Figure | None:
     placed = [t for t in trials if any(axis.of(t.results) for axis in axes) and x in t.settings and y in t.settings]
     if not placed:
         return None
-    figure = figure_of(4.4 * len(axes), 3.9)
-    many = max(len({reading.show(t.settings[key]) for t in placed}) for key in (x, y)) > CELLS
+    columns, lines = _values(placed, x), _values(placed, y)
+    many = max(len(columns), len(lines)) > CELLS
+    others = len(placed) > len({(reading.show(t.settings[x]), reading.show(t.settings[y])) for t in placed})
+    what = "accuracy after unlearning" + (", mean over the other keys" if others and not many else "")
+    figure = figure_of(4.4 * len(axes), 3.9, f"{y} against {x}: {what}")
     for axis, plot in zip(axes, figure.subplots(1, len(axes), squeeze=False)[0], strict=True):
         (_scatter if many else _cells)(plot, placed, axis, x, y)
         plot.set_xlabel(x)
         plot.set_ylabel(y)
         plot.set_title(axis.label, fontsize=9)
-    others = len(placed) > len({(reading.show(t.settings[x]), reading.show(t.settings[y])) for t in placed})
-    what = "accuracy after unlearning" + (", mean over the other keys" if others and not many else "")
-    set_title(figure, f"{y} against {x}: {what}")
     return figure
 
 
 def _cells(plot: Axes, placed: Trials, axis: Axis, x: str, y: str) -> None:
     columns, lines = _values(placed, x), _values(placed, y)
     cells = np.full((len(lines), len(columns)), np.nan)
-    for i, j in np.ndindex(cells.shape):
-        here = [
-            t for t in placed if (reading.show(t.settings[y]), reading.show(t.settings[x])) == (lines[i], columns[j])
-        ]
-        if measured := [m.value for t in here if (m := axis.of(t.results))]:
-            cells[i, j] = np.mean(measured)
+    found: dict[tuple[int, int], list[float]] = {}
+    for t in placed:
+        if m := axis.of(t.results):
+            place = lines.index(reading.show(t.settings[y])), columns.index(reading.show(t.settings[x]))
+            found.setdefault(place, []).append(m.value)
+    for place, values in found.items():
+        cells[place] = np.mean(values)
     plot.imshow(cells, vmin=0, vmax=1, cmap="cividis", aspect="auto", origin="lower")
     for (i, j), value in np.ndenumerate(cells):
         text = "–" if np.isnan(value) else f"{100 * value:.1f}"
@@ -152,25 +140,22 @@ def _scatter(plot: Axes, placed: Trials, axis: Axis, x: str, y: str) -> None:
 
 def curve(trials: Trials, axes: Sequence[Axis], key: str) -> Figure | None:
     """Accuracy over the only swept key, with 95 % intervals."""
-    figure, having = figure_of(7, 3.9), [t for t in trials if key in t.settings]
-    plot, order = figure.subplots(), _values(having, key)
+    figure = figure_of(7, 3.9, f"Accuracy after unlearning over {key}; bands are 95 % intervals")
+    having = [t for t in trials if key in t.settings]
+    plot = figure.subplots()
     numeric = all(isinstance(t.settings.get(key), (int, float)) for t in trials)
     for axis, colour in zip(axes, (FORGET, RETAIN, GREY), strict=False):
         measured = [(t.settings[key], m) for t in having if (m := axis.of(t.results))]
-        points = [(v if numeric else order.index(reading.show(v)), m) for v, m in measured]
-        if points:
-            xs, ms = zip(*sorted(points, key=lambda p: p[0]), strict=True)
+        if measured:
+            points = sorted(measured, key=lambda p: p[0]) if numeric else [(reading.show(v), m) for v, m in measured]
+            xs, ms = zip(*points, strict=True)
             plot.fill_between(xs, [m.low for m in ms], [m.high for m in ms], color=colour, alpha=0.15, lw=0)
             plot.plot(xs, [m.value for m in ms], "o-", color=colour, ms=4, lw=1.4, label=axis.label)
     if not plot.lines:
         return None
-    if not numeric:
-        plot.set_xticks(range(len(order)), order)
-    plot.set_xlabel(key)
-    plot.set_ylim(0, 1.02)
+    plot.set(xlabel=key, ylim=(0, 1.02))
     bare(plot, percent="y")
-    plot.legend(frameon=False, fontsize=9)
-    set_title(figure, f"Accuracy after unlearning over {key}; bands are 95 % intervals")
+    legend(figure)
     return figure
 
 
@@ -182,36 +167,31 @@ def norms(trials: Trials, best: Sequence[Trial]) -> Figure | None:
     if not curves:
         return None
     wide = min(4, len(curves))
-    high = math.ceil(len(curves) / wide)
-    figure = figure_of(2.9 * wide + 0.4, 2.2 * high + 0.9)
+    high, more = math.ceil(len(curves) / wide), len(trials) - len(curves)
+    left_out = f"; {more} more trials not drawn" if more > 0 else ""
+    title = f"Length of the activations over the steps, each topic a line{left_out}"
+    figure = figure_of(2.9 * wide + 0.4, 2.2 * high + 0.9, title)
     panels = list(figure.subplots(high, wide, squeeze=False).flat)
     for plot in panels[len(curves) :]:
         plot.set_axis_off()
     for plot, (trial, lines) in zip(panels, curves, strict=False):
-        for topic in dict.fromkeys(line["topic"] for line in lines):
-            mine = [line for line in lines if line["topic"] == topic]
-            for role, state, colour, style in LINES:
-                if points := [(m["step"], m[key]) for m in mine if (key := f"norm_{role}_{state}") in m]:
-                    plot.plot(*zip(*points, strict=True), color=colour, ls=style, lw=1, label=f"{role}, {state}")
+        for topic in dict.fromkeys(m["topic"] for m in lines):
+            mine = [m for m in lines if m["topic"] == topic]
+            for key, label, colour, style in NORMS:
+                line(plot, mine, key, color=colour, ls=style, lw=1, label=label)
             plot.axhline(mine[0]["steer"], color=GREY, lw=0.8, label="steer")
         plot.set_ylim(bottom=0)
         plot.set_title(trial.name, fontsize=8)
         plot.tick_params(labelsize=7)
         bare(plot)
     legend(figure, columns=5, size=8)
-    more = len(trials) - len(curves)
-    left_out = f"; {more} more trials not drawn" if more > 0 else ""
-    set_title(figure, f"Length of the activations over the steps, each topic a line{left_out}")
     return figure
 
 
 def _norm_lines(folder: Path) -> list[dict[str, Any]]:
-    """The whole lines of metrics.jsonl with all that is drawn; a trial may be writing it, or have been cut off."""
-    found, file = [], folder / METRICS
-    for line in file.read_bytes().splitlines() if file.is_file() else ():
-        with suppress(ValueError, RecursionError):
-            found.append(json.loads(line))
-    return [m for m in found if isinstance(m, dict) and isinstance(m.get("topic"), str) and _has_numbers(m)]
+    """The lines of metrics.jsonl with all that is drawn."""
+    lines = rundir.whole_lines(folder / rundir.METRICS)
+    return [m for m in lines if isinstance(m.get("topic"), str) and _has_numbers(m)]
 
 
 def _has_numbers(metrics: dict[str, Any]) -> bool:

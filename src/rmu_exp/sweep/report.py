@@ -2,21 +2,100 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 
+from pydantic import JsonValue
+
+from rmu_exp.record.results import Results, State
 from rmu_exp.report import objectives
-from rmu_exp.report.objectives import Measure, TasksByAxis
-from rmu_exp.report.table import Number, Table, numbers, percent
+from rmu_exp.report.markdown import render
+from rmu_exp.report.objectives import Axis, TasksByAxis
+from rmu_exp.report.table import Number, Table, interval, numbers, percent
 from rmu_exp.settings import Tracking
 from rmu_exp.support.files import write_atomic
 from rmu_exp.sweep import front, plots, trials
-from rmu_exp.sweep.summary import Summary, log_sweep, page
 from rmu_exp.sweep.trials import Trial
+from rmu_exp.tracking import open_tracker
 
-REASONS = {"running": "a process is working on it", "unfinished": "not started, or cut off", "failed": "", "pruned": ""}
-STATES = ("done", "pruned", "failed", "running", "unfinished")
+STATES = {"done": "", "pruned": "", "failed": "", "running": "a process is working on it"}
+STATES |= {"unfinished": "not started, or cut off"}
 FOLD = 40  # trials in report.md's table; all of them are in report.html
+Measured = tuple[float, float, float] | None  # with its interval
+
+
+@dataclass(frozen=True)
+class Row:
+    """A trial as report.html has it: accuracies on the axes and of groups of questions, seconds of training."""
+
+    name: str
+    state: str
+    reason: str
+    settings: dict[str, JsonValue]
+    axes: dict[str, Measured]
+    groups: dict[str, float]
+    seconds: float | None
+    front: bool
+    chosen: bool
+
+
+@dataclass(frozen=True)
+class Summary:
+    """All that a report shows.
+
+    Attributes:
+        axes: what the trials are compared by.
+        front: those that no other beats on every axis.
+        chosen: the one to take.
+        plots: the files drawn.
+    """
+
+    folder: Path
+    trials: list[Trial]
+    axes: list[Axis]
+    front: list[Trial]
+    chosen: Trial | None
+    plots: list[Path]
+
+    @property
+    def first(self) -> Results | None:
+        """The first trial's that was asked everything: it has what all share, the base model and the questions."""
+        return next((t.results for t in self.trials if t.results and t.results.qa), None)
+
+    @property
+    def groups(self) -> list[str]:
+        """Names of the groups of questions."""
+        return [name for name, row in self.first.qa.items() if row.tasks is not None] if self.first else []
+
+    @property
+    def headline(self) -> str:
+        """How many trials there are of each state, and the chosen one."""
+        states = {state: sum(t.state == state for t in self.trials) for state in STATES}
+        said = [f"{count} {'given up' if s == 'pruned' else s}" for s, count in states.items() if count or s == "done"]
+        take = "none to choose from yet"
+        if best := self.chosen:
+            reached = [f"{axis.name} {percent(m.value)}" for axis in self.axes if (m := axis.of(best.results))]
+            take = f"chosen: {best.name} ({', '.join(reached)})"
+        return f"{len(self.trials)} trials: {', '.join(said)}; {take}"
+
+    def row(self, trial: Trial) -> Row:
+        """A trial's."""
+        qa, train = (trial.results.qa, trial.results.train) if trial.results else ({}, None)
+        return Row(
+            name=trial.name,
+            state=trial.state,
+            reason=trial.reason,
+            settings={key: _plain(value) for key, value in trial.settings.items()},
+            axes={axis.name: _measure(axis, trial.results) for axis in self.axes},
+            groups={g: after.acc for g in self.groups if g in qa and (after := qa[g].unlearned)},
+            seconds=train.seconds if train else None,
+            front=trial in self.front,
+            chosen=trial is self.chosen,
+        )
 
 
 def write(
@@ -33,81 +112,96 @@ def write(
         UserError: no trials there, or an axis that they were not asked about.
     """
     listed = trials.read(folder)
-    chosen_axes = objectives.choose(names, [t.results for t in listed if t.results], asked)
-    best, take = front.on_front(listed, chosen_axes), front.chosen(listed, chosen_axes)
-    drawn = plots.draw_all(folder, listed, chosen_axes, best, take)
-    summary = Summary(folder, listed, chosen_axes, best, take, drawn)
-    write_atomic(folder / "report.md", "\n".join(markdown(summary)) + "\n")
-    write_atomic(folder / "report.html", page(summary))
-    log_sweep(summary, tracking or Tracking())
-    print(f"{_counts(listed)}; {_take(summary)}\nReport: {folder / 'report.md'} and report.html")
+    axes = objectives.choose(names, [t.results for t in listed if t.results], asked)
+    best, take = front.on_front(listed, axes), front.chosen(listed, axes)
+    drawn = plots.draw_all(folder, listed, axes, best, take)
+    summary = Summary(folder, listed, axes, best, take, drawn)
+    rows = list(map(summary.row, listed))
+    write_atomic(folder / "report.md", _markdown(summary, rows))
+    write_atomic(folder / "report.html", _page(summary, rows))
+    log_sweep(summary, rows, tracking or Tracking())
+    print(f"{summary.headline}\nReport: {folder / 'report.md'} and report.html")
     return listed
 
 
-def markdown(summary: Summary) -> list[str]:
-    """report.md."""
-    lines = [f"# Sweep of {', '.join(trials.swept(summary.trials)) or 'one setting'}", ""]
-    lines += [f"**{_counts(summary.trials)}; {_take(summary)}**", ""]
-    lines += [f"The rule: {front.rule(summary.axes)}.", "", "[All trials, to filter and sort](report.html)", ""]
-    lines += [f"![{p.stem}](plots/{p.name})\n" for p in summary.plots]
-    lines += _front(summary) + _trials(summary) + _not_done(summary.trials)
-    return lines
-
-
-def _counts(listed: Sequence[Trial]) -> str:
-    states = {state: sum(t.state == state for t in listed) for state in STATES}
-    told = [f"{count} {'given up' if s == 'pruned' else s}" for s, count in states.items() if count or s == "done"]
-    return f"{len(listed)} trials: {', '.join(told)}"
-
-
-def _take(summary: Summary) -> str:
-    if summary.chosen is None:
-        return "none to choose from yet"
-    results = summary.chosen.results
-    told = [f"{axis.name} {percent(m.value)}" for axis in summary.axes if (m := axis.of(results))]
-    return f"chosen: {summary.chosen.name} ({', '.join(told)})"
-
-
-def measured(measure: Measure | None) -> str:
-    """A measure with its interval, in percent."""
-    if measure is None:
-        return ""
-    around = f" ({100 * measure.low:.1f}–{100 * measure.high:.1f})" if measure.low < measure.high else ""
-    return f"{100 * measure.value:.1f}{around}"
-
-
-def _front(summary: Summary) -> list[str]:
-    if not summary.front:
-        return []
-    axes = summary.axes
-    reference = tuple(1.0 if axis.sign > 0 else 0.0 for axis in axes)
-    volume = front.hypervolume(list(front.costs(summary.front, axes).values()), reference)
-    lines = ["## The front", "", "Trials that no other beats on every axis; accuracies in %, with 95 % intervals.", ""]
-    rows = [[str(i), t.name, *(measured(a.of(t.results)) for a in axes)] for i, t in enumerate(summary.front, 1)]
-    rows.append(["", "*base model*", *(measured(axis.of(summary.first, "base")) for axis in axes)])
-    table = Table([Number(""), "trial", *numbers(*(axis.name for axis in axes))], rows)
-    return [*lines, table.markdown(), "", f"Hypervolume of the front, of what is best on every axis: {volume:.4f}.", ""]
-
-
-def _trials(summary: Summary) -> list[str]:
-    keys, axes = trials.swept(summary.trials), summary.axes
+def _markdown(summary: Summary, rows: Sequence[Row]) -> str:
+    axes, names, keys = summary.axes, [axis.name for axis in summary.axes], trials.swept(summary.trials)
+    by_name = {row.name: row for row in rows}
+    best = [[str(i), t.name, *_cells(by_name[t.name].axes)] for i, t in enumerate(summary.front, 1)]
+    best.append(["", "*base model*", *_cells({axis.name: _measure(axis, summary.first, "base") for axis in axes})])
+    costs = front.costs(summary.front, axes)
     shown = {task for axis in axes for task in axis.tasks}
     groups = [name for name in summary.groups if name not in shown]
-    rows = []
-    for t in summary.trials[:FOLD]:
-        mark = "chosen" if t is summary.chosen else "on the front" if t in summary.front else t.state
-        qa, train = (t.results.qa, t.results.train) if t.results else ({}, None)
-        cells = [*(trials.show(t.settings.get(key, "")) for key in keys), mark]
-        cells += [measured(axis.of(t.results)) for axis in axes]
-        cells += [f"{100 * after.acc:.1f}" if g in qa and (after := qa[g].unlearned) else "" for g in groups]
-        rows.append([*cells, f"{train.seconds:.1f}" if train else ""])
-    table = Table([*keys, "state", *numbers(*(axis.name for axis in axes), *groups, "s")], rows)
-    lines = ["## Trials", "", "Accuracies after unlearning in %; *s*: seconds of training with loading.", ""]
-    left = len(summary.trials) - len(rows)
-    return [*lines, table.markdown(), "", *([f"{left} more in report.html.", ""] if left else [])]
+    body = []
+    for row in rows[:FOLD]:
+        state = "chosen" if row.chosen else "on the front" if row.front else row.state
+        cells = [*(trials.show(row.settings.get(key, "")) for key in keys), state, *_cells(row.axes)]
+        cells += [f"{100 * row.groups[g]:.1f}" if g in row.groups else "" for g in groups]
+        body.append([*cells, "" if row.seconds is None else f"{row.seconds:.1f}"])
+    left = [[r.name, r.state, r.reason.replace("|", "/") or STATES[r.state]] for r in rows if r.state != "done"]
+    return render(
+        "sweep.md.jinja",
+        summary=summary,
+        keys=keys,
+        rule=front.rule(axes),
+        front=Table([Number(""), "trial", *numbers(*names)], best),
+        volume=front.hypervolume(list(costs.values()), tuple(1.0 if axis.sign > 0 else 0.0 for axis in axes)),
+        trials=Table([*keys, "state", *numbers(*names, *groups, "s")], body),
+        more=len(rows) - len(body),
+        left=Table(["trial", "state", "reason"], left),
+    )
 
 
-def _not_done(listed: Sequence[Trial]) -> list[str]:
-    rows = [[t.name, t.state, t.reason.replace("|", "/") or REASONS[t.state]] for t in listed if t.state != "done"]
-    table = Table(["trial", "state", "reason"], rows)
-    return ["## Trials without a full result", "", table.markdown(), ""] if rows else []
+def _cells(axes: dict[str, Measured]) -> list[str]:
+    """Measures with their intervals, in per cent."""
+    return [f"{100 * m[0]:.1f} ({interval(m[1:])})" if m else "" for m in axes.values()]
+
+
+def _page(summary: Summary, rows: Sequence[Row]) -> str:
+    """report.html, one file without a network, with the data in it: keys, axes, and the rows."""
+    first = summary.first
+    shown = {
+        "title": summary.folder.name,
+        "axes": [{"name": a.name, "label": a.label, "sign": a.sign, "chance": a.chance(first)} for a in summary.axes],
+        "trials": list(map(dataclasses.asdict, rows)),
+        "base": {axis.name: _measure(axis, first, "base") for axis in summary.axes if axis.tasks},
+        "keys": trials.swept(summary.trials),
+        "groups": summary.groups,
+    }
+    inside = json.dumps(shown, allow_nan=False).replace("</", "<\\/")  # a name cannot end the script
+    return (files("rmu_exp.sweep") / "page.html").read_text(encoding="utf-8").replace("/*DATA*/null", inside)
+
+
+def _measure(axis: Axis, results: Results | None, state: State = "unlearned") -> Measured:
+    found = axis.of(results, state)
+    return (found.value, found.low, found.high) if found else None
+
+
+def _plain(value: object) -> JsonValue:
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else trials.show(value)
+
+
+def log_sweep(summary: Summary, rows: Sequence[Row], settings: Tracking) -> None:
+    """Send the tables of all trials and of the front, the plots, the page, and the chosen trial, if tracking is on.
+
+    They are one run tagged ``sweep-report`` in the sweep's group.
+    """
+    group = settings.group or summary.folder.name
+    about = {"folder": str(summary.folder), "trials": len(rows), "front": [t.name for t in summary.front]}
+    settings = dataclasses.replace(settings, group=group)
+    tracker = open_tracker(settings, summary.folder, about, f"report-{group}", ["sweep-report"])
+    lines = {row.name: _line(row) for row in rows}
+    chosen = lines[summary.chosen.name] if summary.chosen else {}
+    tracker.send(
+        {f"sweep/chosen/{key}": value for key, value in chosen.items() if value is not None},
+        tables={"sweep/trials": list(lines.values()), "sweep/front": [lines[t.name] for t in summary.front]},
+        files={"sweep/page": summary.folder / "report.html"} | {f"sweep/plots/{p.stem}": p for p in summary.plots},
+    )
+
+
+def _line(row: Row) -> dict[str, object]:
+    """A trial as a table's line: its settings, its state, and its measures with their intervals."""
+    line: dict[str, object] = {"trial": row.name, "state": row.state, "reason": row.reason, **row.settings}
+    for name, found in row.axes.items():
+        line |= dict(zip((name, f"{name}_low", f"{name}_high"), found or (None, None, None), strict=True))
+    return line

@@ -11,6 +11,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -33,15 +34,11 @@ WORKER, AGAIN = "worker", "again"  # attributes of Optuna's trials
 
 
 def run(launcher: Launcher, config: DictConfig, arguments: list[str]) -> None:
-    """A search as Hydra starts it.
+    """A search as Hydra starts it. Raises UserError when the data base cannot be used.
 
     Args:
-        launcher: what runs the trials.
         config: the composed configuration, Hydra's part included.
         arguments: the command line's overrides.
-
-    Raises:
-        UserError: the data base cannot be used.
     """
     fixed, swept = split(sweep_of(arguments, config.hydra))
 
@@ -51,30 +48,24 @@ def run(launcher: Launcher, config: DictConfig, arguments: list[str]) -> None:
     Search(Path(config.hydra.sweep.dir), swept, launch, config.hydra.sweeper).run()
 
 
+@dataclass
 class Search:
-    """One process of a search.
+    """One process of a search, whose study all processes and starts share.
 
-    Args:
+    Attributes:
         folder: the sweep's.
         swept: the overrides with ranges.
         launch: runs trials, each given by its swept overrides, and waits for them; the number is the first one's.
         settings: those of conf/hydra/sweeper/rmu_optuna.yaml.
-
-    Attributes:
-        study: Optuna's study, shared by all processes and starts.
     """
 
-    study: optuna.Study
+    folder: Path
+    swept: Sequence[Override]
+    launch: Callable[[Sequence[Sequence[str]], int], None]
+    settings: Mapping[str, Any]
 
-    def __init__(
-        self,
-        folder: Path,
-        swept: Sequence[Override],
-        launch: Callable[[Sequence[Sequence[str]], int], None],
-        settings: Mapping[str, Any],
-    ) -> None:
-        self.folder, self.swept, self.launch, self.settings = folder, swept, launch, settings
-        self.lock = FileLock(folder / ".study.lock")
+    def __post_init__(self) -> None:
+        self.lock = FileLock(self.folder / ".study.lock")
 
     def run(self) -> None:
         """Ask for trials, launch them and report their results until the study has all.
@@ -84,9 +75,8 @@ class Search:
         with self.lock:  # two processes must not both make the tables
             self.study = self._open()
             self._ask_again()
-        print(
-            f"search: {self._count()} of {self.settings['n_trials']} trials done before: {self.folder}", file=sys.stderr
-        )
+        count, wanted = self._count(), self.settings["n_trials"]
+        print(f"search: {count} of {wanted} trials done before: {self.folder}", file=sys.stderr)
         while batch := self._ask():
             self.launch([words for _, words in batch], batch[0][0])
             for number, words in batch:
@@ -99,10 +89,9 @@ class Search:
         address = self.settings["storage"] or f"sqlite:///{self.folder / 'study.db'}"
         ways = optuna.study.StudyDirection
         directions = [ways.MAXIMIZE if n == "general" else ways.MINIMIZE for n in self.settings["objectives"]]
+        name = self.settings["study"]
         try:
-            return optuna.create_study(
-                storage=address, study_name=self.settings["study"], directions=directions, load_if_exists=True
-            )
+            return optuna.create_study(storage=address, study_name=name, directions=directions, load_if_exists=True)
         except Exception as error:  # whatever the data base's driver raises
             raise UserError(f"hydra.sweeper.storage: {address} cannot be used ({first_line(error)})") from error
 
@@ -187,8 +176,6 @@ def rounded(value: float, low: float, high: float) -> float:
 def _alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
+    except OSError as error:
+        return isinstance(error, PermissionError)
     return True

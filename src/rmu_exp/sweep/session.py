@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +22,19 @@ from omegaconf import DictConfig
 from pydantic import BaseModel, ValidationError
 
 from rmu_exp.record import rundir
+from rmu_exp.report import objectives
 from rmu_exp.settings import Judge, Run, Tracking, digest_of, result_settings
 from rmu_exp.support.errors import UserError, first_line
 from rmu_exp.support.files import write_atomic
-from rmu_exp.sweep import check, report, trials
-from rmu_exp.sweep.overrides import split, trial_name, trial_settings, values
+from rmu_exp.sweep import report, trials
+from rmu_exp.sweep.overrides import split, trial_name, trial_settings, value_of, values
 
 NOTES = "sweep.yaml"
+NEEDS = {  # the last part of a target to the extra that installs what it needs, and a module of that
+    "SlurmLauncher": ("slurm", "hydra_plugins.hydra_submitit_launcher"),
+    "RayLauncher": ("ray", "ray"),
+    "RmuOptunaSweeper": ("search", "optuna"),
+}
 
 
 class Notes(BaseModel):
@@ -55,25 +64,70 @@ class Notes(BaseModel):
             raise UserError(f"{folder / NOTES}: damaged ({first_line(error)}); remove it") from error
 
 
+def check(hydra: DictConfig, overrides: Sequence[Override]) -> None:
+    """Refuse a launcher or a sweeper that cannot work here, and an interval without a search.
+
+    Args:
+        hydra: Hydra's own settings.
+        overrides: all of the sweep's.
+    """
+    kinds = {group: hydra[group]._target_.rpartition(".")[2] for group in ("launcher", "sweeper")}
+    for group, name in kinds.items():
+        if name in NEEDS and find_spec(NEEDS[name][1]) is None:
+            raise UserError(f"hydra/{group}: {name} is not installed; pip install 'rmu_exp[{NEEDS[name][0]}]'")
+    if kinds["launcher"] == "SlurmLauncher":
+        _slurm_answers()
+    _, swept = split(overrides)
+    if kinds["sweeper"] == "BasicSweeper":
+        size = hydra.sweeper.max_batch_size
+        if size is not None and size < 1:
+            raise UserError(f"hydra.sweeper.max_batch_size: got {size}, allowed is 1 or more, or null for all")
+        for o in swept:
+            if not o.is_discrete_sweep():
+                wanted = "needs a search; add hydra/sweeper=rmu_optuna, or list values"
+                raise UserError(f"{o.key_or_group}: {value_of(str(o.input_line))} {wanted}")
+    elif kinds["sweeper"] == "RmuOptunaSweeper":
+        _search(hydra.sweeper, swept)
+
+
+def _slurm_answers() -> None:
+    if shutil.which("sbatch") is None:
+        raise UserError("hydra/launcher: no sbatch here; start it where Slurm's commands are, or choose joblib or ray")
+    done = subprocess.run(["sinfo", "--noheader"], capture_output=True, text=True, timeout=120)
+    if done.returncode:
+        line = (done.stderr.strip().splitlines() or ["no answer"])[-1]
+        raise UserError(f"hydra/launcher: Slurm does not answer ({line}); is slurmctld up, and munge?")
+
+
+def _search(sweeper: DictConfig, swept: Sequence[Override]) -> None:
+    if not swept:
+        raise UserError("hydra/sweeper: nothing to search; give a range such as 'steer=interval(1,10)'")
+    for key in ("n_trials", "n_jobs", "prune_on"):
+        if sweeper[key] is not None and sweeper[key] < 1:
+            raise UserError(f"hydra.sweeper.{key}: got {sweeper[key]}, allowed is 1 or more")
+    if sweeper.sampler not in ("tpe", "nsga2", "random"):
+        raise UserError(f"hydra.sweeper.sampler: got {sweeper.sampler!r}, allowed is tpe, nsga2, random")
+    objectives.known("hydra.sweeper.objectives", sweeper.objectives)
+    if sweeper.prune_on is not None and "worst" in sweeper.objectives:
+        raise UserError("hydra.sweeper.prune_on: attacks come after the questions; leave out either it or worst")
+
+
 def begin(
     config: DictConfig,
     overrides: Sequence[Override],
     settings: Callable[[list[str]], Run | Judge],
     compared: Mapping[str, Sequence[str]],
 ) -> None:
-    """Refuse a sweep that cannot work, or a folder that holds something else; then note it and plan its trials.
+    """Refuse a sweep that cannot work, or a folder that holds something else (UserError); then note and plan it.
 
     Args:
         config: the composed configuration, Hydra's part included.
         overrides: the command line's, and the sweeper's own.
         settings: gives the settings of a command line without a sweep.
         compared: what the report compares: ``objectives``, and the tasks of ``forget`` and ``general``.
-
-    Raises:
-        UserError: in one line.
     """
-    check.check(config.hydra, overrides)
-    check.axes("hydra.callbacks.sweep.objectives", compared["objectives"])
+    check(config.hydra, overrides)
+    objectives.known("hydra.callbacks.sweep.objectives", compared["objectives"])
     folder, (plain, swept) = Path(config.hydra.sweep.dir), split(overrides)
     found = [values(o) for o in swept]
     combinations = list(itertools.product(*found)) if config.hydra.sweeper._target_.endswith(".BasicSweeper") else []

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 from omegaconf import DictConfig
 
+from rmu_exp.pipeline.evaluate import EarlyStop
 from rmu_exp.pipeline.run import execute
 from rmu_exp.record import results as results_json
 from rmu_exp.record import rundir
@@ -39,7 +39,7 @@ def run(asked: Callable[[], Run | Judge], folder: Path, hydra: DictConfig) -> fl
         wanted.tracking.group = wanted.tracking.group or folder.parent.name
         if not is_finished(folder, wanted):
             print(f"trial {folder.name}", file=sys.stderr, flush=True)
-            execute(wanted, folder, EarlyStopRule.of(folder.parent, hydra.sweeper))
+            execute(wanted, folder, early_stop(folder.parent, hydra.sweeper))
     except BusyError:
         print(f"rmu_exp: {folder.name}: another process works on it", file=sys.stderr)
         return math.nan
@@ -76,43 +76,24 @@ def metric(folder: Path) -> float:
     return math.nan if reached is None else reached
 
 
-@dataclass(frozen=True)
-class EarlyStopRule:
-    """Gives up a trial on a part of the questions, when a trial that is done beats it beyond doubt.
+def early_stop(sweep: Path, sweeper: DictConfig) -> EarlyStop | None:
+    """The early stopping rule in the settings of a sweeper; None if it does not prune.
 
-    Attributes:
-        sweep: the sweep's folder, where the other trials are.
-        questions: how many questions per task are asked first.
-        names: the axes of the search.
-        asked: axis to the groups or tasks it stands for, where given.
+    A trial is given up on a part of the questions if a trial of the sweep that is done is at least as good on every
+    axis as this one would be at the favourable end of each 95 % interval, and better on one.
     """
+    if (questions := sweeper.get("prune_on")) is None:
+        return None
+    asked = {key: sweeper[key] for key in ("forget", "general")}
 
-    sweep: Path
-    questions: int
-    names: Sequence[str]
-    asked: Mapping[str, Sequence[str]]
-
-    @classmethod
-    def of(cls, sweep: Path, sweeper: DictConfig) -> EarlyStopRule | None:
-        """From the settings of a sweeper; None if it does not prune."""
-        if (questions := sweeper.get("prune_on")) is None:
-            return None
-        return cls(sweep, questions, sweeper.objectives, {key: sweeper[key] for key in ("forget", "general")})
-
-    def __call__(self, partly: Results) -> str | None:
-        """Why the trial is given up, or None.
-
-        It is if a trial that is done is at least as good on every axis as this one would be at the favourable
-        end of each 95 % interval, and better on one.
-
-        Args:
-            partly: the trial's results so far, with ``pruned.qa`` over the first questions of each task.
-        """
-        axes = objectives.choose(self.names, [partly], self.asked)
+    def because(partly: Results) -> str | None:
+        axes = objectives.choose(sweeper.objectives, [partly], asked)
         best = [m.low if axis.sign > 0 else -m.high for axis in axes if (m := axis.of(partly))]
         if len(best) < len(axes):
             return None
-        for name, point in front.costs(trials.read(self.sweep), axes).items():
+        for name, point in front.costs(trials.read(sweep), axes).items():
             if front.dominates(point, tuple(best)):
-                return f"on {self.questions} questions per task clearly beaten by {name}"
+                return f"on {questions} questions per task clearly beaten by {name}"
         return None
+
+    return EarlyStop(questions, because)

@@ -18,12 +18,12 @@ from filelock import FileLock, Timeout
 from rmu_exp.record import results as results_json
 from rmu_exp.record import rundir
 from rmu_exp.record.results import Results
+from rmu_exp.settings import result_settings
 from rmu_exp.support.errors import UserError
 from rmu_exp.support.files import LOCK, write_atomic
 from rmu_exp.support.redaction import redact
 
 TRIAL, ERROR = "trial.json", "error.txt"
-NOT_SETTINGS = ("digest", "command", "output", "export", "tracking")
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,7 @@ class Trial:
 
 
 def read(folder: Path) -> list[Trial]:
-    """The trials in a folder, in the order in which they were planned.
-
-    Raises:
-        UserError: there are none, or what one wrote is damaged.
-    """
+    """The trials in a folder as they were planned. Raises UserError: none are there, or what one wrote is damaged."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give the folder of a sweep")
     found = [f for f in folder.iterdir() if (f / TRIAL).is_file() or (f / rundir.CONFIG).is_file()]
@@ -127,8 +123,7 @@ def _differences(folders: Sequence[Path]) -> dict[Path, rundir.Object]:
     """Without notes of a sweep: the keys of config.yaml in which the runs differ."""
     configs = {}
     for f in folders:
-        whole = rundir.settings(f / rundir.CONFIG)
-        configs[f] = rundir.flat({k: v for k, v in whole.items() if k not in NOT_SETTINGS})
+        configs[f] = rundir.flat(result_settings(rundir.settings(f / rundir.CONFIG)))
     keys = list(dict.fromkeys(key for config in configs.values() for key in config))
     varying = [k for k in keys if len({json.dumps(c.get(k)) for c in configs.values()}) > 1]
     return {f: {k: config.get(k) for k in varying} for f, config in configs.items()}

@@ -15,9 +15,10 @@ from rmu_exp.support.errors import RunError, UserError, first_line
 from rmu_exp.support.files import cache_path, write_atomic
 
 NAME = "RMU: forget against general"
+ROLES, STATES = ("forget", "retain"), ("updated", "frozen")
 WORDS = """\
-Each point is a trial: the share of forgotten questions still answered right (less is better) against general questions
-answered right (more is better). The lower table is the last report of a sweep."""
+Each point is a trial: its accuracy on the forget questions (less is better) against that on the general ones (more is
+better). The lower table is the last report of a sweep."""
 
 
 @dataclass(frozen=True)
@@ -71,16 +72,13 @@ def sections(shown: DashboardSpec) -> dict[str, list[Any]]:
         ],
         "Sweeps": [
             w.WeavePanelSummaryTable(table_name="sweep/trials"),
-            w.MediaBrowser(title="the front", media_keys=["sweep/front"]),
+            w.MediaBrowser(title="the front", media_keys=["sweep/plots/front"]),
         ],
     }
     if shown.attacks:
         bars = [f"attacks/{name}/after" for name in shown.attacks]
-        found["Attacks"] = [w.BarPlot(title="forgotten questions right after an attack", metrics=bars)]
+        found["Attacks"] = [w.BarPlot(title="forget accuracy under attack", metrics=bars)]
     return found
-
-
-ROLES, STATES = ("forget", "retain"), ("updated", "frozen")
 
 
 def workspace(shown: DashboardSpec) -> Any:
@@ -110,24 +108,24 @@ def publish(shown: DashboardSpec) -> dict[str, str]:
     ws, w = _library()
     import wandb
 
-    if not wandb.login(prompt=False):
-        raise UserError("dashboard: no W&B login; run `wandb login`, or set WANDB_API_KEY")
     file = cache_path() / "dashboards.json"
     known: dict[str, dict[str, str]] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    before = known.get(f"{shown.entity}/{shown.project}", {})
-    made: dict[str, str] = {}
+    project = f"{shown.entity}/{shown.project}"
+    made = dict(known.get(project, {}))
     try:
+        if not wandb.login(prompt=False):
+            raise UserError("dashboard: no W&B login; run `wandb login`, or set WANDB_API_KEY")
         for kind, new, parts, load in (
             ("workspace", workspace(shown), "sections", ws.Workspace.from_url),
             ("report", report(shown), "blocks", w.Report.from_url),
         ):
-            target = load(before[kind]) if kind in before else new
+            target = load(made[kind]) if kind in made else new
             setattr(target, parts, getattr(new, parts))
             made[kind] = target.save().url
+            write_atomic(file, json.dumps(known | {project: made}, indent=2))
+    except UserError:
+        raise
     except Exception as error:  # whatever W&B's client raises
-        raise RunError(f"W&B refused ({first_line(error)}); the panels' keys are those of docs/sweeps.md") from error
-    finally:
-        if made:
-            entry = {f"{shown.entity}/{shown.project}": before | made}
-            write_atomic(file, json.dumps(known | entry, indent=2))
+        why = f"W&B refused, or cannot be reached ({first_line(error)})"
+        raise RunError(f"{why}; the panels' keys are those of docs/sweeps.md") from error
     return made

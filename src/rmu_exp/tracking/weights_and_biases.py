@@ -17,9 +17,10 @@ from hashlib import sha256
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Event, Thread
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from rmu_exp.record.results import Qa, Results
 from rmu_exp.report.objectives import score
@@ -27,19 +28,43 @@ from rmu_exp.settings import Tracking
 from rmu_exp.support.errors import first_line
 from rmu_exp.support.files import write_atomic
 from rmu_exp.support.redaction import redact
-from rmu_exp.tracking.tracker import OFF, Line, Tracker, switched
 
 if TYPE_CHECKING:
     import wandb
 
 log = logging.getLogger("rmu_exp")
+OFF = "off"
+Line = Mapping[str, object]
 INIT_SECONDS = 30  # how long the server may take before the run goes on offline
+
+
+class Tracker:
+    """Tracks nothing; the base of those that do."""
+
+    def log(self, metrics: Line, step: int) -> None:
+        """One training step's metrics."""
+
+    def finish(self, results: Results, plots: Sequence[Path], delta: Path) -> None:
+        """The results, once everything is measured; ends tracking."""
+
+    def send(self, values: Line, tables: Mapping[str, Sequence[Line]], files: Mapping[str, Path]) -> None:
+        """Log values, tables (whose lines need not have the same keys), pictures and pages once; ends tracking."""
+
+    def close(self) -> bool:
+        """End tracking, also when the run failed; may be called twice. Returns whether all has arrived."""
+        return True
+
+
+def switched(mode: str) -> str:
+    """What is wanted of W&B: its own WANDB_MODE wins over ``mode``; ``off`` when that says disabled."""
+    wanted = os.environ.get("WANDB_MODE", "").strip().lower() or mode
+    return {"disabled": OFF, "dryrun": "offline", "run": "online"}.get(wanted, wanted)
 
 
 class Known(BaseModel):
     """What is kept of W&B's run of a folder: its id, and the fingerprint of what it was last finished with."""
 
-    id: str
+    id: str | None = None
     finished: str = ""
 
 
@@ -57,7 +82,7 @@ class WandbTracker(Tracker):
     """Config, every step, tables, plots, and the Delta as an artifact.
 
     All calls after the start are made by one thread, so that none holds the run up; only the end is waited for, and
-    not for long. ``run`` is W&B's run: None before the start, and once tracking has ended or failed.
+    not for long. ``run`` is W&B's run: None before the start, and once tracking is over (it has ended or failed).
     """
 
     def __init__(self, settings: Tracking, folder: Path, given: dict[str, object]) -> None:
@@ -65,11 +90,12 @@ class WandbTracker(Tracker):
         self.settings, self.folder, self.given = settings, folder, given
         self.run: wandb.Run | None = None
         self.mode: Literal["online", "offline"] = "offline"
-        self.ended = self.failed = False
-        self.files = folder / "wandb"
-        self.known = _known(self.files / "run.json")
+        self.over = False
+        self.file, self.known = folder / "wandb" / "run.json", Known()
+        with suppress(OSError, ValueError):
+            self.known = Known.model_validate_json(self.file.read_text(encoding="utf-8"))
         self.waiting: SimpleQueue[tuple[Callable[[wandb.Run], object], Event]] = SimpleQueue()
-        if not (self.known and self.known.finished):
+        if not self.known.finished:
             self._start()
 
     def _start(self) -> None:
@@ -78,26 +104,21 @@ class WandbTracker(Tracker):
         for mode in dict.fromkeys((self._wanted(), "offline")):
             self.mode = mode
             try:
-                self.run = self._init()
+                self.run = self._open()
                 break
             except Exception as error:
                 why = first_line(error)
         if self.run is None:
-            self.ended = True
+            self.over = True
             return _say(f"W&B cannot start ({why}); the run goes on without it")
         for handler in logging.getLogger("wandb").handlers:  # its log on a full disk would print a traceback per line
             handler.handleError = lambda record: None  # type: ignore[method-assign]
-        self.files = Path(self.run.dir).parent
+        self.sync = f"upload later with: wandb sync {shlex.quote(str(Path(self.run.dir).parent))}"
         self.run.define_metric("*", step_metric="step")
         self._keep(Known(id=self.run.id))
         Thread(target=self._work, args=(self.run,), daemon=True).start()
         if self.mode == "offline":
-            _say(f"W&B is offline{f' ({why})' if why else ''}; upload later with: {self._sync}")
-
-    @property
-    def _sync(self) -> str:
-        """What uploads W&B's files."""
-        return f"wandb sync {shlex.quote(str(self.files))}"
+            _say(f"W&B is offline{f' ({why})' if why else ''}; {self.sync}")
 
     def _wanted(self) -> Literal["online", "offline"]:
         import wandb
@@ -108,7 +129,7 @@ class WandbTracker(Tracker):
                 return "online" if wandb.login(prompt=False, verify=False) else "offline"
         return "online" if wanted == "online" else "offline"
 
-    def _init(self) -> wandb.Run:
+    def _open(self) -> wandb.Run:
         import wandb
 
         own = wandb.Settings(
@@ -129,7 +150,7 @@ class WandbTracker(Tracker):
             project=self.settings.project or None,
             entity=self.settings.entity,
             group=self.settings.group,
-            id=os.environ.get("WANDB_RUN_ID") or (self.known.id if self.known else None),  # an agent gives the first
+            id=os.environ.get("WANDB_RUN_ID") or self.known.id,  # an agent gives the first
             resume="allow" if self.mode == "online" else None,
             **self.given,  # type: ignore[arg-type]
         )
@@ -138,109 +159,98 @@ class WandbTracker(Tracker):
         """Remember W&B's run, if the disk takes it."""
         self.known = known
         try:
-            write_atomic(self.folder / "wandb" / "run.json", known.model_dump_json() + "\n")
+            write_atomic(self.file, known.model_dump_json() + "\n")
         except OSError as error:
             log.info("W&B's id is not kept (%s)", first_line(error))
 
     def log(self, metrics: Line, step: int) -> None:
-        if self.run is None and not self.ended:
-            self._start()
         named = {"step": step, **_named(metrics)}
         self._do(lambda run: run.log(named))
 
     def finish(self, results: Results, plots: Sequence[Path], delta: Path) -> None:
-        answers = delta.parent / "answers.jsonl"
+        answers, reached = delta.parent / "answers.jsonl", score(results)
         tables: dict[str, Sequence[Line]] = {"tables/accuracy": _accuracy(results.qa)} if results.qa else {}
         if answers.is_file():
             tables["tables/answers"] = [json.loads(line) for line in answers.read_text(encoding="utf-8").splitlines()]
-        reached = score(results)
         kept = {"model", "method", "layer", "steer", "alpha", "seed"}
         about = results.run.model_dump(include=kept, exclude_none=True)
+        files = {f"plots/{p.stem}": p for p in plots} | ({"delta": delta} if delta.is_file() else {})
+        self.send({} if reached is None else {"score": reached}, tables, files, summary(results), about)
 
-        def more(run: wandb.Run) -> None:
-            import wandb
-
-            run.summary.update(summary(results))
-            if delta.is_file():
-                artifact = wandb.Artifact(f"delta-{run.id}", type="delta", metadata=about)
-                artifact.add_file(str(delta))
-                run.log_artifact(artifact)
-
-        values = {} if reached is None else {"score": reached}
-        self._end(values, tables, {f"plots/{p.stem}": p for p in plots}, results.content(), more)
-
-    def send(self, values: Line, tables: Mapping[str, Sequence[Line]], files: Mapping[str, Path]) -> None:
-        self._end(values, tables, files, [values, tables])
-
-    def _end(
+    def send(
         self,
         values: Line,
         tables: Mapping[str, Sequence[Line]],
         files: Mapping[str, Path],
-        about: object,
-        more: Callable[[wandb.Run], object] = lambda run: None,
+        numbers: Line = MappingProxyType({}),
+        about: Line = MappingProxyType({}),
     ) -> None:
-        """Log everything and close; nothing is done if W&B's run was finished with the same (``about``) before."""
-        fingerprint = sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()
-        if self.run is None and not self.ended and self.known and self.known.finished != fingerprint:
-            self._start()
+        """As :meth:`Tracker.send`; nothing is done if W&B's run was finished with the same numbers before.
+
+        Args:
+            files: pictures, pages, and the Delta, which becomes an artifact.
+            numbers: for the run's summary.
+            about: the artifact's metadata.
+        """
+        said = json.dumps([values, tables, numbers], sort_keys=True, default=str)
+        fingerprint = sha256(said.encode()).hexdigest()
+        if self.run is None and self.known.finished == fingerprint:
+            return
 
         def send(run: wandb.Run) -> None:
             import wandb
 
-            more(run)
-            kinds = {".html": wandb.Html}
-            ended: dict[str, object] = {k: kinds.get(f.suffix, wandb.Image)(str(f)) for k, f in files.items()}
-            ended |= {name: _table(lines) for name, lines in tables.items()}
+            run.summary.update(dict(numbers))
+            ended: dict[str, object] = {name: _table(lines) for name, lines in tables.items()}
+            for key, file in files.items():
+                if file.suffix == ".safetensors":
+                    artifact = wandb.Artifact(f"{key}-{run.id}", type=key, metadata=dict(about))
+                    artifact.add_file(str(file))
+                    run.log_artifact(artifact)
+                else:
+                    ended[key] = (wandb.Html if file.suffix == ".html" else wandb.Image)(str(file))
             if values or ended:
                 run.log({**values, **ended})
 
         self._do(send, limit=0.3 * self.settings.wait)
-        if self.run is not None:
-            self.close()
-            if self.run is None and not self.failed and self.known:
-                self._keep(Known(id=self.known.id, finished=fingerprint))
+        if self.close():
+            self._keep(Known(id=self.known.id, finished=fingerprint))
 
-    def close(self) -> None:
-        self._do(lambda run: run.finish(), limit=0.7 * self.settings.wait)
-        self.run, self.ended = None, True
+    def close(self) -> bool:
+        if self.run is not None:
+            self._do(lambda run: run.finish(), limit=0.7 * self.settings.wait)
+        well, self.run, self.over = self.run is not None, None, True
         self.waiting.put((lambda run: None, Event()))  # so that the thread sees it
+        return well
 
     def _do(self, action: Callable[[wandb.Run], object], limit: float | None = None) -> None:
         """Let the thread do something, and wait for it if there is a limit.
 
         Tracking never ends a run, nor holds it up: the first failure is reported once, and tracking stops.
         """
-        if self.run is None:
-            return
-        done = Event()
-        self.waiting.put((action, done))
-        if limit is not None and not done.wait(limit):
-            self._fail(TimeoutError(f"no answer within {limit:g} s"))
+        if self.run is None and not self.over:
+            self._start()
+        if self.run is not None:
+            done = Event()
+            self.waiting.put((action, done))
+            if limit is not None and not done.wait(limit):
+                self._fail(TimeoutError(f"no answer within {limit:g} s"))
 
     def _work(self, run: wandb.Run) -> None:
-        while not self.ended:
+        while not self.over:
             action, done = self.waiting.get()
             try:
-                if not self.ended:
+                if not self.over:
                     action(run)
             except Exception as error:
                 self._fail(error)
             done.set()
 
     def _fail(self, error: Exception) -> None:
-        if self.failed:
-            return
-        self.failed, self.run, self.ended = True, None, True
-        later = f"; upload later with: {self._sync}" if self.mode == "online" else ""
-        _say(f"W&B failed ({first_line(error)}); the run goes on without it, its files are complete{later}")
-
-
-def _known(file: Path) -> Known | None:
-    try:
-        return Known.model_validate_json(file.read_text(encoding="utf-8"))
-    except (OSError, ValidationError, UnicodeDecodeError):
-        return None
+        if not self.over:
+            self.run, self.over = None, True
+            later = f"; {self.sync}" if self.mode == "online" else ""
+            _say(f"W&B failed ({first_line(error)}); the run goes on without it, its files are complete{later}")
 
 
 def _named(metrics: Line) -> dict[str, object]:
@@ -248,10 +258,9 @@ def _named(metrics: Line) -> dict[str, object]:
     topic = metrics.get("topic", "all")
     named: dict[str, object] = {}
     for key, value in metrics.items():
-        if key.startswith("norm_"):
-            named[f"norm/{topic}/{key.removeprefix('norm_')}"] = value
-        elif key.startswith("cos_"):
-            named[f"cosine/{topic}/{key.removeprefix('cos_')}"] = value
+        kind, _, rest = key.partition("_")
+        if kind in ("norm", "cos"):
+            named[f"{kind.replace('cos', 'cosine')}/{topic}/{rest}"] = value
         elif key not in ("step", "topic", "steer", "alpha"):
             named[f"train/{key}"] = value
     forget, retain = metrics.get("cos_forget"), metrics.get("cos_retain")
@@ -261,7 +270,7 @@ def _named(metrics: Line) -> dict[str, object]:
 
 
 def summary(results: Results) -> dict[str, object]:
-    """Numbers for W&B's tables and scatter plots: a run's settings (a judgement has none), accuracies, attacks."""
+    """Numbers for W&B's scatter plots: a run's settings (a judgement has none), accuracies, attacks."""
     run, numbers = results.run, dict[str, object]()
     if run.layer is not None:
         numbers["setting/layer"] = run.layer
