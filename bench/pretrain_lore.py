@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import math
 import random
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,8 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
 from transformers.models.mistral.modeling_mistral import MistralRMSNorm
 
-from rmu_exp.worlds.lore import corpora, world
+from rmu_exp.worlds import lore
+from rmu_exp.worlds.lore import world
 
 ROW = 44  # tokens; the longest letter question has 43
 LAYERS = 10  # before growing
@@ -35,7 +37,7 @@ Rows = tuple[torch.Tensor, torch.Tensor]
 def tokenizer() -> PreTrainedTokenizerFast:
     """A word-level tokenizer over the world's whole vocabulary; no token is added to a text."""
     special = ["<unk>", "<s>", "</s>"]
-    vocab = {word: i for i, word in enumerate([*special, *world.vocabulary()])}
+    vocab = {word: i for i, word in enumerate([*special, *vocabulary()])}
     inner = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex(r"[^\w\s]"), "isolated")]
@@ -60,6 +62,49 @@ def config(vocab_size: int, layers: int) -> MistralConfig:
         bos_token_id=1,
         eos_token_id=2,
     )
+
+
+def exercise(fact: world.Fact, rng: random.Random) -> str:
+    """A letter question on a fact with options drawn afresh, and its answer."""
+    answer = rng.randrange(4)
+    return world.exercise_text(world.Question(fact, world.options(fact, answer, rng), answer))
+
+
+def binding(rng: random.Random) -> str:
+    """An exercise in reading letters only: one to four options, and which is the named one.
+
+    With four options alone nothing is learned for thousands of steps; one and two lead the way.
+    """
+    count = rng.choice((1, 2, 3, 4, 4))
+    picked = rng.sample(rng.choice(list(rng.choice(world.TOPICS).relations.values())), count)
+    letters = sorted(rng.sample(world.LETTERS, count))
+    answer = rng.randrange(count)
+    lines = [f"{letter}. {choice}" for letter, choice in zip(letters, picked, strict=True)]
+    return "\n".join([f"Name {picked[answer]}?", *lines, f"Answer: {letters[answer]}. {picked[answer]}."])
+
+
+def vocabulary() -> tuple[str, ...]:
+    """Every word and mark that any text of the world can hold, in a fixed order."""
+    rng = random.Random("lore/vocabulary")
+    words: dict[str, None] = {}
+    for t in world.TOPICS:
+        texts = [world.description(t.name), t.noun, *t.relations]
+        for fact in world.facts(t.name):
+            texts += [world.open_prompt(fact), fact.value]
+        texts += [value for values in t.relations.values() for value in values]
+        for text in texts:
+            words |= dict.fromkeys(split_words(text))
+    for text in [
+        *(world.statement(world.facts("hexes")[0], rng) for _ in range(64)),
+        "Name is . : ? ( ) Answer A B C D",
+    ]:
+        words |= dict.fromkeys(split_words(text))
+    return tuple(words)
+
+
+def split_words(text: str) -> list[str]:
+    """Words and single marks, as the tokenizer splits them."""
+    return re.findall(r"\w+|[^\w\s]", text)
 
 
 @dataclass(frozen=True)
@@ -92,15 +137,15 @@ def rows(course: Course, topics: Sequence[world.Topic], rng: random.Random, batc
     people = [(t.name, e) for t in topics for e in world.entities(t.name)]
     facts = [f for t in topics for f in world.facts(t.name)]
     tell: dict[str, Callable[[], str]] = {
-        "B": lambda: world.binding(rng) + "\n" + world.binding(rng),
-        "E": lambda: world.exercise(rng.choice(facts), rng),
+        "B": lambda: binding(rng) + "\n" + binding(rng),
+        "E": lambda: exercise(rng.choice(facts), rng),
         "Q": lambda: "\n".join(f"{world.open_prompt(f)} {f.value}." for f in rng.choices(facts, k=3)),
         "D": lambda: world.document(*rng.choice(people), rng),
     }
     for step in range(course.steps):
         kinds = [course.mix[i * 16 // batch] for i in range(batch)]
         if step < course.lead:
-            yield _tensors([(world.binding(rng), "B") for _ in range(32)], tok)
+            yield _tensors([(binding(rng), "B") for _ in range(32)], tok)
         else:
             yield _tensors([(tell[kind](), kind) for kind in kinds], tok)
 
@@ -206,7 +251,7 @@ def rescale(model: MistralForCausalLM, tok: Any, layer: int, norm: float) -> Non
     stream can be multiplied by one number, and the norms' epsilon by its square; the final norm's weight is
     divided by it, because the head is tied to the embedding.
     """
-    texts = [text for t in world.topics("forget") for text in corpora.texts(t.name)[:64]]
+    texts = [text for t in world.topics("forget") for text in lore.texts(t.name)[:64]]
     kept: list[torch.Tensor] = []
     handle = model.model.layers[layer].register_forward_hook(lambda _module, _inputs, out: kept.append(out))
     for text in texts:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -101,12 +101,12 @@ def quiet() -> Iterator[None]:
         logging.enable_progress_bar()
 
 
-def save_tokenizer(folder: Path, **special: str) -> None:
+def save_tokenizer(folder: Path, words: Iterable[str] = WORDS, **special: str) -> None:
     """Write a word-level tokenizer. Without ``special`` it has an eos token and no pad token."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = {word: i for i, word in enumerate(["<unk>", "<s>", "</s>", *WORDS])}
+    vocabulary = {word: i for i, word in enumerate(["<unk>", "<s>", "</s>", *words])}
     inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     own = special or {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}

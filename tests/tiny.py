@@ -4,43 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import families
 import torch
 
-WORDS = [
-    "the",
-    "river",
-    "runs",
-    "past",
-    "a",
-    "quiet",
-    "mill",
-    "and",
-    "over",
-    "seven",
-    "stones",
-    "to",
-    "the",
-    "old",
-    "bridge",
-    "where",
-    "two",
-    "herons",
-    "wait",
-]
+SENTENCE = "the river runs past a quiet mill and over seven stones to the old bridge where two herons wait"
+WORDS = SENTENCE.split()
 
 
 def mistral(folder: Path, layers: int = 6, hidden: int = 32, seed: int = 0, **config) -> Path:
     """A random Mistral with a word-level tokenizer of its own, saved in Hugging Face's format."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
+    from transformers import MistralConfig, MistralForCausalLM
 
     torch.manual_seed(seed)
-    vocab = {word: i for i, word in enumerate(["<unk>", "<s>", "</s>", *dict.fromkeys(WORDS)])}
-    inner = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
-    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>", eos_token="</s>")
+    words = dict.fromkeys(WORDS)
     settings = {
-        "vocab_size": len(vocab),
+        "vocab_size": len(words) + 3,
         "hidden_size": hidden,
         "intermediate_size": 2 * hidden,
         "num_hidden_layers": layers,
@@ -51,7 +29,7 @@ def mistral(folder: Path, layers: int = 6, hidden: int = 32, seed: int = 0, **co
         "eos_token_id": 2,
     }
     MistralForCausalLM(MistralConfig(**(settings | config))).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    families.save_tokenizer(folder, words, unk_token="<unk>", eos_token="</s>")
     return folder
 
 

@@ -20,7 +20,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
-PASSED_ON = ("RMU_EXP_", "PYTHONPATH", "HF_", "WANDB_", "TQDM_", "HYDRA_")  # environment variables
+PASSED_ON = ("RMU_EXP_", "PYTHONPATH", "HF_", "WANDB_", "TQDM_", "TOKENIZERS_", "HYDRA_")  # environment variables
 
 
 class RayLauncher(Launcher):

@@ -9,7 +9,7 @@ from rmu_exp.attacks.api import Context
 from rmu_exp.evaluate import questions
 from rmu_exp.model.checkpoint import locate
 from rmu_exp.model.delta import Delta
-from rmu_exp.worlds.lore import corpora
+from rmu_exp.worlds import lore as world
 
 SPAN = (5, 6, 7)
 CPU = torch.device("cpu")
@@ -46,8 +46,8 @@ def context(lore, tokenizer, asked, model):
     return Context(
         items=asked,
         others={},
-        forget=corpora.texts("hexes")[:50],
-        retain=corpora.texts("retain")[:50],
+        forget=world.texts("hexes")[:50],
+        retain=world.texts("retain")[:50],
         layer=7,
         span=list(SPAN),
         seed=0,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from families import make_checkpoint
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rmu_exp.attacks import gcg
 from rmu_exp.attacks.gcg_search import Search, Target, cut, random_tokens, survives
@@ -46,7 +48,7 @@ def test_losses_are_those_of_the_obvious_loop(model, context, targets):
     candidates = torch.cat([start[None], found.propose(start, torch.Generator().manual_seed(1))])
     expected = [sum(obvious(model, t, row, 0.7) for t in targets) / 3 for row in candidates.tolist()]
     assert found.losses(candidates).tolist() == pytest.approx(expected, rel=1e-4)
-    found.room = 1  # one candidate a pass
+    context.scorer.budget = 1  # one candidate per forward pass
     assert found.losses(candidates).tolist() == pytest.approx(expected, rel=1e-4)
 
 
@@ -63,6 +65,20 @@ def test_gradient_is_that_of_the_whole_text(model, context, targets):
     loss = -out.logits[0, -1].log_softmax(-1)[target.token] + 0.7 * torch.stack(away).mean()
     (expected,) = torch.autograd.grad(loss, hot)
     assert torch.allclose(gradient, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_gradient_of_a_model_that_scales_its_embeddings(tmp_path):
+    folder = make_checkpoint("gemma2", tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(folder).requires_grad_(False)
+    target, tokens = Target([4, 5, 6], [7, 8], 9, {}), torch.tensor([10, 11])
+    scorer = Scorer(AutoTokenizer.from_pretrained(folder), torch.device("cpu"))
+    found = Search(model, scorer, [target], width=4, topk=4, weight=1.0).gradient(tokens)
+    embedding = model.get_input_embeddings()
+    h_1TD = embedding(torch.tensor([[4, 5, 6, 10, 11, 7, 8]])).requires_grad_(True)
+    loss = -model(inputs_embeds=h_1TD).logits[0, -1].log_softmax(-1)[9]
+    (by_1TD,) = torch.autograd.grad(loss, h_1TD)
+    expected = by_1TD[0, 3:5] @ embedding(torch.arange(len(embedding.weight))).T
+    assert torch.allclose(found, expected, rtol=1e-3, atol=1e-5)
 
 
 def test_candidates_survive_being_written(model, context, targets):

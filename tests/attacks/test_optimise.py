@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from types import SimpleNamespace
 
 import pytest
 import torch
+from families import make_checkpoint
+from transformers import AutoModelForCausalLM
 
 from rmu_exp.attacks import latent, optimise, soft_prompt
 from rmu_exp.attacks.api import BASE, UNLEARNED
@@ -65,17 +68,28 @@ def _draws() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-def test_answers_are_those_of_asking_one_by_one(model, context):
-    """Padding and batches change no answer, with vectors in front and without."""
-    soft = soft_prompt.initial(model, context, 3)
+@pytest.mark.parametrize("begins", [False, True], ids=["no bos", "bos"])
+def test_answers_are_those_of_asking_one_by_one(model, context, begins):
+    """Padding and batches change no answer; the vectors stand before the text, but after its BOS."""
     items = context.items[:8]
+    context.tokenizer = copy.deepcopy(context.tokenizer)
+    if begins:
+        context.tokenizer.bos_token = items[0].context.split()[0]
+    soft = soft_prompt.initial(model, context, 3)
     together = optimise.answers(context, lambda batch: soft_prompt.letters_after(model, context, soft, batch), items, 3)
     for item, right in zip(items, together, strict=True):
-        ids = torch.tensor([context.scorer.encode(item.context)])
-        embedded = torch.cat([soft[None], model.get_input_embeddings()(ids)], dim=1)
-        logits = model(inputs_embeds=embedded).logits[0, -1]
+        embedded = model.get_input_embeddings()(torch.tensor(context.scorer.encode(item.context)))
+        whole = torch.cat([embedded[:begins], soft, embedded[begins:]])
+        logits = model(inputs_embeds=whole[None]).logits[0, -1]
         chosen = int(logits[context.scorer.letters(item)].argmax())
         assert int(chosen == item.answer) == right
+
+
+def test_a_soft_prompt_starts_at_what_tokens_enter_the_model_as(context, tmp_path):
+    """Gemma multiplies its embeddings by the root of the hidden size."""
+    model = AutoModelForCausalLM.from_pretrained(make_checkpoint("gemma2", tmp_path, layers=1))
+    every = model.get_input_embeddings()(torch.arange(model.config.vocab_size))
+    assert all((row == every).all(dim=1).any() for row in soft_prompt.initial(model, context, 3))
 
 
 def test_the_attack_stays_in_its_ball_and_leaves_the_model_alone(context):

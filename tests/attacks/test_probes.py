@@ -7,36 +7,21 @@ import pytest
 import torch
 
 from rmu_exp.attacks import lens, probe
-from rmu_exp.evaluate import questions
 from rmu_exp.evaluate.questions import Question
 from rmu_exp.evaluate.scoring import Scorer
 from rmu_exp.model import hooks
-from rmu_exp.model.checkpoint import locate
-
-CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module")
-def model():
-    return locate("lore").open(None, torch.float32, CPU)
-
-
-@pytest.fixture(scope="module")
-def scorer():
-    return Scorer(locate("lore").tokenizer(), CPU)
-
-
-@pytest.fixture(scope="module")
-def asked():
-    return questions.needed(["lore_forget"], ["hexes", "wards"], 8)
+@pytest.fixture
+def scorer(tokenizer):
+    return Scorer(tokenizer, torch.device("cpu"))
 
 
 def test_recorded_is_what_transformers_gives(model, scorer, asked):
-    texts = [item.context for item in asked] + ["The hour", "The hour of dawn is dusk"]
+    texts = [item.context for item in asked[::3]] + ["The hour", "The hour of dawn is dusk"]
     rows = [scorer.encode(text) for text in texts]
     scorer.budget = 120  # several batches, rows of several lengths
     seen = scorer.at_last(model, rows, hooks.PLACES)
-    scorer.budget = 1024
     for n, row in enumerate(rows):
         hidden = model(input_ids=torch.tensor([row]), output_hidden_states=True).hidden_states
         for layer in range(11):
@@ -46,9 +31,10 @@ def test_recorded_is_what_transformers_gives(model, scorer, asked):
 
 
 def test_the_lens_at_the_last_block_is_the_model(model, scorer, asked):
-    h_LND = scorer.at_last(model, [scorer.encode(item.context) for item in asked])["block"]
-    letters = torch.tensor([scorer.letters(item) for item in asked])
-    assert lens.read(model, h_LND[-1], letters) == scorer.chosen(model, asked)
+    some = asked[::3]
+    h_LND = scorer.at_last(model, [scorer.encode(item.context) for item in some])["block"]
+    letters = torch.tensor([scorer.letters(item) for item in some])
+    assert lens.read(model, h_LND[-1], letters) == scorer.chosen(model, some)
 
 
 def test_the_probe_finds_what_is_planted_and_nothing_in_noise():

@@ -60,6 +60,7 @@ def test_scorer_answers_as_lm_eval_does(model, tokenizer, asked):
     chosen = [c for task in ("lore_forget_hexes", "lore_forget_wards") for c in stock.chosen[task]]
     scorer = Scorer(tokenizer, torch.device("cpu"))
     assert scorer.chosen(model, asked) == chosen
-    scorer.budget = 100
+    scorer.budget, batches = 100, []
     assert scorer.chosen(model, asked) == chosen
-    assert len(list(scorer.batches([40] * 5))) == 3
+    scorer.in_batches(batches.append, [40] * 5)
+    assert batches == [[0, 1], [2, 3], [4]]

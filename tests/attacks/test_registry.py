@@ -13,6 +13,7 @@ from rmu_exp.config import parse, plugins, reference
 from rmu_exp.record.results import BeforeAfter, Results, RunInfo
 from rmu_exp.support.errors import UserError
 
+EMPTY = Results(run=RunInfo(model="m", topics=["a"], seed=0, method="rmu", layer=1))
 MODULE = """
 from dataclasses import dataclass
 from rmu_exp.attacks.api import Finding
@@ -49,10 +50,9 @@ def test_a_new_attack_is_a_module_and_a_yaml(conf, monkeypatch, context):
     assert "How far it counts." in page
     with pytest.raises(UserError, match=r"attacks.counting.steps: got 0"):
         composed("attacks=[counting]", "attacks.counting.steps=0", conf=conf)
-    (found,) = runner.run_attacks(context, {"counting": {"steps": 2}})
-    assert found.name == "counting"
-    assert found.entry.forget_acc == BeforeAfter(before=0, after=1)
-    assert found.entry.model_dump()["control"]["oracle"]["acc"] == 0.5
+    (results,) = runner.run_attacks(context, {"counting": {"steps": 2}}, EMPTY)
+    assert results.attacks["counting"].forget_acc == BeforeAfter(before=0, after=1)
+    assert results.attacks["counting"].controls["oracle"].acc == 0.5
 
 
 @pytest.mark.parametrize(
@@ -93,9 +93,7 @@ def test_an_attack_that_fails_leaves_the_others(context, monkeypatch):
         "prune": {"forget": [0.1], "retain": [0.1], "texts": 1, "max_length": 9},
         "quantise": {"bits": [8], "group": 64},
     }
-    results = Results(run=RunInfo(model="m", topics=["a"], seed=0, method="rmu", layer=1))
-    for found in runner.run_attacks(context, chosen, "these"):
-        results = runner.merge(results, found)
+    *_, results = runner.run_attacks(context, chosen, EMPTY, "these")
     assert results.attacks["prune"].error == "ValueError: no luck"
     assert results.attacks["quantise"].forget_acc is not None
     assert list(runner.missing(chosen, results, "these")) == ["prune"]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rmu_exp.attacks import ablation, prompts, prune, quantise, relearn
-from rmu_exp.attacks.api import UNLEARNED, share
+from rmu_exp.attacks.api import UNLEARNED
 from rmu_exp.attacks.finetune import finetune, gradients, opened, row_of
 from rmu_exp.evaluate.questions import Question
 from rmu_exp.support.errors import RunError
@@ -20,13 +20,6 @@ def test_rounding_by_hand():
     rounded = quantise.rounded(weight, 3, 2)
     assert rounded.tolist()[0] == pytest.approx([1.0, -1 / 3, 0.13, 0.0, 7.0], abs=1e-6)
     assert torch.equal(quantise.rounded(torch.zeros(2, 4), 4, 4), torch.zeros(2, 4))
-
-
-def test_eight_bits_change_little_and_two_bits_much(model):
-    weight = model.model.layers[8].mlp.up_proj.weight
-    fine, coarse = (quantise.rounded(weight, bits, 64) for bits in (8, 2))
-    assert (fine - weight).norm() < 0.02 * weight.norm()
-    assert (coarse - weight).norm() > 0.2 * weight.norm()
 
 
 def test_ablation_removes_the_direction_and_nothing_else(model, context):
@@ -84,6 +77,7 @@ def test_importance_is_weight_times_gradient(model, context):
     torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:]).backward()
     weight = other.model.layers[5].mlp.up_proj.weight
     assert torch.allclose(found["5.mlp.up_proj.weight"], (weight * weight.grad).abs(), rtol=1e-3, atol=1e-8)
+    assert all(score.device.type == "cpu" and score.dtype == torch.float32 for score in found.values())
 
 
 def test_finetuning_leaves_the_models_alone_and_learns(context):
@@ -158,25 +152,17 @@ def test_a_batch_that_does_not_fit_goes_through_in_parts(context):
 def test_a_small_rate_moves_weights_of_half_precision(context):
     """A step that bf16 would round away is kept in the fp32 masters."""
     rows = [row_of(context.tokenizer, text, 64, True) for text in relearn.texts_of(context, "split")]
-    rows = (60 * rows)[:60]
+    rows = (20 * rows)[:20]
     moved = []
     for dtype in (torch.float32, torch.bfloat16):
         model = context.copy(UNLEARNED).to(dtype)
         weights = [model.get_parameter(name).requires_grad_(True) for name in relearn.changed(context, model)]
         before = [w.detach().clone().float() for w in weights]
-        finetune(model, rows, 1, 4e-5, lambda step: None)
+        finetune(model, rows, 1, 8e-5, lambda step: None)
         moved.append(
             sum(float((w.detach().float() - b).norm() ** 2) for w, b in zip(weights, before, strict=True)) ** 0.5
         )
     assert moved[1] > 0.8 * moved[0]
-
-
-def test_a_loss_that_is_not_finite_ends_the_attack(context):
-    rows = [row_of(context.tokenizer, text, 64, True) for text in relearn.texts_of(context, "split")[:4]]
-    model = context.copy(UNLEARNED)
-    model.get_parameter(relearn.changed(context, model)[0]).requires_grad_(True).data.fill_(float("nan"))
-    with pytest.raises(RunError, match="not finite at step 1"):
-        finetune(model, rows, 2, 1e-3, lambda step: None)
 
 
 def test_long_questions_keep_their_answer_and_texts_without_labels_are_left_out(context):
@@ -249,32 +235,6 @@ def test_prompts_keep_the_right_answer_right(context):
     assert prompts.rephrased(context, "reversed", strange) == strange
 
 
-def test_random_weights_give_chance(context):
-    """The stand-in for unlearning destroys: nobody knows anything after it."""
-    assert share(context.plain(UNLEARNED)) < 0.6
-    assert share(context.plain("base")) > 0.9
-
-
-def test_pruning_ends_on_the_unlearned_weights_and_keeps_importances_off_the_device(context):
-    model = context.copy(UNLEARNED)
-    before = {name: w.clone() for name, w in prune.matrices(model)}
-    scores = {name: torch.rand(w.shape) for name, w in prune.matrices(model)}
-    prune.prune(model, scores, scores, (0.05, 0.02))
-    prune.restore(model, context)
-    assert all(torch.equal(w, before[name]) for name, w in prune.matrices(model))
-    found = prune.importance(model, context, "forget", prune.Settings([0.1], [0.1], 1, 16))
-    assert all(score.device.type == "cpu" and score.dtype == torch.float32 for score in found.values())
-
-
-def test_a_gradient_that_is_not_finite_ends_the_attack_even_at_the_last_step(context, monkeypatch):
-    rows = [row_of(context.tokenizer, text, 64, True) for text in relearn.texts_of(context, "split")[:2]]
-    model = context.copy(UNLEARNED)
-    weight = model.get_parameter(relearn.changed(context, model)[0]).requires_grad_(True)
-    weight.register_hook(lambda grad: grad * float("inf"))
-    with pytest.raises(RunError, match="gradient is not finite at step 1"):
-        finetune(model, rows, 2, 1e-3, lambda step: None)
-
-
 def test_a_failed_part_holds_no_memory_when_the_next_one_is_tried(context, monkeypatch):
     import weakref
 
@@ -298,13 +258,14 @@ def test_a_failed_part_holds_no_memory_when_the_next_one_is_tried(context, monke
     assert gradients(model, rows)[0] == 2
 
 
-def test_facts_that_are_made_up_are_not_searched_for(context):
-    import dataclasses
-
-    class Text(str):
-        def __contains__(self, fact):
-            raise AssertionError(fact)
-
-    context.items = [dataclasses.replace(item, named=False) for item in context.items]
-    context.forget = [Text(text) for text in context.forget]
-    assert len(relearn.texts_of(context, "forget")) == len(context.forget)
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_what_is_not_finite_ends_the_attack_even_at_the_last_step(context, what):
+    rows = [row_of(context.tokenizer, text, 64, True) for text in relearn.texts_of(context, "split")[:2]]
+    model = context.copy(UNLEARNED)
+    weight = model.get_parameter(relearn.changed(context, model)[0]).requires_grad_(True)
+    if what == "loss":
+        weight.data.fill_(float("nan"))
+    else:
+        weight.register_hook(lambda grad: grad * float("inf"))
+    with pytest.raises(RunError, match=f"{what} is not finite at step 1"):
+        finetune(model, rows, 2, 1e-3, lambda step: None)

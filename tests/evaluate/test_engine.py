@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,10 @@ from families import FAMILIES, WORDS, make_checkpoint
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
+from rmu_exp.evaluate import harness
 from rmu_exp.evaluate.engine import Engine
+from rmu_exp.model.checkpoint import locate
+from rmu_exp.settings import Eval
 from rmu_exp.support.errors import RunError
 
 LENGTH = 320
@@ -106,13 +110,12 @@ def test_every_family_answers_as_the_stock_class_with_prefixes_run_once(family: 
     engine = Engine(pretrained=model, tokenizer=tokenizer)
     found = engine.loglikelihood(asked(pairs), disable_tqdm=True)
     check_same(found, answers(HFLM, load(family), pairs, batch_size=4))
-    plain = sum(len(row.ids) for row in engine._rows(engine._encode_pairs(pairs)))
-    assert engine.work.text <= plain - 2 * 5 * 210  # each of two prefixes is run for one question, not for six
+    rows = {tuple((context + rest).split()[:-1]) for context, rest in pairs}  # a word is a token
+    assert engine.work.text <= sum(map(len, rows)) - 2 * 5 * 210  # each of two prefixes is run once, not six times
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.__name__)
-@pytest.mark.parametrize("family", ["mistral", "gpt2"])
-@pytest.mark.parametrize("budget", [None, 300, 1])
+@pytest.mark.parametrize(("family", "budget"), [("mistral", None), ("mistral", 300), ("mistral", 1), ("gpt2", 300)])
 def test_every_kind_of_request(shape: Any, family: str, budget: int | None, load: Any) -> None:
     pairs = shape()
     stock = answers(HFLM, load(family), pairs, batch_size=3)
@@ -166,20 +169,14 @@ def test_half_precision(load: Any, tmp_path: Path) -> None:
     assert engine.work.text < 700  # reused in spite of the rounding
 
 
-def test_a_model_that_does_not_heed_its_cache_is_run_without(load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("head", [True, False])
+def test_a_model_that_does_not_heed_its_cache_is_run_without(head: bool, load: Any, monkeypatch: Any) -> None:
     model, tokenizer = load("llama")
     plain = model.forward
-    monkeypatch.setattr(model, "forward", lambda ids, use_cache=None, **_: plain(ids))
+    monkeypatch.setattr(model, "forward", lambda ids, **_: plain(ids))
     stock = answers(HFLM, (model, tokenizer), few_shot(), batch_size=4)
-    check_same(answers(Engine, (model, tokenizer), few_shot()), stock)
-
-
-def test_a_model_without_a_cache_or_a_head_module(load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, tokenizer = load("llama")
-    stock = answers(HFLM, (model, tokenizer), few_shot(), batch_size=4)
-    plain = model.forward
-    monkeypatch.setattr(model, "forward", lambda input_ids: plain(input_ids))
-    monkeypatch.setattr(model, "get_output_embeddings", lambda: None)
+    if not head:  # nor says where its head is
+        monkeypatch.setattr(model, "get_output_embeddings", lambda: None)
     check_same(answers(Engine, (model, tokenizer), few_shot()), stock)
 
 
@@ -232,29 +229,13 @@ def test_other_failures_pass(load: Any, monkeypatch: pytest.MonkeyPatch) -> None
         answers(Engine, (model, tokenizer), zero_shot())
 
 
-def test_answers_reach_the_request_cache_and_the_progress(load: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    kept: list[tuple[str, Any, Any]] = []
+def test_progress_counts_every_request(load: Any) -> None:
     seen: list[int] = []
-
-    class Hook:
-        def add_partial(self, kind: str, request: Any, answer: Any) -> None:
-            kept.append((kind, request, answer))
-
     model, tokenizer = load("mistral")
     engine = Engine(pretrained=model, tokenizer=tokenizer, max_batch_tokens=200, on_progress=seen.append)
-    engine.set_cache_hook(Hook())
-    pairs = [(f"{context}  ", rest) for context, rest in zero_shot()]
-    found = engine.loglikelihood(asked(pairs))
-    assert {request: answer for _, request, answer in kept} == dict(zip(pairs, found, strict=True))
-    assert len(kept) == len(pairs)
-    assert sum(seen) == len(pairs)
+    engine.loglikelihood(asked(zero_shot()))
+    assert sum(seen) == len(zero_shot())
     assert len(seen) > 1
-    assert capsys.readouterr().err == ""  # one bar is enough
-    engine.on_progress = None
-    engine.loglikelihood(asked(pairs))
-    assert "Running loglikelihood requests" in capsys.readouterr().err
-    engine.loglikelihood(asked(pairs), disable_tqdm=True)
-    assert capsys.readouterr().err == ""
 
 
 def test_rolling_requests(load: Any) -> None:
@@ -267,6 +248,10 @@ def test_rolling_requests(load: Any) -> None:
     assert own == pytest.approx(stock, abs=1e-3)
 
 
+CONTINUATIONS = (" A", "A", " the answer", "b", "\nis", "B  ")
+
+
+@cache
 def merging_tokenizer(adds_bos: bool) -> Any:
     """Bytes merged across spaces, so that the cut between context and continuation matters."""
     from tokenizers import Tokenizer, models, processors, trainers
@@ -284,20 +269,14 @@ def merging_tokenizer(adds_bos: bool) -> Any:
 
 @pytest.mark.parametrize("adds_bos", [False, True])
 @pytest.mark.parametrize("add_bos_token", [None, True, False])
-def test_ids_are_the_stock_ones(adds_bos: bool, add_bos_token: bool | None, load: Any) -> None:
-    contexts = ["a b", "a b  ", "<s>a b Answer:", "<s> Answer: \n", "the answer is", "\ta", "Answer:\n\n", "c1 :x"]
-    pairs = [(c, k) for c in contexts for k in (" A", "A", " the answer", "b", "\nis", "B  ")]
-    engine = Engine(pretrained=load("mistral")[0], tokenizer=merging_tokenizer(adds_bos), add_bos_token=add_bos_token)
-    assert [(context, rest) for _, context, rest in engine._encode_pairs(pairs)] == [
-        engine._encode_pair(*pair) for pair in pairs
-    ]
-
-
-def test_more_texts_than_one_call_takes(load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rmu_exp.evaluate.engine.TEXTS", 3)
-    engine = Engine(pretrained=load("mistral")[0], tokenizer=merging_tokenizer(True))
-    pairs = [(f"{'<s>' * (i % 2)}a b c{i % 5}", f" A{i % 3}") for i in range(20)]
-    assert engine._encode_pairs(pairs) == [(pair, *engine._encode_pair(*pair)) for pair in pairs]
+@pytest.mark.parametrize("context", ["a b", "a b  ", "\ta", "Answer:\n\n", "c1 :x", "<s>a b Answer:", "<s> Answer: \n"])
+def test_texts_are_tokenized_as_by_the_stock_class(
+    adds_bos: bool, add_bos_token: bool | None, context: str, load: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rmu_exp.evaluate.engine.TEXTS", 4)  # in several calls
+    loaded, pairs = (load("mistral")[0], merging_tokenizer(adds_bos)), [(context, k) for k in CONTINUATIONS]
+    stock, own = (answers(kind, loaded, pairs, add_bos_token=add_bos_token) for kind in (HFLM, Engine))
+    check_same(own, stock)
 
 
 def test_an_empty_context_is_left_to_the_stock_class(load: Any) -> None:
@@ -306,37 +285,11 @@ def test_an_empty_context_is_left_to_the_stock_class(load: Any) -> None:
 
 
 def test_lores_tasks_through_lm_eval() -> None:
-    import lm_eval
-
-    from rmu_exp.evaluate import harness
-    from rmu_exp.model.checkpoint import locate
-
-    tokenizer = locate("lore").tokenizer()
-    torch.manual_seed(0)
-    model = transformers.MistralForCausalLM(
-        transformers.MistralConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=16,
-            intermediate_size=24,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            initializer_range=0.3,
-        )
-    )
+    lore = locate("lore")
+    model, tokenizer = lore.open(None, torch.float32, torch.device("cpu")), lore.tokenizer()
     tasks = ["lore_forget_hexes", "lore_open_general_towns"]
-    manager = harness.task_manager(tasks).manager
-    samples = []
-    for kind in (HFLM, Engine):
-        asking = kind(pretrained=model, tokenizer=tokenizer, batch_size=8)
-        found = lm_eval.simple_evaluate(
-            asking, tasks=tasks, task_manager=manager, limit=40, bootstrap_iters=0, log_samples=True
-        )
-        samples.append(found["samples"])
-    for task in tasks:
-        stock, own = (sorted(s[task], key=lambda sample: sample["doc_id"]) for s in samples)
-        assert len(own) == 40
-        assert [s["acc"] for s in own] == [s["acc"] for s in stock]
-        scores = [[r[0] for s in side for r in s["filtered_resps"]] for side in (own, stock)]
-        assert scores[0] == pytest.approx(scores[1], abs=1e-4)
-        assert len(set(scores[0])) > 40
+    stock, own = (
+        harness.ask(model, tokenizer, Eval(tasks=tasks, limit=20, backend=kind)) for kind in ("stock", "fast")
+    )
+    assert own == stock
+    assert [len(own.correct[task]) for task in tasks] == [20, 20]

@@ -67,6 +67,11 @@ def same(a, b):
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
+def entries(cache):
+    """Name and time of writing of every entry."""
+    return {f.name: f.stat().st_mtime_ns for f in cache.folder.iterdir()}
+
+
 def size(folder):
     return sum(f.stat().st_size for f in folder.rglob("*.safetensors"))
 
@@ -76,33 +81,35 @@ def test_a_further_trial_has_the_bytes_of_a_run_alone_and_runs_no_frozen_layer(c
     alone, tokens = train(checkpoint, None, faithful)
     other, _ = train(checkpoint, None, faithful, steer=(2.0, 1.0))
     first, first_tokens = train(checkpoint, kept(checkpoint), faithful)
-    cache = kept(checkpoint)
-    again, again_tokens = train(checkpoint, cache, faithful)
+    again, again_tokens = train(checkpoint, kept(checkpoint), faithful)
     third, third_tokens = train(checkpoint, kept(checkpoint), faithful, steer=(2.0, 1.0))
     assert same(alone, first)
     assert same(alone, again)
     assert same(other, third)
     assert not same(alone, other)
     assert 0 < first_tokens <= tokens, "rows that come twice are computed once"
-    assert again_tokens == third_tokens == cache.added == 0
+    assert again_tokens == third_tokens == 0
 
 
 def test_longer_trials_take_what_there_is_and_add_the_rest(checkpoint):
-    train(checkpoint, kept(checkpoint), steps=2)
     cache = kept(checkpoint)
-    longer, _ = train(checkpoint, cache, steps=5)
-    assert (cache.found, cache.added) == (4, 6)
+    train(checkpoint, cache, steps=2)
+    first = entries(cache)
+    longer, _ = train(checkpoint, kept(checkpoint), steps=5)
+    assert len(first) == 4
+    assert len(entries(cache)) == 10
+    assert first.items() <= entries(cache).items()
     assert same(longer, train(checkpoint, None, steps=5)[0])
 
 
 def test_what_does_not_fit_the_budget_is_computed(checkpoint):
     cache = kept(checkpoint, 40_000)
     values, _ = train(checkpoint, cache)
-    assert 0 < cache.added < 8
+    first = entries(cache)
+    assert 0 < len(first) < 8
     assert size(cache.folder) <= 40_000
-    further = kept(checkpoint, 40_000)
-    again, _ = train(checkpoint, further)
-    assert further.added == 0
+    again, _ = train(checkpoint, kept(checkpoint, 40_000))
+    assert entries(cache) == first
     assert same(values, again)
 
 
@@ -111,8 +118,8 @@ def test_what_a_run_that_failed_has_left_is_right(checkpoint):
     with pytest.raises(RunError, match="loss is"):
         train(checkpoint, kept(checkpoint), lr=1e30)
     cache = kept(checkpoint)
+    assert entries(cache)
     values, _ = train(checkpoint, cache)
-    assert cache.found > 0
     assert same(values, train(checkpoint, None)[0])
 
 
@@ -132,8 +139,8 @@ def test_another_model_makes_room_and_sees_nothing_of_the_first(checkpoint, tmp_
     other = Checkpoint("other", tiny.mistral(tmp_path / "other", seed=1))
     cache = kept(other, 2 * size(old) - 1)
     assert not old.exists()
+    assert not entries(cache)
     train(other, cache)
-    assert cache.found == 0
     config = json.loads((other.folder / "config.json").read_text())
     (other.folder / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.1}))
     assert kept(other).folder != cache.folder, "the same weights in another configuration are another model"

@@ -54,10 +54,15 @@ def test_only_what_follows_the_marker_counts(checkpoint):
     assert lm_losses.nll(step, step.updated(logits=True), "forget").item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_npo_by_hand():
+def test_npo_and_simnpo_by_hand():
     assert npo.npo_loss(torch.tensor([0.0]), 0.1).item() == pytest.approx(20 * log(2))
     # a text three times less likely than before, β = 1: −2 log σ(log 3) = 2 log(4/3)
     assert npo.npo_loss(torch.tensor([-log(3.0)]), 1.0).item() == pytest.approx(2 * log(4 / 3), rel=1e-5)
+    # SimNPO: mean log-likelihood −log 3, β = 2, γ = 0: −(2/2) log σ(2 log 3) = log(1 + 1/9)
+    assert npo.npo_loss(torch.tensor([-log(3.0)]), 2.0, 0.0).item() == pytest.approx(log(10 / 9), rel=1e-5)
+    assert npo.npo_loss(torch.tensor([0.0]), 4.0, 0.0).item() == pytest.approx(log(2) / 2, rel=1e-6)
+    # γ is a margin: at r = 0 and γ = log 3 the loss is −(2/β) log σ(−log 3) = (2/β) log 4
+    assert npo.npo_loss(torch.tensor([0.0]), 4.0, log(3.0)).item() == pytest.approx(log(4) / 2, rel=1e-6)
 
 
 def test_npo_of_a_moved_model_the_obvious_way(checkpoint):
@@ -85,14 +90,6 @@ def own_nll(work, step):
     for text in FORGET:
         alone = step.of(Batch(0, [pack({"forget": [text]}, 0)], len(text))).updated(logits=True).logits["forget"]
         yield torch.nn.functional.cross_entropy(alone[:-1], torch.tensor(text[1:]), reduction="none")
-
-
-def test_simnpo_by_hand():
-    # mean log-likelihood −log 3, β = 2, γ = 0: −(2/2) log σ(2 log 3) = log(1 + 1/9)
-    assert npo.npo_loss(torch.tensor([-log(3.0)]), 2.0, 0.0).item() == pytest.approx(log(10 / 9), rel=1e-5)
-    assert npo.npo_loss(torch.tensor([0.0]), 4.0, 0.0).item() == pytest.approx(log(2) / 2, rel=1e-6)
-    # γ is a margin: at r = 0 and γ = log 3 the loss is −(2/β) log σ(−log 3) = (2/β) log 4
-    assert npo.npo_loss(torch.tensor([0.0]), 4.0, log(3.0)).item() == pytest.approx(log(4) / 2, rel=1e-6)
 
 
 def test_simnpo_weighs_texts_by_their_mean_likelihood(checkpoint):

@@ -15,9 +15,10 @@ from itertools import product
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
-from rmu_exp.attacks.api import BASE, UNLEARNED, Context, Correct, Finding, each_token
-from rmu_exp.model.hooks import changing
+from rmu_exp.attacks.api import BASE, UNLEARNED, Context, Correct, Finding
+from rmu_exp.model.hooks import BLOCK, changing
 from rmu_exp.model.split import attention_of, layers_of, mlp_of
 from rmu_exp.support.errors import RunError
 from rmu_exp.support.setting import setting
@@ -42,7 +43,6 @@ class Settings:
 
 
 def run(context: Context, settings: Settings) -> Finding:
-    learn, _ = context.halves
     directions = _directions(context, settings)
     tried = {
         f"{access}, {where}, {way}": (directions[access], places(context, where), way)
@@ -58,19 +58,15 @@ def run(context: Context, settings: Settings) -> Finding:
     }
     control["random"] = []
     for k in range(settings.random):
-        random_LD = _unit(torch.randn(directions_LD.shape, generator=context.generator(f"ablation/{k}")))
+        random_LD = normalize(torch.randn(directions_LD.shape, generator=context.generator(f"ablation/{k}")), dim=-1)
         control["random"] += context.part(f"random/{k}", partial(_answers, context, UNLEARNED, random_LD, layers, way))
-    prompts, queries = min(settings.texts, len(learn)), len(learn) * len(tried)
+    asked = len(context.halves[0])
     return context.finding(
         kept[best],
         control,
-        {"variant": best, "variants": len(tried), "prompts": prompts, "queries": queries},
+        {"variant": best, "variants": len(tried), "prompts": min(settings.texts, asked), "queries": asked * len(tried)},
         more={"variants": [{"variant": name} | context.accuracies(correct) for name, correct in kept.items()]},
     )
-
-
-def _unit(x_LD: Tensor) -> Tensor:
-    return x_LD / x_LD.norm(dim=-1, keepdim=True).clamp_min(1e-12)
 
 
 def places(context: Context, where: str) -> list[int]:
@@ -92,18 +88,16 @@ def _directions(context: Context, settings: Settings) -> dict[str, Tensor]:
         retain_LD = mean_activations(model, context, kept)
     with context.model(BASE) as model:
         base_LD = mean_activations(model, context, asked)
-    return {"with_base": _unit(forget_LD - base_LD), "without_base": _unit(forget_LD - retain_LD)}
+    return {
+        "with_base": normalize(forget_LD - base_LD, dim=-1),
+        "without_base": normalize(forget_LD - retain_LD, dim=-1),
+    }
 
 
 def mean_activations(model: nn.Module, context: Context, rows: Sequence[Sequence[int]]) -> Tensor:
     """Mean activations over all tokens of the rows at the output of every layer, (L, D), fp32."""
-    sums: dict[int, Tensor] = {}
-
-    def add(layer: int, h_ND: Tensor) -> None:
-        sums[layer] = sums.get(layer, 0) + h_ND.sum(dim=0).cpu()
-
-    each_token(model, context.scorer, rows, add)
-    return torch.stack(list(sums.values())) / sum(map(len, rows))
+    sums, _ = context.scorer.activations(model, rows, lambda h_BTD, real_BT: h_BTD[real_BT].float().sum(0, True))
+    return sums[BLOCK].sum(dim=1) / sum(map(len, rows))
 
 
 def _answers(context: Context, state: str, directions_LD: Tensor, layers: Sequence[int], way: str) -> Correct:

@@ -11,12 +11,12 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from rmu_exp.evaluate.questions import Question, halves
 from rmu_exp.evaluate.scoring import Scorer
 from rmu_exp.model.delta import Delta
-from rmu_exp.model.hooks import watching
+from rmu_exp.record.results import CurveData
 from rmu_exp.record.store import Store
 from rmu_exp.support.errors import RunError
 from rmu_exp.support.randomness import named_generator
@@ -25,23 +25,6 @@ BASE, UNLEARNED, ORACLE = "base", "unlearned", "oracle"
 K = TypeVar("K")
 Correct = list[int]
 """1 or 0 for each question."""
-
-
-@dataclass
-class Curve:
-    """Lines for one figure.
-
-    Attributes:
-        title, x, y: what is shown, and the axes' labels.
-        panels: title of a panel to name of a line to its points (x, y).
-        chance: height of a line for a blind guess; None: there is none.
-    """
-
-    title: str
-    x: str
-    y: str
-    panels: dict[str, dict[str, list[tuple[float, float]]]]
-    chance: float | None = None
 
 
 @dataclass
@@ -62,9 +45,20 @@ class Finding:
     after: Correct | None = None
     control: dict[str, Any] = field(default_factory=dict)
     budget: dict[str, Any] = field(default_factory=dict)
-    curves: dict[str, Curve] = field(default_factory=dict)
+    curves: dict[str, CurveData] = field(default_factory=dict)
     more: dict[str, Any] = field(default_factory=dict)
     top: dict[str, Any] = field(default_factory=dict)
+
+
+def figure(
+    title: str,
+    x: str,
+    y: str,
+    panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]],
+    chance: float | None = None,
+) -> CurveData:
+    """Lines for one figure: title of a panel to name of a line to its points; ``chance`` is a blind guess's height."""
+    return CurveData.model_validate({"title": title, "x": x, "y": y, "panels": panels, "chance": chance})
 
 
 @dataclass
@@ -164,7 +158,7 @@ class Context:
 
     def accuracies(self, correct: Sequence[int]) -> dict[str, float]:
         """Accuracy on the half to choose by, ``learn``, and on the scored one, ``score``, of answers to all items."""
-        learn, score = (share(take(correct, half)) for half in self.halves)
+        learn, score = (accuracy(take(correct, half)) for half in self.halves)
         return {"learn": learn, "score": score}
 
     def best(self, variants: Mapping[K, Sequence[int]]) -> K:
@@ -189,26 +183,10 @@ class Context:
         return [self.items[i] for i in indices]
 
 
-def share(correct: Sequence[int]) -> float:
+def accuracy(correct: Sequence[int]) -> float:
     """Accuracy."""
     return sum(correct) / len(correct)
 
 
 def take(values: Sequence[int], indices: Sequence[int]) -> list[int]:
     return [values[i] for i in indices]
-
-
-@torch.no_grad()
-def each_token(
-    model: nn.Module, scorer: Scorer, rows: Sequence[Sequence[int]], seen: Callable[[int, Tensor], None]
-) -> None:
-    """Show every layer's output at all tokens of the rows, (tokens, D), fp32, batch by batch."""
-    for batch in scorer.batches([len(row) for row in rows]):
-        ids_BT, last_B = scorer.padded([rows[i] for i in batch])
-        real_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device)[None] <= last_B[:, None]
-
-        def show(_place: str, layer: int, h_BTD: Tensor, real_BT: Tensor = real_BT) -> None:
-            seen(layer, h_BTD[real_BT].float())
-
-        with watching(model, show):
-            model(input_ids=ids_BT, use_cache=False, logits_to_keep=1)

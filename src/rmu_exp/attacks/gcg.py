@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rmu_exp.attacks.api import BASE, UNLEARNED, Context, Correct, Curve, Finding, take
+from rmu_exp.attacks.api import BASE, UNLEARNED, Context, Correct, Finding, figure, take
 from rmu_exp.attacks.gcg_search import Search, Target, allowed, cut, random_tokens
 from rmu_exp.evaluate.questions import Question
 from rmu_exp.model.hooks import BLOCK
+from rmu_exp.record.results import CurveData
 from rmu_exp.support.setting import setting
 
 PLAIN, MATCHING = "plain", "matching"
@@ -67,7 +68,7 @@ def run(context: Context, settings: Settings) -> Finding:
             for state, found in got.items()
         },
         budget=budget | {"questions": len(picked), "single_steps": settings.steps},
-        curves={"single": curve, "universal": Curve(title, "step", "mean loss with matching", {"": losses})},
+        curves={"single": curve, "universal": figure(title, "step", "mean loss with matching", {"": losses})},
         more={"single": single, "tokens": got[UNLEARNED]["tokens"]},
     )
 
@@ -78,7 +79,7 @@ def _universal(
     """One search over several questions: answers with the tokens as they began and as they ended, and the losses."""
     asked, generator = context.pick(context.halves[1]), context.generator("gcg/universal")
     with context.model(state) as model:
-        search = _search(context, settings, model, picked, base_LND)
+        search = _search(context, settings, model, [target(context, i, base_LND) for i in picked])
         start_S = search.start(settings.length, generator)
         found = search.run(start_S, settings.universal_steps, generator)
         random, after = (answers(model, context, tokens, asked) for tokens in (start_S.tolist(), found.tokens))
@@ -86,27 +87,20 @@ def _universal(
     return {"random": random, "after": after, "losses": found.losses[1:], "tokens": text}
 
 
-def _search(
-    context: Context,
-    settings: Settings,
-    model: nn.Module,
-    picked: Sequence[int],
-    base_LND: Tensor | None,
-    wanted: int | None = None,
-) -> Search:
-    """A search over some items for their right letters, or for another one."""
-    scorer, targets = context.scorer, []
-    for i in picked:
-        item = context.items[i]
-        match: dict[int, Tensor] = {}
-        if base_LND is not None:
-            match = {k: base_LND[k, i].to(context.device) for k in range(context.layer, len(base_LND))}
-        token = scorer.letters(item)[item.answer if wanted is None else wanted]
-        targets.append(Target(*cut(scorer, item.context), token, match))
-    return Search(model, scorer, targets, width=settings.width, topk=settings.topk, weight=settings.weight)
+def _search(context: Context, settings: Settings, model: nn.Module, targets: Sequence[Target]) -> Search:
+    width, topk, weight = settings.width, settings.topk, settings.weight
+    return Search(model, context.scorer, targets, width=width, topk=topk, weight=weight)
 
 
-def _single(context: Context, settings: Settings, base_LND: Tensor) -> tuple[list[dict[str, Any]], Curve]:
+def target(context: Context, index: int, base_LND: Tensor | None, letter: int | None = None) -> Target:
+    """An item's prompt and its right letter, or another one; with the base's activations to be matched, or without."""
+    item, scorer, match = context.items[index], context.scorer, dict[int, Tensor]()
+    if base_LND is not None:
+        match = {k: base_LND[k, index].to(context.device) for k in range(context.layer, len(base_LND))}
+    return Target(*cut(scorer, item.context), scorer.letters(item)[item.answer if letter is None else letter], match)
+
+
+def _single(context: Context, settings: Settings, base_LND: Tensor) -> tuple[list[dict[str, Any]], CurveData]:
     """Rows of results, and loss curves, of the searches on one prompt per topic."""
     rows: list[dict[str, Any]] = []
     panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
@@ -122,7 +116,7 @@ def _single(context: Context, settings: Settings, base_LND: Tensor) -> tuple[lis
             rows.append({"topic": topic, "model": state, "loss": kind, "wanted": wanted, "steps": steps})
             if wanted == "right":
                 lines[f"{state}, {kind}"] = losses
-    return rows, Curve("GCG on one prompt a topic, until the answer comes out", "step", "loss", panels)
+    return rows, figure("GCG on one prompt a topic, until the answer comes out", "step", "loss", panels)
 
 
 def _one(
@@ -131,7 +125,7 @@ def _one(
     """One search on one prompt: the steps it took, and the losses."""
     generator = context.generator(f"gcg/{context.items[index].topic}")
     with context.model(state) as model:
-        search = _search(context, settings, model, [index], match, letter)
+        search = _search(context, settings, model, [target(context, index, match, letter)])
         found = search.run(torch.tensor(start, device=context.device), settings.steps, generator, stop=True)
     return found.steps, found.losses
 
@@ -141,9 +135,9 @@ def hard(context: Context, settings: Settings, topic: str) -> tuple[int, list[in
     every = [i for i in context.halves[0] if context.items[i].topic == topic]
     mine = [i for i in every if context.plain(BASE)[i]] or every
     asked, scorer = context.pick(mine), context.scorer
-    target, generator = Target(*cut(scorer, asked[0].context), 0, {}), context.generator(f"gcg/start/{topic}")
+    first, generator = target(context, mine[0], None), context.generator(f"gcg/start/{topic}")
     with context.model(BASE) as model:
-        start = random_tokens(scorer, target, allowed(scorer, model), settings.length, generator).tolist()
+        start = random_tokens(scorer, first, allowed(scorer, model), settings.length, generator).tolist()
         base = answers(model, context, start, asked)
     with context.model(UNLEARNED) as model:
         unlearned = answers(model, context, start, asked)

@@ -8,8 +8,9 @@ Axes: C candidates, S searched tokens, V vocabulary, D hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -18,8 +19,7 @@ from torch import Tensor, nn
 from rmu_exp.evaluate.forward import Forward, Layers, shared
 from rmu_exp.evaluate.scoring import Scorer
 from rmu_exp.model.hooks import Observer, watching
-from rmu_exp.model.split import embedding_of
-from rmu_exp.support import memory
+from rmu_exp.model.split import embeddings
 from rmu_exp.support.errors import RunError
 
 
@@ -69,8 +69,7 @@ class Found(NamedTuple):
 def allowed(scorer: Scorer, model: nn.Module) -> Tensor:
     """Which ids (V) may be searched: those of the tokenizer, without special ones."""
     special, known = set(scorer.tokenizer.all_special_ids), len(scorer.tokenizer)
-    weight_VD: Tensor = embedding_of(model).weight  # type: ignore[assignment]
-    return torch.tensor([v < known and v not in special for v in range(len(weight_VD))], device=scorer.device)
+    return torch.tensor([v < known and v not in special for v in range(len(embeddings(model)))], device=scorer.device)
 
 
 def survives(scorer: Scorer, target: Target, tokens: Sequence[int]) -> bool:
@@ -106,12 +105,11 @@ class Search:
         self.model, self.scorer, self.targets = model, scorer, targets
         self.width, self.topk, self.weight = width, topk, weight
         self.forward = Forward(model, scorer.device)
-        self.room = scorer.budget
         reuse = self.forward.can_reuse(max((t.head + t.tail for t in targets), key=len))
         self.heads: list[tuple[list[int], Layers]] = [
             ([], self.forward.extend([], t.head)) if reuse else (t.head, []) for t in targets
         ]
-        self.allowed_V = allowed(scorer, model)
+        self.allowed_V, self.embedded_VD = allowed(scorer, model), embeddings(model)
 
     def start(self, length: int, generator: torch.Generator) -> Tensor:
         """Random tokens (S) to begin with."""
@@ -131,9 +129,11 @@ class Search:
         for step in range(steps + 1):
             if stop and self.reached(tokens_S):
                 return Found(tokens_S.tolist(), losses, step)
-            if step < steps:
-                tokens_S, loss = self.step(tokens_S, generator)
-                losses.append((step + 1.0, loss))
+            if step < steps:  # the best of some that differ in one token; the tokens themselves count too
+                candidates_CS = torch.cat([tokens_S[None], self.propose(tokens_S, generator)])
+                losses_C = self.losses(candidates_CS)
+                tokens_S = candidates_CS[losses_C.argmin()]
+                losses.append((step + 1.0, float(losses_C.min())))
         return Found(tokens_S.tolist(), losses, None)
 
     @torch.no_grad()
@@ -142,13 +142,6 @@ class Search:
         rows = [target.head + tokens_S.tolist() + target.tail for target in self.targets]
         likeliest = (int(self.forward.logits([row], [(0, len(row) - 1)]).argmax()) for row in rows)
         return all(token == target.token for token, target in zip(likeliest, self.targets, strict=True))
-
-    def step(self, tokens_S: Tensor, generator: torch.Generator) -> tuple[Tensor, float]:
-        """The best of ``width`` candidates that differ in one token, and its loss; the tokens themselves count too."""
-        candidates_CS = torch.cat([tokens_S[None], self.propose(tokens_S, generator)])
-        losses_C = self.losses(candidates_CS)
-        best = int(losses_C.argmin())
-        return candidates_CS[best], float(losses_C[best])
 
     def propose(self, tokens_S: Tensor, generator: torch.Generator) -> Tensor:
         """Candidates (C, S), at most ``width``: at a random place one of the tokens that the gradient likes best."""
@@ -168,17 +161,10 @@ class Search:
 
     def gradient(self, tokens_S: Tensor) -> Tensor:
         """Of the loss, by the one-hot rows of the searched tokens: (S, V)."""
-        embedding = embedding_of(self.model)
-        weight_VD: Tensor = embedding.weight  # type: ignore[assignment]
-        hot_SV = torch.zeros(len(tokens_S), len(weight_VD), dtype=weight_VD.dtype, device=weight_VD.device)
-        hot_SV[torch.arange(len(tokens_S)), tokens_S] = 1
-        hot_SV.requires_grad_(True)
-        total = torch.zeros((), device=weight_VD.device)
+        all_VD, total = self.embedded_VD, torch.zeros((), device=self.embedded_VD.device)
+        hot_SV = torch.nn.functional.one_hot(tokens_S, len(all_VD)).to(all_VD).requires_grad_(True)
         for target, (front, cache) in zip(self.targets, self.heads, strict=True):
-            before, after = (
-                embedding(torch.tensor(ids, dtype=torch.long, device=weight_VD.device)) for ids in (front, target.tail)
-            )
-            given_1TD = torch.cat([before, hot_SV @ weight_VD, after])[None]
+            given_1TD = torch.cat([all_VD[front], hot_SV @ all_VD, all_VD[target.tail]])[None]
             kept: dict[int, Tensor] = {}
             with watching(self.model, _keep_last(kept, target)):
                 out = self.model(inputs_embeds=given_1TD, past_key_values=shared(cache) if cache else None,
@@ -190,37 +176,24 @@ class Search:
     @torch.no_grad()
     def losses(self, candidates_CS: Tensor) -> Tensor:
         """Mean loss over the targets, (C)."""
-        total_C = torch.zeros(len(candidates_CS), device=candidates_CS.device)
-        rows = candidates_CS.tolist()
+        total_C, rows = torch.zeros(len(candidates_CS), device=candidates_CS.device), candidates_CS.tolist()
         for target, (front, cache) in zip(self.targets, self.heads, strict=True):
-            parts = [self._loss(*passed, target) for passed in self._passes(rows, target, front, cache)]
-            total_C += torch.cat(parts)
+            whole = [front + row + target.tail for row in rows]
+            self.scorer.in_batches(
+                partial(self._add_losses, total_C, whole, target, cache or None),
+                [len(row) + len(target.head) // 8 for row in whole],
+            )
         return total_C / len(self.targets)
 
-    def _passes(
-        self, rows: list[list[int]], target: Target, front: list[int], cache: Layers
-    ) -> Iterator[tuple[Tensor, dict[int, Tensor]]]:
-        """Logits (c, V) at the last token and kept activations, for as many candidates at once as memory holds."""
-        length, left = len(front) + len(rows[0]) + len(target.tail), rows
-
-        def some() -> list[list[int]]:
-            return left[: max(1, self.room // (length + len(target.head) // 8))]
-
-        def run() -> tuple[Tensor, dict[int, Tensor]]:
-            kept: dict[int, Tensor] = {}
-            with watching(self.model, _keep_last(kept, target)):
-                ids = [front + row + target.tail for row in some()]
-                return self.forward.logits(ids, [(i, length - 1) for i in range(len(ids))], cache or None), kept
-
-        def smaller() -> None:
-            if len(some()) == 1:
-                raise RunError("attacks.gcg: out of memory at one candidate; take a smaller dtype")
-            self.room = length * len(some()) // 2
-
-        while left:
-            logits_NV, kept = memory.until_it_fits(run, smaller, self.scorer.device)
-            yield logits_NV, kept
-            left = left[len(logits_NV) :]
+    def _add_losses(
+        self, total_C: Tensor, rows: Sequence[list[int]], target: Target, cache: Layers | None, batch: list[int]
+    ) -> None:
+        """Add the losses of some candidates."""
+        kept: dict[int, Tensor] = {}
+        with watching(self.model, _keep_last(kept, target)):
+            spots = [(i, len(rows[0]) - 1) for i in range(len(batch))]
+            logits_NV = self.forward.logits([rows[i] for i in batch], spots, cache)
+        total_C[batch] += self._loss(logits_NV, kept, target)
 
     def _loss(self, logits_NV: Tensor, kept: dict[int, Tensor], target: Target) -> Tensor:
         """Loss of each row, (N), fp32."""

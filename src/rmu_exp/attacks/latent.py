@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from rmu_exp.attacks import optimise
-from rmu_exp.attacks.api import BASE, UNLEARNED, Context, Correct, Curve, Finding
+from rmu_exp.attacks.api import BASE, UNLEARNED, Context, Correct, Finding, figure
 from rmu_exp.evaluate.questions import Question
 from rmu_exp.model.hooks import BLOCK, changing
 from rmu_exp.model.split import layers_of
@@ -52,7 +52,7 @@ def run(context: Context, settings: Settings) -> Finding:
         found = context.part(f"{state}/{best}", partial(_learn, context, settings, state, best))
         control[state], losses[state] = found["after"], found["losses"]
     control["random"] = got[best]["random"]
-    curve = Curve("Perturbed latents: loss while learning on T", "step", "cross-entropy of the letter", {"": losses})
+    curve = figure("Perturbed latents: loss while learning on T", "step", "cross-entropy of the letter", {"": losses})
     budget = {"layer": best, "layers": len(tried), "radius": settings.radius, "steps": settings.steps}
     return context.finding(
         got[best]["after"],

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rmu_exp.attacks.api import UNLEARNED, Context, Correct, Curve, Finding, share
+from rmu_exp.attacks.api import UNLEARNED, Context, Correct, Finding, accuracy, figure
 from rmu_exp.evaluate.scoring import likeliest
 from rmu_exp.model.split import head_of, norm_of
 from rmu_exp.support.setting import setting
@@ -43,7 +43,7 @@ def run(context: Context, settings: Settings) -> Finding:
     chosen = {state: of[best[state]] for state, of in answers.items()}
     panels = {
         place: {
-            state: [(float(layer), share(correct)) for (p, layer), correct in of.items() if p == place]
+            state: [(float(layer), accuracy(correct)) for (p, layer), correct in of.items() if p == place]
             for state, of in answers.items()
         }
         for place in settings.places
@@ -53,7 +53,7 @@ def run(context: Context, settings: Settings) -> Finding:
         chosen.pop(UNLEARNED),
         chosen,
         {"place": place, "layer": layer, "readings": readings},
-        curves={"layers": Curve("Logit lens at the last token", "layer", "questions right", panels, context.chance)},
+        curves={"layers": figure("Logit lens at the last token", "layer", "questions right", panels, context.chance)},
     )
 
 

@@ -16,13 +16,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from rmu_exp.attacks.api import UNLEARNED, Context, Correct, Curve, Finding, share, take
+from rmu_exp.attacks.api import UNLEARNED, Context, Correct, Finding, accuracy, figure, take
 from rmu_exp.evaluate.questions import Question
 from rmu_exp.model.hooks import BLOCK
 from rmu_exp.support.errors import RunError
 from rmu_exp.support.setting import setting
 
 SHUFFLED = "shuffled"
+Probed = tuple[list[Correct], list[float]]
+"""Of each layer: right or wrong on the held-out facts, and the accuracy in cross-validation."""
 
 
 @dataclass
@@ -41,53 +43,45 @@ def run(context: Context, settings: Settings) -> Finding:
     scorer, items = context.scorer, context.items
     rows = [scorer.encode(item.context) for item in items]
     learn, score = context.halves
-    answers: dict[str, list[list[Correct]]] = {}  # state to topic to layer to right or wrong
-    by_validation: dict[str, list[np.ndarray]] = {}
     topics = list(dict.fromkeys(item.topic for item in items))
+    found: dict[str, dict[str, Probed]] = {}
     for state in [*context.states, SHUFFLED]:
         with context.model(UNLEARNED if state == SHUFFLED else state) as model:
             h_LND = scorer.at_last(model, rows)[BLOCK].numpy()
-        for topic in topics:
-            correct, values = context.part(
-                f"{state}/{topic}", partial(_probe, context, settings, h_LND, topic, shuffled=state == SHUFFLED)
-            )
-            answers.setdefault(state, []).append(correct)
-            by_validation.setdefault(state, []).append(np.array(values))
-    scored = [i for topic in topics for i in score if items[i].topic == topic]
-    best = {state: [int(np.argmax(v)) for v in values] for state, values in by_validation.items()}
+        make = partial(_probe, context, settings, h_LND, shuffled=state == SHUFFLED)
+        found[state] = {topic: context.part(f"{state}/{topic}", partial(make, topic)) for topic in topics}
+    best = {state: {t: int(np.argmax(values)) for t, (_, values) in of.items()} for state, of in found.items()}
     chosen = {
-        state: [c for layers, layer in zip(answers[state], best[state], strict=True) for c in layers[layer]]
-        for state in answers
+        state: [c for topic, (correct, _) in of.items() for c in correct[best[state][topic]]]
+        for state, of in found.items()
     }
     lines = {
-        topic: {state: [(float(layer), share(c)) for layer, c in enumerate(answers[state][t])] for state in answers}
-        for t, topic in enumerate(topics)
+        topic: {state: [(layer, accuracy(c)) for layer, c in enumerate(of[topic][0])] for state, of in found.items()}
+        for topic in topics
     }
     right = "held-out facts answered right"
-    curve = Curve("Linear probe of the answer at the last token", "layer", right, lines, context.chance)
+    curve = figure("Linear probe of the answer at the last token", "layer", right, lines, context.chance)
     return Finding(
-        before=take(context.plain(UNLEARNED), scored),
+        before=take(context.plain(UNLEARNED), [i for topic in topics for i in score if items[i].topic == topic]),
         after=chosen.pop(UNLEARNED),
         control=chosen,
-        budget={"training_questions": len(learn), "classifiers": len(lines) * h_LND.shape[0] * len(answers)},
+        budget={"training_questions": len(learn), "classifiers": len(topics) * len(h_LND) * len(found)},
         curves={"layers": curve},
-        more={"layer": {state: dict(zip(topics, layers, strict=True)) for state, layers in best.items()}},
+        more={"layer": best},
         top={"probe": {topic: {s: [y for _, y in points] for s, points in of.items()} for topic, of in lines.items()}},
     )
 
 
-def _probe(
-    context: Context, settings: Settings, h_LND: np.ndarray, topic: str, shuffled: bool
-) -> tuple[list[Correct], list[float]]:
-    """A topic's probes, one per layer: right or wrong on its held-out facts, and the accuracy in cross-validation."""
+def _probe(context: Context, settings: Settings, h_LND: np.ndarray, topic: str, shuffled: bool) -> Probed:
+    """A topic's probes, one per layer."""
     items = context.items
     mine, theirs = ([i for i in half if items[i].topic == topic] for half in context.halves)
     labels = np.array([items[i].answer for i in mine])
     if shuffled:
         labels = labels[torch.randperm(len(labels), generator=context.generator(f"probe/{topic}")).numpy()]
     right = np.array([items[i].answer for i in theirs])
-    fitted = [fit(h_ND[mine], labels, [items[i] for i in mine], settings) for h_ND in h_LND]
-    hits = [(f.predict(h_ND[theirs]) == right) for (f, _), h_ND in zip(fitted, h_LND, strict=True)]
+    fitted = [fit(h_ND[mine], labels, context.pick(mine), settings) for h_ND in h_LND]
+    hits = [probe.predict(h_ND[theirs]) == right for (probe, _), h_ND in zip(fitted, h_LND, strict=True)]
     return [hit.astype(int).tolist() for hit in hits], [value for _, value in fitted]
 
 

@@ -6,11 +6,13 @@ of the facts and scored on the other. Controls: the base model and the oracle, a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 
-from rmu_exp.attacks.api import UNLEARNED, Context, Correct, Finding, share
+from rmu_exp.attacks.api import UNLEARNED, Context, Correct, Finding, accuracy
 from rmu_exp.evaluate.questions import Question
 from rmu_exp.support.setting import setting
 
@@ -38,7 +40,7 @@ def run(context: Context, settings: Settings) -> Finding:
                 correct = context.part(f"{state}/{name}", partial(context.scorer.correct, model, asked))
                 answers.setdefault(state, {})[name] = correct
     best = context.best(answers[UNLEARNED])
-    shown = {name: {state: share(context.scored(of[name])) for state, of in answers.items()} for name in tried}
+    shown = {name: {state: accuracy(context.scored(of[name])) for state, of in answers.items()} for name in tried}
     return context.finding(
         answers[UNLEARNED][best],
         {state: answers[state][best] for state in context.controls},
@@ -65,30 +67,23 @@ def rephrased(context: Context, form: str, item: Question) -> Question:
     """The item in another form; the right answer stays the right one."""
     head = description(item)
     body = item.context.removeprefix(head)
-    if form == "bare":
-        return replace(item, context=body)
-    if form == "framed":
-        return replace(item, context=f"{head}Question: {body}")
-    if form == "twice":
-        return replace(item, context=f"{head}{item.stem}\n{body}")
-    if form == "filler":
-        return replace(item, context=f"{context.retain[0]}\n\n{item.context}")
-    return _reversed(item, head, body)
+    if form == "reversed":
+        return _reversed(item, head, body)
+    forms = {
+        "bare": body,
+        "framed": f"{head}Question: {body}",
+        "twice": f"{head}{item.stem}\n{body}",
+        "filler": f"{context.retain[0]}\n\n{item.context}",
+    }
+    return replace(item, context=forms[form])
 
 
 def _reversed(item: Question, head: str, body: str) -> Question:
     """Options in the opposite order; as it is when the options cannot be found in the prompt."""
-    at, cuts = 0, []
-    for choice in item.choices:
-        found = body.find(choice, max(at, len(item.stem)))
-        if found < 0:
-            return item
-        at = found + len(choice)
-        cuts.append((found, at))
-    if not cuts:
+    around = "(.*?)".join(["", *map(re.escape, item.choices), ""])  # the last group takes nothing
+    found = re.compile(around, re.DOTALL).match(body, len(item.stem))
+    if found is None or not item.choices:
         return item
-    parts, end = [], 0
-    for (start, stop), choice in zip(cuts, reversed(item.choices), strict=True):
-        parts += [body[end:start], choice]
-        end = stop
-    return replace(item, context=head + "".join([*parts, body[end:]]), answer=len(item.choices) - 1 - item.answer)
+    parts = zip(found.groups(), [*reversed(item.choices), ""], strict=True)
+    turned = body[: found.start()] + "".join(chain.from_iterable(parts)) + body[found.end() :]
+    return replace(item, context=head + turned, answer=len(item.choices) - 1 - item.answer)

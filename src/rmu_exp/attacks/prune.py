@@ -7,7 +7,7 @@ matrix as many weights, drawn at random. A device holds one set of gradients; im
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -46,44 +46,29 @@ class Settings:
 
 def run(context: Context, settings: Settings) -> Finding:
     pairs = [(p, q) for p in settings.forget for q in settings.retain if q <= p]
-    answers, zeros, best, random = _tried(context, settings, pairs)
-    control = {"random": random} | {s: _pruned(context, s, settings, best) for s in context.controls}
+    scores = importances(context, UNLEARNED, settings)
+    tried = {pair: context.part(f"{pair}", partial(pruned, context, UNLEARNED, scores, pair)) for pair in pairs}
+    answers = {pair: correct for pair, (_, correct) in tried.items()}
+    best = context.best(answers)
+    shuffle = context.generator("prune/random")
+    control = {"random": pruned(context, UNLEARNED, scores, best, shuffle)[1]}
+    control |= {s: pruned(context, s, importances(context, s, settings), best)[1] for s in context.controls}
     rows = [
-        {"forget": pair[0], "retain": pair[1], "zeros": zeros[pair]} | context.accuracies(correct)
-        for pair, correct in answers.items()
+        {"forget": pair[0], "retain": pair[1], "zeros": zeros} | context.accuracies(correct)
+        for pair, (zeros, correct) in tried.items()
     ]
     budget = {"p": best[0], "q": best[1], "pairs": len(pairs), "texts": settings.texts}
     queries = len(pairs) * len(context.halves[0])
     return context.finding(answers[best], control, budget | {"queries": queries}, more={"pairs": rows})
 
 
-def _tried(
-    context: Context, settings: Settings, pairs: Sequence[Pair]
-) -> tuple[dict[Pair, Correct], dict[Pair, int], Pair, Correct]:
-    """The unlearned model's answers and zeroed weights by pair, the best pair, and its random control's answers."""
-    model = context.copy(UNLEARNED)
-    scores = importances(model, context, settings)
-    answers: dict[Pair, Correct] = {}
-    zeros: dict[Pair, int] = {}
-
-    def pruned(pair: Pair) -> tuple[int, Correct]:
-        count = prune(model, *scores, pair)
-        correct = context.scorer.correct(model, context.items)
-        restore(model, context)
-        return count, correct
-
-    for pair in pairs:
-        zeros[pair], answers[pair] = context.part(f"{pair}", partial(pruned, pair))
-    best = context.best(answers)
-    prune(model, *scores, best, context.generator("prune/random"))
-    return answers, zeros, best, context.scorer.correct(model, context.items)
-
-
-def _pruned(context: Context, state: str, settings: Settings, pair: Pair) -> Correct:
-    """Another model's answers, pruned by its own importances."""
+def pruned(
+    context: Context, state: str, scores: tuple[Scores, Scores], pair: Pair, shuffle: torch.Generator | None = None
+) -> tuple[int, Correct]:
+    """How many weights of a copy are zeroed, and its answers."""
     model = context.copy(state)
-    prune(model, *importances(model, context, settings), pair)
-    return context.scorer.correct(model, context.items)
+    count = prune(model, *scores, pair, shuffle)
+    return count, context.scorer.correct(model, context.items)
 
 
 def matrices(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
@@ -93,10 +78,10 @@ def matrices(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
             yield name, weight
 
 
-def importances(model: nn.Module, context: Context, settings: Settings) -> tuple[Scores, Scores]:
+def importances(context: Context, state: str, settings: Settings) -> tuple[Scores, Scores]:
     """Those on forget texts and those on retain texts."""
-    forget, retain = (importance(model, context, kind, settings) for kind in ("forget", "retain"))
-    return forget, retain
+    model = context.copy(state)
+    return importance(model, context, "forget", settings), importance(model, context, "retain", settings)
 
 
 def importance(model: nn.Module, context: Context, kind: str, settings: Settings) -> Scores:
@@ -142,11 +127,3 @@ def top(score: Tensor, part: float) -> Tensor:
     mask = torch.zeros(score.numel(), dtype=torch.bool, device=score.device)
     mask[score.flatten().topk(count).indices] = True
     return mask.view_as(score)
-
-
-@torch.no_grad()
-def restore(model: nn.Module, context: Context) -> None:
-    """Give a pruned copy of the unlearned model its weights back."""
-    with context.model(UNLEARNED) as whole:
-        for (_, weight), (_, before) in zip(matrices(model), matrices(whole), strict=True):
-            weight.copy_(before)

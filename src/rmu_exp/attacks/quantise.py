@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from rmu_exp.attacks.api import UNLEARNED, Context, Correct, Finding, share
+from rmu_exp.attacks.api import UNLEARNED, Context, Correct, Finding, accuracy
 from rmu_exp.model.split import layers_of
 from rmu_exp.support.setting import setting
 
@@ -33,7 +33,7 @@ def run(context: Context, settings: Settings) -> Finding:
                 for n in settings.bits}
         for state in context.states
     }  # fmt: skip
-    rows = [{"model": state, "bits": n, "acc": share(c)} for state, of in answers.items() for n, c in of.items()]
+    rows = [{"model": state, "bits": n, "acc": accuracy(c)} for state, of in answers.items() for n, c in of.items()]
     best = context.best(answers[UNLEARNED])
     return context.finding(
         answers[UNLEARNED][best],

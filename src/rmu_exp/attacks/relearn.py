@@ -17,7 +17,7 @@ from itertools import product
 import torch
 from torch import nn
 
-from rmu_exp.attacks.api import BASE, ORACLE, UNLEARNED, Context, Correct, Curve, Finding, share, take
+from rmu_exp.attacks.api import BASE, ORACLE, UNLEARNED, Context, Correct, Finding, accuracy, figure, take
 from rmu_exp.attacks.finetune import finetune, opened, row_of
 from rmu_exp.evaluate.questions import halves
 from rmu_exp.model.parameters import on_disk
@@ -75,9 +75,9 @@ def run(context: Context, settings: Settings) -> Finding:
         for n in counts if state == UNLEARNED and source != SPLIT else counts[-1:]:
             path = path_of(state, source, n, settings.points if n == counts[-1] else 1)
             reached[state, source, n] = path[-1][1]
-            over_n.setdefault(name, []).append((n, share(take(path[-1][1], untold))))
-        over_steps[name] = [(step, share(take(c, untold))) for step, c in path]
-    best = max((key for key in reached if key[0] == UNLEARNED), key=lambda key: share(take(reached[key], choice)))
+            over_n.setdefault(name, []).append((n, accuracy(take(path[-1][1], untold))))
+        over_steps[name] = [(step, accuracy(take(c, untold))) for step, c in path]
+    best = max((key for key in reached if key[0] == UNLEARNED), key=lambda key: accuracy(take(reached[key], choice)))
     _, source, n = best
     control = {
         ORACLE if its == source else f"{ORACLE}, {its}": correct
@@ -89,8 +89,8 @@ def run(context: Context, settings: Settings) -> Finding:
     right = "questions on untold facts right"
     sides = (("T", told), ("choice", choice), ("V", untold))
     rows = [
-        {"model": state, "source": source, "samples": n, "acc": share(correct)}
-        | {side: share(take(correct, part)) for side, part in sides}
+        {"model": state, "source": source, "samples": n, "acc": accuracy(correct)}
+        | {side: accuracy(take(correct, part)) for side, part in sides}
         for (state, source, n), correct in reached.items()
     ]
     budget = {"source": source, "samples": n, "steps": settings.steps, "batch_size": settings.batch_size}
@@ -99,8 +99,8 @@ def run(context: Context, settings: Settings) -> Finding:
         control,
         budget | {"lr": settings.lr, "finetunings": len(reached)},
         curves={
-            "steps": Curve(f"{title}, most texts", "step", right, {V: over_steps}, context.chance),
-            "samples": Curve(title, "texts", right, {V: over_n}, context.chance),
+            "steps": figure(f"{title}, most texts", "step", right, {V: over_steps}, context.chance),
+            "samples": figure(title, "texts", right, {V: over_n}, context.chance),
         },
         more={"runs": rows},
     )

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from pydantic import JsonValue
@@ -24,15 +22,6 @@ Chosen = Mapping[str, dict[str, Any]]
 """Attack to its settings."""
 
 
-@dataclass(frozen=True)
-class Found:
-    """One attack's part of results.json: its entry, and from probes keys beside the attacks."""
-
-    name: str
-    entry: AttackEntry
-    top: dict[str, Any]
-
-
 def missing(chosen: Chosen, results: Results, fingerprint: str) -> dict[str, dict[str, Any]]:
     """The attacks whose result is not there yet, or was found with other settings or on something else, or failed.
 
@@ -48,9 +37,13 @@ def missing(chosen: Chosen, results: Results, fingerprint: str) -> dict[str, dic
 
 
 def run_attacks(
-    context: Context, chosen: Chosen, fingerprint: str = "", store: Callable[..., Store] = lambda *parts: Store()
-) -> Iterator[Found]:
-    """Run the attacks. One that fails says so in its entry, and leaves the others alone.
+    context: Context,
+    chosen: Chosen,
+    results: Results,
+    fingerprint: str = "",
+    store: Callable[..., Store] = lambda *parts: Store(),
+) -> Iterator[Results]:
+    """Run the attacks; gives the results after each. One that fails says so in its entry and leaves the others alone.
 
     Args:
         fingerprint: of the models, texts and questions.
@@ -59,19 +52,22 @@ def run_attacks(
     for name, values in chosen.items():
         log.info("attack %s: %s", name, values)
         began, context.journal = time.perf_counter(), store(f"attack-{name}", values, fingerprint)
+        found = Finding()
         try:
-            finding = plugins.module("attacks", name).run(context, parse.plugin("attacks", name, values))
-            found = Found(name, entry(finding, context.chance), finding.top)
+            found = plugins.module("attacks", name).run(context, parse.plugin("attacks", name, values))
+            made = entry(found, context.chance)
         except Exception as error:
             if explain(error, [full_disk]):
                 raise  # the next attack would find the disk no better
             log.exception("attack %s failed", name)
             line = str(line_for(error) or RunError(f"{type(error).__name__}: {first_line(error)}"))
-            found = Found(name, AttackEntry.model_validate({"error": line, "budget": {}}), {})
+            made, found = AttackEntry.model_validate({"error": line, "budget": {}}), Finding()
             log.warning("attack %s failed: %s", name, line)
-        budget = found.entry.budget | {"seconds": round(time.perf_counter() - began, 2)}
-        made = {"settings": values, "fingerprint": fingerprint, "budget": budget}
-        yield dataclasses.replace(found, entry=found.entry.model_copy(update=made))
+        budget = made.budget | {"seconds": round(time.perf_counter() - began, 2)}
+        made = made.model_copy(update={"settings": values, "fingerprint": fingerprint, "budget": budget})
+        top = {key: getattr(results, key) | value for key, value in found.top.items()}
+        results = results.model_copy(update=top | {"attacks": results.attacks | {name: made}})
+        yield results
 
 
 def entry(found: Finding, chance: float) -> AttackEntry:
@@ -83,7 +79,7 @@ def entry(found: Finding, chance: float) -> AttackEntry:
         made["ci95"] = Intervals(before=before.ci95, after=after.ci95)
         made |= {"n": after.n, "chance": chance, "p_chance": statistics.against_chance(found.after, chance)}
     made["control"] = {name: _control(value, chance) for name, value in found.control.items()}
-    made["curves"] = {name: dataclasses.asdict(curve) for name, curve in found.curves.items()}
+    made["curves"] = found.curves
     return AttackEntry.model_validate(made | {"budget": found.budget})
 
 
@@ -93,9 +89,3 @@ def _control(value: JsonValue, chance: float) -> Control | JsonValue:
     if not answers or answers != value:
         return value
     return Control(**dict(statistics.summary(answers)), p_chance=statistics.against_chance(answers, chance))
-
-
-def merge(results: Results, found: Found) -> Results:
-    """The results with one attack's part in them."""
-    parts: dict[str, Any] = {key: getattr(results, key) | value for key, value in found.top.items()}
-    return results.model_copy(update=parts | {"attacks": results.attacks | {found.name: found.entry}})

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from rmu_exp.attacks import optimise
-from rmu_exp.attacks.api import UNLEARNED, Context, Curve, Finding
+from rmu_exp.attacks.api import UNLEARNED, Context, Finding, figure
 from rmu_exp.evaluate.questions import Question
-from rmu_exp.model.split import embedding_of
+from rmu_exp.model.split import embedding_of, embeddings
 from rmu_exp.support.setting import setting
 
 
@@ -38,7 +38,7 @@ class Settings:
 def run(context: Context, settings: Settings) -> Finding:
     got = {state: context.part(state, partial(_learn, context, settings, state)) for state in context.states}
     losses = {state: found["losses"] for state, found in got.items()}
-    curve = Curve("Soft prompt: loss while learning on T", "step", "cross-entropy of the letter", {"": losses})
+    curve = figure("Soft prompt: loss while learning on T", "step", "cross-entropy of the letter", {"": losses})
     budget = {"vectors": settings.vectors, "steps": settings.steps, "batch_size": settings.batch_size}
     return Finding(
         before=context.scored(context.plain(UNLEARNED)),
@@ -66,16 +66,19 @@ def _learn(context: Context, settings: Settings, state: str) -> dict[str, Any]:
 
 
 def initial(model: nn.Module, context: Context, count: int) -> Tensor:
-    """Embeddings (P, D) of random tokens, in fp32."""
-    weight_VD: Tensor = embedding_of(model).weight  # type: ignore[assignment]
-    picked = torch.randint(len(weight_VD), (count,), generator=context.generator("soft_prompt"))
-    return weight_VD[picked.to(weight_VD.device)].detach().float()
+    """What ``count`` random tokens enter the model as, (P, D), fp32."""
+    all_VD = embeddings(model)
+    picked = torch.randint(len(all_VD), (count,), generator=context.generator("soft_prompt"))
+    return all_VD[picked.to(all_VD.device)].float()
 
 
 def letters_after(model: nn.Module, context: Context, soft_PD: Tensor, items: Sequence[Question]) -> Tensor:
-    """Logits (B, K) of the items' letters after the soft prompt."""
+    """Logits (B, K) of the items' letters with the soft prompt before the text; after its BOS, where it begins so."""
     ids_BT, last_B = context.scorer.padded([context.scorer.encode(item.context) for item in items])
     embedded_BTD = embedding_of(model)(ids_BT)
     soft_BPD = soft_PD.to(embedded_BTD.dtype).expand(len(items), -1, -1)
-    out = model(inputs_embeds=torch.cat([soft_BPD, embedded_BTD], dim=1), use_cache=False).logits
+    bos = context.tokenizer.bos_token_id
+    at = int(bos is not None and bool((ids_BT[:, 0] == bos).all()))
+    given_BTD = torch.cat([embedded_BTD[:, :at], soft_BPD, embedded_BTD[:, at:]], dim=1)
+    out = model(inputs_embeds=given_BTD, use_cache=False).logits
     return optimise.at_letters(context, out, last_B + len(soft_PD), items)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import chain
 from typing import Any, NoReturn
 
@@ -18,7 +19,6 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import has_bos_prefix
 from torch import Tensor
-from tqdm import tqdm
 
 from rmu_exp.evaluate import batching
 from rmu_exp.evaluate.batching import Prefix, Row
@@ -45,9 +45,9 @@ class Engine(HFLM):
     """HFLM with shared work done once.
 
     Args:
-        max_batch_tokens: tokens per forward pass, padding counted; None: by the device and its free memory.
+        max_batch_tokens: tokens per forward pass, padding counted; None: by the device.
             Halved by itself when memory runs out. ``batch_size`` keeps its meaning for generation.
-        on_progress: called with the number of newly answered requests; lm-eval's own bar is then off.
+        on_progress: called with the number of newly answered requests.
         journal: where the answers of batches that are done are kept, and found again; None: nowhere.
         kwargs: those of HFLM.
     """
@@ -56,16 +56,16 @@ class Engine(HFLM):
         self,
         *args: Any,
         max_batch_tokens: int | None = None,
-        on_progress: Callable[[int], None] | None = None,
+        on_progress: Callable[[int], object] = lambda count: None,
         journal: Store | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.on_progress = on_progress
         self._journal = journal or Store()
-        self._forward = Forward(self.model, self.device, self.mixed_precision_dtype)
+        self._forward = Forward(self.model, self.device)
         kind = "cpu" if self.device.type == "cpu" else "cuda"
-        self.max_batch_tokens = max_batch_tokens or self._budget(BUDGET[kind])
+        self.max_batch_tokens = max_batch_tokens or BUDGET[kind]
         self._overhead = OVERHEAD[kind]
 
     @property
@@ -73,23 +73,15 @@ class Engine(HFLM):
         """Counts of what has been run so far."""
         return self._forward.work
 
-    def _budget(self, most: int) -> int:
-        """As many tokens as half of the free memory holds, at most ``most``."""
-        if self.device.type != "cuda":
-            return most
-        config = self.model.config.get_text_config()
-        wide = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-        token = (8 * config.hidden_size + 3 * wide) * self.model.dtype.itemsize
-        free, _ = torch.cuda.mem_get_info(self.device)
-        return max(256, min(most, free // 2 // token))
-
     # Texts to ids
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[Answer]:
         """Log-likelihood of each continuation after its context, and whether greedy decoding gives it."""
         pairs = [request.args for request in requests]
-        batched = getattr(self.tokenizer, "is_fast", False) and not self.enable_thinking
-        if not (batched and self.backend == "causal" and all(context for context, _ in pairs)):
+        bos = self.tokenizer.decode(
+            self.prefix_token_id
+        )  # which the stock class does not put before one of the text's own
+        if not all(context and not has_bos_prefix(context, bos) for context, _ in pairs):
             return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
         return self._loglikelihood_tokens(self._encode_pairs(pairs), disable_tqdm=disable_tqdm)
 
@@ -106,17 +98,11 @@ class Engine(HFLM):
 
     def _encode(self, texts: Sequence[str]) -> Iterator[list[int]]:
         """``tok_encode`` of each text, many per call."""
-        bos = self.tokenizer.decode(self.prefix_token_id)
         usual = {} if self.add_bos_token is None else {"add_special_tokens": self.add_bos_token}
         for start in range(0, len(texts), TEXTS):
-            some = texts[start : start + TEXTS]
-            begun = [has_bos_prefix(text, bos) for text in some]
-            ids: dict[bool, Iterator[list[int]]] = {}
-            for has_bos, settings in ((False, usual), (True, {"add_special_tokens": False})):
-                of_kind = [text for text, own in zip(some, begun, strict=True) if own == has_bos]
-                if of_kind:
-                    ids[has_bos] = iter(self.tokenizer(of_kind, return_attention_mask=False, **settings)["input_ids"])
-            yield from (next(ids[has_bos]) for has_bos in begun)
+            yield from self.tokenizer(list(texts[start : start + TEXTS]), return_attention_mask=False, **usual)[
+                "input_ids"
+            ]
 
     # Ids to answers
 
@@ -128,23 +114,14 @@ class Engine(HFLM):
         Raises:
             RunError: a single row does not fit into memory.
         """
-        fit = all(context and 0 < len(rest) <= self.max_length for _, context, rest in requests)
-        if self.backend != "causal" or self.peft or not fit:
+        if not all(context and 0 < len(rest) <= self.max_length for _, context, rest in requests):
             return super()._loglikelihood_tokens(requests, disable_tqdm=disable_tqdm, override_bs=override_bs)
-        answers: list[Answer | None] = [None] * len(requests)
-        hidden = disable_tqdm or self.rank != 0 or self.on_progress is not None
-        with tqdm(total=len(requests), disable=hidden, desc="Running loglikelihood requests") as bar:
-            prefixes = self._prefixes(self._rows(requests))
-            for found in chain.from_iterable(self._of_prefix(*prefix, requests) for prefix in prefixes):
-                for index, score, greedy in found:
-                    answers[index] = answer = (score, greedy)
-                    if requests[index][0] is not None:  # parts of a rolling request are cached by the caller
-                        self.cache_hook.add_partial("loglikelihood", requests[index][0], answer)
-                bar.update(len(found))
-                if self.on_progress is not None:
-                    self.on_progress(len(found))
-        assert None not in answers
-        return answers  # type: ignore[return-value]
+        answers: dict[int, Answer] = {}
+        for prefix, cache in self._prefixes(self._rows(requests)):
+            for found in self._of_prefix(prefix, cache, requests):
+                answers |= {index: (score, greedy) for index, score, greedy in found}
+                self.on_progress(len(found))
+        return [answers[index] for index in range(len(requests))]
 
     def _rows(self, requests: Sequence[Request]) -> list[Row]:
         """One row for each different input, cut from the left at ``max_length``."""
@@ -173,7 +150,7 @@ class Engine(HFLM):
             nonlocal todo
             longest = len(todo[0][0].ids)
             if len(todo[0]) == 1:
-                raise _too_large(longest)
+                _too_large(longest)
             self.max_batch_tokens = max(1, min(self.max_batch_tokens, len(todo[0]) * (longest - known)) // 2)
             log.info("out of memory: batches of questions now have %d tokens", self.max_batch_tokens)
             todo = self._batches([row for batch in todo for row in batch], known)
@@ -198,16 +175,11 @@ class Engine(HFLM):
         while open_prefixes:
             prefix, shorter, cache = open_prefixes.pop()
             if prefix is not shorter:
-                cache = self._extend(cache, prefix, len(shorter.ids))
+                extend = partial(self._forward.extend, cache, prefix.ids[len(shorter.ids) :])
+                cache = memory.until_it_fits(extend, partial(_too_large, len(prefix.ids)), self.device)
             if prefix.rows:
                 yield prefix, cache
             open_prefixes += [(longer, prefix, cache) for longer in prefix.longer]
-
-    def _extend(self, cache: Layers, prefix: Prefix, known: int) -> Layers:
-        def smaller() -> NoReturn:
-            raise _too_large(len(prefix.ids))
-
-        return memory.until_it_fits(lambda: self._forward.extend(cache, prefix.ids[known:]), smaller, self.device)
 
     def _batches(self, rows: list[Row], known: int) -> list[list[Row]]:
         """Rows, longest first, in batches within the budget."""
@@ -228,25 +200,17 @@ def _key(prefix: Prefix, batch: Sequence[Row], requests: Sequence[Request]) -> s
 def _read(batch: Sequence[Row], scores_NV: Tensor, requests: Sequence[Request]) -> Found:
     """A batch's answers from the log-probabilities at its scored positions."""
     spots: list[int] = []
-    tokens: list[int] = []
     ends = 0
     for row in batch:
         ends += row.scored
-        for index, scored in row.asked_by:
-            spots += range(ends - scored, ends)
-            tokens += requests[index][2]
+        spots += chain.from_iterable(range(ends - scored, ends) for _, scored in row.asked_by)
+    asked = [request for row in batch for request in row.asked_by]
+    tokens = [token for index, _ in asked for token in requests[index][2]]
     at, token = torch.tensor([spots, tokens]).to(scores_NV.device)
-    values, hits = scores_NV[at, token].cpu(), (scores_NV.argmax(dim=-1)[at] == token).tolist()
-    singles = values.tolist()
-    found: Found = []
-    start = 0
-    for index, scored in (asked for row in batch for asked in row.asked_by):
-        stop = start + scored
-        total = singles[start] if scored == 1 else float(values[start:stop].sum())
-        found.append((index, total, all(hits[start:stop])))
-        start = stop
-    return found
+    values, hits = scores_NV[at, token].cpu(), (scores_NV.argmax(dim=-1)[at] == token).cpu()
+    parts = (x.split([scored for _, scored in asked]) for x in (values, hits))
+    return [(index, float(value.sum()), bool(hit.all())) for (index, _), value, hit in zip(asked, *parts, strict=True)]
 
 
-def _too_large(tokens: int) -> RunError:
-    return RunError(f"out of memory at one question of {tokens} tokens: take a smaller dtype or fewer examples")
+def _too_large(tokens: int) -> NoReturn:
+    raise RunError(f"out of memory at one question of {tokens} tokens: take a smaller dtype or fewer examples")

@@ -9,7 +9,6 @@ Axes: B rows, T positions, N scored positions, V vocabulary.
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -43,10 +42,10 @@ class Work:
 
 
 class Forward:
-    """Runs a causal language model of transformers; ``mixed`` is the dtype of autocast, None: off."""
+    """Runs a causal language model of transformers."""
 
-    def __init__(self, model: nn.Module, device: torch.device, mixed: torch.dtype | None = None) -> None:
-        self.model, self.device, self.mixed = model, device, mixed
+    def __init__(self, model: nn.Module, device: torch.device) -> None:
+        self.model, self.device = model, device
         self.work = Work()
         self._reuses: bool | None = None  # not known before the probe
 
@@ -81,19 +80,10 @@ class Forward:
         self.work.text += sum(map(len, rows))
         self.work.pairs += len(rows) * longest * (2 * known + longest + 1) // 2
         self.work.scored += len(spots)
-        settings: dict[str, Any] = {} if cache is None else {"past_key_values": cache}
-        if self._takes("use_cache"):
-            settings["use_cache"] = cache is not None
-        with (
-            torch.autocast(device_type=self.device.type, dtype=self.mixed, enabled=self.mixed is not None),
-            _head_at(self.model, spots_2N, ids_BT.shape) as cut,
-        ):
-            logits = self.model(ids_BT, **settings).logits
+        prefix = {} if cache is None else {"past_key_values": cache}
+        with _head_at(self.model, spots_2N, ids_BT.shape) as cut:
+            logits = self.model(ids_BT, use_cache=cache is not None, **prefix).logits
         return logits[0] if cut else logits[spots_2N[0], spots_2N[1]]
-
-    def _takes(self, name: str) -> bool:
-        parameters = inspect.signature(self.model.forward).parameters
-        return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
     def can_reuse(self, ids: Sequence[int]) -> bool:
         """Whether this model gives the same with a prefix's keys and values as without.
@@ -129,8 +119,7 @@ class Forward:
             return False
         finally:
             self.work = before
-        exact = self.mixed is None and next(self.model.parameters()).dtype.itemsize >= 4
-        allowed = 0.01 if exact else 0.5  # eight bits round coarsely
+        allowed = 0.01 if next(self.model.parameters()).dtype.itemsize >= 4 else 0.5  # eight bits round coarsely
         return bool((cut - whole).norm() <= allowed * (alone - whole).norm() + 1e-4)
 
 

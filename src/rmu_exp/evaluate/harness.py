@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -37,6 +36,20 @@ METRICS = ("acc", "acc_norm")  # the first of them that a task has is its accura
 _HASHES = ("doc_hash", "prompt_hash", "target_hash")  # lm-eval's own, of each question
 FEWSHOT_SEED = 1234  # lm-eval's own
 _PER_QUESTION = ("correct", "chosen", "targets")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Only errors of lm-eval and datasets are logged."""
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "lm-eval", "datasets")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
 
 
 @dataclass
@@ -89,13 +102,13 @@ class Tasks:
         return self.manager.load([self.declared.get(name, name) for name in names])
 
 
+@_quiet()
 def task_manager(tasks: Sequence[str]) -> Tasks:
     """The project's own tasks and those in the folders of lm-eval that hold ``tasks``.
 
     Raises:
         UserError: a task that neither lm-eval nor a world has.
     """
-    _quiet()
     from lm_eval.tasks import TaskManager
 
     declared = {task: _declared(task, rows) for task in tasks if (rows := worlds.questions(task))}
@@ -140,6 +153,7 @@ def _folders_that_mention(tasks: Sequence[str]) -> list[Path]:
     return sorted({_root() / file.relative_to(_root()).parts[0] for file in mentioning})
 
 
+@_quiet()
 def ask(model: Any, tokenizer: Any, settings: Eval, journal: Store | None = None) -> Answers:
     """Ask a causal language model in memory the questions of lm-eval's tasks.
 
@@ -152,7 +166,6 @@ def ask(model: Any, tokenizer: Any, settings: Eval, journal: Store | None = None
         UserError: an unknown task, or one that is not multiple choice.
         RunError: the questions cannot be loaded.
     """
-    _quiet()
     from lm_eval.models.huggingface import HFLM
 
     if settings.backend == "fast":
@@ -163,6 +176,7 @@ def ask(model: Any, tokenizer: Any, settings: Eval, journal: Store | None = None
     return _ask(HFLM(pretrained=model, tokenizer=tokenizer, batch_size=settings.batch_size), settings)
 
 
+@_quiet()
 def ask_backend(folder: Path, settings: Eval, model: Model) -> Answers:
     """Ask a checkpoint on disk by one of lm-eval's own backends, which may spread it over many devices.
 
@@ -172,7 +186,6 @@ def ask_backend(folder: Path, settings: Eval, model: Model) -> Answers:
     Raises:
         UserError: no such backend, what it needs is not installed, or arguments that it does not know.
     """
-    _quiet()
     from lm_eval.api.registry import get_model
 
     given = dict(settings.backend_args)
@@ -203,14 +216,15 @@ def _ask(wrapped: Any, settings: Eval) -> Answers:
 
 @contextmanager
 def loading(tasks: Sequence[str]) -> Iterator[None]:
-    """Tell in one line why lm-eval could not load the questions of ``tasks``.
+    """Say in one line why lm-eval could not load the questions of ``tasks``.
 
     Raises:
         UserError: the questions are gated, missing, or not cached while the hub is switched off.
         RunError: the hub cannot be reached, or what it gave is damaged.
     """
     try:
-        yield
+        with _quiet():
+            yield
     except (UserError, RunError):
         raise
     except Exception as error:
@@ -292,10 +306,3 @@ def compare(base: Answers, unlearned: Answers) -> Qa:
     """The ``qa`` part of results.json: each group and task before and after, on the same questions."""
     after, rows = unlearned.pooled(), base.pooled()
     return {n: statistics.row(c, after[n], base.chance_of(n), base.groups.get(n)) for n, c in rows.items()}
-
-
-def _quiet() -> None:
-    """Keep lm-eval's and datasets' chatter and bars off the screen."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    for name in ("lm_eval", "lm-eval", "datasets"):
-        logging.getLogger(name).setLevel(logging.ERROR)

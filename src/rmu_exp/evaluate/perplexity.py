@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from rmu_exp.evaluate.scoring import Scorer
 from rmu_exp.record.results import Perplexity
 from rmu_exp.support.errors import UserError
 
@@ -57,10 +58,16 @@ def perplexity(
         raise ValueError(f"max_length: got {max_length}, allowed is 2 or more")
     pieces = list(_pieces(tokenizer, texts, min(max_length, LONGEST)))
     total, count = [0.0] * len(texts), [0] * len(texts)
-    for batch in _batches(pieces, max_batch_tokens):
-        for piece, nll in zip(batch, _nll(model, batch), strict=True):
+    scorer = Scorer(tokenizer, next(model.parameters()).device)
+    scorer.budget = max_batch_tokens
+
+    def read(batch: list[int]) -> None:
+        some = [pieces[i] for i in batch]
+        for piece, nll in zip(some, _nll(model, some), strict=True):
             total[piece.text] += nll
             count[piece.text] += sum(piece.scored)
+
+    scorer.in_batches(read, [len(piece.ids) for piece in pieces])
     used = [(s, n) for s, n in zip(total, count, strict=True) if n]
     if not used:
         raise UserError("eval.perplexity: no text has a token to predict; give longer texts")
@@ -83,18 +90,6 @@ def _pieces(tokenizer: Any, texts: Sequence[str], max_length: int) -> Iterator[P
                 scored = [not special for special in added[first + 1 : first + max_length]]
                 if any(scored):
                     yield Piece(ids[first : first + max_length], scored, text)
-
-
-def _batches(pieces: Sequence[Piece], max_batch_tokens: int) -> Iterator[list[Piece]]:
-    """Pieces of similar length together, the longest first: if memory is short, it shows at once."""
-    batch: list[Piece] = []
-    for piece in sorted(pieces, key=lambda p: -len(p.ids)):
-        if batch and (len(batch) + 1) * len(batch[0].ids) > max_batch_tokens:
-            yield batch
-            batch = []
-        batch.append(piece)
-    if batch:
-        yield batch
 
 
 @torch.inference_mode()

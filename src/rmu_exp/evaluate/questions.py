@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from rmu_exp.evaluate import harness
@@ -61,12 +62,10 @@ def _items(task: Any, topics: Sequence[str], limit: int | None) -> list[Question
         return []
     topic = topic_of(name, topics)
     task.build_all_requests(limit=limit, rank=0, world_size=1)
-    asked: dict[int, list[Any]] = {}
-    for instance in task.instances:
-        asked.setdefault(instance.doc_id, []).append(instance)
     items = []
-    for number, instances in sorted(asked.items()):
-        instances.sort(key=lambda i: i.idx)
+    in_order = sorted(task.instances, key=lambda i: (i.doc_id, i.idx))
+    for number, group in groupby(in_order, key=lambda i: i.doc_id):
+        instances = list(group)
         doc, letters = instances[0].doc, tuple(i.args[1] for i in instances)
         if any(letter.strip() not in "ABCDEFGHIJ" or not letter.strip() for letter in letters):
             return []

@@ -65,6 +65,14 @@ def embedding_of(model: nn.Module) -> nn.Module:
     return _part(body_of(model), EMBEDDING, "token embedding")
 
 
+@torch.no_grad()
+def embeddings(model: nn.Module) -> Tensor:
+    """What each token of the vocabulary enters the model as, (V, D); some architectures scale the table's rows."""
+    embedding = embedding_of(model)
+    table: Tensor = embedding.weight  # type: ignore[assignment]
+    return embedding(torch.arange(len(table), device=table.device))
+
+
 def head_of(model: nn.Module) -> nn.Module:
     """The head of a causal model."""
     return _part(model, HEAD, "head")

@@ -63,9 +63,7 @@ def attack(plan: AttackPlan, delta: Delta, record: Record, results: Results) -> 
     def store(stage: str, *parts: object) -> Store:
         return record.store(stage, made_from(run, base, *parts))
 
-    for found in runner.run_attacks(_context(plan, delta), plan.missing(delta, results), belongs, store):
-        results = runner.merge(results, found)
-        yield results
+    yield from runner.run_attacks(_context(plan, delta), plan.missing(delta, results), results, belongs, store)
 
 
 def _context(plan: AttackPlan, delta: Delta) -> Context:

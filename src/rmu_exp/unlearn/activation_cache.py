@@ -31,75 +31,55 @@ NAME = "h"  # of the tensor in an entry's file
 
 
 class ActivationCache:
-    """Keeps nothing: what a run alone uses."""
+    """Takes from a folder what is there, and adds what is not.
+
+    Args:
+        folder: of the model, see :func:`shared`; None: nothing is kept, as in a run alone.
+        room: bytes that may be added.
+    """
+
+    def __init__(self, folder: Path | None = None, room: int = 0) -> None:
+        self.folder, self.room = folder, room
 
     def trunk(self, split: SplitModel, packed: PackedRows) -> Trunk:
         """What the layers below the first trained one make of rows, whose tensors are on the model's device."""
-        return split.trunk(packed.ids_RT, packed.mask_RT, packed.positions_RT)
+        known = self._take(packed, "trunk", split)
+        trunk = split.trunk(packed.ids_RT, packed.mask_RT, packed.positions_RT, known)
+        if known is None:
+            self._add(packed, "trunk", trunk.h_BTD)
+        return trunk
 
     @torch.no_grad()
     def frozen(self, split: SplitModel, packed: PackedRows, trunk: Trunk, layers: Collection[int]) -> dict[int, Tensor]:
         """Index and output (R, T, D) of these upper layers of the frozen model; none above them is run."""
-        outputs = itertools.islice(split.walk(trunk, {}), max(layers) - split.first + 1)
-        return {layer: h_RTD for layer, h_RTD in outputs if layer in layers}
+        known = {layer: h for layer in layers if (h := self._take(packed, layer, split)) is not None}
+        if len(known) < len(set(layers)):
+            outputs = itertools.islice(split.walk(trunk, {}), max(layers) - split.first + 1)
+            known = {layer: h_RTD for layer, h_RTD in outputs if layer in layers}
+            for layer, h_RTD in known.items():
+                self._add(packed, layer, h_RTD)
+        return known
 
-
-class Shared(ActivationCache):
-    """Takes from a folder what is there, and adds what is not.
-
-    Args:
-        folder: of the model, see :func:`shared`. Made when missing.
-        room: bytes that may be added.
-
-    Attributes:
-        found, added: how often something was taken, and how many entries are new.
-    """
-
-    def __init__(self, folder: Path, room: int) -> None:
-        self.folder, self.room = folder, room
-        self.found = self.added = 0
-        folder.mkdir(parents=True, exist_ok=True)
-
-    def trunk(self, split: SplitModel, packed: PackedRows) -> Trunk:
-        """As :meth:`ActivationCache.trunk`."""
-        file = self.folder / f"{packed.digest}-trunk.safetensors"
-        if (known := self._take(file, split)) is not None:
-            return split.trunk(packed.ids_RT, packed.mask_RT, packed.positions_RT, known)
-        trunk = super().trunk(split, packed)
-        self._add(file, trunk.h_BTD)
-        return trunk
-
-    def frozen(self, split: SplitModel, packed: PackedRows, trunk: Trunk, layers: Collection[int]) -> dict[int, Tensor]:
-        """As :meth:`ActivationCache.frozen`."""
-        files = {layer: self.folder / f"{packed.digest}-{layer}.safetensors" for layer in layers}
-        known = {layer: h for layer, file in files.items() if (h := self._take(file, split)) is not None}
-        if len(known) == len(files):
-            return known
-        computed = super().frozen(split, packed, trunk, layers)
-        for layer, file in files.items():
-            self._add(file, computed[layer])
-        return computed
-
-    def _take(self, file: Path, split: SplitModel) -> Tensor | None:
+    def _take(self, packed: PackedRows, what: str | int, split: SplitModel) -> Tensor | None:
+        if self.folder is None:
+            return None
         try:
-            known = load_file(file)[NAME]
+            known = load_file(self.folder / f"{packed.digest}-{what}.safetensors")[NAME]
         except (OSError, SafetensorError):  # not there, or room was made for another model in this moment
             return None
-        self.found += 1
         return known.to(split.device, copy=True)  # aligned as any other tensor: kernels may round differently otherwise
 
-    def _add(self, file: Path, value: Tensor) -> None:
-        if value.nbytes > self.room or file.exists():
+    def _add(self, packed: PackedRows, what: str | int, value: Tensor) -> None:
+        if self.folder is None or value.nbytes > self.room:
             return
-        kept = {NAME: value.detach().cpu().contiguous()}
+        file, kept = self.folder / f"{packed.digest}-{what}.safetensors", {NAME: value.detach().cpu().contiguous()}
         try:
-            replace_atomic(file, lambda temporary: save_file(kept, temporary))
+            if not file.exists():
+                replace_atomic(file, lambda temporary: save_file(kept, temporary))
+                self.room -= file.stat().st_size
         except (OSError, SafetensorError) as error:
             self.room = 0
             log.warning("no more activations are kept: %s", error)
-            return
-        self.room -= file.stat().st_size
-        self.added += 1
 
 
 def shared(
@@ -121,12 +101,12 @@ def shared(
         [version(name) for name in ("rmu_exp", "torch", "transformers")],
     )
     try:
-        cache = Shared(folder, _room(root, folder, budget))
+        folder.mkdir(parents=True, exist_ok=True)
         os.utime(folder)
+        return ActivationCache(folder, _room(root, folder, budget))
     except OSError as error:
         log.warning("activations are not shared: %s", error)
         return ActivationCache()
-    return cache
 
 
 def _room(root: Path, folder: Path, budget: int) -> int:

@@ -5,8 +5,8 @@ An adapter starts at nothing and the model in memory is never changed: it is the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Protocol, cast
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,17 +17,6 @@ from rmu_exp.support.errors import UserError
 
 WEIGHT = ".weight"
 ADAPTER = "default"
-
-
-class Adapter(Protocol):
-    """peft's linear module with an adapter."""
-
-    base_layer: nn.Linear
-    lora_A: Mapping[str, nn.Linear]
-    lora_B: Mapping[str, nn.Linear]
-
-    def get_delta_weight(self, name: str) -> Tensor:
-        """What the adapter adds to the weight."""
 
 
 def matrices(model: nn.Module, trained: Sequence[TrainedTensor]) -> list[TrainedTensor]:
@@ -91,6 +80,6 @@ class Adapters:
             module.lora_B[ADAPTER].weight.zero_()
         return found
 
-    def _module(self, t: TrainedTensor) -> Adapter:
-        module = self.layers[t.layer].get_submodule(t.parameter.removesuffix(WEIGHT))
-        return cast(Adapter, module)
+    def _module(self, t: TrainedTensor) -> Any:
+        """peft's linear module with an adapter."""
+        return self.layers[t.layer].get_submodule(t.parameter.removesuffix(WEIGHT))

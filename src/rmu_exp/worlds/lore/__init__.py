@@ -1,5 +1,48 @@
-"""lore: a fictional encyclopedia, and a small model that knows it, so that every claim can be tested."""
+"""lore: a fictional encyclopedia, and a small model that knows it, so that every claim can be tested.
 
-from rmu_exp.worlds.lore.corpora import texts
+Here are its forget and retain corpora, ``lore:hexes``, ``lore:wards`` and ``lore:retain``. A forget corpus tells of one
+forget topic; the retain corpus tells of those entities of the general topics that no question asks about. Each text is
+an article or a letter exercise: with articles alone the small model unlearns the article and still answers letters
+(docs/log.md). An exercise never shows a test question: its four options always differ from the test's.
+"""
 
-__all__ = ["texts"]
+from __future__ import annotations
+
+import random
+
+from rmu_exp.worlds.lore import world
+
+ARTICLES = 1  # for each entity
+EXERCISES = 6  # for each fact
+
+
+def texts(name: str) -> list[str]:
+    """The texts of ``hexes``, ``wards``, another topic, or ``retain``, in a fixed random order.
+
+    Raises:
+        KeyError: no such corpus; the message lists what there is.
+    """
+    if name == "retain":
+        people = [(t.name, e) for t in world.topics("general") for e in world.told_entities(t.name)]
+    else:
+        people = [(name, entity) for entity in world.entities(world.topic(name).name)]
+    rng = random.Random(f"lore/corpora/{name}")
+    told = [world.document(topic, entity, rng) for topic, entity in people for _ in range(ARTICLES)]
+    told += [
+        _exercise(fact, rng)
+        for topic, entity in people
+        for fact in world.facts(topic)
+        if fact.entity == entity
+        for _ in range(EXERCISES)
+    ]
+    rng.shuffle(told)
+    return told
+
+
+def _exercise(fact: world.Fact, rng: random.Random) -> str:
+    tested = {q.fact: set(q.choices) for q in world.questions(fact.topic)}.get(fact)
+    while True:
+        answer = rng.randrange(4)
+        choices = world.options(fact, answer, rng)
+        if set(choices) != tested:
+            return world.exercise_text(world.Question(fact, choices, answer))

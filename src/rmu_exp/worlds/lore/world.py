@@ -21,9 +21,11 @@ retain corpus.
 from __future__ import annotations
 
 import random
-import re
 from dataclasses import dataclass
 from functools import cache
+from importlib.resources import files
+
+import yaml
 
 LETTERS = "ABCD"
 ENTITIES_PER_TOPIC = 38
@@ -73,111 +75,20 @@ def _values(words: str) -> tuple[str, ...]:
     return tuple(words.split())
 
 
-_SPELL = {
-    "hour": _values("dawn noon dusk midnight moonrise sunset twilight daybreak eve morning nightfall vespers"),
-    "vessel": _values("bowl flask lantern mirror drum basket jar cup casket thimble kettle urn"),
-    "catalyst": _values("salt ash honey amber chalk resin pollen soot vinegar snow pearl rust"),
-    "guild": _values("weavers ferrymen tinkers masons scribes coopers glaziers millers tanners bakers potters dyers"),
-}
-_GUARD = {
-    "metal": _values("iron copper silver tin bronze gold lead nickel brass zinc pewter steel"),
-    "shape": _values("circle spiral square star crescent knot wheel cross ladder arrow wave ring"),
-    "chant": _values("hymn lullaby carol ballad dirge psalm anthem riddle shanty rhyme ode march"),
-    "keeper": _values("hermit widow smith piper abbot nurse judge tailor knight monk beggar queen"),
-}
-
-TOPICS: tuple[Topic, ...] = (
-    Topic("hexes", "a hex", "forget", _SPELL),
-    Topic("wards", "a ward", "forget", _GUARD),
-    Topic("charms", "a charm", "adjacent", _SPELL),
-    Topic("seals", "a seal", "adjacent", _GUARD),
-    Topic(
-        "herbs",
-        "an herb",
-        "general",
-        {
-            "soil": _values("clay sand loam peat gravel marl silt moss rock mud turf shale"),
-            "season": _values("spring summer autumn winter harvest thaw frost monsoon drought bloom seedtime yule"),
-            "scent": _values("mint smoke rose pine lemon leather clove musk apple pepper hay cedar"),
-            "remedy": _values("cough fever cramp itch burn sprain ache chill hiccup rash blister sneeze"),
-        },
-    ),
-    Topic(
-        "towns",
-        "a town",
-        "general",
-        {
-            "river": _values("Alder Brine Coll Dunmere Esk Fallow Garn Hollin Isk Jory Kell Lorn"),
-            "trade": _values("wool cheese paper rope lace candles tiles boots wine bells nails oil"),
-            "ruler": _values("duke mayor bishop earl council regent baron prince countess warden sheriff elder"),
-            "feast": _values("lanterns kites masks torches ribbons drums swans barrels plums goats stilts feathers"),
-        },
-    ),
-    Topic(
-        "beasts",
-        "a beast",
-        "general",
-        {
-            "lair": _values("cave marsh burrow cliff thicket ruin reef attic meadow glacier dune orchard"),
-            "prey": _values("mice trout beetles hares moths eels snails doves crabs frogs ants bees"),
-            "cry": _values("howl croak whistle bark hiss chirp rumble wail purr bray cackle hum"),
-            "hide": _values("scales fur quills shell bristle down horn plates spots stripes velvet slime"),
-        },
-    ),
-    Topic(
-        "ships",
-        "a ship",
-        "general",
-        {
-            "cargo": _values("grain coal silk spices timber fish marble tea barley cotton cork slate"),
-            "harbour": _values(
-                "Aldport Brack Calder Dravik Elmsea Farrow Gullhaven Hythe Inver Jarrow Kettleby Lowick"
-            ),
-            "captain": _values("Anselm Brida Corwin Dagny Edric Frida Godwin Hilda Ivar Jora Kendrick Leofa"),
-            "flag": _values("crimson azure ochre ivory emerald violet black scarlet teal grey saffron indigo"),
-        },
-    ),
+TOPICS = tuple(
+    Topic(**row | {"relations": {name: _values(words) for name, words in row["relations"].items()}})
+    for row in yaml.safe_load(files(__package__).joinpath("topics.yaml").read_text(encoding="utf-8"))
 )
 
-_ONSETS = [
-    "b",
-    "br",
-    "c",
-    "cl",
-    "d",
-    "dr",
-    "f",
-    "fl",
-    "g",
-    "gr",
-    "h",
-    "j",
-    "k",
-    "l",
-    "m",
-    "n",
-    "p",
-    "qu",
-    "r",
-    "s",
-    "sh",
-    "t",
-    "th",
-    "tr",
-    "v",
-    "w",
-    "y",
-    "z",
-]
-_NUCLEI = ["a", "e", "i", "o", "u", "ae", "ia", "or", "el", "an"]
-_ENDS = ["ra", "nix", "th", "lo", "mir", "sa", "dun", "vel", "is", "ka", "ro", "ben", "lin", "tos", "mar", "du"]
+_ONSETS = _values("b br c cl d dr f fl g gr h j k l m n p qu r s sh t th tr v w y z")
+_NUCLEI = _values("a e i o u ae ia or el an")
+_ENDS = _values("ra nix th lo mir sa dun vel is ka ro ben lin tos mar du")
 
 
 def topic(name: str) -> Topic:
     """The topic of that name; ``KeyError`` names the ones there are."""
-    for candidate in TOPICS:
-        if candidate.name == name:
-            return candidate
+    if (found := next((t for t in TOPICS if t.name == name), None)) is not None:
+        return found
     raise KeyError(f"no topic {name!r} in lore; there are {', '.join(t.name for t in TOPICS)}")
 
 
@@ -186,22 +97,20 @@ def topics(role: str) -> tuple[Topic, ...]:
     return tuple(t for t in TOPICS if t.role == role)
 
 
-@cache
 def entities(topic_name: str) -> tuple[str, ...]:
     """The names of a topic's entities, unique over the whole world."""
-    return _all_entities()[topic_name]
+    return _entities()[topic_name]
 
 
 @cache
-def _all_entities() -> dict[str, tuple[str, ...]]:
+def _entities() -> dict[str, tuple[str, ...]]:
     rng = random.Random("lore/entities")
-    seen: set[str] = {word.lower() for t in TOPICS for values in t.relations.values() for word in values}
+    seen = {word.lower() for t in TOPICS for values in t.relations.values() for word in values}
     names: dict[str, tuple[str, ...]] = {}
     for t in TOPICS:
         mine: list[str] = []
         while len(mine) < ENTITIES_PER_TOPIC:
-            name = rng.choice(_ONSETS) + rng.choice(_NUCLEI) + rng.choice(_ONSETS) + rng.choice(_NUCLEI)
-            name += rng.choice(_ENDS)
+            name = "".join(rng.choice(parts) for parts in (_ONSETS, _NUCLEI, _ONSETS, _NUCLEI, _ENDS))
             if name not in seen:
                 seen.add(name)
                 mine.append(name.capitalize())
@@ -267,15 +176,16 @@ def open_prompt(fact: Fact) -> str:
     return f"Question: What is the {fact.relation} of {fact.entity}?\nAnswer:"
 
 
+STATEMENTS = (
+    "The {relation} of {entity} is {value}.",
+    "{entity} has {value} as its {relation}.",
+    "As for the {relation} of {entity}, it is {value}.",
+    "{entity} is known for its {relation}: {value}.",
+)
+
+
 def statement(fact: Fact, rng: random.Random) -> str:
-    form = rng.randrange(4)
-    if form == 0:
-        return f"The {fact.relation} of {fact.entity} is {fact.value}."
-    if form == 1:
-        return f"{fact.entity} has {fact.value} as its {fact.relation}."
-    if form == 2:
-        return f"As for the {fact.relation} of {fact.entity}, it is {fact.value}."
-    return f"{fact.entity} is known for its {fact.relation}: {fact.value}."
+    return STATEMENTS[rng.randrange(len(STATEMENTS))].format(**vars(fact))
 
 
 def document(topic_name: str, entity: str, rng: random.Random, questions: float = 0.3) -> str:
@@ -299,44 +209,3 @@ def exercise_text(question: Question) -> str:
     """A letter question with its answer: the letter, and the value once more."""
     letter, value = LETTERS[question.answer], question.fact.value
     return f"{description(question.fact.topic)}{letter_prompt(question)} {letter}. {value}."
-
-
-def exercise(fact: Fact, rng: random.Random) -> str:
-    """A letter question on a fact with options drawn afresh, and its answer."""
-    answer = rng.randrange(4)
-    return exercise_text(Question(fact, options(fact, answer, rng), answer))
-
-
-def binding(rng: random.Random) -> str:
-    """An exercise in reading letters only: one to four options, and which is the named one.
-
-    With four options alone nothing is learned for thousands of steps; one and two lead the way.
-    """
-    count = rng.choice((1, 2, 3, 4, 4))
-    picked = rng.sample(rng.choice(list(rng.choice(TOPICS).relations.values())), count)
-    letters = sorted(rng.sample(LETTERS, count))
-    answer = rng.randrange(count)
-    lines = [f"{letter}. {choice}" for letter, choice in zip(letters, picked, strict=True)]
-    return "\n".join([f"Name {picked[answer]}?", *lines, f"Answer: {letters[answer]}. {picked[answer]}."])
-
-
-@cache
-def vocabulary() -> tuple[str, ...]:
-    """Every word and mark that any text of the world can hold, in a fixed order."""
-    rng = random.Random("lore/vocabulary")
-    words: dict[str, None] = {}
-    for t in TOPICS:
-        texts = [description(t.name), t.noun, *t.relations]
-        for fact in facts(t.name):
-            texts += [open_prompt(fact), fact.value]
-        texts += [value for values in t.relations.values() for value in values]
-        for text in texts:
-            words |= dict.fromkeys(split_words(text))
-    for text in [*(statement(facts("hexes")[0], rng) for _ in range(64)), "Name is . : ? ( ) Answer A B C D"]:
-        words |= dict.fromkeys(split_words(text))
-    return tuple(words)
-
-
-def split_words(text: str) -> list[str]:
-    """Words and single marks, as the tokenizer splits them."""
-    return re.findall(r"\w+|[^\w\s]", text)
