@@ -36,6 +36,7 @@ QUIET = {  # other libraries, which read this when they are imported
     "TQDM_DISABLE": "1",
     "HF_HUB_VERBOSITY": "error",  # its client reports every retry
     "DATASETS_VERBOSITY": "error",
+    "TOKENIZERS_PARALLELISM": "true",  # without it every fork after tokenizing is warned of
 }
 register()
 
