@@ -1,10 +1,9 @@
-"""Runs whose disk is full or broken from the n-th request for space on, in forked processes; then taken up again.
+"""Runs whose disk is full or broken from the n-th request for space on, in forked processes; then resumed.
 
     LD_PRELOAD=full_disk.so python full_disk.py PLACE ERROR FOLDER EVERY OVERRIDES…
 
 ``full_disk.so`` is full_disk.c, compiled. PLACE is ``run`` or ``cache``: which folder's disk fails; ERROR is ENOSPC
-or the like. Prints a line of
-JSON for the undisturbed run, and one for every EVERY-th request of it.
+or the like. Prints a line of JSON for the undisturbed run, and one for every EVERY-th request of it.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ shim.full_disk_requests.restype = ctypes.c_long
 
 
 def start(run: Run, folder: Path, place: Path, full_at: int = 0, error: str = "ENOSPC") -> dict[str, Any]:
-    """One run in a process of its own, as the command line carries it out."""
+    """One run in a process of its own, as the command line executes it."""
     told, counted = folder.with_suffix(".told"), folder.with_suffix(".requests")
     child = os.fork()
     if child == 0:

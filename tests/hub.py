@@ -5,12 +5,11 @@
         hub.add("org/texts", folder, kind="dataset", gated=True)
         subprocess.run(command, env=hub.env(home))
 
-Spoken: repository information, file trees, ``paths-info``, ``auth-check``, ``whoami``; files by revision or
-commit, with ETag, commit and size headers, HEAD and ranges; large kinds of file redirect to content
-addresses, as the hub sends them to its CDN; gated repositories and wrong tokens; errors by their codes.
-Whatever else is asked for (the dataset viewer included) is answered 404. :meth:`Hub.fail` breaks or
-stalls transfers, :meth:`Hub.damage` spoils them, :meth:`Hub.refuse` answers with an error or not at all;
-``downloads`` counts transfers.
+Spoken: repository information, file trees, ``paths-info``; files by revision or commit, with ETag, commit and size
+headers, HEAD and ranges; large kinds of file redirect to content addresses, as the hub sends them to its CDN; gated
+repositories and wrong tokens; errors by their codes. Whatever else is asked for (the dataset viewer included) is
+answered 404. :meth:`Hub.fail` breaks or stalls transfers, :meth:`Hub.damage` spoils them, :meth:`Hub.refuse` answers
+with an error or not at all; ``downloads`` counts transfers.
 
 Clients read HF_ENDPOINT when they are imported: use them in a process of their own.
 """
@@ -28,7 +27,6 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Lock, Thread
-from types import TracebackType
 from urllib.parse import parse_qs, unquote, urlsplit
 
 LARGE = (".safetensors", ".parquet", ".bin", ".gz", ".model")  # kinds that the hub keeps outside git
@@ -86,13 +84,7 @@ class Hub:
         self.downloads: Counter[str] = Counter()
         self.requests: list[str] = []
         self.lock = Lock()
-        hub = self
-
-        class Handler(_Handler):
-            pass
-
-        Handler.hub = hub
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
         self.server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.server.server_port}"
         self.cdn = f"http://localhost:{self.server.server_port}/cdn"  # another host to the clients
@@ -101,9 +93,7 @@ class Hub:
         Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.server.shutdown()
         self.server.server_close()
 
@@ -183,9 +173,7 @@ class _Handler(BaseHTTPRequestHandler):
                     raise BrokenPipeError
                 raise RefusedError(HTTPStatus(refusal.status), "As the test wants it")
             self._check_token()
-            if url.path == "/api/whoami-v2":
-                self._json({"type": "user", "name": "tester", "auth": {}})
-            elif api := _API.fullmatch(url.path):
+            if api := _API.fullmatch(url.path):
                 self._api(api, parse_qs(url.query), parse_qs(body))
             elif file := _FILE.fullmatch(url.path):
                 self._file(file)
@@ -235,10 +223,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _api(self, match: re.Match[str], query: dict[str, list[str]], form: dict[str, list[str]]) -> None:
         repo = self._repo(match["kind"], match["repo"])
         what, rest = match["what"], match["rest"] or ""
-        if what == "auth-check":
-            self._check_access(repo)
-            self._json({})
-        elif what in (None, "revision"):  # public even when the files are gated
+        if what in (None, "revision"):  # public even when the files are gated
             commit = self._commit(repo, unquote(rest) or "main")
             siblings = [{"rfilename": path} for path in repo.commits[commit]]
             about = {"id": repo.name, "sha": commit, "private": False, "siblings": siblings, "tags": []}
@@ -251,9 +236,6 @@ class _Handler(BaseHTTPRequestHandler):
             files = repo.commits[self._commit(repo, unquote(rest))]
             everything = {entry["path"]: entry for entry in _tree(files, "", recursive=True)}
             self._json([everything[p] for p in form.get("paths", []) if p in everything])
-        elif what == "refs":
-            branches = [{"name": n, "ref": f"refs/heads/{n}", "targetCommit": c} for n, c in repo.refs.items()]
-            self._json({"branches": branches, "tags": [], "converts": []})
         else:
             raise RefusedError(HTTPStatus.NOT_FOUND, "Not found")
 
@@ -263,11 +245,7 @@ class _Handler(BaseHTTPRequestHandler):
         commit, path = self._commit(repo, unquote(match["revision"])), unquote(match["path"])
         if path not in repo.commits[commit]:
             refused = RefusedError(HTTPStatus.NOT_FOUND, "Entry not found", "EntryNotFound")
-            headers = {
-                "X-Error-Code": refused.code,
-                "X-Error-Message": refused.message,
-                "X-Repo-Commit": commit,
-            }
+            headers = {"X-Error-Code": refused.code, "X-Error-Message": refused.message, "X-Repo-Commit": commit}
             self._json({"error": refused.message}, refused.status, headers)
             return
         data = repo.commits[commit][path]

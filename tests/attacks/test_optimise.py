@@ -99,7 +99,7 @@ def test_a_soft_prompt_starts_at_what_tokens_enter_the_model_as(context, tmp_pat
     """Gemma multiplies its embeddings by the root of the hidden size."""
     model = AutoModelForCausalLM.from_pretrained(make_checkpoint("gemma2", tmp_path, layers=1))
     every = model.get_input_embeddings()(torch.arange(model.config.vocab_size))
-    assert torch.cdist(soft_prompt.initial(model, context, 3), every).min(dim=1).values.max() < 1e-3
+    assert all((row == every).all(dim=1).any() for row in soft_prompt.initial(model, context, 3))
 
 
 def test_the_attack_stays_in_its_ball_and_leaves_the_model_alone(context):

@@ -34,49 +34,30 @@ Differing = dict[str, list[JsonValue]]
 
 
 class Questions(BaseModel):
-    """A group's or a task's questions in both runs.
-
-    Attributes:
-        shared: questions that both answered; ``mcnemar`` is over these, from A to B.
-        whole: whether it stands for itself, and is not a task of a group.
-    """
+    """A group's or a task's questions in both runs."""
 
     base: Pair
     unlearned: Pair
-    shared: int
-    mcnemar: McNemar | None
-    whole: bool
+    shared: int  # questions that both answered
+    mcnemar: McNemar | None  # over these, from A to B
+    whole: bool  # whether it stands for itself, and is not a task of a group
 
 
 class Comparison(BaseModel):
-    """What differs between two runs A and B, and what both measured.
+    """What differs between two runs A and B, and what both measured."""
 
-    Attributes:
-        runs: their folders.
-        settings, provenance: key to the two values where they differ.
-        qa: name to accuracies and test.
-        perplexity: source to the two values after unlearning.
-        delta: tensor to relative L2 distance.
-        only: tensors and questions that one has and the other has not.
-        worst: the worst attack of each.
-    """
-
-    runs: list[str]
-    settings: Differing
+    runs: list[str]  # their folders
+    settings: Differing  # key to the two values
     provenance: Differing
     qa: dict[str, Questions]
-    perplexity: dict[str, Pair]
-    delta: dict[str, float]
-    only: dict[str, list[list[str]]]
+    perplexity: dict[str, Pair]  # source to the two values after unlearning
+    delta: dict[str, float]  # tensor to relative L2 distance
+    only: dict[str, list[list[str]]]  # tensors and questions that one has and the other has not
     worst: list[Worst | None]
 
 
 def compare(first: Path, second: Path) -> Comparison:
-    """Compare two runs or judgements.
-
-    Raises:
-        UserError: one of them is not the folder of a run with results.
-    """
+    """Compare two runs or judgements. Raises UserError: one is not the folder of a run with results."""
     both = a, b = read(first), read(second)
     qa = {name: row for name, row in a.results.qa.items() if name in b.results.qa}
     settings = [flat(result_settings(r.config) | {"attacks": r.config.get("attacks")}) for r in both]

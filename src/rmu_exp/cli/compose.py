@@ -36,6 +36,7 @@ QUIET = {  # other libraries, which read this when they are imported
     "TQDM_DISABLE": "1",
     "HF_HUB_VERBOSITY": "error",  # its client reports every retry
     "DATASETS_VERBOSITY": "error",
+    "TOKENIZERS_PARALLELISM": "true",  # without it every fork after tokenizing is warned of
 }
 register()
 
@@ -102,14 +103,7 @@ def _is_sweep(word: str) -> bool:
 
 
 def checked(config: DictConfig, given: Sequence[str] = ()) -> Run | Judge:
-    """A composed configuration, with or without Hydra's own part, as checked settings.
-
-    Args:
-        given: the overrides on the command line.
-
-    Raises:
-        UserError: in one line.
-    """
+    """A composed configuration as checked settings; ``given``: the overrides on the command line. Raises UserError."""
     config = copy.deepcopy(config)
     with read_write(config), open_dict(config):
         config.pop("hydra", None)
@@ -119,11 +113,7 @@ def checked(config: DictConfig, given: Sequence[str] = ()) -> Run | Judge:
 
 
 def composed(words: Sequence[str], conf: Path, name: str = "train", multirun: bool = False) -> list[Run | Judge]:
-    """The settings of a command line, for programs that run nothing; of a sweep, with each swept value once.
-
-    Raises:
-        UserError: in one line.
-    """
+    """The settings of a command line that is not run; of a sweep, with each swept value once. Raises UserError."""
     try:
         with hydra.initialize_config_dir(str(conf.absolute()), version_base="1.3"):
             lines = [prepared(words)]

@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import cast
 
@@ -34,11 +34,7 @@ sweeping.register()  # wherever Hydra unpickles its callbacks, trials have their
 
 
 def start(main: Callable[[], object], conf: Path) -> None:
-    """Run a program, decorated by ``hydra.main``, and leave it with its exit status.
-
-    Args:
-        conf: the folder of configurations.
-    """
+    """Run a program, decorated by ``hydra.main``, over the configurations in ``conf``; leaves with its exit status."""
     silence_libraries()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let errors through, of which Hydra would print the traceback
     words, judging = sys.argv[1:], Path(sys.argv[0]).stem == "judge"
@@ -100,33 +96,26 @@ class Checks(Callback):
 
     def on_run_start(self, config: DictConfig, **_: object) -> None:
         """Check a run's settings and its folder."""
-        try:
+        with _refusing(config):
             checked(config, config.hydra.overrides.task)
             _start(config, Path(config.hydra.run.dir))
-        except Exception as error:
-            sys.exit(_refuse(error, list(config.hydra.overrides.task)))
 
     def on_multirun_start(self, config: DictConfig, **_: object) -> None:
         """Check each value of a sweep, its launcher and its folder, and plan its trials."""
-        try:
-            self._check_sweep(config)
-        except Exception as error:
-            sys.exit(_refuse(error, list(config.hydra.overrides.task)))
-
-    def _check_sweep(self, config: DictConfig) -> None:
         given, loader = list(config.hydra.overrides.task), GlobalHydra.instance().config_loader()
-        overrides = sweeping.sweep_of(given, config.hydra)
 
         def settings(words: list[str]) -> Run | Judge:
             return checked(loader.load_sweep_config(config, words), given)
 
-        for words in sweeping.once_each(overrides):
-            settings(words)
-        fixed = [o.key_or_group for o in overrides if not o.is_sweep_override()]
-        with read_write(config), open_dict(config):
-            config.hydra.overrides.hydra.append(sweeping.tell_trials(fixed))
-        get_method("rmu_exp.sweep.session.begin")(config, overrides, settings, self.compared)
-        _start(config, Path(config.hydra.sweep.dir))
+        with _refusing(config):
+            overrides = sweeping.sweep_of(given, config.hydra)
+            for words in sweeping.once_each(overrides):
+                settings(words)
+            fixed = [o.key_or_group for o in overrides if not o.is_sweep_override()]
+            with read_write(config), open_dict(config):
+                config.hydra.overrides.hydra.append(sweeping.tell_trials(fixed))
+            get_method("rmu_exp.sweep.session.begin")(config, overrides, settings, self.compared)
+            _start(config, Path(config.hydra.sweep.dir))
 
     def on_multirun_end(self, config: DictConfig, **_: object) -> None:
         """Write the report. The program ends with status 1 when a trial did not finish."""
@@ -134,12 +123,16 @@ class Checks(Callback):
             sys.exit(status)
 
 
-def _finish_sweep(why: str = "") -> int:
-    """Write the report of the sweep that this program has started. Returns the exit status.
+@contextmanager
+def _refusing(config: DictConfig) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        sys.exit(_refuse(error, list(config.hydra.overrides.task)))
 
-    Args:
-        why: what ended it early.
-    """
+
+def _finish_sweep(why: str = "") -> int:
+    """Write the report of the sweep that this program has started; ``why`` it ended early. Returns the exit status."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
         return int(get_method("rmu_exp.sweep.session.finish")(folder, why))
@@ -158,9 +151,7 @@ def _start(config: DictConfig, folder: Path) -> None:
 def existing_part(folder: Path) -> Path:
     """The deepest folder of a path that exists.
 
-    Raises:
-        UserError: it cannot be written to. Nothing is left behind.
-        RunError: its disk is full.
+    Raises UserError when it cannot be written to, RunError when its disk is full. Nothing is left behind.
     """
     existing = folder.absolute()
     try:

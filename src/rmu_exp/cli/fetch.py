@@ -34,17 +34,15 @@ def fetch(
     depth: int | None = None,
     trust_remote_code: bool = False,
 ) -> Iterator[str]:
-    """Bring models, corpora and question sets into ``folder``; yields one line as each is there.
+    """Bring models, corpora and question sets into ``folder``, where they are not yet; yields one line for each.
 
     Must run before anything imports huggingface_hub or datasets, which fix the place of their caches then.
 
     Args:
-        folder: made when missing; what it already holds is not downloaded again.
         models: ``ORG/NAME`` or ``ORG/NAME@REVISION``.
         corpora: sources as in ``data.forget`` and ``data.retain``; those that are no hub datasets are passed over.
         tasks: lm-eval tasks or groups.
-        depth: only the weight files that hold the embedding and the first so many layers; None: all, which
-            questions need.
+        depth: only the weight files of the embedding and the first so many layers; None: all.
         trust_remote_code: also bring the Python code that comes with a model.
 
     Raises:

@@ -78,11 +78,7 @@ def resume(words: Sequence[str], judging: bool) -> int:
 
 
 def stored(folder: Path, judging: bool = False) -> Run | Judge:
-    """The settings of the run or the judgement whose folder this is.
-
-    Raises:
-        UserError: it is no such folder, or its settings are damaged.
-    """
+    """The settings of the run or the judgement whose folder this is. Raises UserError: it is none, or is damaged."""
     file = folder / "config.yaml"
     if not file.is_file():
         sweep = f"; a sweep is resumed by its own command with output={folder}"

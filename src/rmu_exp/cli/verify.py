@@ -40,17 +40,11 @@ AGREES, DIFFERS, UNCHECKED, NOTE = "agrees", "differs", "unchecked", "note"
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at.
+    """One thing that was looked at."""
 
-    Attributes:
-        state: ``agrees``, ``differs``, ``unchecked`` (it cannot be checked here), or ``note`` (nothing to check).
-        what: such as ``settings`` or ``questions lore_forget``.
-        detail: values, or why not.
-    """
-
-    state: str
-    what: str
-    detail: str
+    state: str  # agrees, differs, unchecked (it cannot be checked here), or note (nothing to check)
+    what: str  # such as ``settings`` or ``questions lore_forget``
+    detail: str  # values, or why not
 
 
 Look = Callable[[RunDir, Provenance], Iterator[Check]]
@@ -139,11 +133,7 @@ def differences(run: RunDir) -> Iterator[tuple[str, object, object]]:
 
 
 def models_of(run: RunDir) -> Models:
-    """The base model of a run, by its settings and, from the hub, at the commit that it began with.
-
-    Raises:
-        UserError: it is not there, or not on this machine's devices.
-    """
+    """The base model of a run, by its settings and, from the hub, at the commit that it began with."""
     settings, base, origin = run.part("model", Model), run.config.get("base"), run.results.provenance
     return Models.find(settings, base if isinstance(base, str) else None, origin.model_revision if origin else None)
 

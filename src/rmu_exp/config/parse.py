@@ -42,8 +42,7 @@ def register() -> None:
 def parse(config: DictConfig | Mapping[str, object]) -> Run:
     """A composed configuration as a checked :class:`Run`.
 
-    Raises:
-        UserError: an unknown key, a wrong type, a value out of range or an impossible combination.
+    Raises UserError: an unknown key, a wrong type, a value out of range or an impossible combination.
     """
     values = _plain(config)
     if missing := [key for key in NEEDED if values.get(key) in (None, "???")]:
@@ -82,8 +81,6 @@ def stored(values: Mapping[str, object]) -> Run | Judge:
 def plugin(group: str, name: str, values: object) -> Any:
     """The checked ``Settings`` of a method or an attack. Raises as :func:`parse`."""
     prefix = "method." if group == plugins.METHODS else f"{group}.{name}."
-    if group == plugins.METHODS and name not in plugins.files(group):
-        raise UserError(f"method.name: got {name!r}, allowed is {', '.join(plugins.files(group))}")
     schema = plugins.schema(group, name)
     if not isinstance(values, dict):
         raise UserError(f"{prefix.rstrip('.')}: got {show(values)}, allowed is a group of keys")
@@ -93,13 +90,9 @@ def plugin(group: str, name: str, values: object) -> Any:
 
 
 def made(schema: type[T], values: Mapping[str, object], prefix: str = "") -> T:
-    """A dataclass of settings from plain values; their ranges are not checked yet.
+    """A dataclass of settings from plain values, ranges unchecked; ``prefix``: of its keys in messages.
 
-    Args:
-        prefix: of its keys in messages.
-
-    Raises:
-        UserError: an unknown key, or a wrong type.
+    Raises UserError: an unknown key, or a wrong type.
     """
     for name in groups_of(schema):
         if not isinstance(group := values.get(name, {}), Mapping):

@@ -33,14 +33,11 @@ def files(group: str) -> dict[str, Path]:
 
 
 def module(group: str, name: str) -> Any:
-    """A method's or an attack's module.
-
-    Raises:
-        UserError: there is none of this name.
-    """
+    """A method's or an attack's module. Raises UserError: there is none of this name."""
     known = files(group)
     if name not in known:
-        raise UserError(f"{group}: got {name!r}, allowed is {', '.join(known)}")
+        key = "method.name" if group == METHODS else group
+        raise UserError(f"{key}: got {name!r}, allowed is {', '.join(known)}")
     return importlib.import_module(f"{PACKAGES[group]}.{name}")
 
 

@@ -66,14 +66,7 @@ class Row(NamedTuple):
 
 
 def page(conf: Path, program: str, group: str | None = None) -> str:
-    """What ``--help`` prints, or ``--help GROUP``.
-
-    Args:
-        program: ``train`` or ``judge``.
-
-    Raises:
-        UserError: there is no such group.
-    """
+    """What ``--help`` of ``train`` or ``judge`` prints, or ``--help GROUP``. Raises UserError: no such group."""
     pages = _groups(conf, program)
     if group is not None:
         if group not in pages:

@@ -60,11 +60,7 @@ class Snapshot:
 
 
 def snapshot(repo: str, revision: str | None, remote_code: bool) -> Snapshot:
-    """Find a version of a repository and download its small files.
-
-    Args:
-        revision: branch, tag or commit; None: the default branch.
-        remote_code: download Python files too.
+    """Find a version of a repository (None: the default branch) and download its small files.
 
     Raises:
         UserError: no such repository or revision, gated, a wrong token, no safetensors weights; switched

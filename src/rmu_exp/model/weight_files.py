@@ -40,11 +40,7 @@ class Entry:
 def check_folder(folder: Path, key: str) -> None:
     """Refuse a folder that is no checkpoint in Hugging Face's format with whole safetensors weights.
 
-    Args:
-        key: what the message begins with: the setting that named the folder.
-
-    Raises:
-        UserError: naming the folder or file.
+    Raises UserError that begins with ``key``, the setting that named the folder.
     """
     wanted = "give a checkpoint folder in Hugging Face's format"
     if not folder.is_dir():
@@ -60,11 +56,7 @@ def check_folder(folder: Path, key: str) -> None:
 
 
 def file_names(folder: Path, key: str) -> list[str]:
-    """Names of the weight files, whether they are there or not.
-
-    Raises:
-        UserError: there are no safetensors weights, or the index is damaged.
-    """
+    """Names of the weight files, there or not. Raises UserError: no safetensors weights, or a damaged index."""
     table = weight_map(folder)
     if table is not None:
         return sorted(set(table.values()))
@@ -106,11 +98,7 @@ def needed(table: Mapping[str, str], depth: int | None) -> dict[str, str]:
 
 
 def header(file: Path) -> dict[str, Entry]:
-    """The tensors of a safetensors file, by name.
-
-    Raises:
-        UserError: the file is cut off or damaged: the library finds that its header does not describe it.
-    """
+    """The tensors of a safetensors file, by name. Raises UserError: it is cut off, damaged or unreadable."""
     try:
         with safe_open(str(file), "np"):
             pass

@@ -27,12 +27,7 @@ SWITCHES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "CUBLA
 
 
 def describe(run: Run | Judge, device: str, **made_from: object) -> Provenance:
-    """The settings and their hash, versions, git state, hardware and seeds of this process.
-
-    Args:
-        device: the device that the run uses.
-        made_from: further fields of :class:`Provenance`: command, data_hashes, model_revision, model_digest, ….
-    """
+    """The settings and their hash, versions, git state, hardware and seeds; ``made_from``: further fields of it."""
     return Provenance(
         config=settings(run),
         config_hash=run.digest,

@@ -158,12 +158,9 @@ class CurveData(Part):
 class AttackEntry(Part):
     """What one attack or probe found; what is special to it stands in further keys.
 
-    Attributes:
-        fingerprint: of the models, texts and questions it was run on.
-        error: why it failed; then there is no accuracy.
-        inconclusive: why it shows nothing, such as that it did not learn what it was taught; then neither.
-        control: name to accuracy, or to what was found although there is nothing to find.
-        budget: what it took: steps, samples, queries, seconds.
+    ``fingerprint``: of the models, texts and questions it was run on; ``error``: why it has no accuracy;
+    ``inconclusive``: why it shows nothing, such as that it did not learn what it was taught; ``control``: name to
+    accuracy, or to what was found although there is nothing to find; ``budget``: steps, queries, seconds.
     """
 
     settings: dict[str, JsonValue] = {}
@@ -201,11 +198,8 @@ class AttackEntry(Part):
 class RunInfo(Part):
     """What was run, on what. A judgement (``kind`` judge) has ``unlearned`` and ``changed_tensors``.
 
-    Attributes:
-        kind: ``delta``, which no file has: a Delta whose run's results are not there.
-        steer, alpha: one value per topic; steer in the unit of ``steering``.
-        settings: the method's own.
-        changed: settings that are not the published ones.
+    ``kind`` delta, which no file has: a Delta without its run; ``steer`` (in the unit of ``steering``), ``alpha``:
+    one value per topic;     ``settings``: the method's own; ``changed``: settings that are not the published ones.
     """
 
     kind: Literal["train", "judge", "delta"] = "train"
@@ -361,8 +355,7 @@ def load(file: Path) -> Results:
 def _reason(error: ValidationError) -> str:
     """The outermost thing that is wrong, in a few words."""
     first = min(error.errors(include_url=False), key=lambda e: (len(e["loc"]), list(map(str, e["loc"]))))
-    place, said = ".".join(map(str, first["loc"])), first["msg"]
-    line = " ".join(f"{place}: {said}".split()) if place else said
+    line = " ".join(": ".join(filter(None, [".".join(map(str, first["loc"])), first["msg"]])).split())
     return line if len(line) <= 120 else f"{line[:60]} … {line[-56:]}"
 
 

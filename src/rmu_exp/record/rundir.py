@@ -50,18 +50,13 @@ class TaskAnswers:
 
 @dataclass(frozen=True)
 class RunDir:
-    """A run's folder.
-
-    Attributes:
-        digest: of the settings, as config.yaml says.
-        command: what it was first started by; empty: config.yaml does not say.
-    """
+    """A run's folder."""
 
     folder: Path
     config: Object
     judged: bool
-    digest: str
-    command: str
+    digest: str  # of the settings, as config.yaml says
+    command: str  # what it was first started by; empty: config.yaml does not say
 
     @cached_property
     def results(self) -> Results:

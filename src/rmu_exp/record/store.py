@@ -60,12 +60,7 @@ def cached(kind: str, fingerprint: str, make: Callable[[], T], anew: bool = Fals
 
 
 class Store:
-    """The parts of one stage.
-
-    Args:
-        file: where they are kept; None: nowhere.
-        fingerprint: of what they were made from: parts with another one that lie in the file are thrown away.
-    """
+    """The parts of one stage, kept in ``file`` (None: nowhere); parts with another fingerprint are thrown away."""
 
     def __init__(self, file: Path | None = None, fingerprint: str = "") -> None:
         self.file, self.fingerprint = file, fingerprint

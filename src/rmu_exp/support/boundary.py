@@ -22,6 +22,7 @@ from rmu_exp.support.files import cache_path
 
 FULL = {errno.ENOSPC: "no space left on", errno.EDQUOT: "no quota left on", errno.EFBIG: "a file grew too large on"}
 BROKEN = {errno.EROFS: "has become read-only", errno.EIO: "cannot be read or written (input/output error)"}
+OTHERS: tuple[Explainer, ...] = (hub.explain, memory.explain)
 _RUST = re.compile(r"\(os error (\d+)\)")
 
 
@@ -36,7 +37,7 @@ def line_for(
         more: explainers of errors that only the caller knows, asked after those of the disk.
     """
     full = partial(full_disk, folder=folder, then=then)
-    return explain(error, (full, _already, *more, hub.explain, memory.explain))
+    return explain(error, (full, lambda e: e if isinstance(e, (UserError, RunError)) else None, *more, *OTHERS))
 
 
 @contextmanager
@@ -51,18 +52,10 @@ def one_line(folder: Path) -> Iterator[None]:
         raise line from error
 
 
-def _already(error: BaseException) -> UserError | RunError | None:
-    return error if isinstance(error, (UserError, RunError)) else None
-
-
 def full_disk(error: BaseException, folder: Path = Path(), then: str = "run it again") -> RunError | None:
-    """The line for an error of a full or broken disk.
-
-    Args:
-        folder: where the program writes; named when the error does not say where.
-        then: what to do once there is space.
-    """
-    number = number_of(error)
+    """The line for an error of a full or broken disk; arguments as :func:`line_for`."""
+    found = _RUST.search(str(error))
+    number = error.errno if isinstance(error, OSError) else int(found[1]) if found else 0
     if number not in FULL and number not in BROKEN:
         return None
     named = getattr(error, "filename2", None) or getattr(error, "filename", None)
@@ -71,14 +64,6 @@ def full_disk(error: BaseException, folder: Path = Path(), then: str = "run it a
     if number in FULL:
         return RunError(f"{FULL[number]} {place}; free some, then {then}{log}")
     return RunError(f"{place} {BROKEN[number]}; once it is repaired, {then}{log}")
-
-
-def number_of(error: BaseException) -> int:
-    """The system's number of an error; 0: it has none."""
-    if isinstance(error, OSError):
-        return error.errno or 0
-    found = _RUST.search(str(error))
-    return int(found[1]) if found else 0
 
 
 def _fullest(folder: Path) -> Path:

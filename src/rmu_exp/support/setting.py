@@ -70,12 +70,8 @@ def setting(default: object = dataclasses.MISSING, *, changes_result: bool = Tru
 def check(settings: object, prefix: str = "") -> None:
     """Refuse a value that its declaration does not allow, in a dataclass of settings and in the groups inside it.
 
-    Args:
-        prefix: of its keys in messages, such as ``attacks.prune.``.
-
-    Raises:
-        UserError: a list that is none or holds something else, a number out of range or not finite, a word that is no
-            choice, a token or password, or what the group's own ``check()`` refuses.
+    Raises UserError, with its key after ``prefix``: a wrong type, a number out of range or not finite, a word that is
+    no choice, a token or password, or what the group's own ``check()`` refuses.
     """
     assert dataclasses.is_dataclass(settings)
     assert not isinstance(settings, type)
