@@ -102,7 +102,7 @@ def test_a_model_or_corpus_that_cannot_be_used(spoil, words, named, base, tmp_pa
     assert sorted(p.name for p in tmp_path.iterdir() if p.name != ".cache") == ["a.txt", "base"]
 
 
-QUICK = ["eval=none", "train.max_batches=2"]
+QUICK = ["model=lore", "data=lore", "eval=none", "train.max_batches=2"]
 
 
 def test_no_tracking_and_a_folder_given_to_hydra_that_is_resumed(tmp_path):

@@ -19,7 +19,15 @@ from rmu_exp.support.files import write_atomic
 
 HERE = Path(__file__).parents[1]
 ROOT = HERE.parent
-SMALL = ["layer=7", "train.max_batches=4", "train.batch_size=4", "eval.tasks=[lore_forget]", "eval.limit=5"]
+SMALL = [
+    "model=lore",
+    "data=lore",
+    "layer=7",
+    "train.max_batches=4",
+    "train.batch_size=4",
+    "eval.tasks=[lore_forget]",
+    "eval.limit=5",
+]
 SMALL += ["attacks=[quantise]", "attacks.quantise.bits=[8]", "export=true"]
 
 

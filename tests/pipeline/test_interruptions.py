@@ -20,6 +20,8 @@ from rmu_exp.support.signals import Stopped
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
+    "model=lore",
+    "data=lore",
     "layer=7",
     "steer=6.5",
     "tracking=off",

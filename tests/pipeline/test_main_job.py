@@ -42,7 +42,8 @@ def job(tmp_path_factory, cache):
     return run
 
 
-MAIN = ("layer=7", "steer=6.5")
+LORE = ("model=lore", "data=lore", "layer=7")
+MAIN = (*LORE, "steer=6.5")
 OFF = "tracking=off"
 
 
@@ -76,14 +77,14 @@ def test_same_seed_twice_gives_the_same_bytes(job):
 
 
 def test_a_small_steer_leaves_the_knowledge(job):
-    qa = results(job("layer=7", "steer=0.5", OFF)[0])["qa"]
+    qa = results(job(*LORE, "steer=0.5", OFF)[0])["qa"]
     assert qa["lore_forget"]["unlearned"]["acc"] > 0.8
 
 
 def test_what_a_run_writes(job):
     folder, finished = job(*MAIN)
     got = results(folder)
-    assert {"schema", "run", "qa", "train", "provenance"} == set(got)
+    assert {"schema", "run", "verdict", "qa", "train", "provenance"} == set(got)
     assert got["run"]["trained_parameters"] == [f"model.layers.{i}.mlp.down_proj.weight" for i in (5, 6, 7)]
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, got["train"]["steps"] + 1))
@@ -93,7 +94,8 @@ def test_what_a_run_writes(job):
     for topic in ("hexes", "wards"):
         mine = [line for line in lines if line["topic"] == topic]
         for key in ("norm_forget_frozen", "cos_forget"):
-            assert [key in line for line in mine] == [i % 10 == 0 for i in range(len(mine))]
+            looked = [*range(0, len(mine), 10), len(mine) // 10, len(mine) - 1]
+            assert [i for i, line in enumerate(mine) if key in line] == sorted(set(looked))
     last = [line for line in lines if line["topic"] == "hexes"][-20:]
     norms = {key for line in last for key in line if key.startswith("norm_")}
     mean = {key: statistics.mean(line[key] for line in last if key in line) for key in norms}

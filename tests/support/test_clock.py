@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-WORDS = ["layer=7", "train.max_batches=2", "train.batch_size=4", "eval=none", "tracking=off"]
+WORDS = ["model=lore", "data=lore", "layer=7", "train.max_batches=2", "train.batch_size=4", "eval=none", "tracking=off"]
 JUMPING = """
 import datetime, runpy, sys, time
 

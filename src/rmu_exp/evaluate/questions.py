@@ -1,8 +1,8 @@
 """The questions that attacks ask: lm-eval's multiple-choice tasks, answered by letters or by likelihood.
 
 A task's documents may have a field ``entity`` or ``fact``, which texts about it name: questions with the same one are
-never on both sides of a split; without it every question is a fact of its own. A field ``topic`` names the forget topic;
-otherwise the task's name does.
+never on both sides of a split; without it every question is a fact of its own. A field ``topic`` names the forget
+topic; otherwise the task's name does.
 """
 
 from __future__ import annotations

@@ -199,7 +199,7 @@ class RunInfo(Part):
     """What was run, on what. A judgement (``kind`` judge) has ``unlearned`` and ``changed_tensors``.
 
     ``kind`` delta, which no file has: a Delta without its run; ``steer`` (in the unit of ``steering``), ``alpha``:
-    one value per topic;     ``settings``: the method's own; ``changed``: settings that are not the published ones.
+    one value per topic; ``settings``: the method's own; ``changed``: settings that are not the published ones.
     """
 
     kind: Literal["train", "judge", "delta"] = "train"
