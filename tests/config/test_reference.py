@@ -18,9 +18,9 @@ def test_help_fits_two_screens_and_has_every_default(program):
     assert len(lines) <= 100
     assert max(map(len, lines)) <= 120
     text = "\n".join(lines)
-    for default in ("  seed=0 ", "  .name=lore ", "  .kind=wandb ", "  .limit=null "):
+    for default in ("  seed=0 ", "  .name=smollm2_135m ", "  .kind=wandb ", "  .limit=null "):
         assert default in text
-    assert ("  .lr=0.0025 " in text) is ("steering=" in text) is (program == "train")
+    assert ("  .lr=0.001 " in text) is ("steering=" in text) is (program == "train")
 
 
 def test_help_of_one_group_has_choices_keys_defaults_ranges_and_sentences():
@@ -31,7 +31,7 @@ def test_help_of_one_group_has_choices_keys_defaults_ranges_and_sentences():
     assert "[2 or more]" in text
     assert "Bits per weight" in text
     train = reference.page(CONF, "train", "train")
-    assert "train.schedule=linear" in train
+    assert "train.schedule=constant" in train
     assert "[constant, linear]" in train
     method = reference.page(CONF, "train", "method")
     assert "method.beta=0.0225" in method

@@ -56,7 +56,7 @@ from rmu_exp.support.setting import check, setting
         (["steer=much"], "steer: got 'much', allowed is a number ≥ 0, or one per topic, or auto"),
         (["steer=true"], "steer: got True, allowed is a number"),
         (["alpha=auto"], "alpha: got 'auto', allowed is a number ≥ 0, or one per topic"),
-        (["steer=[1,2,3]"], "steer: got 3 values, allowed is one number, or one per topic (2: hexes, wards)"),
+        (["steer=[1,2,3]"], "steer: got 3 values, allowed is one number, or one per topic (2: elements, capitals)"),
         (["data.forget=[[a],[b]]"], "data.forget: got [['a'], ['b']], allowed is a list such as 'data.forget=[a,b]'"),
         (["data.forget=[]"], "data.forget: no corpus given"),
         (["data.topics=[a,a]"], "data.topics: a is there twice"),

@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -291,5 +292,7 @@ def test_lores_tasks_through_lm_eval() -> None:
     stock, own = (
         harness.ask(model, tokenizer, Eval(tasks=tasks, limit=20, backend=kind)) for kind in ("stock", "fast")
     )
-    assert own == stock
+    assert replace(own, prob={}, mass={}) == replace(stock, prob={}, mass={})
+    for values, theirs in ((own.prob, stock.prob), (own.mass, stock.mass)):
+        assert all(values[task] == pytest.approx(theirs[task], abs=1e-5) for task in tasks)
     assert [len(own.correct[task]) for task in tasks] == [20, 20]
