@@ -20,7 +20,7 @@ def test_help_fits_two_screens_and_has_every_default(program):
     text = "\n".join(lines)
     for default in ("  seed=0 ", "  .name=smollm2_135m ", "  .kind=wandb ", "  .limit=null "):
         assert default in text
-    assert ("  .lr=0.001 " in text) is ("steering=" in text) is (program == "train")
+    assert ("  .lr=1e-3 " in text) is ("steering=" in text) is (program == "train")
 
 
 def test_help_of_one_group_has_choices_keys_defaults_ranges_and_sentences():

@@ -1,4 +1,4 @@
-"""The default command on the real model: one short run, its answers by lm-eval itself, and the claims in full (slow)."""
+"""The default command on the real model: a short run, its answers by lm-eval itself, and the claims in full (slow)."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_the_run_says_what_it_worked_on_and_whether_it_worked(short):
 
 
 def test_lm_evals_own_command_line_gives_the_same_answers_on_the_exported_checkpoint(short, tmp_path):
-    folder, results, _ = short
+    folder, _, _ = short
     tasks = ["atlas_forget_elements", "atlas_general_people"]
     line = [str(Path(sys.executable).parent / "lm_eval"), "run", "--model", "hf", "--device", "cpu", "--limit", "4"]
     line += ["--model_args", f"pretrained={folder / 'model'},dtype=float32", "--include_path", str(TASKS)]
