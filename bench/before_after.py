@@ -2,7 +2,7 @@
 
     python bench/before_after.py RUN [PROMPT …]
 
-RUN is the folder of a run on the default model. Without prompts, some about atlas's forget topics and some about others.
+RUN is the folder of a run on the default model. Without prompts: some about atlas's forget topics, some about others.
 """
 
 from __future__ import annotations

@@ -70,9 +70,8 @@ def unlearn(
     same = partial(Step, split, layers=layers, marker=context.marker, faithful=context.faithful, cache=cache)
 
     def step_of(batch: Batch, number: int) -> Step:
-        mine, of_topic = (number - 1) // len(context.topics), context.steps // len(context.topics)
-        measured = mine % MEASURE == 0 or mine in (of_topic // 10, of_topic - 1)
-        return same(batch=batch, weights=assemble(model, trained, masters), number=number, measured=measured)
+        looks = measured(number, context.steps, len(context.topics))
+        return same(batch=batch, weights=assemble(model, trained, masters), number=number, measured=looks)
 
     gradients = Gradients(method, masters, step_of, context.device)
     for number, batch in enumerate(batches, 1):
@@ -91,6 +90,12 @@ def unlearn(
                 raise signals.Stopped
     meter.flush()
     return [w.detach() for w in masters]
+
+
+def measured(number: int, steps: int, topics: int) -> bool:
+    """Whether a step, counted from 1, is measured on the frozen model, too."""
+    mine, last = (number - 1) // topics, steps // topics - 1
+    return mine % MEASURE == 0 or mine in (steps // topics // 10, last)
 
 
 def originals(model: torch.nn.Module, trained: Sequence[TrainedTensor], dtype: torch.dtype | None) -> list[Tensor]:
