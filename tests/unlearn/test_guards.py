@@ -100,3 +100,18 @@ def test_a_snapshot_of_something_else_is_left_alone(checkpoint, tmp_path):
     assert Snapshots(file, "another run").steps == 0
     file.write_bytes(file.read_bytes()[:100])
     assert Snapshots(file, "one run").steps == 0
+
+
+def test_activations_that_do_not_move_are_warned_of_once_after_a_tenth(caplog):
+    guard = Guard(steps=40)
+    guard.metrics(1, {"reached_forget": 0.0})
+    assert not caplog.records, "the first step has changed nothing yet"
+    guard.metrics(5, {"reached_forget": 0.0004})
+    guard.metrics(11, {"reached_forget": 0.0004})
+    (record,) = caplog.records
+    assert (
+        "have gone 0.0 % of the way to their target after 5 of 40 steps; try a larger train.lr" in record.getMessage()
+    )
+    moving = Guard(steps=40)
+    moving.metrics(5, {"reached_forget": 0.2})
+    assert len(caplog.records) == 1

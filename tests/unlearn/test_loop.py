@@ -10,7 +10,7 @@ from rmu_exp.data import batches as batching
 from rmu_exp.model.checkpoint import Checkpoint
 from rmu_exp.model.parameters import resolve
 from rmu_exp.model.split import layers_of
-from rmu_exp.unlearn.loop import unlearn
+from rmu_exp.unlearn.loop import frozen_norms, unlearn
 from rmu_exp.unlearn.method import Context
 from rmu_exp.unlearn.methods import rmu
 
@@ -194,3 +194,35 @@ def test_bf16_trains_fp32_masters(tmp_path, corpora):
     assert values[0].dtype == torch.float32
     original = trained[0].read(layers_of(model)[LAYER]).float()
     assert (values[0] - original).abs().max() > 1e-5, "steps below bf16's resolution must add up"
+
+
+@pytest.mark.parametrize("faithful", [False, True])
+def test_frozen_norms_are_medians_without_padding_and_first_tokens(checkpoint, corpora, faithful):
+    """Each text alone, by a hook; the published order's first batches are the first texts of each file."""
+    forget, retain = corpora
+    tokenizer = checkpoint.tokenizer()
+    model = checkpoint.open(LAYER + 1, torch.float32, CPU)
+    if faithful:
+        batches = list(batching.published(forget, retain, tokenizer, SIZE, 4))
+        texts = {k: [torch.tensor(tokenizer(text)["input_ids"]) for text in forget[k][: 2 * SIZE]] for k in (0, 1)}
+    else:
+        tokens = [[batching.tokenize(t, tokenizer, 512) for t in side] for side in (forget, retain)]
+        batches = list(batching.shuffled(*tokens, SIZE, 4, SEED, 2))
+        texts = {k: [t for b in batches[k::2] for t in texts_of(b.passes[0], "forget")] for k in (0, 1)}
+    found = frozen_norms(model, LAYER, batches)
+    for k, own in texts.items():
+        norms = torch.cat([hidden_of(model, LAYER, input_ids=t[None])[0, 1:].norm(dim=-1) for t in own])
+        assert found[k] == pytest.approx(norms.median().item(), rel=1e-4)
+
+
+def test_how_far_forget_activations_got(checkpoint, corpora):
+    """0 before the first step; at the last, the median over tokens of the way that is behind them."""
+    forget, retain = corpora
+    tokenizer = checkpoint.tokenizer()
+    tokens = [[batching.tokenize(t, tokenizer, 512) for t in side] for side in (forget, retain)]
+    values, seen = ours(checkpoint, batching.shuffled(*tokens, SIZE, STEPS, SEED, 2), False)
+    looks = [line for line in seen if "reached_forget" in line]
+    assert looks[0]["reached_forget"] == pytest.approx(0, abs=1e-6)
+    assert [line["step"] for line in looks] == [1, 2, 7, 8]
+    assert 0 < looks[-1]["reached_forget"] < 1
+    assert len(values) == 3
