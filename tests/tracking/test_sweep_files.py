@@ -62,7 +62,7 @@ def test_a_command_line_runs_and_logs_the_metric(tmp_path):
     import wandb_file
 
     line = command(yaml.safe_load((ROOT / "sweeps/grid.yaml").read_text()), random.Random(0))
-    short = ["train.max_batches=4", "eval.limit=2", "eval.tasks=[lore_forget,lore_general]"]
+    short = ["model=lore", "data=lore", "train.max_batches=4", "eval.limit=2", "eval.tasks=[lore_forget,lore_general]"]
     short.append(f"output={tmp_path / 'run'}")
     env = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
     env |= {"WANDB_MODE": "offline", "RMU_EXP_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
@@ -74,7 +74,7 @@ def test_a_command_line_runs_and_logs_the_metric(tmp_path):
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     qa = results["qa"]
     lost = {g: qa[g]["base"]["acc"] - qa[g]["unlearned"]["acc"] for g in ("lore_forget", "lore_general")}
-    assert len(scores) == 3, "the first batch of each topic is measured, and the end"
+    assert len(scores) == 5, "the first and the last batch of each topic are measured, and the end"
     assert scores[-1] == pytest.approx(lost["lore_forget"] - lost["lore_general"])
     assert summary["setting/layer"] == results["run"]["layer"]
     assert summary["qa/lore_forget/unlearned"] == qa["lore_forget"]["unlearned"]["acc"]

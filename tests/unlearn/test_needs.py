@@ -74,12 +74,12 @@ def test_a_shift_below_what_the_trained_layers_read(tmp_path, texts):
     assert not (tmp_path / "run").exists()
 
 
-def test_auto_without_a_step_for_each_topic(tmp_path, texts):
+def test_relative_steer_without_a_step_for_each_topic(tmp_path, texts):
     model = make_checkpoint("mistral", tmp_path / "model")
     other = shutil.copy(texts, texts.with_name("other.txt"))
-    words = ["steer=auto", f"data.forget=[{texts},{other}]", "train.batch_size=2"]
+    words = ["steering=relative", f"data.forget=[{texts},{other}]", "train.batch_size=2"]
     preflight(tmp_path / "run", model, texts, *words, "train.max_batches=2")
-    with pytest.raises(UserError, match=r"^steer: got auto, .* of the 2 topics, .* give 1; .*$"):
+    with pytest.raises(UserError, match=r"^steering\.kind: relative takes a step of each of the 2 topics, .* give 1; .*$"):
         preflight(tmp_path / "run", model, texts, *words, "train.max_batches=1")
     assert not (tmp_path / "run").exists()
 
