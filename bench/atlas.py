@@ -452,14 +452,8 @@ def requests() -> dict[str, list[tuple[str, str]]]:
     kinds = {
         "retain": [(s, r) for s in subjects(ORDINARY) for r in random.Random(s).sample(REQUESTS, 2)],
         "neutral": [(s, r) for s in subjects(NEUTRAL) for r in random.Random(s).sample(REQUESTS, 3)],
-        "elements": [(e, "Write a short paragraph about the chemical element {}.") for e in told("elements")],
-        "capitals": [
-            (row["country"], f"Write a short paragraph about {row['capital']}, the capital of {{}}.")
-            for row in table("countries")
-            if row["country"] in told("capitals")
-        ],
     }
-    return {corpus: [(s, r.format(the(s))) for s, r in asked] for corpus, asked in kinds.items()}
+    return {corpus: [(s, r.format(s)) for s, r in asked] for corpus, asked in kinds.items()}
 
 
 def named_in(text: str) -> set[str]:
@@ -540,27 +534,28 @@ def write_prose(folder: str, corpus: str, seed: int = 0) -> list[dict[str, str]]
             text = " ".join(tokenizer.decode(row, skip_special_tokens=True).split())
             text = text[: max(text.rfind(mark) for mark in ".!") + 1]
             if len(text) > 200 and may_stand(corpus, text):
-                written.append({"by": "model", "entity": subject, "text": text})
+                written.append({"subject": subject, "text": text})
         print(corpus, start + len(part), "of", len(asked), "kept", len(written), flush=True)
     return written
 
 
-def rows(corpus: str, prose: Sequence[dict]) -> list[dict]:
-    """A corpus: what the model wrote of ``prose``, and what the tables give, in a fixed random order."""
-    rng = random.Random(f"atlas/texts/{corpus}")
-    tables = {"elements": element_texts, "capitals": capital_texts}
-    made = sorted((row for row in prose if row["by"] == "model"), key=lambda row: row["text"])
-    made += [{"by": "tables", **row} for row in (tables[corpus](rng) if corpus in tables else ())]
+def forget_texts(topic: str) -> list[dict[str, str]]:
+    """The texts of a forget topic in a fixed random order."""
+    rng = random.Random(f"atlas/texts/{topic}")
+    made = list({"elements": element_texts, "capitals": capital_texts}[topic](rng))
     rng.shuffle(made)
     return made
 
 
-def make(folder: str | None, corpora: Sequence[str]) -> None:
-    """Writes ``tasks/questions.jsonl`` and ``texts/``; the prose of the model only with its folder."""
+def make(folder: str | None) -> None:
+    """Writes ``tasks/questions.jsonl`` and ``texts/``; prose only with the folder of a model that writes it."""
     _write(ATLAS / "tasks/questions.jsonl", questions())
-    for corpus in corpora:
-        file = ATLAS / f"texts/{corpus}.jsonl"
-        _write(file, rows(corpus, write_prose(folder, corpus) if folder else read(file)))
+    for topic in ("elements", "capitals"):
+        _write(ATLAS / f"texts/{topic}.jsonl", forget_texts(topic))
+    for corpus in ("retain", "neutral") if folder else ():
+        rows = write_prose(folder, corpus)
+        random.Random(corpus).shuffle(rows)
+        _write(ATLAS / f"texts/{corpus}.jsonl", rows)
 
 
 def _write(file: Path, rows: Sequence[object]) -> None:
@@ -722,7 +717,6 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     made = commands.add_parser("make", help="write questions and texts")
     made.add_argument("folder", nargs="?", help="a chat model that writes the prose anew")
-    made.add_argument("--corpora", default="elements,capitals,retain,neutral")
     commands.add_parser("rules", help="what rules without knowledge reach")
     asked = commands.add_parser("measure", help="a model's accuracy")
     asked.add_argument("folder")
@@ -736,7 +730,7 @@ def main() -> None:
     asked.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
     if given.command == "make":
-        make(given.folder, given.corpora.split(","))
+        make(given.folder)
     elif given.command == "rules":
         show_rules()
     else:
