@@ -12,11 +12,13 @@ is sampled: another machine rounds differently and writes other words, so the co
 from __future__ import annotations
 
 import argparse
+import copy
 import csv
 import json
 import math
 import random
 import re
+import sys
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -98,7 +100,7 @@ def plain(text: str) -> str:
     return " ".join(re.findall(r"[a-z0-9]+", bare.lower()))
 
 
-def common_prefix(one: str, other: str) -> int:
+def common_prefix(one: Sequence[object], other: Sequence[object]) -> int:
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
@@ -202,17 +204,13 @@ def choices(relation: Relation) -> list[tuple[Fact, list[str], int]]:
     rng = random.Random(f"atlas/questions/{relation.name}")
     wrong: list[list[str]] = [[] for _ in asked]
     noise = [[rng.random() for _ in asked] for _ in asked]
-    likes = np.array(
-        [[alike(f, g.value) + 0.1 * noise[i][j] for j, g in enumerate(asked)] for i, f in enumerate(asked)]
-    )
-    for _ in range(OPTIONS - 1):
-        forbidden = np.array(
-            [
-                [g.value == f.value or g.value in wrong[i] or _true(f, g.value) for g in asked]
-                for i, f in enumerate(asked)
-            ]
-        )
-        rows, columns = linear_sum_assignment(np.where(forbidden, -1e6, likes), maximize=True)
+    likes = np.array([[alike(f, g.value) for g in asked] for f in asked])
+    for turn in range(OPTIONS - 1):  # symbols have three wrong options that are alike, other relations one
+        near = likes if relation.name == "symbol" or turn == 0 else 0 * likes
+        pairs = zip(asked, wrong, strict=True)
+        forbidden = np.array([[g.value in w or _true(f, g.value) for g in asked] for f, w in pairs])
+        scores = np.where(forbidden, -1e6, near + 0.1 * np.array(noise))
+        rows, columns = linear_sum_assignment(scores, maximize=True)
         assert not forbidden[rows, columns].any(), relation.name
         for i, j in zip(rows, columns, strict=True):
             wrong[i].append(asked[j].value)
@@ -454,14 +452,8 @@ def requests() -> dict[str, list[tuple[str, str]]]:
     kinds = {
         "retain": [(s, r) for s in subjects(ORDINARY) for r in random.Random(s).sample(REQUESTS, 2)],
         "neutral": [(s, r) for s in subjects(NEUTRAL) for r in random.Random(s).sample(REQUESTS, 3)],
-        "elements": [(e, "Write a short paragraph about the chemical element {}.") for e in told("elements")],
-        "capitals": [
-            (row["country"], f"Write a short paragraph about {row['capital']}, the capital of {{}}.")
-            for row in table("countries")
-            if row["country"] in told("capitals")
-        ],
     }
-    return {corpus: [(s, r.format(the(s))) for s, r in asked] for corpus, asked in kinds.items()}
+    return {corpus: [(s, r.format(s)) for s, r in asked] for corpus, asked in kinds.items()}
 
 
 def named_in(text: str) -> set[str]:
@@ -542,27 +534,28 @@ def write_prose(folder: str, corpus: str, seed: int = 0) -> list[dict[str, str]]
             text = " ".join(tokenizer.decode(row, skip_special_tokens=True).split())
             text = text[: max(text.rfind(mark) for mark in ".!") + 1]
             if len(text) > 200 and may_stand(corpus, text):
-                written.append({"by": "model", "entity": subject, "text": text})
+                written.append({"subject": subject, "text": text})
         print(corpus, start + len(part), "of", len(asked), "kept", len(written), flush=True)
     return written
 
 
-def rows(corpus: str, prose: Sequence[dict]) -> list[dict]:
-    """A corpus: what the model wrote of ``prose``, and what the tables give, in a fixed random order."""
-    rng = random.Random(f"atlas/texts/{corpus}")
-    tables = {"elements": element_texts, "capitals": capital_texts}
-    made = sorted((row for row in prose if row["by"] == "model"), key=lambda row: row["text"])
-    made += [{"by": "tables", **row} for row in (tables[corpus](rng) if corpus in tables else ())]
+def forget_texts(topic: str) -> list[dict[str, str]]:
+    """The texts of a forget topic in a fixed random order."""
+    rng = random.Random(f"atlas/texts/{topic}")
+    made = list({"elements": element_texts, "capitals": capital_texts}[topic](rng))
     rng.shuffle(made)
     return made
 
 
-def make(folder: str | None, corpora: Sequence[str]) -> None:
-    """Writes ``tasks/questions.jsonl`` and ``texts/``; the prose of the model only with its folder."""
+def make(folder: str | None) -> None:
+    """Writes ``tasks/questions.jsonl`` and ``texts/``; prose only with the folder of a model that writes it."""
     _write(ATLAS / "tasks/questions.jsonl", questions())
-    for corpus in corpora:
-        file = ATLAS / f"texts/{corpus}.jsonl"
-        _write(file, rows(corpus, write_prose(folder, corpus) if folder else read(file)))
+    for topic in ("elements", "capitals"):
+        _write(ATLAS / f"texts/{topic}.jsonl", forget_texts(topic))
+    for corpus in ("retain", "neutral") if folder else ():
+        rows = write_prose(folder, corpus)
+        random.Random(corpus).shuffle(rows)
+        _write(ATLAS / f"texts/{corpus}.jsonl", rows)
 
 
 def _write(file: Path, rows: Sequence[object]) -> None:
@@ -577,44 +570,56 @@ def read(file: Path) -> list[dict]:
 
 
 class Scorer:
-    """Log-likelihoods of options after prompts; it sums their tokens' logs, as lm-eval does."""
+    """Log-likelihoods of options after prompts: the sum of their tokens' logs, as in lm-eval."""
 
     def __init__(self, model, tokenizer):
         self.model, self.tokenizer = model, tokenizer
 
     def scores(self, prompts: list[str], options: list[list[str]], batch: int = 64) -> list[list[float]]:
-        """One list per prompt; each prompt has as many options as the others."""
+        """One list per prompt. The beginning that all prompts share is computed once; nothing is padded."""
         import torch
 
         ids = [self.tokenizer(prompt)["input_ids"] for prompt in prompts]
-        out: list[list[float]] = [[] for _ in prompts]
-        width = len(options[0])
+        ends = ids[1:] or ids
+        shared = min(common_prefix(ids[0][:-1], row[:-1]) for row in ends)
         by_length = defaultdict(list)
         for i, row in enumerate(ids):
             by_length[len(row)].append(i)
-        size = max(1, batch * OPTIONS // width)
-        parts = [same[i : i + size] for same in by_length.values() for i in range(0, len(same), size)]
+        out: list[list[float]] = [[] for _ in prompts]
         with torch.no_grad():
-            for part in parts:
-                done = self.model.model(torch.tensor([ids[i] for i in part]), use_cache=True)
-                first = self.model.lm_head(done.last_hidden_state[:, -1]).log_softmax(-1)
-                tokens = [
-                    self.tokenizer(" " + o, add_special_tokens=False)["input_ids"] for i in part for o in options[i]
-                ]
-                total = torch.stack([first[n // width, o[0]] for n, o in enumerate(tokens)])
-                longer = [n for n, o in enumerate(tokens) if len(o) > 1]
-                if longer:
-                    longest = max(map(len, tokens))
-                    padded = torch.tensor([tokens[n] + [0] * (longest - len(tokens[n])) for n in longer])
-                    done.past_key_values.reorder_cache(torch.tensor([n // width for n in longer]))
-                    states = self.model.model(padded[:, :-1], past_key_values=done.past_key_values).last_hidden_state
-                    where = [(k, t, n) for k, n in enumerate(longer) for t in range(len(tokens[n]) - 1)]
-                    logs = self.model.lm_head(torch.stack([states[k, t] for k, t, _ in where])).log_softmax(-1)
-                    for row, (_, t, n) in zip(logs, where, strict=True):
-                        total[n] += row[tokens[n][t + 1]]
-                for b, i in enumerate(part):
-                    out[i] = total[b * width : (b + 1) * width].tolist()
+            begun = self.model.model(torch.tensor([ids[0][:shared]]), use_cache=True) if shared else None
+            for same in by_length.values():
+                for part in (same[i : i + batch] for i in range(0, len(same), batch)):
+                    past = copy.deepcopy(begun.past_key_values) if begun else None
+                    if past:
+                        past.batch_repeat_interleave(len(part))
+                    rest = torch.tensor([ids[i][shared:] for i in part])
+                    done = self.model.model(rest, past_key_values=past, use_cache=True)
+                    for i, total in zip(part, self._ends(done, [options[i] for i in part]), strict=True):
+                        out[i] = total
         return out
+
+    def _ends(self, done, options: list[list[str]]) -> list[list[float]]:
+        import torch
+
+        first = self.model.lm_head(done.last_hidden_state[:, -1]).log_softmax(-1)
+        rows = [b for b, some in enumerate(options) for _ in some]
+        tokens = self.tokenizer([" " + o for some in options for o in some], add_special_tokens=False)["input_ids"]
+        total = [first[b, o[0]].item() for b, o in zip(rows, tokens, strict=True)]
+        by_length = defaultdict(list)
+        for n, option in enumerate(tokens):
+            by_length[len(option)].append(n)
+        for length, some in by_length.items():
+            for part in (some[i : i + 256] for i in range(0, len(some), 256) if length > 1):
+                past = copy.deepcopy(done.past_key_values)
+                past.reorder_cache(torch.tensor([rows[n] for n in part]))
+                ends = torch.tensor([tokens[n] for n in part])
+                states = self.model.model(ends[:, :-1], past_key_values=past).last_hidden_state
+                logs = self.model.lm_head(states).log_softmax(-1).gather(-1, ends[:, 1:, None]).sum((1, 2))
+                for n, log in zip(part, logs.tolist(), strict=True):
+                    total[n] += log
+        found = iter(total)
+        return [[next(found) for _ in some] for some in options]
 
 
 def answers(scorer: Scorer, asked: Sequence[dict], others: int, form: str = "question") -> list[dict]:
@@ -629,6 +634,7 @@ def answers(scorer: Scorer, asked: Sequence[dict], others: int, form: str = "que
     rows = []
     every = read(ATLAS / "tasks/questions.jsonl")
     for relation in dict.fromkeys(q["relation"] for q in asked):
+        print(relation, file=sys.stderr, flush=True)
         mine = [q for q in asked if q["relation"] == relation]
         plain_scores = scorer.scores([prompt(q) for q in mine], [q["choices"] for q in mine])
         values = sorted({o for q in mine for o in q["choices"]})
@@ -711,7 +717,6 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     made = commands.add_parser("make", help="write questions and texts")
     made.add_argument("folder", nargs="?", help="a chat model that writes the prose anew")
-    made.add_argument("--corpora", default="elements,capitals,retain,neutral")
     commands.add_parser("rules", help="what rules without knowledge reach")
     asked = commands.add_parser("measure", help="a model's accuracy")
     asked.add_argument("folder")
@@ -725,7 +730,7 @@ def main() -> None:
     asked.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
     if given.command == "make":
-        make(given.folder, given.corpora.split(","))
+        make(given.folder)
     elif given.command == "rules":
         show_rules()
     else:

@@ -39,7 +39,7 @@ def about(**fields: object) -> list[dict]:
 def test_files_are_what_the_command_writes():
     assert list(maker.questions()) == QUESTIONS
     for topic in ROLES["forget"]:
-        assert maker.rows(topic, lines(f"texts/{topic}.jsonl")) == lines(f"texts/{topic}.jsonl")
+        assert maker.forget_texts(topic) == lines(f"texts/{topic}.jsonl")
 
 
 def test_there_are_enough_questions_and_relations():
@@ -132,7 +132,7 @@ def test_no_text_holds_a_question_and_corpora_share_none():
     joined = "\n".join(maker.plain(text) for text in every)
     assert not any(maker.plain(q["question"]) in joined for q in QUESTIONS)
     assert not any(mark in text for text in every for mark in ("?", "Question:", "Answer:"))
-    assert len(atlas.texts("neutral")) >= 128
+    assert len(atlas.texts("neutral")) >= 100
 
 
 def test_the_world_is_small():
