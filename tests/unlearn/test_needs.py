@@ -79,7 +79,9 @@ def test_relative_steer_without_a_step_for_each_topic(tmp_path, texts):
     other = shutil.copy(texts, texts.with_name("other.txt"))
     words = ["steering=relative", f"data.forget=[{texts},{other}]", "train.batch_size=2"]
     preflight(tmp_path / "run", model, texts, *words, "train.max_batches=2")
-    with pytest.raises(UserError, match=r"^steering\.kind: relative takes a step of each of the 2 topics, .* give 1; .*$"):
+    with pytest.raises(
+        UserError, match=r"^steering\.kind: relative takes a step of each of the 2 topics, .* give 1; .*$"
+    ):
         preflight(tmp_path / "run", model, texts, *words, "train.max_batches=1")
     assert not (tmp_path / "run").exists()
 
@@ -117,3 +119,11 @@ def test_a_trained_tensor_that_the_files_spell_otherwise(tmp_path, texts):
     with pytest.raises(UserError, match=r"^layers\.parameters: model\.layers\.0\.mlp\.down_proj\.weight is not in"):
         preflight(tmp_path / "run", model, texts, "train.batch_size=2")
     assert not (tmp_path / "run").exists()
+
+
+def test_texts_longer_than_the_models_positions(tmp_path):
+    model, long = make_checkpoint("gpt2", tmp_path / "model"), tmp_path / "long.txt"
+    long.write_text("\n".join(" ".join(["the"] * 100) for _ in range(4)))
+    preflight(tmp_path / "run", model, long, "data.max_length=64")
+    with pytest.raises(UserError, match=r"^data\.max_length: got 512, but .*model has 64 positions$"):
+        preflight(tmp_path / "run", model, long)

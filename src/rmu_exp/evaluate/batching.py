@@ -14,11 +14,19 @@ import numpy as np
 
 @dataclass(eq=False)
 class Row:
-    """One input of the model."""
+    """One input of the model.
+
+    Attributes:
+        ids: its tokens.
+        scored: how many of the last positions are read.
+        asked_by: each request's index, and which of the scored positions it reads, from -scored to -1.
+        forks: lengths of the continuations that stand one after the other at the end, none of which sees another.
+    """
 
     ids: tuple[int, ...]
-    scored: int = 1  # how many of the last positions are read
-    asked_by: list[tuple[int, int]] = field(default_factory=list)  # each request's index, and its scored positions
+    scored: int = 1
+    asked_by: list[tuple[int, Sequence[int]]] = field(default_factory=list)
+    forks: tuple[int, ...] = ()
 
 
 @dataclass(eq=False)

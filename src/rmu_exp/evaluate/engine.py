@@ -10,9 +10,9 @@ Axes: N scored positions of a batch, V vocabulary.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import chain
+from itertools import accumulate, chain
 from typing import Any, NoReturn
 
 import torch
@@ -129,19 +129,31 @@ class Engine(HFLM):
         return [answers[index] for index in range(len(requests))]
 
     def _rows(self, requests: Sequence[Request]) -> list[Row]:
-        """One row for each different input, cut from the left at ``max_length``."""
+        """One row for each different input, cut from the left at ``max_length``; one for each context that forks."""
         rows: dict[tuple[int, ...], Row] = {}
+        forked: list[Row] = []
+        contexts: dict[tuple[int, ...], list[int]] = {}
+        for index, (_, context, _rest) in enumerate(requests):
+            contexts.setdefault(tuple(context), []).append(index)
         cut = 0
-        for index, (_, context, rest) in enumerate(requests):
-            whole = context + rest[:-1]
-            cut += len(whole) > self.max_length
-            ids = tuple(whole[-self.max_length :])
-            row = rows.setdefault(ids, Row(ids))
-            row.scored = max(row.scored, len(rest))
-            row.asked_by.append((index, len(rest)))
+        for context, indices in contexts.items():
+            rests = {index: tuple(requests[index][2][:-1]) for index in indices}
+            branches = list(dict.fromkeys(rest for rest in rests.values() if rest))
+            if len(branches) > 1 and self._forks((*context, *chain.from_iterable(branches))):
+                forked.append(_forked(context, branches, rests))
+                continue
+            for index in indices:
+                whole = (*context, *rests[index])
+                cut += len(whole) > self.max_length
+                row = rows.setdefault(whole[-self.max_length :], Row(whole[-self.max_length :]))
+                row.scored = max(row.scored, len(rests[index]) + 1)
+                row.asked_by.append((index, range(-len(rests[index]) - 1, 0)))
         if cut:
             log.warning("%d questions are longer than the model's %d tokens: cut from the left", cut, self.max_length)
-        return list(rows.values())
+        return [*rows.values(), *forked]
+
+    def _forks(self, ids: Sequence[int]) -> bool:
+        return len(ids) <= self.max_length and self._forward.can_fork(ids)
 
     def _of_prefix(self, prefix: Prefix, cache: Layers, requests: Sequence[Request]) -> Iterator[Found]:
         known = len(prefix.ids)
@@ -168,7 +180,7 @@ class Engine(HFLM):
         """Run a batch, of whose rows the first ``known`` tokens are in the cache, and read its answers."""
         ids = [row.ids[known:] for row in batch]
         spots = [(i, t) for i, row in enumerate(ids) for t in range(len(row) - batch[i].scored, len(row))]
-        logits_NV = self._forward.logits(ids, spots, cache)
+        logits_NV = self._forward.logits(ids, spots, cache, [row.forks for row in batch])
         return _read(batch, torch.log_softmax(logits_NV, dim=-1, dtype=self.softmax_dtype), requests)
 
     def _prefixes(self, rows: list[Row]) -> Iterator[tuple[Prefix, Layers]]:
@@ -195,6 +207,16 @@ class Engine(HFLM):
         return [rows[part] for part in batching.batches(lengths, extra, self.max_batch_tokens, self._overhead)]
 
 
+def _forked(context: Sequence[int], branches: Sequence[tuple[int, ...]], rests: Mapping[int, tuple[int, ...]]) -> Row:
+    """A context with all its continuations in one row; what every request reads of it."""
+    row = Row((*context, *chain.from_iterable(branches)), 1 + sum(map(len, branches)), forks=tuple(map(len, branches)))
+    starts = dict(zip(branches, accumulate((0, *row.forks)), strict=False))
+    for index, rest in rests.items():
+        own = range(1 + starts[rest], 1 + starts[rest] + len(rest)) if rest else range(0)
+        row.asked_by.append((index, [place - row.scored for place in (0, *own)]))
+    return row
+
+
 def _key(prefix: Prefix, batch: Sequence[Row], requests: Sequence[Request]) -> str:
     """What a batch is in the journal: its tokens, and the requests that it answers."""
     known = len(prefix.ids)
@@ -208,12 +230,12 @@ def _read(batch: Sequence[Row], scores_NV: Tensor, requests: Sequence[Request]) 
     ends = 0
     for row in batch:
         ends += row.scored
-        spots += chain.from_iterable(range(ends - scored, ends) for _, scored in row.asked_by)
+        spots += [ends + place for _, places in row.asked_by for place in places]
     asked = [request for row in batch for request in row.asked_by]
     tokens = [token for index, _ in asked for token in requests[index][2]]
     at, token = torch.tensor([spots, tokens]).to(scores_NV.device)
     values, hits = scores_NV[at, token].cpu(), (scores_NV.argmax(dim=-1)[at] == token).cpu()
-    parts = (x.split([scored for _, scored in asked]) for x in (values, hits))
+    parts = (x.split([len(places) for _, places in asked]) for x in (values, hits))
     return [(index, float(value.sum()), bool(hit.all())) for (index, _), value, hit in zip(asked, *parts, strict=True)]
 
 

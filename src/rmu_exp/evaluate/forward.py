@@ -48,9 +48,14 @@ class Forward:
         self.model, self.device = model, device
         self.work = Work()
         self._reuses: bool | None = None  # not known before the probe
+        self._forked: bool | None = None
 
     def logits(
-        self, rows: Sequence[Sequence[int]], spots: Sequence[tuple[int, int]], prefix: Layers | None = None
+        self,
+        rows: Sequence[Sequence[int]],
+        spots: Sequence[tuple[int, int]],
+        prefix: Layers | None = None,
+        forks: Sequence[Sequence[int]] = (),
     ) -> Tensor:
         """Logits (N, V) at ``spots``.
 
@@ -58,8 +63,10 @@ class Forward:
             rows: tokens of each row, without the prefix.
             spots: (row, position), positions counted without the prefix.
             prefix: what :meth:`extend` gave for the tokens before all rows; empty or None: there are none.
+            forks: of each row, lengths of the continuations at its end, none of which sees another; see
+                :meth:`can_fork`.
         """
-        return self._run(rows, spots, shared(prefix) if prefix else None)
+        return self._run(rows, spots, shared(prefix) if prefix else None, forks)
 
     def extend(self, prefix: Layers, ids: Sequence[int]) -> Layers:
         """Keys and values after further tokens; ``prefix`` stays as it is."""
@@ -69,7 +76,11 @@ class Forward:
 
     @torch.no_grad()
     def _run(
-        self, rows: Sequence[Sequence[int]], spots: Sequence[tuple[int, int]], cache: DynamicCache | None
+        self,
+        rows: Sequence[Sequence[int]],
+        spots: Sequence[tuple[int, int]],
+        cache: DynamicCache | None,
+        forks: Sequence[Sequence[int]] = (),
     ) -> Tensor:
         ids_BT = pad_sequence([torch.tensor(row) for row in rows], batch_first=True).to(self.device)
         longest = ids_BT.shape[1]
@@ -80,10 +91,64 @@ class Forward:
         self.work.text += sum(map(len, rows))
         self.work.pairs += len(rows) * longest * (2 * known + longest + 1) // 2
         self.work.scored += len(spots)
-        prefix = {} if cache is None else {"past_key_values": cache}
+        prefix: dict[str, Any] = {} if cache is None else {"past_key_values": cache}
+        if any(forks):
+            prefix |= self._apart(rows, forks, known, longest)
         with _head_at(self.model, spots_2N, ids_BT.shape) as cut:
             logits = self.model(ids_BT, use_cache=cache is not None, **prefix).logits
         return logits[0] if cut else logits[spots_2N[0], spots_2N[1]]
+
+    def _apart(
+        self, rows: Sequence[Sequence[int]], forks: Sequence[Sequence[int]], known: int, longest: int
+    ) -> dict[str, Tensor]:
+        """Positions (B, T) and a mask (B, 1, T, known + T) by which no continuation sees another."""
+        branch_BT = torch.zeros(len(rows), longest, dtype=torch.long)  # 0: the context
+        positions_BT = torch.arange(known, known + longest).repeat(len(rows), 1)
+        for b, (row, lengths) in enumerate(zip(rows, forks, strict=True)):
+            at = context = len(row) - sum(lengths)
+            for k, length in enumerate(lengths, 1):
+                branch_BT[b, at : at + length] = k
+                positions_BT[b, at : at + length] = torch.arange(known + context, known + context + length)
+                at += length
+        seen_BTT = (branch_BT[:, None] == 0) | (branch_BT[:, None] == branch_BT[:, :, None])
+        seen_BTT &= torch.ones(longest, longest, dtype=torch.bool).tril()
+        seen_BTT = torch.cat([torch.ones(len(rows), longest, known, dtype=torch.bool), seen_BTT], dim=-1)
+        dtype = next(self.model.parameters()).dtype
+        mask_BTT = torch.zeros(seen_BTT.shape, dtype=dtype).masked_fill(~seen_BTT, torch.finfo(dtype).min)
+        return {"attention_mask": mask_BTT[:, None].to(self.device), "position_ids": positions_BT.to(self.device)}
+
+    def can_fork(self, ids: Sequence[int]) -> bool:
+        """Whether this model gives several continuations in one row what it gives each alone; asked of it once.
+
+        Not where a layer has a window that the row does not fit into, since the mask does not know of windows.
+        """
+        config = self.model.config.get_text_config()  # type: ignore[operator,union-attr]
+        window = getattr(config, "sliding_window", None)
+        if window is not None and len(ids) > window:
+            return False
+        if self._forked is None:
+            third = min(len(ids), 2 * PROBE) // 3
+            parts = [list(ids[k * third : (k + 1) * third]) for k in range(3)]
+            self._forked = third > 0 and self._probe_of_forks(*parts)
+            if not self._forked:
+                log.info("%s: continuations of one prompt are run one by one", type(self.model).__name__)
+        return self._forked
+
+    def _probe_of_forks(self, context: list[int], one: list[int], other: list[int]) -> bool:
+        row, ends = context + one + other, (len(context + one) - 1, len(context + one + other) - 1)
+        before = replace(self.work)
+        try:
+            apart = self.logits([row, row], [(1, at) for at in ends], None, [(len(one), len(other))] * 2)
+            alone = torch.cat([self.logits([context + rest], [(0, len(context + rest) - 1)]) for rest in (one, other)])
+            mixed = self.logits([row], [(0, at) for at in ends])
+        except Exception as error:  # whatever a foreign architecture raises, the plain way is still open
+            log.debug("no forks: %s", error)
+            return False
+        finally:
+            self.work = before
+        apart, alone, mixed = (x.float().log_softmax(dim=-1) for x in (apart, alone, mixed))
+        allowed = 0.01 if next(self.model.parameters()).dtype.itemsize >= 4 else 0.5
+        return bool((apart - alone).norm() <= allowed * (mixed - alone).norm() + 1e-4)
 
     def can_reuse(self, ids: Sequence[int]) -> bool:
         """Whether this model gives the same with a prefix's keys and values as without.
