@@ -147,7 +147,7 @@ def test_every_topic_is_a_task_in_both_forms():
     from lm_eval.tasks import TaskManager
 
     manager = TaskManager(include_path=[str(folder) for folder in worlds.task_folders()], include_defaults=False)
-    for kind, form in (("", "Question: {question}\nAnswer:"), ("open_", "{statement}")):
+    for kind, form in (("", "Question: {question}\nAnswer: {lead}"), ("open_", "{statement}")):
         for role, topics in ROLES.items():
             tasks = manager.load(f"atlas_{kind}{role}")["tasks"]
             assert [name.rpartition("_")[2] for name in tasks] == list(topics)

@@ -9,7 +9,7 @@ import datasets
 def of(role: str, topic: str, **_: object) -> dict[str, datasets.Dataset]:
     """The questions about a topic, with the fields of ``questions.jsonl``.
 
-    ``question`` and ``statement`` (the open form), ``choices``, ``answer``; ``role``, ``topic``, ``relation`` (the kind
+    ``question``, ``lead`` (how its answer begins) and ``statement`` (the open form), ``choices``, ``answer``; ``role``, ``topic``, ``relation`` (the kind
     of question), ``entity`` and ``fact`` (the same fact in another form has the same); ``half``: ``choose`` or
     ``report``; ``held_out``: no forget text names the entity.
     """
