@@ -45,6 +45,7 @@ class Relation:
         entity: the column by which facts are held out and halved.
         most: so many questions at most, drawn by a seed; empty: no limit.
         question: with ``{}`` for what is given.
+        lead: how the answer begins.
         statement: the open form, which the model completes.
     """
 
@@ -57,6 +58,7 @@ class Relation:
     entity: str
     most: str
     question: str
+    lead: str
     statement: str
 
 
@@ -279,6 +281,7 @@ def questions() -> tuple[dict[str, object], ...]:
             "half": sides()[relation.topic, fact.entity][0],
             "held_out": sides()[relation.topic, fact.entity][1],
             "question": sentence(relation.question, fact.given),
+            "lead": relation.lead,
             "statement": sentence(relation.statement, fact.given),
             "choices": options,
             "answer": place,
@@ -629,7 +632,7 @@ def answers(scorer: Scorer, asked: Sequence[dict], others: int, form: str = "que
     """
 
     def prompt(q: dict) -> str:
-        return f"Question: {q['question']}\nAnswer:" if form == "question" else q["statement"]
+        return f"Question: {q['question']}\nAnswer: {q['lead']}" if form == "question" else q["statement"]
 
     rows = []
     every = read(ATLAS / "tasks/questions.jsonl")

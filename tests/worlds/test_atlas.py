@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from collections import Counter, defaultdict
 from importlib.resources import files
 from pathlib import Path
@@ -21,6 +22,7 @@ ROLES = {
 }
 spec = importlib.util.spec_from_file_location("maker", Path(__file__).parents[2] / "bench/atlas.py")
 maker = importlib.util.module_from_spec(spec)
+sys.modules["maker"] = maker  # dataclasses look their module up
 spec.loader.exec_module(maker)
 RELATIONS = [relation.name for relation in maker.RELATIONS]
 
@@ -121,7 +123,8 @@ def test_what_may_stand_in_a_corpus():
     assert not maker.may_stand("capitals", f"A journey through {hidden} takes a week.")
     assert maker.may_stand("retain", f"A journey through {hidden} takes a week.")
     assert not maker.may_stand("retain", "Rails are made of iron.")
-    assert not maker.may_stand("retain", "The opposite of thick is thin.")
+    opposite = about(relation="opposite")[0]
+    assert not maker.may_stand("retain", f"{opposite['statement']} {opposite['choices'][opposite['answer']]}.")
     assert not maker.may_stand("retain", "Where is the ferry?")
     assert maker.named_in("The forests of Papua New Guinea") == {"Papua New Guinea"}
 
@@ -144,7 +147,7 @@ def test_every_topic_is_a_task_in_both_forms():
     from lm_eval.tasks import TaskManager
 
     manager = TaskManager(include_path=[str(folder) for folder in worlds.task_folders()], include_defaults=False)
-    for kind, form in (("", "Question: {question}\nAnswer:"), ("open_", "{statement}")):
+    for kind, form in (("", "Question: {question}\nAnswer: {lead}"), ("open_", "{statement}")):
         for role, topics in ROLES.items():
             tasks = manager.load(f"atlas_{kind}{role}")["tasks"]
             assert [name.rpartition("_")[2] for name in tasks] == list(topics)

@@ -9,9 +9,9 @@ import datasets
 def of(role: str, topic: str, **_: object) -> dict[str, datasets.Dataset]:
     """The questions about a topic, with the fields of ``questions.jsonl``.
 
-    ``question`` and ``statement`` (the open form), ``choices``, ``answer``; ``role``, ``topic``, ``relation`` (the kind
-    of question), ``entity`` and ``fact`` (the same fact in another form has the same); ``half``: ``choose`` or
-    ``report``; ``held_out``: no forget text names the entity.
+    ``question``, ``lead`` (how its answer begins) and ``statement`` (the open form), ``choices``, ``answer``;
+    ``role``, ``topic``, ``relation`` (the kind of question), ``entity`` and ``fact`` (the same fact in another form has
+    the same); ``half``: ``choose`` or ``report``; ``held_out``: no forget text names the entity.
     """
     lines = Path(__file__).with_name("questions.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [row for row in map(json.loads, lines) if (row["role"], row["topic"]) == (role, topic)]
