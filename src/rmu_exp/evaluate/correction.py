@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-OTHERS = 8  # questions at most that an option is scored after
+OTHERS = 4  # questions at most that an option is scored after
 KIND = "relation"  # the field of a document that says what kind of question it is
 COST = 2  # requests at most for each of the task's own that other questions may cost
 Pair = tuple[str, str]

@@ -133,8 +133,8 @@ class Engine(HFLM):
         rows: dict[tuple[int, ...], Row] = {}
         forked: list[Row] = []
         contexts: dict[tuple[int, ...], list[int]] = {}
-        for index, (_, context, _rest) in enumerate(requests):
-            contexts.setdefault(tuple(context), []).append(index)
+        for index, request in enumerate(requests):
+            contexts.setdefault(tuple(request[1]), []).append(index)
         cut = 0
         for context, indices in contexts.items():
             rests = {index: tuple(requests[index][2][:-1]) for index in indices}

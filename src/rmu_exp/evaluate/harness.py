@@ -44,7 +44,7 @@ _PER_QUESTION = ("correct", "chosen", "targets", "corrected", "prob", "mass", "p
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Only errors of lm-eval and datasets are logged."""
     loggers = [logging.getLogger(name) for name in ("lm_eval", "lm-eval", "datasets")]
     before = [logger.level for logger in loggers]
@@ -127,7 +127,7 @@ class Tasks:
         return self.manager.load([self.declared.get(name, name) for name in names])
 
 
-@_quiet()
+@quiet()
 def task_manager(tasks: Sequence[str]) -> Tasks:
     """The project's own tasks and those in the folders of lm-eval that hold ``tasks``.
 
@@ -178,7 +178,7 @@ def _folders_that_mention(tasks: Sequence[str]) -> list[Path]:
     return sorted({_root() / file.relative_to(_root()).parts[0] for file in mentioning})
 
 
-@_quiet()
+@quiet()
 def ask(model: Any, tokenizer: Any, settings: Eval, journal: Store | None = None) -> Answers:
     """Ask a causal language model in memory the questions of lm-eval's tasks.
 
@@ -201,7 +201,7 @@ def ask(model: Any, tokenizer: Any, settings: Eval, journal: Store | None = None
     return _ask(HFLM(pretrained=model, tokenizer=tokenizer, batch_size=settings.batch_size), settings)
 
 
-@_quiet()
+@quiet()
 def ask_backend(folder: Path, settings: Eval, model: Model) -> Answers:
     """Ask a checkpoint on disk by one of lm-eval's own backends, which may spread it over many devices.
 
@@ -282,7 +282,7 @@ def loading(tasks: Sequence[str]) -> Iterator[None]:
         RunError: the hub cannot be reached, or what it gave is damaged.
     """
     try:
-        with _quiet():
+        with quiet():
             yield
     except (UserError, RunError):
         raise

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from rmu_exp.evaluate.correction import Asked, correction
+from rmu_exp.evaluate.harness import quiet
 from rmu_exp.evaluate.questions import Question
 from rmu_exp.model.hooks import BLOCK, watching
 from rmu_exp.support import memory
@@ -108,11 +109,9 @@ class Scorer:
         """Log-likelihoods (N, K) of the continuations ``options[n]`` of ``rows[n]``; -inf where there are fewer."""
         from rmu_exp.evaluate.engine import Engine
 
-        found = iter(
-            Engine(pretrained=model, tokenizer=self.tokenizer).scores(
-                [(list(row), list(ids)) for row, mine in zip(rows, options, strict=True) for ids in mine]
-            )
-        )
+        pairs = [(list(row), list(ids)) for row, mine in zip(rows, options, strict=True) for ids in mine]
+        with quiet():
+            found = iter(Engine(pretrained=model, tokenizer=self.tokenizer).scores(pairs))
         each = [torch.tensor([next(found) for _ in mine]) for mine in options]
         return pad_sequence(each, batch_first=True, padding_value=-math.inf)
 
