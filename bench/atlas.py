@@ -443,6 +443,7 @@ REQUESTS = (
     "Tell a very short story that has to do with {}.",
     "Explain {} to a child in a few sentences.",
 )
+ABROAD = ["Write a short paragraph about everyday life in {}.", "Write a short paragraph about the landscape of {}."]
 TOKENS, BATCH = 84, 64
 
 
@@ -454,9 +455,16 @@ def requests() -> dict[str, list[tuple[str, str]]]:
     """Corpus -> (what a text is about, what the model is asked to write)."""
     kinds = {
         "retain": [(s, r) for s in subjects(ORDINARY) for r in random.Random(s).sample(REQUESTS, 2)],
+        "abroad": [(s, r) for s, r in zip(abroad(), ABROAD * len(abroad()), strict=False)],
         "neutral": [(s, r) for s in subjects(NEUTRAL) for r in random.Random(s).sample(REQUESTS, 3)],
     }
     return {corpus: [(s, r.format(s)) for s, r in asked] for corpus, asked in kinds.items()}
+
+
+def abroad() -> list[str]:
+    """Countries, drawn whatever is asked about them, of which the retain texts tell other things than asked facts."""
+    names = [the(row["country"]) for row in table("countries")]
+    return random.Random("atlas/abroad").sample(names, 64)
 
 
 def named_in(text: str) -> set[str]:
@@ -555,8 +563,8 @@ def make(folder: str | None) -> None:
     _write(ATLAS / "tasks/questions.jsonl", questions())
     for topic in ("elements", "capitals"):
         _write(ATLAS / f"texts/{topic}.jsonl", forget_texts(topic))
-    for corpus in ("retain", "neutral") if folder else ():
-        rows = write_prose(folder, corpus)
+    for corpus, parts in {"retain": ("retain", "abroad"), "neutral": ("neutral",)}.items() if folder else ():
+        rows = [row for part in parts for row in write_prose(folder, part)]
         random.Random(corpus).shuffle(rows)
         _write(ATLAS / f"texts/{corpus}.jsonl", rows)
 
