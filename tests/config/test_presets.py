@@ -23,7 +23,7 @@ def tuned(*words: str):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ("", (7, 6.5, 300, 0, 1e-3, 4, 60, "constant", 3, None, False)),
+        ("", (7, 6.5, 300, 0, 1e-3, 4, 100, "constant", 3, None, False)),
         (LORE, (7, 6.5, 40, 0, 2.5e-3, 3, 700, "linear", 3, None, False)),
         ("model=zephyr_7b data=wmdp", (7, 6.5, 1200, 42, 5e-5, 4, 150, "constant", 3, MLP, False)),
         ("model=phi3_mini", (7, "a", 300, 0, None, 4, 80, "constant", 3, None, False)),
