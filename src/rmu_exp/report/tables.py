@@ -85,7 +85,7 @@ def probabilities(measured: Accuracy | None) -> tuple[str, str]:
     """The mean probability of the right option and of all of them; nothing for what was not measured."""
     if measured is None or measured.prob is None or measured.mass is None:
         return "", ""
-    return f"{measured.prob:.3f}", f"{measured.mass:.3f}"
+    return f"{measured.prob:.2g}", f"{measured.mass:.2g}"
 
 
 def corrections(qa: Qa) -> str:
