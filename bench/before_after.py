@@ -41,9 +41,8 @@ def main() -> None:
         out = model.generate(  # type: ignore[operator]
             **ids, max_new_tokens=given.tokens, do_sample=False, pad_token_id=tokenizer.eos_token_id
         )
-        return (
-            str(tokenizer.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)).split("\n")[0].strip()
-        )
+        text = str(tokenizer.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True))
+        return text.split("\n")[0].strip() or "(a line break)"
 
     before = [written(prompt) for prompt in given.prompts]
     with Delta.load(given.run / rundir.DELTA).applied(model):
