@@ -43,7 +43,7 @@ def train(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_it_runs(copy):
-    done = train(copy, "method=rmu_norm", "train.max_batches=4", "method.power=1")
+    done = train(copy, "model=lore", "data=lore", "method=rmu_norm", "train.max_batches=4", "method.power=1")
     assert done.returncode == 0, done.stderr
     results = json.loads((copy / "run/results.json").read_text())
     assert results["run"]["method"] == "rmu_norm"
