@@ -44,7 +44,7 @@ def answered(run: Path) -> dict[tuple[str, str], list[Right]]:
         role = str(question["role"])
         names = [role, f"{role}: {question['topic']}"]
         if role == "forget":
-            names.append(f"forget, {'held out' if question['held_out'] else 'told in the texts'}")
+            names.append(f"forget, {'held out' if question['held_out'] else 'in a text'}")
         for name in names:
             for half in (str(question["half"]), "all"):
                 found[name, half].append(right)
