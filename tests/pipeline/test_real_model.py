@@ -79,7 +79,7 @@ def likeliest(scores: Sequence[str | float]) -> int:
 
 @pytest.mark.slow
 def test_forgets_both_topics_and_keeps_the_rest_over_three_seeds(tmp_path):
-    """Within what docs/science.md says of seeds: one of the three keeps a little more than a quarter of the capitals."""
+    """Within what docs/science.md says of seeds: one of the three keeps a bit more than a quarter of the capitals."""
     kept: dict[str, list[float]] = {}
     for seed in (0, 1, 2):
         results, _ = train(tmp_path / str(seed), f"seed={seed}")
