@@ -38,7 +38,7 @@ def train(*words: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str
     ("words", "named"),
     [
         (["stear=6.5"], "stear: no such key, did you mean steer?"),
-        (["layer=99"], "layer: got 99, allowed is 0 to 11"),
+        (["layer=99"], "layer: got 99, allowed is 0 to 29"),
         (["-m", "layer=3,5,99x"], "layer: got '99x', allowed is a whole number"),
         (["data.forget=[nowhere.jsonl,lore:wards]"], "nowhere.jsonl: no such file"),
         (["hydra.run.dir=file/x"], "output: cannot write to file/x"),

@@ -75,7 +75,7 @@ def there(tmp_path, monkeypatch) -> Path:
         ([f"unlearned={LORE}", "eval=none"], ["attacks", "nothing to do"]),
         ([f"unlearned={LORE}", "layer=3"], ["layer", "no such key"]),
         ([f"unlearned={LORE}", "attacks=[lens]", "data.forget_tasks=[]"], ["data.forget_tasks", "not given"]),
-        ([f"unlearned={LORE}", "attacks=[lens]", "data.forget_tasks=[lore_open_forget]"], ["forget_tasks", "letters"]),
+        ([f"unlearned={LORE}", "attacks=[lens]", "data.forget_tasks=[lore_forget]", "eval.limit=1"], ["too few"]),
         ([f"unlearned={LORE}", "attacks=[lens]", "model.oracle=tiny"], ["model.oracle", "does not match"]),
     ],
     ids=lambda v: " ".join(w.replace(str(LORE), "lore") for w in v) if isinstance(v, list) else "",
@@ -91,14 +91,22 @@ def test_wrong_input_is_told_in_one_line(words, named, there):
 
 def prepare(words: list[str]) -> None:
     """What judge.py does before it writes anything."""
-    (composed,) = compose.composed(words, ROOT / "conf", name="judge")
+    (composed,) = compose.composed(["model=lore", "data=lore", *words], ROOT / "conf", name="judge")
     run.prepare(composed, Path("out"))
 
 
 def test_several_checkpoints_are_judged_into_a_folder_each(broken, tmp_path):
     """Also from folders whose names mean something to Hydra."""
     (tmp_path / "layer=3,steer=2").symlink_to(broken)
-    words = ["unlearned=layer=3,steer=2,nowhere", "attacks=[norms]", "eval=none", "tracking=off", "output=a=b"]
+    words = [
+        "model=lore",
+        "data=lore",
+        "unlearned=layer=3,steer=2,nowhere",
+        "attacks=[norms]",
+        "eval=none",
+        "tracking=off",
+        "output=a=b",
+    ]
     (tmp_path / "nowhere").mkdir()
     done = judge("-m", *words, cwd=tmp_path)
     assert done.returncode == 1, done.stderr
@@ -119,6 +127,7 @@ def test_the_program_ends_with_status_2_and_leaves_nothing(tmp_path):
 
 def test_two_checkpoints_with_questions_and_a_probe(broken, tmp_path):
     words = (
+        "data=lore",
         f"base={LORE}",
         f"unlearned={broken}",
         "attacks=[lens,norms]",

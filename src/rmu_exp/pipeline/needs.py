@@ -9,6 +9,7 @@ from pathlib import Path
 from rmu_exp import worlds
 from rmu_exp.config import plugins
 from rmu_exp.data import sources
+from rmu_exp.model import gguf
 from rmu_exp.settings import Run
 
 
@@ -51,4 +52,5 @@ def depth(run: Run) -> int | None:
 
 
 def _on_hub(name: str) -> bool:
-    return name.partition(":")[0] not in worlds.names() and not Path(name).expanduser().is_dir()
+    ships = name.partition(":")[0] in worlds.names() or name in gguf.PACKAGES
+    return not ships and not Path(name).expanduser().exists()

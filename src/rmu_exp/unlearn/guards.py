@@ -15,7 +15,7 @@ from rmu_exp.support.errors import RunError
 
 log = logging.getLogger("rmu_exp")
 STRETCHED, EXPLODED = 10.0, 100.0
-MOVED = 0.002  # of the way to the target, after a tenth of the steps
+MOVED, FEWEST = 0.002, 20  # of the way to the target after a tenth of the steps; of steps, to say anything
 Accuracy = Callable[[Sequence[Tensor] | None], float]
 """Accuracy on the fixed set with the trained tensors' values in place; None: the base model's."""
 
@@ -45,7 +45,7 @@ class Guard:
             if not math.isfinite(value):
                 raise RunError(f"{name} is {value} at step {step}; try a smaller train.lr, steer or alpha")
         reached = numbers.get("reached_forget")
-        if reached is not None and not self.looked and 10 * step > self.steps > 0:
+        if reached is not None and not self.looked and 10 * step > self.steps >= FEWEST:
             self.looked = True
             if reached < MOVED:
                 log.warning(
