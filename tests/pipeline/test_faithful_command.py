@@ -125,8 +125,8 @@ def test_final_weights_are_the_published_loops(
     save_tokenizer(base, unk_token="<unk>", eos_token="</s>", pad_token="w5")  # which the published loop does not use
     a, b, r = files.values()
     words = f"""model=local model.path={base} data=local data.forget=[{a},{b}] data.retain=[{r},{r}]
-        layer=7 steering=absolute steer=[6.5,6.5] alpha=[1200,1200] method=rmu method.faithful=true train.lr=5e-5 train.batch_size=4
-        train.max_batches=20 seed=42 eval=none tracking=off export=true output={out}""".split()
+        layer=7 steering=absolute steer=[6.5,6.5] alpha=[1200,1200] method=rmu method.faithful=true train.lr=5e-5
+        train.batch_size=4 train.max_batches=20 seed=42 eval=none tracking=off export=true output={out}""".split()
     monkeypatch.setenv("RMU_EXP_CACHE", str(tmp_path / "cache"))
     (run,) = compose.composed(words, a_run.CONF)
     execute(run, out)
