@@ -9,6 +9,7 @@ from composing import CONF, composed
 
 import rmu_exp.attacks
 from rmu_exp.attacks import runner
+from rmu_exp.attacks.api import Finding
 from rmu_exp.config import parse, plugins, reference
 from rmu_exp.record.results import BeforeAfter, Results, RunInfo
 from rmu_exp.support.errors import UserError
@@ -103,3 +104,23 @@ def test_an_attack_that_fails_leaves_the_others(context, monkeypatch):
     kept = Results.model_validate(results.content())
     assert kept.content() == results.content()
     assert list(runner.missing(chosen, kept, "these")) == ["prune"]
+
+
+def test_an_attack_that_did_not_learn_what_it_was_taught_has_no_accuracy():
+    plain, taught, chance = [0] * 12, [1] * 5 + [0] * 15, 0.25
+    silent = runner.entry(Finding(before=plain, after=plain, taught=taught), chance)
+    assert (
+        silent.inconclusive
+        == "did not learn: 5 of 20 questions that it was taught are answered correctly, chance is 25 %"
+    )
+    assert silent.forget_acc is None
+    learnt = runner.entry(Finding(before=plain, after=plain, taught=[1] * 18 + [0] * 2), chance)
+    assert learnt.inconclusive is None
+    assert learnt.forget_acc == BeforeAfter(before=0, after=0), (
+        "it learned, and brought nothing back: that is a finding"
+    )
+
+
+def test_a_control_that_asks_the_same_questions_again_has_no_more_of_them():
+    found = runner.entry(Finding(before=[0] * 8, after=[1] * 8, control={"random": [1, 0, 0, 0] * 6}), 0.25)
+    assert (found.controls["random"].acc, found.controls["random"].n) == (0.25, 8)

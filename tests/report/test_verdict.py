@@ -73,3 +73,13 @@ def test_the_sentences_say_what_was_measured_and_what_was_not():
     found = verdict(results(reached=None, ratio=1.5)).sentences
     assert "is not known" in found[0]
     assert found[3] == "Perplexity went from 10.0 to 15.0 on w.txt."
+
+
+def test_tasks_of_ones_own_stand_for_what_the_settings_say():
+    mine = row(0.8, 0.3, 0.3).model_copy(update={"role": "forget"})
+    near = row(0.8, 0.3, 0.3).model_copy(update={"role": "adjacent"})
+    found = verdict(results(mine=mine, near=near, rest=KEEPS))
+    assert found.word == "forgot", "what is adjacent is no general knowledge"
+    assert "of mine (" in found.sentences[1]
+    assert "of rest (" in found.sentences[2]
+    assert "of near (" in found.sentences[2]

@@ -118,7 +118,7 @@ def _single(context: Context, settings: Settings, base_LND: Tensor) -> tuple[lis
             rows.append({"topic": topic, "model": state, "loss": kind, "wanted": wanted, "steps": steps})
             if wanted == "right":
                 lines[f"{state}, {kind}"] = losses
-    return rows, figure("GCG on one prompt a topic, until the answer comes out", "step", "loss", panels)
+    return rows, figure("GCG on one prompt per topic, until the answer comes out", "step", "loss", panels)
 
 
 def _one(

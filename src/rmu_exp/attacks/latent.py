@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from rmu_exp.attacks import optimise
-from rmu_exp.attacks.api import BASE, UNLEARNED, Context, Correct, Finding, figure
+from rmu_exp.attacks.api import BASE, UNLEARNED, Context, Correct, Finding, figure, take
 from rmu_exp.model.hooks import BLOCK, changing
 from rmu_exp.model.split import layers_of
 from rmu_exp.support.setting import setting
@@ -57,6 +57,7 @@ def run(context: Context, settings: Settings) -> Finding:
         got[best]["after"],
         control,
         budget | {"batch_size": settings.batch_size, "questions": len(taught)},
+        taught=take(got[best]["after"], taught),
         curves={"loss": curve},
         more={
             "layers": [{"layer": n} | context.accuracies(got[n]["after"]) | {"length": got[n]["length"]} for n in tried]

@@ -79,11 +79,8 @@ def rephrased(context: Context, form: str, item: Question) -> Question:
     body = item.context.removeprefix(head)
     if form == "reversed":
         turned = ordered(item, item.choices[::-1])
-        return (
-            item
-            if turned == item.context
-            else replace(item, context=turned, answer=len(item.choices) - 1 - item.answer)
-        )
+        answer = item.answer if turned == item.context else len(item.choices) - 1 - item.answer
+        return replace(item, context=turned, answer=answer)
     forms = {
         "bare": body,
         "framed": f"{head}Question: {body}",

@@ -83,9 +83,7 @@ class Engine(HFLM):
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[Answer]:
         """Log-likelihood of each continuation after its context, and whether greedy decoding gives it."""
         pairs = [request.args for request in requests]
-        bos = self.tokenizer.decode(
-            self.prefix_token_id
-        )  # which the stock class does not put before one of the text's own
+        bos = self.tokenizer.decode(self.prefix_token_id)  # the stock class puts none before one of the text's own
         if not all(context and not has_bos_prefix(context, bos) for context, _ in pairs):
             return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
         return self._loglikelihood_tokens(self._encode_pairs(pairs), disable_tqdm=disable_tqdm)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from rmu_exp.evaluate.correction import Asked, correction
+from rmu_exp.evaluate.correction import Asked, Pair, correction
 from rmu_exp.evaluate.harness import quiet
 from rmu_exp.evaluate.questions import Question
 from rmu_exp.model.hooks import BLOCK, watching
@@ -88,8 +88,17 @@ class Scorer:
 
     def options(self, item: Question) -> list[Ids]:
         """The tokens of each option after the item's prompt."""
-        known = len(self.encode(item.context))
-        return [self.encode(item.context + option)[known:] for option in item.options]
+        return [ids for _, ids in self._pairs((item.context, option) for option in item.options)]
+
+    def _pairs(self, pairs: Iterable[Pair]) -> list[tuple[Ids, Ids]]:
+        """The tokens of prompts, and of their continuations."""
+        prompts: dict[str, Ids] = {}
+        found = []
+        for prompt, option in pairs:
+            if prompt not in prompts:
+                prompts[prompt] = self.encode(prompt)
+            found.append((prompts[prompt], self.encode(prompt + option)[len(prompts[prompt]) :]))
+        return found
 
     def layout(self, items: Sequence[Question]) -> Layout:
         """Questions as rows of tokens."""
@@ -140,7 +149,7 @@ class Scorer:
             ]
             plan = correction(asked, partial(_in_order, some, ordered))
             if plan is not None:
-                again = [(self.encode(p), self.encode(p + o)[len(self.encode(p)) :]) for p, o in plan.pairs]
+                again = self._pairs(plan.pairs)
                 found = self.scores(model, [row for row, _ in again], [[ids] for _, ids in again])[:, 0].tolist()
                 scores_NK = plan.scores(dict(zip(plan.pairs, found, strict=True)))
             for i, scores in zip(mine, scores_NK, strict=True):
