@@ -245,7 +245,7 @@ def lengths_of_targets(
 def learning_rate(run: Run, model: torch.nn.Module, trained: Sequence[TrainedTensor]) -> float:
     """The one of the settings; otherwise in proportion to the trained tensors, since AdamW's steps are as long as it.
 
-    1 % of their root mean square was chosen on SmolLM2 (docs/methods.md); matrices that are zero give too little.
+    1 % of their root mean square was chosen on SmolLM2 (docs/methods.md); where matrices are zero it is small.
     """
     if run.train.lr is not None:
         return run.train.lr
