@@ -88,7 +88,8 @@ def test_a_folder_has_one_run_and_a_finished_one_is_not_sent_again(tmp_path, mon
     made = results(qa={"lore_forget": row(5, 10)})
 
     def ids() -> list[str]:
-        return sorted(f.name.rpartition("-")[2] for f in (tmp_path / "wandb").glob("offline-run-*"))
+        # by the record's name: a second folder of the same second ends in "-1"
+        return sorted(f.stem.removeprefix("run-") for f in (tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))
 
     first = tracker(tmp_path)
     first.log({"step": 1, "loss": 1.0}, 1)
