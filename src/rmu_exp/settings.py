@@ -131,6 +131,8 @@ class Data:
     """Those among them with multiple-choice questions about the forget topics: what attacks try to get back."""
     adjacent_tasks: list[str] = setting([], changes_result=False)
     """Those about neighbouring topics, which should stay as well; all others stand for general knowledge."""
+    attacked: int | None = setting(None, least=8, changes_result=False)
+    """Most questions per forget topic that attacks ask, on facts drawn at random; null: all."""
 
     def check(self) -> None:
         """Refuse topics and corpora whose numbers do not match."""

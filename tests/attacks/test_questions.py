@@ -79,6 +79,18 @@ def test_too_few_questions_are_refused():
         questions.needed([], [], None)
 
 
+def test_attacks_may_ask_some_questions_only():
+    """So many per topic at most, whole facts, others for another seed."""
+    every = questions.needed(["atlas_forget"], ["elements", "capitals"], None)
+    some, again, other = (questions.needed(["atlas_forget"], ["elements", "capitals"], None, 30, s) for s in (0, 0, 1))
+    assert some == again != other
+    for topic in ("elements", "capitals"):
+        facts = {item.fact for item in some if item.topic == topic}
+        mine = [item for item in every if item.topic == topic and item.fact in facts]
+        assert [item for item in some if item.topic == topic] == mine
+        assert 27 <= len(mine) <= 30
+
+
 def test_scorer_answers_as_lm_eval_does(model, tokenizer, asked):
     """Against lm-eval's own class, question by question; also with more than one batch."""
     stock = harness.ask(model, tokenizer, Eval(tasks=["lore_forget"], limit=24, backend="stock"))

@@ -124,7 +124,11 @@ def refuse_second(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "sign"), [(signal.SIGTERM, "metrics.jsonl"), (signal.SIGINT, "state/questions-unlearned.jsonl")]
+    ("number", "sign"),
+    [
+        (signal.SIGTERM, "metrics.jsonl"),
+        pytest.param(signal.SIGINT, "state/questions-unlearned.jsonl", marks=pytest.mark.slow),
+    ],
 )
 def test_a_stop_that_is_asked_for(undisturbed, tmp_path, number, sign):
     """What is done is kept, one line says how to go on, and the end is that of an undisturbed run."""

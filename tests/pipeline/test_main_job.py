@@ -51,10 +51,11 @@ def results(folder: Path) -> dict:
     return json.loads((folder / "results.json").read_text())
 
 
-def test_forgets_to_chance_and_keeps_the_rest(job):
+@pytest.mark.parametrize("seeds", [(0,), pytest.param((0, 1, 2), marks=pytest.mark.slow)], ids=["one", "three"])
+def test_forgets_to_chance_and_keeps_the_rest(job, seeds):
     """Each seed, within what rounding on another processor moves an accuracy on 304 questions by (docs/log.md)."""
     forget, general = [], []
-    for seed in (0, 1, 2):
+    for seed in seeds:
         words = MAIN if seed == 0 else (*MAIN, OFF, f"seed={seed}")
         qa = results(job(*words)[0])["qa"]
         for group in ("lore_forget", "lore_adjacent", "lore_general"):
@@ -62,9 +63,9 @@ def test_forgets_to_chance_and_keeps_the_rest(job):
             assert qa[group]["base"]["n"] >= 300
         forget.append(qa["lore_forget"]["unlearned"]["acc"])
         general.append(qa["lore_general"]["base"]["acc"] - qa["lore_general"]["unlearned"]["acc"])
-    assert sum(forget) / 3 <= 0.32, forget
+    assert sum(forget) / len(seeds) <= 0.32, forget
     assert max(forget) <= 0.36, forget
-    assert sum(general) / 3 <= 0.02, general
+    assert sum(general) / len(seeds) <= 0.02, general
     assert max(general) <= 0.03, general
 
 
@@ -72,13 +73,13 @@ def test_same_seed_twice_gives_the_same_bytes(job):
     first, again = job(*MAIN)[0], job(*MAIN, OFF, "export=true")[0]
     assert (first / "delta.safetensors").read_bytes() == (again / "delta.safetensors").read_bytes()
     assert results(first)["qa"] == results(again)["qa"]
-    other = job(*MAIN, OFF, "seed=1")[0]
+    other = job(*MAIN, OFF, "eval=none", "seed=1")[0]
     assert (first / "delta.safetensors").read_bytes() != (other / "delta.safetensors").read_bytes()
 
 
 def test_a_small_steer_leaves_the_knowledge(job):
-    qa = results(job(*LORE, "steer=0.5", OFF)[0])["qa"]
-    assert qa["lore_forget"]["unlearned"]["acc"] > 0.8
+    words = ("eval.tasks=[lore_forget]", "eval.corrected=false")
+    assert results(job(*LORE, "steer=0.5", OFF, *words)[0])["qa"]["lore_forget"]["unlearned"]["acc"] > 0.8
 
 
 def test_what_a_run_writes(job):

@@ -77,6 +77,7 @@ class Context:
         load: opens the base model.
         load_oracle: opens the oracle; None: there is none.
         journal: the parts of the attack that are done.
+        progress: is given the name of each part when it begins.
     """
 
     items: list[Question]
@@ -92,6 +93,7 @@ class Context:
     load: Callable[[], nn.Module]
     load_oracle: Callable[[], nn.Module] | None = None
     journal: Store = field(default_factory=Store)
+    progress: Callable[[str], None] = lambda part: None
     _plain: dict[str, Correct] = field(default_factory=dict)
 
     @cached_property
@@ -140,6 +142,7 @@ class Context:
 
     def part(self, name: str, make: Callable[[], Any]) -> Any:
         """One costly part of an attack, done once however often the run is cut off; as JSON gives it back."""
+        self.progress(name)
         return self.journal.get(name, make)
 
     def generator(self, name: str) -> torch.Generator:

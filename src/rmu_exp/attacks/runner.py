@@ -16,6 +16,7 @@ from rmu_exp.record.results import AttackEntry, BeforeAfter, Control, Intervals,
 from rmu_exp.record.store import Store
 from rmu_exp.support.boundary import full_disk, line_for
 from rmu_exp.support.errors import RunError, explain, first_line
+from rmu_exp.support.progress import attack_progress
 
 log = logging.getLogger("rmu_exp")
 SIGN_OF_LIFE = 0.05  # p against chance, of answers to what an attack was taught
@@ -50,25 +51,40 @@ def run_attacks(
         fingerprint: of the models, texts and questions.
         store: the parts of an attack with some settings that are done.
     """
-    for name, values in chosen.items():
-        log.info("attack %s: %s", name, values)
-        began, context.journal = time.perf_counter(), store(f"attack-{name}", values, fingerprint)
-        found = Finding()
-        try:
-            found = plugins.module("attacks", name).run(context, parse.plugin("attacks", name, values))
-            made = entry(found, context.chance)
-        except Exception as error:
-            if explain(error, [full_disk]):
-                raise  # the next attack would find the disk no better
-            log.exception("attack %s failed", name)
-            line = str(line_for(error) or RunError(f"{type(error).__name__}: {first_line(error)}"))
-            made, found = AttackEntry.model_validate({"error": line, "budget": {}}), Finding()
-            log.warning("attack %s failed: %s", name, line)
-        budget = made.budget | {"seconds": round(time.perf_counter() - began, 2)}
-        made = made.model_copy(update={"settings": values, "fingerprint": fingerprint, "budget": budget})
-        top = {key: getattr(results, key) | value for key, value in found.top.items()}
-        results = results.model_copy(update=top | {"attacks": results.attacks | {name: made}})
-        yield results
+    with attack_progress(len(chosen)) as show:
+        for name, values in chosen.items():
+            log.info("attack %s: %s", name, values)
+            show(name, False)
+            context.progress = lambda part, name=name: show(f"{name}, {part}", False)  # type: ignore[misc]
+            began, context.journal = time.perf_counter(), store(f"attack-{name}", values, fingerprint)
+            found = Finding()
+            try:
+                found = plugins.module("attacks", name).run(context, parse.plugin("attacks", name, values))
+                made = entry(found, context.chance)
+            except Exception as error:
+                if explain(error, [full_disk]):
+                    raise  # the next attack would find the disk no better
+                log.exception("attack %s failed", name)
+                line = str(line_for(error) or RunError(f"{type(error).__name__}: {first_line(error)}"))
+                made, found = AttackEntry.model_validate({"error": line, "budget": {}}), Finding()
+                log.warning("attack %s failed: %s", name, line)
+            budget = made.budget | {"seconds": round(time.perf_counter() - began, 2)}
+            made = made.model_copy(update={"settings": values, "fingerprint": fingerprint, "budget": budget})
+            show(f"{name}: {_in_short(made)}, {budget['seconds']:.0f} s", True)
+            top = {key: getattr(results, key) | value for key, value in found.top.items()}
+            results = results.model_copy(update=top | {"attacks": results.attacks | {name: made}})
+            yield results
+
+
+def _in_short(made: AttackEntry) -> str:
+    """What an attack found, in a few words."""
+    if made.error is not None:
+        return "failed"
+    if made.inconclusive is not None:
+        return "inconclusive"
+    if made.forget_acc is None:
+        return "measured"
+    return f"{100 * made.forget_acc.before:.1f} → {100 * made.forget_acc.after:.1f} %"
 
 
 def entry(found: Finding, chance: float) -> AttackEntry:

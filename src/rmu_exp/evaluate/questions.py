@@ -86,8 +86,14 @@ def _items(task: Any, topics: Sequence[str], limit: int | None) -> list[Question
     return items
 
 
-def needed(tasks: Sequence[str], topics: Sequence[str], limit: int | None) -> list[Question]:
+def needed(
+    tasks: Sequence[str], topics: Sequence[str], limit: int | None, most: int | None = None, seed: int = 0
+) -> list[Question]:
     """The questions about what was to be forgotten.
+
+    Args:
+        limit: questions per task, see :func:`load`.
+        most: questions per topic: those on facts drawn with ``seed``, in their order; None: all.
 
     Raises:
         UserError: no such tasks are named, or they have too few questions.
@@ -101,7 +107,24 @@ def needed(tasks: Sequence[str], topics: Sequence[str], limit: int | None) -> li
             f"data.forget_tasks: {named} have too few multiple-choice questions (4 facts are needed; eval.limit may "
             "leave them out)"
         )
-    return items
+    return items if most is None else _some(items, most, random.Random(f"{seed}/attacks/questions"))
+
+
+def _some(items: list[Question], most: int, rng: random.Random) -> list[Question]:
+    """At most so many questions per topic, whole facts as long as they fit."""
+    kept: list[Question] = []
+    for topic in dict.fromkeys(item.topic for item in items):
+        mine = [item for item in items if item.topic == topic]
+        facts, left = list(dict.fromkeys(item.fact for item in mine)), most
+        rng.shuffle(facts)
+        chosen = set()
+        for fact in facts:
+            size = sum(item.fact == fact for item in mine)
+            if size <= left:
+                chosen.add(fact)
+                left -= size
+        kept += [item for item in mine if item.fact in chosen]
+    return kept
 
 
 def halves(items: Sequence[Question], rng: random.Random) -> tuple[list[int], list[int]]:

@@ -23,7 +23,7 @@ from rmu_exp.record.results import Results, RunInfo
 from rmu_exp.settings import Data, Judge, Model
 from rmu_exp.support.errors import UserError
 
-OWN = ("model.oracle", "model.device", "model.dtype", "model.threads")  # of these the command line's own stay
+OWN = ("model.oracle", "model.device", "model.dtype", "model.threads", "data.attacked")  # the command line's own stay
 
 
 def is_run(word: str) -> bool:

@@ -108,6 +108,8 @@ def prepare(run: Run | Judge, folder: Path) -> Plan:
         source = prepare_judgement(run, record)
         models = source.models
     else:
+        if record.results is None:
+            _ = texts.corpora  # before the model, which may have to be fetched or dequantised
         models = Models.find(run.model, None, run.model.revision or record.revision, shared=_shares(run))
         if record.results and record.results.train and (folder / rundir.DELTA).is_file():
             source = Delta.load(folder / rundir.DELTA)

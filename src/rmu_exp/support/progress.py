@@ -31,6 +31,24 @@ def asking_progress() -> Iterator[Callable[[int], None]]:
 
 
 @contextmanager
+def attack_progress(total: int) -> Iterator[Callable[[str, bool], None]]:
+    """The attack at work, of ``total``; gives the function that shows it, or (True) its end, which stays on screen."""
+    console = Console(stderr=True)
+    columns = (TextColumn("attack"), MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=total)
+
+        def show(what: str, ended: bool) -> None:
+            if ended:
+                progress.update(task, advance=1)
+                console.print(f"attack {int(progress.tasks[task].completed)}/{total}  {what}", highlight=False)
+            else:
+                progress.update(task, description=what)
+
+        yield show
+
+
+@contextmanager
 def training_progress(total: int) -> Iterator[Callable[[dict[str, Any]], None]]:
     """A bar over ``total`` steps; gives the function that shows a step's losses and norms."""
     console = Console(stderr=True)
