@@ -35,9 +35,12 @@ class Settings:
 
 def run(context: Context, settings: Settings) -> Finding:
     tried: dict[str, Ask] = {f"{n} shots": partial(_changed, partial(few_shot, context, n)) for n in settings.shots}
-    tried |= {
-        form: partial(_changed, partial(rephrased, context, form)) for form in settings.forms if form != CORRECTED
-    }
+    for form in settings.forms:
+        change = partial(rephrased, context, form)
+        if form != CORRECTED and any(
+            change(item) != item for item in context.items
+        ):  # options that are not in the prompt
+            tried[form] = partial(_changed, change)  # have no order in it
     if CORRECTED in settings.forms:
         tried[CORRECTED] = lambda context, model: context.scorer.corrected(model, context.items, ordered)
     answers: dict[str, dict[str, Correct]] = {}
