@@ -37,10 +37,8 @@ def run(context: Context, settings: Settings) -> Finding:
     tried: dict[str, Ask] = {f"{n} shots": partial(_changed, partial(few_shot, context, n)) for n in settings.shots}
     for form in settings.forms:
         change = partial(rephrased, context, form)
-        if form != CORRECTED and any(
-            change(item) != item for item in context.items
-        ):  # options that are not in the prompt
-            tried[form] = partial(_changed, change)  # have no order in it
+        if form != CORRECTED and any(change(item) != item for item in context.items):  # no options, no other order
+            tried[form] = partial(_changed, change)
     if CORRECTED in settings.forms:
         tried[CORRECTED] = lambda context, model: context.scorer.corrected(model, context.items, ordered)
     answers: dict[str, dict[str, Correct]] = {}
