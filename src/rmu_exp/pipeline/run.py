@@ -26,6 +26,7 @@ from rmu_exp.pipeline.attack import AttackPlan, attack, prepare_attacks
 from rmu_exp.pipeline.evaluate import EarlyStop, Evaluation, evaluate, prepare_evaluation
 from rmu_exp.pipeline.judgement import Judged, prepare_judgement
 from rmu_exp.pipeline.models import Models, Texts
+from rmu_exp.pipeline.observe import Observation, observe, prepare_observation
 from rmu_exp.pipeline.record import Record, made_from
 from rmu_exp.pipeline.session import logged, session
 from rmu_exp.pipeline.train import TrainPlan, prepare_training, train
@@ -62,6 +63,8 @@ def execute(run: Run | Judge, folder: Path, early_stop: EarlyStop | None = None)
                 export(plan.models.base, delta, folder / rundir.MODEL)
             for measured in evaluate(plan.evaluation, delta, record, results, early_stop):
                 results = record.save(measured)
+            for measured in observe(plan.observation, delta, record, results):
+                results = record.save(measured)
             if plan.attacks is not None:
                 for measured in attack(plan.attacks, delta, record, results):
                     results = record.save(measured)
@@ -81,6 +84,7 @@ class Plan:
     texts: Texts
     source: TrainPlan | Judged | Delta
     evaluation: Evaluation
+    observation: Observation
     attacks: AttackPlan | None
 
     @property
@@ -94,7 +98,7 @@ class Plan:
         results, folder = self.record.results, self.record.folder
         if isinstance(self.source, TrainPlan) or results is None or not (folder / rundir.REPORT).is_file():
             return False
-        if self.exports or self.evaluation.asks or self.evaluation.held_out is not None:
+        if self.exports or self.evaluation.asks or self.evaluation.held_out or self.observation.anything:
             return False
         delta = self.source.delta if isinstance(self.source, Judged) else self.source
         return self.attacks is None or not self.attacks.missing(delta, results)
@@ -114,12 +118,13 @@ def prepare(run: Run | Judge, folder: Path) -> Plan:
         else:
             source = prepare_training(run, models, texts)
     evaluation = prepare_evaluation(run, models, record.results)
+    observation = prepare_observation(run, models, texts, record.results)
     attacks = prepare_attacks(run, models, texts)
     if isinstance(source, Judged):  # reading weights comes last
         source.check(record)
     elif isinstance(source, Delta):
         source.refuse_other_base(models.base, f"output: {folder}")
-    return Plan(run, record, models, texts, source, evaluation, attacks)
+    return Plan(run, record, models, texts, source, evaluation, observation, attacks)
 
 
 def _shares(run: Run) -> bool:

@@ -1,0 +1,128 @@
+"""What a model writes after prompts, many at once, greedily or sampled; and how likely text is under a model.
+
+Prompts are padded on the left and run with cached keys and values by transformers' ``generate``. A sampled token does
+not depend on the batch: each prompt has random numbers of its own, the same for every model. Text in, token ids out;
+this module knows nothing of unlearning.
+
+Axes: B prompts, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+
+from rmu_exp.evaluate.scoring import Ids, Scorer
+from rmu_exp.support.errors import UserError
+from rmu_exp.support.randomness import named_generator
+
+BUDGET = {"cpu": 4096, "cuda": 65536}  # tokens in a batch, what is still to be written counted
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a model wrote after one prompt: its tokens, an end of text among them, and the words."""
+
+    ids: Ids
+    text: str
+
+
+def write(
+    model: nn.Module, tokenizer: Any, prompts: Sequence[Ids], *, tokens: int, context: int, seed: int | None = None
+) -> list[Written]:
+    """At most ``tokens`` tokens after each prompt, up to an end of text.
+
+    Args:
+        prompts: token ids; of one that leaves no room in the context, only the end is read.
+        context: tokens that the model takes.
+        seed: sample from the model's distribution with random numbers of this name; None: the likeliest token.
+
+    Raises:
+        UserError: a prompt without a token, or no room for what is to be written.
+    """
+    room = context - tokens
+    if room < 1:
+        raise UserError(f"eval.tokens: got {tokens}, but the model reads no more than {context}; take fewer")
+    if not all(prompts):
+        raise UserError("eval.samples: a prompt has no token; leave it out, or write something in it")
+    rows = [list(ids[-room:]) for ids in prompts]
+    device = next(model.parameters()).device
+    scorer = Scorer(tokenizer, device)
+    scorer.budget = BUDGET["cpu" if device.type == "cpu" else "cuda"]
+    found: dict[int, Written] = {}
+    ends = end_tokens(model, tokenizer)
+    pad = ends[0] if ends else 0
+
+    def some(batch: list[int]) -> None:
+        noise = [] if seed is None else [_Noise(seed, [rows[i] for i in batch])]
+        new_BT = _generate(model, [rows[i] for i in batch], tokens, ends, pad, LogitsProcessorList(noise), device)
+        for i, ids in zip(batch, new_BT.tolist(), strict=True):
+            end = next((at + 1 for at, token in enumerate(ids) if token in ends), len(ids))
+            found[i] = Written(ids[:end], tokenizer.decode(ids[:end], skip_special_tokens=True))
+
+    scorer.in_batches(some, [len(row) + tokens for row in rows])
+    return [found[i] for i in range(len(rows))]
+
+
+@torch.inference_mode()
+def _generate(
+    model: Any, rows: list[Ids], tokens: int, ends: list[int], pad: int, processors: Any, device: torch.device
+) -> Tensor:
+    longest = max(map(len, rows))
+    ids_BT = torch.tensor([[pad] * (longest - len(row)) + row for row in rows], device=device)
+    mask_BT = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=device)
+    how = GenerationConfig(
+        max_new_tokens=tokens, do_sample=False, use_cache=True, pad_token_id=pad, eos_token_id=ends or None
+    )
+    with _own_defaults(model, how):
+        out = model.generate(input_ids=ids_BT, attention_mask=mask_BT, logits_processor=processors)
+    new: Tensor = out[:, longest:]
+    return new
+
+
+@contextmanager
+def _own_defaults(model: Any, how: GenerationConfig) -> Iterator[None]:
+    """Generation as ``how`` says and no other way: checkpoints bring temperatures and penalties of their own."""
+    before = model.generation_config
+    model.generation_config = how
+    try:
+        yield
+    finally:
+        model.generation_config = before
+
+
+def end_tokens(model: Any, tokenizer: Any) -> list[int]:
+    """The tokens that end a text: the checkpoint's own, or the tokenizer's."""
+    own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    own = tokenizer.eos_token_id if own is None else own
+    return [] if own is None else list(own) if isinstance(own, (list, tuple)) else [int(own)]
+
+
+class _Noise(LogitsProcessor):
+    """Adds Gumbel noise, after which the likeliest token is a sample from the softmax of the logits."""
+
+    def __init__(self, seed: int, prompts: Sequence[Ids]) -> None:
+        self.generators = [named_generator(seed, f"samples/{ids}") for ids in prompts]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        size = scores.shape[-1]
+        uniform_BV = torch.stack([torch.rand(size, generator=g, dtype=torch.float64) for g in self.generators])
+        gumbel_BV = -(-uniform_BV.clamp_min(1e-300).log()).log()
+        return scores.float() + gumbel_BV.to(scores.device, torch.float32)
+
+
+def nll(model: nn.Module, tokenizer: Any, prompts: Sequence[Ids], written: Sequence[Ids]) -> list[float]:
+    """Mean negative log-likelihood per token, in nats, of each continuation after its prompt; shared text runs once."""
+    from rmu_exp.evaluate.engine import Engine
+    from rmu_exp.evaluate.harness import quiet
+
+    with quiet():
+        engine = Engine(pretrained=model, tokenizer=tokenizer)
+        sums = engine.scores([(list(p), list(w)) for p, w in zip(prompts, written, strict=True)])
+    return [-total / len(ids) for total, ids in zip(sums, written, strict=True)]
