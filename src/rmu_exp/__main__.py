@@ -17,7 +17,7 @@ from typing import NoReturn
 from rmu_exp.cli.compose import ended, silence_libraries
 from rmu_exp.support.errors import UserError
 
-COMMANDS = ("fetch", "apply", "export", "table", "sweep", "verify", "compare", "dashboard")
+COMMANDS = ("fetch", "apply", "export", "table", "sweep", "verify", "compare", "chat", "dashboard")
 INTERRUPTED = "interrupted; nothing partial is kept as whole, run it again"
 
 

@@ -49,7 +49,7 @@ def rate(hits: Sequence[bool]) -> Rate:
 
 
 def longest_repeat(ids: Sequence[int]) -> int:
-    """Length of the longest n-gram that stands at two places, also overlapping: 2 of ``a b c a b``, 3 of ``a a a a``."""
+    """Length of the longest n-gram that stands at two places; ``a b c a b`` gives 2, ``a a a a`` gives 3."""
     best, before = 0, [0] * (len(ids) + 1)
     for i in range(1, len(ids) + 1):
         now = [0] * (len(ids) + 1)

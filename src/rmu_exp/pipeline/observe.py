@@ -108,7 +108,7 @@ def _damage(plan: Observation, model: nn.Module, delta: Delta, results: Results)
     forget, retain = plan.texts.corpora
     kinds = {"neutral": [plan.neutral] if plan.neutral else [], "retain": retain, "forget": forget}
     length = min(LENGTH, base.context, LONGEST)
-    kl, agreement, texts, perplexity = {}, {}, {}, {}
+    kl, agreement, texts, perplexity, named = {}, {}, {}, {}, {}
     for kind, corpora in kinds.items():
         sources = {corpus.source: corpus for corpus in corpora}
         parts: list[Compared] = []
@@ -123,11 +123,11 @@ def _damage(plan: Observation, model: nn.Module, delta: Delta, results: Results)
         for part in parts[1:]:
             whole = whole.pooled(part)
         kl[kind], agreement[kind] = whole.per_token(whole.kl), whole.per_token(whole.agree)
-        texts[kind] = len(whole.tokens)
+        texts[kind], named[kind] = len(whole.tokens), list(sources)
     for source, row in results.perplexity.items():
         if row.unlearned is not None:
             perplexity[source] = Both(base=row.base.perplexity, unlearned=row.unlearned.perplexity)
-    return Damage(kl=kl, agreement=agreement, perplexity=perplexity, texts=texts, length=length)
+    return Damage(kl=kl, agreement=agreement, perplexity=perplexity, texts=texts, sources=named, length=length)
 
 
 def _both(part: Compared) -> Both:

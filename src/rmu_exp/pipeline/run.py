@@ -33,7 +33,7 @@ from rmu_exp.pipeline.train import TrainPlan, prepare_training, train
 from rmu_exp.record import rundir
 from rmu_exp.record.results import Results
 from rmu_exp.report import attacks as attack_report
-from rmu_exp.report import markdown, plots, tables
+from rmu_exp.report import markdown, observed, plots, tables
 from rmu_exp.report.card import card
 from rmu_exp.report.verdict import verdict
 from rmu_exp.settings import Judge, Run
@@ -165,6 +165,8 @@ def show(folder: Path, results: Results) -> None:
         console.print(tables.on_screen(results.qa).rich(tables.title(results.run)))
     if results.verdict:
         console.print(f"[bold]{results.verdict.word}[/bold]: {' '.join(results.verdict.sentences)}", highlight=False)
+    for said in observed.on_screen(results):
+        console.print(said, highlight=False, soft_wrap=True)
     if line := attack_report.sentence(results):
         console.print(line.replace("**", ""), highlight=False, soft_wrap=True)
     console.print(f"Results and plots: {folder}", highlight=False)

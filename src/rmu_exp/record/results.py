@@ -155,12 +155,14 @@ class Damage(Part):
         perplexity: on each source, of the texts that were compared (at most ``length`` tokens of each); on the sources
             of eval.perplexity of all texts, whole.
         texts: how many of each kind were compared.
+        sources: kind to the names of its sources.
     """
 
     kl: dict[str, Rate]
     agreement: dict[str, Rate]
     perplexity: dict[str, Both]
     texts: dict[str, Count] = {}
+    sources: dict[str, list[str]] = {}
     length: Count | None = None
 
 

@@ -23,9 +23,13 @@ ITSELF, OPENLY, RELATION, ENTITY, NEAR, FAR = LEVELS = (
 
 
 def level(task: str, doc: Mapping[str, object]) -> str:
-    """How far a question is from what the forget texts tell. ``doc``: the fields of ``questions.jsonl``."""
+    """How far a question is from what the forget texts tell. ``doc``: the fields of ``questions.jsonl``.
+
+    Another way of asking is the open form, and the country of a capital beside the capital of a country.
+    """
     if doc["role"] == "forget":
-        return ENTITY if doc["held_out"] else OPENLY if "_open" in task else ITSELF
+        another = "_open" in task or doc["relation"] == "country"
+        return ENTITY if doc["held_out"] else OPENLY if another else ITSELF
     if doc["role"] == "adjacent":
         choices, answer = doc["choices"], doc["answer"]
         assert isinstance(choices, list)
