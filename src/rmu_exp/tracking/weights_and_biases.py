@@ -294,8 +294,8 @@ def summary(results: Results) -> dict[str, object]:
             numbers |= {f"damage/kl/{kind}": kl.mean, f"damage/agreement/{kind}": results.damage.agreement[kind].mean}
         for source, both in results.damage.perplexity.items():
             numbers |= {f"damage/perplexity/{source}/{state}": value for state, value in both}
-    for role, row in results.samples.items():
-        for who, rates in (("base", row.base), ("unlearned", row.unlearned)):
+    for role, pair in results.samples.items():
+        for who, rates in (("base", pair.base), ("unlearned", pair.unlearned)):
             shares = {"empty": rates.empty, "refusal": rates.refusal, "match": rates.match}
             numbers |= {f"samples/{role}/{key}/{who}": rate.mean for key, rate in shares.items() if rate}
             numbers |= {f"samples/{role}/repeat/{who}": rates.repeat, f"samples/{role}/nll/{who}": rates.nll}
