@@ -61,4 +61,3 @@ def test_texts_are_the_first_with_something_to_predict(tmp_path: Path) -> None:
     assert [len(row) for row in damage.encode(tokenizer, texts, "a.txt", 2, 3)] == [3, 2]
     with pytest.raises(UserError, match=r"eval\.damage: a\.txt: no text has a token to predict"):
         damage.encode(tokenizer, ["w1", ""], "a.txt", 2, 3)
-

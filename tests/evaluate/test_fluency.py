@@ -46,7 +46,8 @@ def test_refusals():
 
 
 def test_rates():
-    written = [Written([1, 2], " Hg."), Written([0], ""), Written([5, 5, 5], "I cannot say"), Written([9], "x")]
+    texts = (([1, 2], " Hg."), ([0], ""), ([5, 5, 5], "I cannot say"), ([9], "x"))
+    written = [Written(ids, text, 0.0) for ids, text in texts]
     found = fluency.rates(written, [1.0, 2.0, 3.0, 6.0], [["Hg"], ["Hg"], [], ["y", "X"]])
     assert (found.n, found.empty.mean, found.refusal.mean, found.nll) == (4, 1 / 4, 1 / 4, 3.0)
     assert found.match is not None

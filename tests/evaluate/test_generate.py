@@ -57,17 +57,22 @@ def test_an_end_of_text_ends_it_and_the_checkpoints_own_habits_do_not_count(tmp_
 def test_a_sample_depends_on_seed_and_prompt_alone(tmp_path: Path) -> None:
     model, tokenizer = opened("llama", tmp_path)
     how = {"tokens": 8, "context": 64}
-    together = write(model, tokenizer, PROMPTS, seed=1, **how)
-    assert [write(model, tokenizer, [prompt], seed=1, **how)[0] for prompt in PROMPTS] == together
-    assert write(model, tokenizer, PROMPTS, seed=1, **how) == together
-    assert write(model, tokenizer, PROMPTS, seed=2, **how) != together
+
+    def sampled(prompts: list[list[int]], seeds: list[int | None]) -> list[list[int]]:
+        return [w.ids for w in write(model, tokenizer, prompts, seeds=seeds, **how)]
+
+    together = sampled(PROMPTS, [1] * 5)
+    assert [sampled([prompt], [1])[0] for prompt in PROMPTS] == together
+    assert sampled(PROMPTS, [2] * 5) != together
+    mixed = sampled(PROMPTS + PROMPTS, [None] * 5 + [1] * 5)
+    assert mixed == sampled(PROMPTS, []) + together
 
 
 def test_samples_follow_the_models_distribution(tmp_path: Path) -> None:
     model, tokenizer = opened("llama", tmp_path)
     with torch.no_grad():
         wanted = model(torch.tensor([PROMPTS[2]])).logits[0, -1].softmax(-1)
-    drawn = [write(model, tokenizer, PROMPTS[2:3], tokens=1, context=64, seed=s)[0].ids[0] for s in range(300)]
+    drawn = [write(model, tokenizer, PROMPTS[2:3], tokens=1, context=64, seeds=[s])[0].ids[0] for s in range(300)]
     found = torch.bincount(torch.tensor(drawn), minlength=len(wanted)) / len(drawn)
     assert (found - wanted).abs().sum() < 0.55 < (found - wanted.roll(7)).abs().sum() + 0.3
     top = wanted.topk(10).indices
@@ -78,6 +83,10 @@ def test_likelihoods_are_the_obvious_ones(tmp_path: Path) -> None:
     model, tokenizer = opened("llama", tmp_path)
     written = [[7, 8, 9], [30], [31, 32], [33, 5, 6, 7], [8, 9]]
     found = generate.nll(model, tokenizer, PROMPTS, written)
+    own = write(model, tokenizer, PROMPTS, tokens=5, context=64, seeds=[None, 1, None, 2, 3])
+    assert [w.nll for w in own] == pytest.approx(
+        generate.nll(model, tokenizer, PROMPTS, [w.ids for w in own]), abs=1e-5
+    )
     for prompt, ids, value in zip(PROMPTS, written, found, strict=True):
         with torch.no_grad():
             logs = model(torch.tensor([prompt + ids])).logits[0].log_softmax(-1)
@@ -88,7 +97,8 @@ def test_likelihoods_are_the_obvious_ones(tmp_path: Path) -> None:
 def test_a_long_prompt_is_read_from_its_end_and_an_empty_one_refused(tmp_path: Path) -> None:
     model, tokenizer = opened("llama", tmp_path)
     long = list(range(5, 45))
-    assert write(model, tokenizer, [long], tokens=4, context=20) == write(model, tokenizer, [long[-16:]], tokens=4, context=64)
+    (found,), (short,) = (write(model, tokenizer, [p], tokens=4, context=c) for p, c in ((long, 20), (long[-16:], 64)))
+    assert found == short
     with pytest.raises(UserError, match="has no token"):
         write(model, tokenizer, [[5], []], tokens=4, context=64)
     with pytest.raises(UserError, match=r"eval\.tokens: got 64, but the model reads no more than 64"):

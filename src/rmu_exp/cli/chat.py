@@ -89,7 +89,7 @@ def both(model: nn.Module, delta: Delta, write: Callable[[], str]) -> tuple[str,
 
 
 def _write(model: nn.Module, tokenizer: Any, ids: list[int], context: int, tokens: int, seed: int | None) -> str:
-    (found,) = generate.write(model, tokenizer, [ids], tokens=tokens, context=context, seed=seed)
+    (found,) = generate.write(model, tokenizer, [ids], tokens=tokens, context=context, seeds=[seed])
     return found.text
 
 

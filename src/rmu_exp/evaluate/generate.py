@@ -22,26 +22,37 @@ from rmu_exp.evaluate.scoring import Ids, Scorer
 from rmu_exp.support.errors import UserError
 from rmu_exp.support.randomness import named_generator
 
-BUDGET = {"cpu": 4096, "cuda": 65536}  # tokens in a batch, what is still to be written counted
+BUDGET = {"cpu": 8192, "cuda": 65536}  # tokens in a batch, what is still to be written counted
 
 
 @dataclass(frozen=True)
 class Written:
-    """What a model wrote after one prompt: its tokens, an end of text among them, and the words."""
+    """What a model wrote after one prompt: its tokens, an end of text among them, and the words.
+
+    ``nll`` is the mean negative log-likelihood per token under the model that wrote it, in nats.
+    """
 
     ids: Ids
     text: str
+    nll: float
 
 
 def write(
-    model: nn.Module, tokenizer: Any, prompts: Sequence[Ids], *, tokens: int, context: int, seed: int | None = None
+    model: nn.Module,
+    tokenizer: Any,
+    prompts: Sequence[Ids],
+    *,
+    tokens: int,
+    context: int,
+    seeds: Sequence[int | None] = (),
 ) -> list[Written]:
     """At most ``tokens`` tokens after each prompt, up to an end of text.
 
     Args:
         prompts: token ids; of one that leaves no room in the context, only the end is read.
         context: tokens that the model takes.
-        seed: sample from the model's distribution with random numbers of this name; None: the likeliest token.
+        seeds: for each prompt the seed to sample from the model's distribution with, or None for the likeliest tokens;
+            empty: the likeliest tokens for all.
 
     Raises:
         UserError: a prompt without a token, or no room for what is to be written.
@@ -57,14 +68,14 @@ def write(
     scorer.budget = BUDGET["cpu" if device.type == "cpu" else "cuda"]
     found: dict[int, Written] = {}
     ends = end_tokens(model, tokenizer)
-    pad = ends[0] if ends else 0
 
     def some(batch: list[int]) -> None:
-        noise = [] if seed is None else [_Noise(seed, [rows[i] for i in batch])]
-        new_BT = _generate(model, [rows[i] for i in batch], tokens, ends, pad, LogitsProcessorList(noise), device)
-        for i, ids in zip(batch, new_BT.tolist(), strict=True):
+        chooser = Chooser([rows[i] for i in batch], [seeds[i] if seeds else None for i in batch])
+        new_BT = _generate(model, [rows[i] for i in batch], tokens, ends, chooser, device)
+        for b, (i, ids) in enumerate(zip(batch, new_BT.tolist(), strict=True)):
             end = next((at + 1 for at, token in enumerate(ids) if token in ends), len(ids))
-            found[i] = Written(ids[:end], tokenizer.decode(ids[:end], skip_special_tokens=True))
+            text = tokenizer.decode(ids[:end], skip_special_tokens=True)
+            found[i] = Written(ids[:end], text, -sum(chooser.logs[at][b] for at in range(end)) / end)
 
     scorer.in_batches(some, [len(row) + tokens for row in rows])
     return [found[i] for i in range(len(rows))]
@@ -72,16 +83,16 @@ def write(
 
 @torch.inference_mode()
 def _generate(
-    model: Any, rows: list[Ids], tokens: int, ends: list[int], pad: int, processors: Any, device: torch.device
+    model: Any, rows: list[Ids], tokens: int, ends: list[int], chooser: LogitsProcessor, device: torch.device
 ) -> Tensor:
-    longest = max(map(len, rows))
+    longest, pad = max(map(len, rows)), ends[0] if ends else 0
     ids_BT = torch.tensor([[pad] * (longest - len(row)) + row for row in rows], device=device)
     mask_BT = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=device)
     how = GenerationConfig(
         max_new_tokens=tokens, do_sample=False, use_cache=True, pad_token_id=pad, eos_token_id=ends or None
     )
     with _own_defaults(model, how):
-        out = model.generate(input_ids=ids_BT, attention_mask=mask_BT, logits_processor=processors)
+        out = model.generate(input_ids=ids_BT, attention_mask=mask_BT, logits_processor=LogitsProcessorList([chooser]))
     new: Tensor = out[:, longest:]
     return new
 
@@ -104,17 +115,30 @@ def end_tokens(model: Any, tokenizer: Any) -> list[int]:
     return [] if own is None else list(own) if isinstance(own, (list, tuple)) else [int(own)]
 
 
-class _Noise(LogitsProcessor):
-    """Adds Gumbel noise, after which the likeliest token is a sample from the softmax of the logits."""
+class Chooser(LogitsProcessor):
+    """Samples where a prompt has a seed, and notes how likely the chosen tokens were.
 
-    def __init__(self, seed: int, prompts: Sequence[Ids]) -> None:
-        self.generators = [named_generator(seed, f"samples/{ids}") for ids in prompts]
+    With Gumbel noise added, the likeliest token is a sample from the softmax of the logits.
+
+    Attributes:
+        logs: for each step, each prompt's log-probability of the token that was chosen.
+    """
+
+    def __init__(self, prompts: Sequence[Ids], seeds: Sequence[int | None]) -> None:
+        named = zip(prompts, seeds, strict=True)
+        self.generators = [None if seed is None else named_generator(seed, f"samples/{ids}") for ids, seed in named]
+        self.logs: list[list[float]] = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        size = scores.shape[-1]
-        uniform_BV = torch.stack([torch.rand(size, generator=g, dtype=torch.float64) for g in self.generators])
-        gumbel_BV = -(-uniform_BV.clamp_min(1e-300).log()).log()
-        return scores.float() + gumbel_BV.to(scores.device, torch.float32)
+        scores = scores.float()
+        noised = scores.clone() if any(self.generators) else scores
+        for b, generator in enumerate(self.generators):
+            if generator is not None:
+                uniform_V = torch.rand(scores.shape[-1], generator=generator, dtype=torch.float64)
+                noised[b] -= (-uniform_V.clamp_min(1e-300).log()).log().to(scores.device, torch.float32)
+        chosen_B1 = noised.argmax(dim=-1, keepdim=True)
+        self.logs.append((scores.gather(1, chosen_B1)[:, 0] - scores.logsumexp(dim=-1)).tolist())
+        return noised
 
 
 def nll(model: nn.Module, tokenizer: Any, prompts: Sequence[Ids], written: Sequence[Ids]) -> list[float]:

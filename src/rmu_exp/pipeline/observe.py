@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
+from typing import Any
 
 from torch import nn
 
@@ -146,24 +147,24 @@ def _samples(plan: Observation, model: nn.Module, delta: Delta, record: Record) 
     rows = [list(tokenizer(prompt.text)["input_ids"]) for prompt in prompts]
     roles = list(dict.fromkeys(prompt.role for prompt in prompts))
     sampled = [i for role in roles for i in [i for i, p in enumerate(prompts) if p.role == role][:SAMPLED]]
-    how = {"tokens": size.tokens, "context": models.base.context}
+    how: dict[str, Any] = {"tokens": size.tokens, "context": models.base.context}
 
-    def both_ways() -> tuple[list[Written], list[Written]]:
-        greedy = generate.write(model, tokenizer, rows, **how)
-        return greedy, generate.write(model, tokenizer, [rows[i] for i in sampled], seed=run.seed, **how)
+    asked = [*rows, *(rows[i] for i in sampled)]
+    how |= {"seeds": [None] * len(rows) + [run.seed] * len(sampled)}
 
-    def of_base() -> list[list[dict[str, object]]]:
-        return [[dataclasses.asdict(written) for written in some] for some in both_ways()]
+    def written() -> list[Written]:
+        return generate.write(model, tokenizer, asked, **how)
 
     belongs = fingerprint(
-        *(models.base.identity(), rows, sampled, how, run.seed, str(models.dtype), models.device.partition(":")[0]),
+        *(models.base.identity(), asked, how, str(models.dtype), models.device.partition(":")[0]),
         [version(name) for name in ("rmu_exp", "torch", "transformers")],
     )
-    kept = cached("base_samples", belongs, of_base)
-    before, before_sampled = ([Written(**line) for line in some] for some in kept)  # type: ignore[arg-type]
+    kept = cached("base_samples", belongs, lambda: [dataclasses.asdict(w) for w in written()])
+    before = [Written(**line) for line in kept]
     with delta.applied(model):
-        after, after_sampled = both_ways()
-    likely = generate.nll(model, tokenizer, rows * 2, [w.ids for w in (*before, *after)])
+        after = written()
+    own = [w.nll for w in before[: len(rows)]]
+    likely = [*own, *generate.nll(model, tokenizer, rows, [w.ids for w in after[: len(rows)]])]
     lines: list[dict[str, object]] = []
     for i, prompt in enumerate(prompts):
         line: dict[str, object] = {"role": prompt.role, "prompt": prompt.text}
@@ -171,9 +172,8 @@ def _samples(plan: Observation, model: nn.Module, delta: Delta, record: Record) 
         line |= {"base": before[i].text, "unlearned": after[i].text}
         line |= {"base_nll": likely[i], "unlearned_nll": likely[len(rows) + i]}
         if i in sampled:
-            at = sampled.index(i)
-            line |= {"base_sampled": before_sampled[at].text, "unlearned_sampled": after_sampled[at].text}
-            line |= {"seed": run.seed}
+            at = len(rows) + sampled.index(i)
+            line |= {"base_sampled": before[at].text, "unlearned_sampled": after[at].text, "seed": run.seed}
         lines.append(line)
     write_atomic(record.folder / rundir.SAMPLES, "".join(json.dumps(n, ensure_ascii=False) + "\n" for n in lines))
     found = {}
