@@ -34,7 +34,7 @@ def main(words: Sequence[str] | None = None) -> int:
         command = importlib.import_module(f"rmu_exp.cli.{named}")
         own = _Parser(prog=f"python -m rmu_exp {named}", description=command.__doc__)
         command.add(own)
-        return int(command.run(own.parse_args(words[1:])))
+        return int(command.run(own.parse_intermixed_args(words[1:])))
     except (Exception, KeyboardInterrupt) as error:
         return ended(error, interrupted=INTERRUPTED)
 

@@ -52,7 +52,7 @@ def test_samples_are_what_the_models_write(folder: Path) -> None:
     assert [(line["base"], line["unlearned"]) for line in lines] == [
         (b.text, a.text) for b, a in zip(base, after, strict=True)
     ]
-    assert [line["base_sampled"] for line in lines] == sampled
+    assert [line.get("base_sampled") for line in lines] == [*sampled[:2], None, *sampled[3:5], None]
     rows = results_json.load(folder / "run/results.json").samples
     assert rows["forget"].unlearned.n == 3
     likely = generate.nll(model, tokenizer, prompts[:3], [a.ids for a in after[:3]])

@@ -33,7 +33,7 @@ from rmu_exp.support.files import write_atomic
 
 log = logging.getLogger("rmu_exp")
 LENGTH = 128  # tokens of a text that both models are compared on
-SAMPLED = 4  # prompts of each role after which a sampled text is written as well
+SAMPLED = 2  # prompts of each role after which a sampled text is written as well
 MEASURED = 400  # questions of a role whose distance from the forget texts is measured
 
 

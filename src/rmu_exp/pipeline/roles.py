@@ -8,9 +8,8 @@ from rmu_exp.settings import Judge, Run
 
 def tasks_by_role(run: Run | Judge) -> dict[str, list[str]]:
     """Role to the tasks that are asked for it: forget, adjacent, general, those that there are."""
-    given = {"forget": run.data.forget_tasks, "adjacent": run.data.adjacent_tasks}
-    found: dict[str, list[str]] = {"forget": list(run.data.forget_tasks), "adjacent": [], "general": []}
+    found = {"forget": list(run.data.forget_tasks), "adjacent": list(run.data.adjacent_tasks), "general": list[str]()}
+    known = {task: role for role, tasks in found.items() for task in tasks}
     for task in run.eval.tasks:
-        role = next((role for role, tasks in given.items() if task in tasks), None)
-        found[role or objectives.role(task)[0] or "general"].append(task)
+        found[known.get(task) or objectives.role(task)[0] or "general"].append(task)
     return {role: list(dict.fromkeys(tasks)) for role, tasks in found.items() if tasks}
