@@ -34,12 +34,12 @@ def level(task: str, doc: Mapping[str, object]) -> str:
         choices, answer = doc["choices"], doc["answer"]
         assert isinstance(choices, list)
         assert isinstance(answer, int)
-        return RELATION if {doc["entity"], choices[answer]} & _told() else NEAR
+        return RELATION if {doc["entity"], choices[answer]} & _named() else NEAR
     return FAR
 
 
 @cache
-def _told() -> set[str]:
+def _named() -> set[str]:
     """The elements and countries that the forget texts name."""
     folder = files(__package__) / "texts"
     lines = [line for name in CORPORA[:2] for line in (folder / f"{name}.jsonl").read_text("utf-8").splitlines()]
