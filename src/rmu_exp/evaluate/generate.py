@@ -23,6 +23,7 @@ from rmu_exp.support.errors import UserError
 from rmu_exp.support.randomness import named_generator
 
 BUDGET = {"cpu": 8192, "cuda": 65536}  # tokens in a batch, what is still to be written counted
+STRIDE = 8  # tokens that are written before rows that have ended are dropped
 
 
 @dataclass(frozen=True)
@@ -71,11 +72,10 @@ def write(
 
     def some(batch: list[int]) -> None:
         chooser = Chooser([rows[i] for i in batch], [seeds[i] if seeds else None for i in batch])
-        new_BT = _generate(model, [rows[i] for i in batch], tokens, ends, chooser, device)
-        for b, (i, ids) in enumerate(zip(batch, new_BT.tolist(), strict=True)):
-            end = next((at + 1 for at, token in enumerate(ids) if token in ends), len(ids))
-            text = tokenizer.decode(ids[:end], skip_special_tokens=True)
-            found[i] = Written(ids[:end], text, -sum(chooser.logs[at][b] for at in range(end)) / end)
+        new = _generate(model, [rows[i] for i in batch], tokens, ends, chooser, device)
+        for b, (i, ids) in enumerate(zip(batch, new, strict=True)):
+            text = tokenizer.decode(ids, skip_special_tokens=True)
+            found[i] = Written(ids, text, -sum(chooser.logs[b][: len(ids)]) / len(ids))
 
     scorer.in_batches(some, [len(row) + tokens for row in rows])
     return [found[i] for i in range(len(rows))]
@@ -83,17 +83,40 @@ def write(
 
 @torch.inference_mode()
 def _generate(
-    model: Any, rows: list[Ids], tokens: int, ends: list[int], chooser: LogitsProcessor, device: torch.device
-) -> Tensor:
+    model: Any, rows: list[Ids], tokens: int, ends: list[int], chooser: Chooser, device: torch.device
+) -> list[Ids]:
+    """What is written after each row, an end of text included; rows that have ended are dropped now and then."""
     longest, pad = max(map(len, rows)), ends[0] if ends else 0
     ids_BT = torch.tensor([[pad] * (longest - len(row)) + row for row in rows], device=device)
     mask_BT = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=device)
-    how = GenerationConfig(
-        max_new_tokens=tokens, do_sample=False, use_cache=True, pad_token_id=pad, eos_token_id=ends or None
-    )
-    with _own_defaults(model, how):
-        out = model.generate(input_ids=ids_BT, attention_mask=mask_BT, logits_processor=LogitsProcessorList([chooser]))
-    new: Tensor = out[:, longest:]
+    new: list[Ids] = [[] for _ in rows]
+    known: dict[str, Any] = {}
+    for done in range(0, tokens, STRIDE):
+        how = GenerationConfig(
+            max_new_tokens=min(STRIDE, tokens - done), do_sample=False, use_cache=True, return_dict_in_generate=True,
+            pad_token_id=pad, eos_token_id=ends or None,
+        )  # fmt: skip
+        with _own_defaults(model, how):
+            out = model.generate(
+                input_ids=ids_BT, attention_mask=mask_BT, logits_processor=LogitsProcessorList([chooser]), **known
+            )
+        fresh_BT = out.sequences[:, ids_BT.shape[1] :]
+        going = []
+        for b, ids in enumerate(fresh_BT.tolist()):
+            end = next((at + 1 for at, token in enumerate(ids) if token in ends), None)
+            new[chooser.rows[b]] += ids[:end]
+            going += [b] if end is None else []
+        if not going:
+            break
+        kept = torch.tensor(going, device=device)
+        ids_BT = out.sequences[kept]
+        mask_BT = torch.cat([mask_BT[kept], torch.ones_like(fresh_BT[kept])], dim=1)
+        cache: Any = getattr(out, "past_key_values", None)
+        known = {}
+        if hasattr(cache, "batch_select_indices"):  # otherwise what is known is run once more
+            cache.batch_select_indices(kept)
+            known = {"past_key_values": cache}
+        chooser.rows = [chooser.rows[b] for b in going]
     return new
 
 
@@ -121,23 +144,27 @@ class Chooser(LogitsProcessor):
     With Gumbel noise added, the likeliest token is a sample from the softmax of the logits.
 
     Attributes:
-        logs: for each step, each prompt's log-probability of the token that was chosen.
+        rows: which prompts the rows of the batch are.
+        logs: of each prompt, the log-probability of each token that was chosen, and of some after its end.
     """
 
     def __init__(self, prompts: Sequence[Ids], seeds: Sequence[int | None]) -> None:
         named = zip(prompts, seeds, strict=True)
         self.generators = [None if seed is None else named_generator(seed, f"samples/{ids}") for ids, seed in named]
-        self.logs: list[list[float]] = []
+        self.rows = list(range(len(prompts)))
+        self.logs: list[list[float]] = [[] for _ in prompts]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         scores = scores.float()
-        noised = scores.clone() if any(self.generators) else scores
-        for b, generator in enumerate(self.generators):
-            if generator is not None:
+        noised = scores.clone()
+        for b, row in enumerate(self.rows):
+            if (generator := self.generators[row]) is not None:
                 uniform_V = torch.rand(scores.shape[-1], generator=generator, dtype=torch.float64)
                 noised[b] -= (-uniform_V.clamp_min(1e-300).log()).log().to(scores.device, torch.float32)
         chosen_B1 = noised.argmax(dim=-1, keepdim=True)
-        self.logs.append((scores.gather(1, chosen_B1)[:, 0] - scores.logsumexp(dim=-1)).tolist())
+        logs_B = scores.gather(1, chosen_B1)[:, 0] - scores.logsumexp(dim=-1)
+        for row, value in zip(self.rows, logs_B.tolist(), strict=True):
+            self.logs[row].append(value)
         return noised
 
 
