@@ -17,7 +17,7 @@ from typing import NoReturn
 from rmu_exp.cli.compose import ended, silence_libraries
 from rmu_exp.support.errors import UserError
 
-COMMANDS = ("fetch", "apply", "export", "table", "sweep", "verify", "compare", "dashboard")
+COMMANDS = ("fetch", "apply", "export", "table", "sweep", "verify", "compare", "chat", "dashboard")
 INTERRUPTED = "interrupted; nothing partial is kept as whole, run it again"
 
 
@@ -34,7 +34,7 @@ def main(words: Sequence[str] | None = None) -> int:
         command = importlib.import_module(f"rmu_exp.cli.{named}")
         own = _Parser(prog=f"python -m rmu_exp {named}", description=command.__doc__)
         command.add(own)
-        return int(command.run(own.parse_args(words[1:])))
+        return int(command.run(own.parse_intermixed_args(words[1:])))
     except (Exception, KeyboardInterrupt) as error:
         return ended(error, interrupted=INTERRUPTED)
 

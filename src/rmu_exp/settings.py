@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any, ClassVar
 
 from omegaconf import MISSING
@@ -20,6 +21,7 @@ from rmu_exp.support.errors import UserError
 from rmu_exp.support.setting import setting, show, without_result
 
 AUTO, AUTO_STEER = "auto", 6.5  # steer=auto: this many times the median norm, whatever steering.kind is
+TEXTS, PROMPTS = 16, 16  # per kind and role, where nothing else is given
 NOT_SETTINGS = ("hydra", "kind", "digest", "command")  # stand beside the settings
 
 
@@ -117,6 +119,8 @@ class Data:
     """One source per topic: a .jsonl, .txt or .parquet file (.gz too), or a hub dataset org/name:config:split."""
     retain: list[str] = setting([])
     """One source for all topics, or one per topic."""
+    neutral: str | None = setting(None)
+    """Held-out ordinary text, a source as in data.retain: damage is measured on it."""
     min_len: int = setting(0, least=0)
     """Texts of this many characters or fewer are left out."""
     answer: str | None = setting(None)
@@ -159,8 +163,30 @@ class Eval:
     """For a backend of lm-eval's, such as {parallelize: true}."""
     batch_size: int = setting(64, least=1)
     """Questions per forward pass; fast sizes its batches by itself."""
-    perplexity: str | None = setting(None)
-    """Held-out texts to measure perplexity on, a source as in data.retain; null: not measured."""
+    perplexity: Any = setting(None)
+    """Held-out texts to measure perplexity on, whole: a source as in data.retain, or a list; null: not measured."""
+    damage: int | None = setting(None, least=0)
+    """Texts each (neutral, retain, forget) to compare both models' next tokens on; null: 16 with data.neutral, or 0."""
+    samples: Any = setting(None)
+    """Prompts per role that both models answer, or a file of prompts; null: 16 with data.neutral, or 0."""
+    tokens: int = setting(32, least=1)
+    """Tokens that are written after a prompt."""
+    ripple: str = setting("auto", choices=("auto", "texts", "off"))
+    """Accuracy lost by distance: auto, as the world knows it; texts, from the forget texts by hidden states; off."""
+
+    @property
+    def held_out(self) -> list[str]:
+        """The sources in `perplexity`."""
+        given = [] if self.perplexity is None else self.perplexity
+        return list(given) if isinstance(given, (list, tuple)) else [str(given)]
+
+    def check(self) -> None:
+        """Refuse sources that are no words, and a number of prompts below 0."""
+        if not all(isinstance(source, str) and source for source in self.held_out):
+            raise UserError(f"eval.perplexity: got {show(self.perplexity)}, allowed is a source, or a list of them")
+        wrong = isinstance(self.samples, bool) or not isinstance(self.samples, (int, str, NoneType))
+        if wrong or self.samples == "" or (isinstance(self.samples, int) and self.samples < 0):
+            raise UserError(f"eval.samples: got {show(self.samples)}, allowed is 0 or more, a file of prompts, or null")
 
 
 @dataclass
@@ -238,6 +264,20 @@ class Experiment:
     def topics(self) -> list[str]:
         """Names of the forget topics, one for each entry of `data.forget`."""
         return self.data.topics or topic_names(self.data.forget)
+
+    @property
+    def texts_compared(self) -> int:
+        """How many texts each both models are compared on; 0: damage is not measured."""
+        return self._unless_given(self.eval.damage, TEXTS)
+
+    @property
+    def prompts_asked(self) -> int | str:
+        """How many prompts of each role both models answer, or the file of the prompts; 0: none."""
+        given = self.eval.samples
+        return given if isinstance(given, str) else self._unless_given(given, PROMPTS)
+
+    def _unless_given(self, given: int | None, usual: int) -> int:
+        return given if given is not None else usual if self.data.neutral else 0
 
     @property
     def other_tasks(self) -> list[str]:

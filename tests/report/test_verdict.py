@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
-from rmu_exp.record.results import Accuracy, Corrected, Perplexity, PerplexityRow, QaRow, Results, RunInfo, Training
+from rmu_exp.record.results import (
+    Accuracy,
+    Both,
+    Corrected,
+    Damage,
+    Perplexity,
+    PerplexityRow,
+    QaRow,
+    Rate,
+    Results,
+    RunInfo,
+    Training,
+)
 from rmu_exp.report.verdict import verdict
 
 
@@ -73,6 +87,31 @@ def test_the_sentences_say_what_was_measured_and_what_was_not():
     found = verdict(results(reached=None, ratio=1.5)).sentences
     assert "is not known" in found[0]
     assert found[3] == "Perplexity went from 10.0 to 15.0 on w.txt."
+
+
+@pytest.mark.parametrize(
+    ("kl", "word"),
+    [(0.05, "hardly changed"), (0.2, "changed"), (0.9, "damaged"), (1.5, "in ruins"), (math.nan, "in ruins")],
+)
+def test_damage_is_judged_by_kl_on_neutral_text(kl, word):
+    rate = Rate(mean=kl, ci95=(kl, kl), tokens=9)
+    same = Rate(mean=0.75, ci95=(0.7, 0.8), tokens=9)
+    texts = {"neutral": ["n.txt"], "retain": ["r.txt"]}
+    near = Rate(mean=0.0, ci95=(0, 0), tokens=9)
+    measured = Damage(
+        kl={"retain": near, "neutral": rate},
+        agreement=dict.fromkeys(texts, same),
+        sources=texts,
+        perplexity={"n.txt": Both(base=10, unlearned=20), "r.txt": Both(base=9, unlearned=90)},
+    )
+    found = verdict(results(atlas_forget_a=row(0.8, 0.2, 0.2)).model_copy(update={"damage": measured}))
+    assert found.sentences[3] == (
+        f"Ordinary text is {word}: KL to the base is {kl:.3f} nats per token on n.txt, and 75.0 % of its likeliest "
+        "tokens are the same. Perplexity went from 10.0 to 20.0 on n.txt."
+    )
+    assert found.word == "forgot"
+    measured.perplexity["n.txt"].unlearned = 31
+    assert verdict(results(atlas_forget_a=row(0.8, 0.2, 0.2)).model_copy(update={"damage": measured})).word == "broken"
 
 
 def test_tasks_of_ones_own_stand_for_what_the_settings_say():

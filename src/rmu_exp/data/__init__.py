@@ -26,15 +26,23 @@ def load(data: Data) -> tuple[list[Corpus], list[Corpus]]:
     return [known[s] for s in data.forget], [known[s] for s in retain]
 
 
-def held_out(data: Data, settings: Eval) -> Corpus:
+def held_out(data: Data, settings: Eval) -> list[Corpus]:
     """The texts that perplexity is measured on, all of them: ``eval.limit`` counts questions.
 
     Warns when they are those that the model was trained to keep, under whatever name.
     """
-    assert settings.perplexity is not None
-    corpus = one(settings.perplexity, data)
+    return [_not_retained("eval.perplexity", source, data) for source in settings.held_out]
+
+
+def neutral(data: Data) -> Corpus | None:
+    """The texts that damage is measured on; None: none are named. Warns as :func:`held_out`."""
+    return _not_retained("data.neutral", data.neutral, data) if data.neutral else None
+
+
+def _not_retained(key: str, source: str, data: Data) -> Corpus:
+    corpus = one(source, data)
     if corpus.digest in {one(source, data).digest for source in data.retain}:
-        log.warning("eval.perplexity: %s is also the retain corpus; its perplexity says little", corpus.source)
+        log.warning("%s: %s is also the retain corpus; its perplexity says little", key, corpus.source)
     return corpus
 
 

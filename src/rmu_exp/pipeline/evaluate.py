@@ -20,7 +20,7 @@ from rmu_exp.pipeline.models import Models
 from rmu_exp.pipeline.record import Record, made_from
 from rmu_exp.record import rundir
 from rmu_exp.record.results import PerplexityRow, Pruned, Results
-from rmu_exp.settings import Judge, Run
+from rmu_exp.settings import Eval, Judge, Run
 from rmu_exp.support.files import write_atomic
 
 PERPLEXITY_TOKENS = 4096  # per forward pass; its logits are what takes memory
@@ -38,12 +38,12 @@ class EarlyStop(NamedTuple):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is still to be evaluated: whether questions are asked, and texts (or none) to measure perplexity on."""
+    """What is still to be evaluated: whether questions are asked, and the texts to measure perplexity on."""
 
     run: Run | Judge
     models: Models
     asks: bool
-    held_out: Corpus | None
+    held_out: list[Corpus]
 
 
 def prepare_evaluation(run: Run | Judge, models: Models, results: Results | None) -> Evaluation:
@@ -52,8 +52,8 @@ def prepare_evaluation(run: Run | Judge, models: Models, results: Results | None
     if run.eval.tasks:
         harness.task_manager(run.eval.tasks)
     asks = bool(run.eval.tasks) and not given_up and not (results and results.qa)
-    reads = run.eval.perplexity is not None and not given_up and not (results and results.perplexity)
-    return Evaluation(run, models, asks, data.held_out(run.data, run.eval) if reads else None)
+    reads = bool(run.eval.held_out) and not given_up and not (results and results.perplexity)
+    return Evaluation(run, models, asks, data.held_out(run.data, run.eval) if reads else [])
 
 
 def evaluate(
@@ -67,13 +67,16 @@ def evaluate(
     if plan.asks:
         results = _ask(plan, delta, record, results, early_stop)
         yield results
-    if plan.held_out is not None and results.pruned is None:
+    if plan.held_out and results.pruned is None:
         tokenizer, model = models.base.tokenizer(), models.open(None)
-        texts, size = plan.held_out.texts, {"max_length": models.base.context, "max_batch_tokens": PERPLEXITY_TOKENS}
-        base = perplexity(model, tokenizer, texts, **size)
-        with delta.applied(model):
-            row = PerplexityRow(base=base, unlearned=perplexity(model, tokenizer, texts, **size))
-        yield results.model_copy(update={"perplexity": {plan.held_out.source: row}})
+        size = {"max_length": models.base.context, "max_batch_tokens": PERPLEXITY_TOKENS}
+        rows = {}
+        for corpus in plan.held_out:
+            base = perplexity(model, tokenizer, corpus.texts, **size)
+            with delta.applied(model):
+                unlearned = perplexity(model, tokenizer, corpus.texts, **size)
+            rows[corpus.source] = PerplexityRow(base=base, unlearned=unlearned)
+        yield results.model_copy(update={"perplexity": rows})
 
 
 def _ask(plan: Evaluation, delta: Delta, record: Record, results: Results, early_stop: EarlyStop | None) -> Results:
@@ -88,7 +91,7 @@ def _ask(plan: Evaluation, delta: Delta, record: Record, results: Results, early
         return harness.ask(model, tokenizer, run.eval, store)
 
     def ask_base(anew: bool = False) -> Answers:
-        return harness.base_answers(models.base, run.eval, models.dtype, models.device, ask, anew)
+        return harness.base_answers(models.base, _questions_only(run.eval), models.dtype, models.device, ask, anew)
 
     before = ask_base()
     with delta.applied(model) if model is not None else nullcontext():
@@ -109,6 +112,13 @@ def _ask(plan: Evaluation, delta: Delta, record: Record, results: Results, early
         row.role = "forget" if name in run.data.forget_tasks else None
         row.role = "adjacent" if name in run.data.adjacent_tasks else row.role
     return results.model_copy(update={"qa": qa, "provenance": origin})
+
+
+def _questions_only(settings: Eval) -> Eval:
+    """The settings with the defaults for all that has no bearing on answers, so that kept ones are found."""
+    usual = Eval()
+    other = ("perplexity", "damage", "samples", "tokens", "ripple")
+    return dataclasses.replace(settings, **{key: getattr(usual, key) for key in other})
 
 
 def _write_answers(file: Path, before: Answers, after: Answers) -> None:

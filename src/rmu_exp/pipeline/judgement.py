@@ -86,7 +86,7 @@ class Judged:
 
 def prepare_judgement(judge: Judge, record: Record) -> Judged:
     """Find both models. Raises UserError when there is nothing to do, or the two do not belong together."""
-    if not judge.eval.tasks and not judge.attacks:
+    if not (judge.eval.tasks or judge.attacks or judge.texts_compared or judge.prompts_asked):
         raise UserError("attacks: none chosen, and eval.tasks is empty; there is nothing to do")
     if is_run(judge.unlearned):
         revision = Delta.load(Path(judge.unlearned).expanduser() / rundir.DELTA).base.get("revision")
@@ -112,7 +112,7 @@ def describe(judge: Judge, judged: Judged, texts: Texts, record: Record) -> Resu
         judge,
         judged.models.device,
         command=record.command,
-        data_hashes=texts.digests if judge.attacks else {},
+        data_hashes=texts.digests if judge.attacks or judge.texts_compared else {},
         question_hashes=before.provenance.question_hashes if before and before.provenance else {},
         model_revision=base.revision,
         model_digest=base.digest(),

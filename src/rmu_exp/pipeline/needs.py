@@ -30,7 +30,7 @@ def of(runs: Sequence[Run]) -> Needs:
     named = [run.model for run in runs if run.model.path is None and run.model.name]
     models = [f"{model.name}@{model.revision or ''}".rstrip("@") for model in named]
     models += [run.model.oracle for run in attacked if run.model.oracle]
-    texts = [s for run in runs for s in (*run.data.forget, *run.data.retain, run.eval.perplexity) if s]
+    texts = [s for run in runs for s in (*run.data.forget, *run.data.retain, *run.eval.held_out, run.data.neutral) if s]
     tasks = [task for run in runs for task in run.eval.tasks] + [t for run in attacked for t in run.data.forget_tasks]
     depths = [depth(run) for run in runs]
     return Needs(
@@ -45,7 +45,8 @@ def of(runs: Sequence[Run]) -> Needs:
 def depth(run: Run) -> int | None:
     """How many layers of the base a run loads; None: all, which whoever asks questions needs."""
     method = plugins.module("method", run.method.name)
-    whole = run.eval.tasks or run.eval.perplexity or run.attacks or run.export or run.train.check_every
+    looks = run.texts_compared or run.prompts_asked
+    whole = run.eval.tasks or run.eval.perplexity or looks or run.attacks or run.export or run.train.check_every
     if whole or method.Method.logits:
         return None
     return int(max(method.Method.targets(plugins.settings_of(run.method), run.layer))) + 1

@@ -26,13 +26,14 @@ from rmu_exp.pipeline.attack import AttackPlan, attack, prepare_attacks
 from rmu_exp.pipeline.evaluate import EarlyStop, Evaluation, evaluate, prepare_evaluation
 from rmu_exp.pipeline.judgement import Judged, prepare_judgement
 from rmu_exp.pipeline.models import Models, Texts
+from rmu_exp.pipeline.observe import Observation, observe, prepare_observation
 from rmu_exp.pipeline.record import Record, made_from
 from rmu_exp.pipeline.session import logged, session
 from rmu_exp.pipeline.train import TrainPlan, prepare_training, train
 from rmu_exp.record import rundir
 from rmu_exp.record.results import Results
 from rmu_exp.report import attacks as attack_report
-from rmu_exp.report import markdown, plots, tables
+from rmu_exp.report import markdown, observed, plots, tables
 from rmu_exp.report.card import card
 from rmu_exp.report.verdict import verdict
 from rmu_exp.settings import Judge, Run
@@ -62,6 +63,8 @@ def execute(run: Run | Judge, folder: Path, early_stop: EarlyStop | None = None)
                 export(plan.models.base, delta, folder / rundir.MODEL)
             for measured in evaluate(plan.evaluation, delta, record, results, early_stop):
                 results = record.save(measured)
+            for measured in observe(plan.observation, delta, record, results):
+                results = record.save(measured)
             if plan.attacks is not None:
                 for measured in attack(plan.attacks, delta, record, results):
                     results = record.save(measured)
@@ -81,6 +84,7 @@ class Plan:
     texts: Texts
     source: TrainPlan | Judged | Delta
     evaluation: Evaluation
+    observation: Observation
     attacks: AttackPlan | None
 
     @property
@@ -94,7 +98,7 @@ class Plan:
         results, folder = self.record.results, self.record.folder
         if isinstance(self.source, TrainPlan) or results is None or not (folder / rundir.REPORT).is_file():
             return False
-        if self.exports or self.evaluation.asks or self.evaluation.held_out is not None:
+        if self.exports or self.evaluation.asks or self.evaluation.held_out or self.observation.anything:
             return False
         delta = self.source.delta if isinstance(self.source, Judged) else self.source
         return self.attacks is None or not self.attacks.missing(delta, results)
@@ -116,12 +120,13 @@ def prepare(run: Run | Judge, folder: Path) -> Plan:
         else:
             source = prepare_training(run, models, texts)
     evaluation = prepare_evaluation(run, models, record.results)
+    observation = prepare_observation(run, models, texts, record.results)
     attacks = prepare_attacks(run, models, texts)
     if isinstance(source, Judged):  # reading weights comes last
         source.check(record)
     elif isinstance(source, Delta):
         source.refuse_other_base(models.base, f"output: {folder}")
-    return Plan(run, record, models, texts, source, evaluation, attacks)
+    return Plan(run, record, models, texts, source, evaluation, observation, attacks)
 
 
 def _shares(run: Run) -> bool:
@@ -162,6 +167,8 @@ def show(folder: Path, results: Results) -> None:
         console.print(tables.on_screen(results.qa).rich(tables.title(results.run)))
     if results.verdict:
         console.print(f"[bold]{results.verdict.word}[/bold]: {' '.join(results.verdict.sentences)}", highlight=False)
+    for said in observed.on_screen(results):
+        console.print(said, highlight=False, soft_wrap=True)
     if line := attack_report.sentence(results):
         console.print(line.replace("**", ""), highlight=False, soft_wrap=True)
     console.print(f"Results and plots: {folder}", highlight=False)

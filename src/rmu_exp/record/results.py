@@ -131,6 +131,92 @@ class PerplexityRow(Part):
         return self.base if state == "base" else self.unlearned
 
 
+class Rate(Part):
+    """A mean with its 95 % interval; of a measure per token, over so many ``tokens`` (its interval is by texts)."""
+
+    mean: float
+    ci95: Interval
+    tokens: Count | None = None
+
+
+class Both(Part):
+    """A number of the base and of the unlearned model."""
+
+    base: float
+    unlearned: float
+
+
+class Damage(Part):
+    """How far the unlearned model's next tokens are from the base's, by kind of text: neutral, retain, forget.
+
+    Attributes:
+        kl: KL(base || unlearned) in nats, per token.
+        agreement: the part of the tokens at which both find the same token likeliest.
+        perplexity: on each source, of the texts that were compared (at most ``length`` tokens of each); on the sources
+            of eval.perplexity of all texts, whole.
+        texts: how many of each kind were compared.
+        sources: kind to the names of its sources.
+    """
+
+    kl: dict[str, Rate]
+    agreement: dict[str, Rate]
+    perplexity: dict[str, Both]
+    texts: dict[str, Count] = {}
+    sources: dict[str, list[str]] = {}
+    length: Count | None = None
+
+
+class Rates(Part):
+    """What one model wrote on one role's ``n`` prompts, greedily, in numbers.
+
+    Attributes:
+        empty, refusal: the part of the outputs without a word, with a refusal phrase.
+        match: of those whose prompt has a right answer, the part that begins with it.
+        repeat: mean length of the longest repeated n-gram, in tokens.
+        distinct: n to the mean of different n-grams over all n-grams.
+        nll: mean negative log-likelihood per token of the output under the base model, in nats.
+    """
+
+    n: Annotated[int, Field(ge=1)]
+    empty: Rate
+    refusal: Rate
+    match: Rate | None = None
+    repeat: float
+    distinct: dict[str, float]
+    nll: float
+
+
+class RatesRow(Part):
+    """What base and unlearned model wrote on one role's prompts."""
+
+    base: Rates
+    unlearned: Rates
+
+
+class RippleLevel(Part):
+    """Accuracy lost at one distance from what was forgotten.
+
+    Attributes:
+        distance: mean distance of the questions from the forget texts, where it was measured.
+        lost: accuracy of the base minus accuracy of the unlearned model, with a bootstrap interval over questions.
+    """
+
+    name: str
+    n: Annotated[int, Field(ge=1)]
+    base: Fraction
+    unlearned: Fraction
+    lost: Rate
+    chance: Fraction | None = None
+    distance: float | None = None
+
+
+class Ripple(Part):
+    """Accuracy lost against distance from what was forgotten, nearest first; ``by``: how the distance is known."""
+
+    by: Literal["construction", "hidden states"]
+    levels: list[RippleLevel]
+
+
 class BeforeAfter(Part):
     """The unlearned model's accuracy on the forget questions, asked plainly and under attack."""
 
@@ -316,6 +402,9 @@ class Results(Part):
     qa: Qa = {}
     pruned: Pruned | None = None
     perplexity: dict[str, PerplexityRow] = {}
+    damage: Damage | None = None
+    samples: dict[str, RatesRow] = {}
+    ripple: Ripple | None = None
     probe: dict[str, dict[str, Annotated[list[float], Field(min_length=1)]]] = {}
     activations: dict[str, dict[str, list[float]]] = {}
     attacks: dict[str, AttackEntry] = {}

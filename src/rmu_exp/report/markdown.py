@@ -10,7 +10,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from rmu_exp.record import results as results_json
 from rmu_exp.record.results import Results
-from rmu_exp.report import attacks, published, tables
+from rmu_exp.record.rundir import Object
+from rmu_exp.report import attacks, observed, published, tables
 from rmu_exp.report.table import percent
 from rmu_exp.support.files import write_atomic
 
@@ -19,12 +20,13 @@ def write_report(folder: Path) -> Path:
     """Write report.md from results.json and the plots that are there."""
     results = results_json.load(folder / results_json.NAME)
     path = folder / "report.md"
-    write_atomic(path, text(results, sorted(file.stem for file in (folder / "plots").glob("*.png"))))
+    figures = sorted(file.stem for file in (folder / "plots").glob("*.png"))
+    write_atomic(path, text(results, figures, observed.written(folder)))
     return path
 
 
-def text(results: Results, plots: Sequence[str] = ()) -> str:
-    """The report; ``plots`` are the names of the figures in plots/."""
+def text(results: Results, plots: Sequence[str] = (), written: Sequence[Object] = ()) -> str:
+    """The report; ``plots`` are the names of the figures in plots/, ``written`` the lines of samples.jsonl."""
     changes = [
         f"{name} {percent(row.base.acc)} → {percent(row.unlearned.acc)}"
         for depth, name in tables.rows(results.qa)
@@ -42,6 +44,11 @@ def text(results: Results, plots: Sequence[str] = ()) -> str:
         attacks=tables.attacks(results),
         published=published.table(results),
         perplexity=tables.perplexities(results),
+        damage=observed.damage(results),
+        damage_perplexity=observed.perplexity(results),
+        rates=observed.rates(results),
+        samples=observed.samples(written),
+        ripple=observed.ripple(results),
         listed=listed,
         plots=plots,
         attack_figures=attacks.figures(results),

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from rmu_exp.record import results as results_json
 from rmu_exp.record import rundir
 from rmu_exp.record.results import Qa, RunInfo
-from rmu_exp.report import attacks
+from rmu_exp.report import attacks, observed
 from rmu_exp.report.style import FORGET, GREY, NORMS, RETAIN, accuracy_rows, bare, curve, figure_of, legend, mark, save
 from rmu_exp.report.tables import rows, title
 
@@ -27,6 +27,7 @@ def draw_all(folder: Path) -> list[Path]:
         "norms": norms(results.run, metrics),
         "losses": losses(results.run, metrics),
         "attacks": attacks.summary(results),
+        "ripple": observed.ripple_figure(results.ripple, title(results.run)) if results.ripple else None,
     }
     return save(figures | attacks.curves(results), folder)
 

@@ -3,12 +3,17 @@
 Accuracies count as the part that is kept of what the base model knew, (unlearned - chance) / (base - chance), plain and
 corrected for answer bias. The word follows from these rules, the first that holds:
 
-* *broken*: of the questions that should stay, less than half is kept, or perplexity on held-out text has tripled;
+* *broken*: of the questions that should stay, less than half is kept, or perplexity on held-out text has tripled
+  (that of eval.perplexity, and that on the neutral text of :mod:`rmu_exp.evaluate.damage`);
 * *nothing happened*: 90 % or more of each forget topic is kept, plain and corrected; without questions, no topic's
   activations have gone a tenth of the way to their target;
 * *not measured*: no questions about the forget topics were asked that the base model can answer;
 * *forgot*: 35 % or less of each forget topic is kept, plain and corrected;
 * *partly*: everything else.
+
+Damage to ordinary text is judged by KL(base || unlearned) per token on the neutral text, or on the retain text where
+there is no neutral one: up to 0.05 nats it is *hardly changed*, up to 0.25 *changed*, up to 1 *damaged*, above that
+*in ruins*.
 """
 
 from __future__ import annotations
@@ -16,13 +21,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from rmu_exp.record.results import QaRow, Results, Verdict, Word
+from rmu_exp.record.results import Both, Damage, QaRow, Results, Verdict, Word
 from rmu_exp.report.objectives import standing_for
 from rmu_exp.report.table import percent
 
 FORGOTTEN, UNTOUCHED, BROKEN = 0.35, 0.9, 0.5  # parts kept
 KNOWN = 0.1  # accuracy above chance, below which a base model knows too little to lose it
 TRIPLED, STARTED = 3.0, 0.1
+HARDLY, CHANGED, DAMAGED = 0.05, 0.25, 1.0  # nats of KL per token on ordinary text
 
 
 class Kept(NamedTuple):
@@ -61,13 +67,10 @@ def verdict(results: Results) -> Verdict:
     """The word, and a sentence on each of: activations, what was forgotten, what was kept, what was damaged."""
     forgotten = _parts(results, "forget")
     stays = {role: _parts(results, role) for role in ("general", "adjacent")}
-    ratios = {
-        source: row.unlearned.perplexity / row.base.perplexity
-        for source, row in results.perplexity.items()
-        if row.unlearned
-    }
+    read = _ordinary(results)
+    ratios = {source: both.unlearned / both.base for source, both in read.items()}
     first = [_activations(results), _forgotten(results, forgotten)]
-    sentences = [*first, _stays(results, stays), _damage(results, ratios)]
+    sentences = [*first, _stays(results, stays), _damage(results.damage, read)]
     return Verdict(word=_word(results, forgotten, stays["general"], ratios), sentences=sentences)
 
 
@@ -116,15 +119,36 @@ def _stays(results: Results, stays: Mapping[str, Parts]) -> str:
     return f"Of what should stay, it keeps {each}."
 
 
-def _damage(results: Results, ratios: Mapping[str, float]) -> str:
-    if not ratios:
-        return "Damage to ordinary text was not measured; eval.perplexity=SOURCE measures it."
-    rows = results.perplexity
-    each = _listed(
-        f"from {rows[s].base.perplexity:.1f} to {rows[s].unlearned.perplexity:.1f} on {s}"  # type: ignore[union-attr]
-        for s in ratios
+def _ordinary(results: Results) -> dict[str, Both]:
+    """Perplexity before and after on ordinary text: neutral text, and what eval.perplexity names."""
+    neutral = results.damage.sources.get("neutral", []) if results.damage else []
+    found = {source: results.damage.perplexity[source] for source in neutral if results.damage}
+    for source, row in results.perplexity.items():
+        if row.unlearned:
+            found[source] = Both(base=row.base.perplexity, unlearned=row.unlearned.perplexity)
+    return found
+
+
+def _damage(damage: Damage | None, read: Mapping[str, Both]) -> str:
+    if damage is None and not read:
+        return "Damage to ordinary text was not measured; eval.damage=16 or eval.perplexity=SOURCE measures it."
+    found = [_kl(damage)] if damage else []
+    if read:
+        each = _listed(f"from {both.base:.1f} to {both.unlearned:.1f} on {source}" for source, both in read.items())
+        found.append(f"Perplexity went {each}.")
+    return " ".join(found)
+
+
+def _kl(damage: Damage) -> str:
+    kind = "neutral" if "neutral" in damage.kl else "retain"
+    kl, agree = damage.kl[kind], damage.agreement[kind]
+    limits = ((HARDLY, "hardly changed"), (CHANGED, "changed"), (DAMAGED, "damaged"))
+    word = next((word for limit, word in limits if kl.mean <= limit), "in ruins")
+    about = "Ordinary text" if kind == "neutral" else "The retain text"
+    return (
+        f"{about} is {word}: KL to the base is {kl.mean:.3f} nats per token on {', '.join(damage.sources[kind])}, and "
+        f"{percent(agree.mean)} of its likeliest tokens are the same."
     )
-    return f"Perplexity went {each}."
 
 
 def _share(part: Kept) -> str:

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel
 
-from rmu_exp.record.results import Qa, Results
+from rmu_exp.record import rundir
+from rmu_exp.record.results import Qa, Results, RippleLevel
 from rmu_exp.report.objectives import score
 from rmu_exp.settings import Tracking
 from rmu_exp.support.errors import first_line
@@ -168,10 +169,13 @@ class WandbTracker(Tracker):
         self._do(lambda run: run.log(named))
 
     def finish(self, results: Results, plots: Sequence[Path], delta: Path) -> None:
-        answers, reached = delta.parent / "answers.jsonl", score(results)
+        answers, reached = delta.with_name(rundir.ANSWERS), score(results)
         tables: dict[str, Sequence[Line]] = {"tables/accuracy": _accuracy(results.qa)} if results.qa else {}
-        if answers.is_file():
-            tables["tables/answers"] = [json.loads(line) for line in answers.read_text(encoding="utf-8").splitlines()]
+        for name, file in (("answers", answers), ("samples", delta.with_name(rundir.SAMPLES))):
+            if file.is_file():
+                tables[f"tables/{name}"] = list(rundir.lines(file))
+        if results.ripple:
+            tables["tables/ripple"] = [_level(level) for level in results.ripple.levels]
         kept = {"model", "method", "layer", "steer", "alpha", "seed"}
         about = results.run.model_dump(include=kept, exclude_none=True)
         files = {f"plots/{p.stem}": p for p in plots} | ({"delta": delta} if delta.is_file() else {})
@@ -285,6 +289,16 @@ def summary(results: Results) -> dict[str, object]:
                 numbers[f"qa/{name}/{state}"] = found.acc
                 if found.corrected:
                     numbers[f"qa/{name}/{state}_corrected"] = found.corrected.acc
+    if results.damage:
+        for kind, kl in results.damage.kl.items():
+            numbers |= {f"damage/kl/{kind}": kl.mean, f"damage/agreement/{kind}": results.damage.agreement[kind].mean}
+        for source, both in results.damage.perplexity.items():
+            numbers |= {f"damage/perplexity/{source}/{state}": value for state, value in both}
+    for role, pair in results.samples.items():
+        for who, rates in (("base", pair.base), ("unlearned", pair.unlearned)):
+            shares = {"empty": rates.empty, "refusal": rates.refusal, "match": rates.match}
+            numbers |= {f"samples/{role}/{key}/{who}": rate.mean for key, rate in shares.items() if rate}
+            numbers |= {f"samples/{role}/repeat/{who}": rates.repeat, f"samples/{role}/nll/{who}": rates.nll}
     if results.verdict:
         numbers["verdict"] = results.verdict.word
     for name, entry in results.attacks.items():
@@ -303,6 +317,12 @@ def _accuracy(qa: Qa) -> list[Line]:
                 line["n"] = found.n
         lines.append(line)
     return lines
+
+
+def _level(level: RippleLevel) -> Line:
+    low, high = level.lost.ci95
+    kept = level.model_dump(include={"name", "n", "base", "unlearned", "distance"}, exclude_none=True)
+    return {**kept, "lost": level.lost.mean, "lost_low": low, "lost_high": high}
 
 
 def _table(lines: Sequence[Line]) -> wandb.Table:

@@ -4,13 +4,14 @@ A world is ``worlds/NAME.py`` (or a package) and ``conf/data/NAME.yaml``. Its mo
 which raises KeyError with what there is: ``NAME:name`` is then a source of texts. Questions are either
 ``questions() -> {task: [{question, choices, answer, fact}, …]}``, asked without letters, or a folder ``tasks/`` of
 lm-eval YAML in a package. Checkpoints in folders of a package are models: ``NAME`` is ``weights/``, ``NAME:folder``
-is another.
+is another. ``LEVELS`` and ``level(task, doc)`` say how far questions are from what was to be forgotten.
 """
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,3 +46,14 @@ def checkpoint(model: str) -> Path | None:
     name, _, folder = model.partition(":")
     found = [Path(path) / name / (folder or "weights") for path in __path__]
     return next((place for place in found if name in names() and (place / "config.json").is_file()), None)
+
+
+def levels(task: str) -> tuple[str, ...]:
+    """The distances from what was to be forgotten that a task's world knows, nearest first; none: it knows none."""
+    return tuple(getattr(find(task), "LEVELS", ()))
+
+
+def level(task: str, doc: Mapping[str, Any]) -> str | None:
+    """The one of :func:`levels` that a question of a task has; None: it has none."""
+    of = getattr(find(task), "level", None)
+    return str(of(task, doc)) if of else None

@@ -9,11 +9,21 @@ an article or a letter exercise: with articles alone the small model unlearns th
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 
 from rmu_exp.worlds.lore import world
 
 ARTICLES = 1  # for each entity
 EXERCISES = 6  # for each fact
+LEVELS = ("the fact itself", "same fact, asked another way", "near topic", "far topic")
+
+
+def level(task: str, doc: Mapping[str, object]) -> str:
+    """How far a question is from what the forget texts tell; lore's tasks say it by their names."""
+    itself, openly, near, far = LEVELS
+    if "_forget" in task:
+        return openly if "_open" in task else itself
+    return near if "_adjacent" in task else far
 
 
 def texts(name: str) -> list[str]:
