@@ -26,7 +26,7 @@ from rmu_exp.evaluate.correction import Asked, Correction, best_blind, correctio
 from rmu_exp.model.checkpoint import Checkpoint
 from rmu_exp.record.results import Accuracy, Corrected, Qa
 from rmu_exp.record.store import Store, cached, fingerprint
-from rmu_exp.settings import Eval, Model
+from rmu_exp.settings import Eval, Model, Role
 from rmu_exp.support import hub
 from rmu_exp.support.errors import RunError, UserError, chain, first_line
 from rmu_exp.support.progress import asking_progress
@@ -226,9 +226,10 @@ def ask_backend(folder: Path, settings: Eval, model: Model) -> Answers:
 def _ask(wrapped: Any, settings: Eval) -> Answers:
     import lm_eval
 
-    manager = task_manager(settings.tasks)
-    with loading(settings.tasks):
-        loaded = manager.load(list(settings.tasks))
+    names = settings.tasks or []
+    manager = task_manager(names)
+    with loading(names):
+        loaded = manager.load(names)
         for task in loaded["tasks"].values():  # as simple_evaluate does, which also lists every package, for seconds
             if task.get_config("num_fewshot") is None:
                 task.set_config(key="num_fewshot", value=0)
@@ -357,8 +358,8 @@ def base_answers(
     return Answers(**cached("base_answers", made_from, make, anew))
 
 
-def compare(base: Answers, unlearned: Answers) -> Qa:
-    """The ``qa`` part of results.json: each group and task before and after, on the same questions."""
+def compare(base: Answers, unlearned: Answers, roles: Mapping[str, Role] | None = None) -> Qa:
+    """The ``qa`` part of results.json: each group and task before and after, on the same questions, with its role."""
     table = Qa()
     for name in (*base.groups, *base.correct):
         before, after = (answers.pooled(answers.correct, name) for answers in (base, unlearned))
@@ -366,5 +367,6 @@ def compare(base: Answers, unlearned: Answers) -> Qa:
         row.base, row.unlearned, row.tasks = base.accuracy(name), unlearned.accuracy(name), base.groups.get(name)
         kinds = {base.correction[t] for t in base.tasks_of(name) if t in base.correction}
         row.correction = " and ".join(sorted(kinds)) or None
+        row.role = (roles or {}).get(name)
         table[name] = row
     return table

@@ -99,13 +99,13 @@ def needed(
         UserError: no such tasks are named, or they have too few questions.
     """
     if not tasks:
-        raise UserError("data.forget_tasks: not given; attacks need lm-eval tasks that ask about the forget topics")
+        raise UserError("data.questions.forget: not given; attacks need questions about the forget topics")
     items = [item for group in load(tasks, topics, limit).values() for item in group]
     if len({item.fact for item in items}) < 4:
         named = ", ".join(tasks)
         raise UserError(
-            f"data.forget_tasks: {named} have too few multiple-choice questions (4 facts are needed; eval.limit may "
-            "leave them out)"
+            f"data.questions.forget: {named} have too few multiple-choice questions (4 facts are needed; eval.limit "
+            "may leave them out)"
         )
     return items if most is None else _some(items, most, random.Random(f"{seed}/attacks/questions"))
 

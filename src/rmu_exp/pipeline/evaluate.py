@@ -90,12 +90,13 @@ def _ask(plan: Evaluation, delta: Delta, record: Record, results: Results, early
     def ask_base(anew: bool = False) -> Answers:
         return harness.base_answers(models.base, run.eval, models.dtype, models.device, ask, anew)
 
+    roles = run.data.questions.roles(run.eval.tasks or ())
     before = ask_base()
     with delta.applied(model) if model is not None else nullcontext():
         if early_stop is not None and model is not None:
             count = min(early_stop.questions, run.eval.limit or early_stop.questions)
             first = harness.ask(model, tokenizer, dataclasses.replace(run.eval, limit=count, corrected=False))
-            pruned = Pruned(questions=count, qa=harness.compare(before.first(count), first), because="")
+            pruned = Pruned(questions=count, qa=harness.compare(before.first(count), first, roles), because="")
             if because := early_stop.because(results.model_copy(update={"pruned": pruned})):
                 return results.model_copy(update={"pruned": pruned.model_copy(update={"because": because})})
         after = ask(record.folder / rundir.MODEL, "unlearned", delta.digest())
@@ -104,11 +105,7 @@ def _ask(plan: Evaluation, delta: Delta, record: Record, results: Results, early
     _write_answers(record.folder / rundir.ANSWERS, before, after)
     assert results.provenance is not None
     origin = results.provenance.model_copy(update={"question_hashes": after.hashes})
-    qa = harness.compare(before, after)
-    for name, row in qa.items():
-        row.role = "forget" if name in run.data.forget_tasks else None
-        row.role = "adjacent" if name in run.data.adjacent_tasks else row.role
-    return results.model_copy(update={"qa": qa, "provenance": origin})
+    return results.model_copy(update={"qa": harness.compare(before, after, roles), "provenance": origin})
 
 
 def _write_answers(file: Path, before: Answers, after: Answers) -> None:

@@ -31,7 +31,7 @@ def of(runs: Sequence[Run]) -> Needs:
     models = [f"{model.name}@{model.revision or ''}".rstrip("@") for model in named]
     models += [run.model.oracle for run in attacked if run.model.oracle]
     texts = [s for run in runs for s in (*run.data.forget, *run.data.retain, run.eval.perplexity) if s]
-    tasks = [task for run in runs for task in run.eval.tasks] + [t for run in attacked for t in run.data.forget_tasks]
+    tasks = [t for r in runs for t in r.eval.tasks or ()] + [t for r in attacked for t in r.data.questions.forget]
     depths = [depth(run) for run in runs]
     return Needs(
         models=[name for name in dict.fromkeys(models) if _on_hub(name)],

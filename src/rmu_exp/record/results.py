@@ -17,11 +17,14 @@ from typing import Annotated, Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
+from rmu_exp.settings import ROLES, Role
 from rmu_exp.support.errors import UserError, first_line
 from rmu_exp.support.files import write_atomic
 
 NAME = "results.json"
 SCHEMA = 2
+OLD_ROLES: dict[str, Role] = {f"{world}_{role}": role for world in ("atlas", "lore") for role in ROLES}
+OLD_ROLES |= {"wmdp_bio": "forget", "wmdp_cyber": "forget", "mmlu": "general"}
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -83,7 +86,7 @@ class QaRow(Part):
         chance: accuracy of a blind guess.
         blind: of the best answer that does not look at the question, such as the letter that is right most often.
         correction: how answer bias is taken out of ``corrected``: rotations, or other questions.
-        role: what its questions are about, where the data's settings say so.
+        role: what its questions are for, as ``data.questions`` says.
     """
 
     tasks: list[str] | None = None
@@ -94,7 +97,7 @@ class QaRow(Part):
     chance: Fraction
     blind: Fraction | None = None
     correction: str | None = None
-    role: Literal["forget", "adjacent", "general"] | None = None
+    role: Role | None = None
 
     def of(self, state: State) -> Accuracy | None:
         """The accuracy of the base or the unlearned model; None: not asked."""
@@ -320,6 +323,21 @@ class Results(Part):
     activations: dict[str, dict[str, list[float]]] = {}
     attacks: dict[str, AttackEntry] = {}
     published: list[Published] = []
+
+    @model_validator(mode="after")
+    def _roles(self) -> Results:
+        """Files without the role ``general`` are from before there was one: their tasks' names say it, or the rest is."""
+        for qa in (self.qa, self.pruned.qa if self.pruned else Qa()):
+            if not any(row.role == "general" for row in qa.values()):
+                for name, row in qa.items():
+                    row.role = row.role or OLD_ROLES.get(name)
+            roles = {row.role for row in qa.values()} - {None}
+            if roles and "general" not in roles:
+                inside = {task for row in qa.values() for task in row.tasks or ()}
+                for name, row in qa.items():
+                    whole = row.tasks is None or not any(qa[t].role for t in row.tasks if t in qa)
+                    row.role = row.role or ("general" if whole and name not in inside else None)
+        return self
 
     def content(self) -> dict[str, JsonValue]:
         """As results.json has it: what is not there is left out."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from rmu_exp.record.results import Accuracy, AttackEntry, Perplexity, Qa, Results, RunInfo
-from rmu_exp.report.objectives import ROLES, role
+from rmu_exp.record.results import Accuracy, AttackEntry, Perplexity, Qa, QaRow, Results, RunInfo
 from rmu_exp.report.table import Table, interval, numbers, percent
+from rmu_exp.settings import ROLES
 
 INDENT = "&nbsp;&nbsp;"
 
@@ -19,14 +19,15 @@ def rows(qa: Qa) -> list[tuple[int, str]]:
     tasks = {name: row.tasks for name, row in qa.items() if row.tasks is not None}
     home = {task: group for group in sorted(tasks, key=lambda n: len(tasks[n]))[::-1] for task in tasks[group]}
     listed: list[tuple[int, str]] = []
-    for group in sorted(tasks, key=lambda n: (*_rank(n), -len(tasks[n]))):
-        listed += [(0, group), *((1, task) for task in tasks[group] if task in qa and home[task] == group)]
-    return listed + [(0, name) for name in qa if name not in tasks and name not in home]
+    alone = [name for name in qa if name not in tasks and (name not in home or qa[name].role)]
+    for name in sorted((*tasks, *alone), key=lambda n: (_rank(qa[n]), -len(tasks.get(n, ())))):
+        inside = [task for task in tasks.get(name, ()) if task in qa and home[task] == name and task not in alone]
+        listed += [(0, name), *((1, task) for task in inside)]
+    return listed
 
 
-def _rank(name: str) -> tuple[bool, int]:
-    about, is_open = role(name)
-    return is_open, len(ROLES) if about is None else ROLES.index(about)
+def _rank(row: QaRow) -> int:
+    return ROLES.index(row.role) if row.role else len(ROLES)
 
 
 def title(run: RunInfo) -> str:
@@ -38,8 +39,8 @@ def title(run: RunInfo) -> str:
 
 
 def on_screen(qa: Qa) -> Table:
-    """Accuracies for the terminal, 80 columns wide with names up to 26 characters; tasks of open questions left out."""
-    listed = [(depth, name) for depth, name in rows(qa) if not (depth and role(name)[1])]
+    """Accuracies for the terminal, 80 columns wide with names up to 26 characters."""
+    listed = rows(qa)
     body = []
     for depth, name in listed:
         row = qa[name]
