@@ -326,7 +326,7 @@ class Results(Part):
 
     @model_validator(mode="after")
     def _roles(self) -> Results:
-        """Files without the role ``general`` are from before there was one: their tasks' names say it, or the rest is."""
+        """Files without the role ``general`` are older: their tasks' names say it, or the rest is."""
         for qa in (self.qa, self.pruned.qa if self.pruned else Qa()):
             if not any(row.role == "general" for row in qa.values()):
                 for name, row in qa.items():
