@@ -177,11 +177,19 @@ class Eval:
     """What base and unlearned model are evaluated on."""
 
     tasks: list[str] | None = setting(None)
-    """What is asked: tasks or groups of lm-eval; null: all of data.questions; []: nothing."""
+    """Tasks of lm-eval, YAML files or folders of them, files of questions; null: all of data.questions; []: nothing."""
     limit: int | None = setting(None, least=1)
     """Questions per task; null: all."""
     corrected: bool = setting(True)
     """Give each accuracy without answer bias, too: letters asked in every rotation, others against other questions."""
+    include_path: list[str] = setting([])
+    """Folders with YAML files of one's own tasks, as lm-eval's --include_path."""
+    num_fewshot: int | None = setting(None, least=0)
+    """Solved examples before each question, where a task does not say 0; null: as many as each task says."""
+    chat_template: bool = setting(False)
+    """Put prompts into the tokenizer's chat template, as lm-eval's --apply_chat_template."""
+    system_prompt: str | None = setting(None)
+    """What stands before every prompt, or is the chat's system message."""
     backend: str = setting("fast")
     """fast, or stock (lm-eval's own class), in memory; or a backend of lm-eval's (hf, vllm, …) with export=true."""
     backend_args: dict[str, Any] = setting({})

@@ -78,6 +78,18 @@ class Engine(HFLM):
         found = self._loglikelihood_tokens([(None, context, rest) for context, rest in pairs], disable_tqdm=True)
         return [score for score, _ in found]
 
+    # What the stock class does as it is, without its bars
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+        """Log-likelihood of each text, in windows; their tokens are scored as all others."""
+        found: list[float] = super().loglikelihood_rolling(requests, disable_tqdm=True)
+        return found
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """What the model writes after each prompt."""
+        found: list[str] = super().generate_until(requests, disable_tqdm=True)
+        return found
+
     # Texts to ids
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[Answer]:

@@ -52,6 +52,8 @@ class Accuracy(Part):
         prob: mean probability of the right option after the prompt.
         mass: mean probability of all options together.
         answers: option to how often it was chosen, the most frequent ones.
+        choice_prob: mean probability of the right option among the options; intervals are bootstrapped over questions.
+        metrics: lm-eval's own metrics by name, with lm-eval's standard errors (a filter stands after a comma).
     """
 
     acc: Fraction
@@ -60,8 +62,13 @@ class Accuracy(Part):
     n: Annotated[int, Field(ge=1)]
     corrected: Corrected | None = None
     prob: Fraction | None = None
+    prob_ci95: Interval | None = None
+    choice_prob: Fraction | None = None
+    choice_prob_ci95: Interval | None = None
     mass: Fraction | None = None
     answers: dict[str, Count] = {}
+    metrics: dict[str, float] = {}
+    metrics_stderr: dict[str, float] = {}
 
 
 class Control(Accuracy):
@@ -105,6 +112,29 @@ class QaRow(Part):
 
 
 Qa = dict[str, QaRow]
+
+
+class Measured(Part):
+    """lm-eval's metrics of a task whose questions are not each right or wrong; ``acc`` where it has one."""
+
+    acc: float | None = None
+    stderr: float | None = None
+    n: Count
+    metrics: dict[str, float]
+    metrics_stderr: dict[str, float] = {}
+
+
+class MeasuredRow(Part):
+    """Such a task, or a group and its ``tasks``, before and after."""
+
+    tasks: list[str] | None = None
+    base: Measured
+    unlearned: Measured | None = None
+    role: Role | None = None
+
+    def of(self, state: State) -> Measured | None:
+        """The metrics of the base or the unlearned model; None: not asked."""
+        return self.base if state == "base" else self.unlearned
 
 
 class Pruned(Part):
@@ -317,12 +347,25 @@ class Results(Part):
     verdict: Verdict | None = None
     train: Training | None = None
     qa: Qa = {}
+    measured: dict[str, MeasuredRow] = {}
     pruned: Pruned | None = None
     perplexity: dict[str, PerplexityRow] = {}
     probe: dict[str, dict[str, Annotated[list[float], Field(min_length=1)]]] = {}
     activations: dict[str, dict[str, list[float]]] = {}
     attacks: dict[str, AttackEntry] = {}
     published: list[Published] = []
+
+    @model_validator(mode="before")
+    @classmethod
+    def _apart(cls, values: object) -> object:
+        """In the file the two kinds of rows stand together, in the order of their names."""
+        if isinstance(values, dict) and isinstance(qa := values.get("qa"), dict):
+            rows = [(k, v) for k, v in qa.items() if isinstance(v, dict) and isinstance(v.get("base"), dict)]
+            apart = {k: v for k, v in rows if "chance" not in v and "metrics" in v["base"]}
+            if apart:
+                rest = {k: v for k, v in qa.items() if k not in apart}
+                return values | {"qa": rest, "measured": apart | values.get("measured", {})}
+        return values
 
     @model_validator(mode="after")
     def _roles(self) -> Results:
@@ -342,6 +385,8 @@ class Results(Part):
     def content(self) -> dict[str, JsonValue]:
         """As results.json has it: what is not there is left out."""
         values = self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True)
+        if measured := values.pop("measured", {}):
+            values["qa"] = values.get("qa", {}) | measured
         return {"schema": SCHEMA} | values | {"schema": SCHEMA, "run": {"kind": self.run.kind, **values["run"]}}
 
     def save(self, file: Path) -> None:
@@ -379,7 +424,11 @@ def _reason(error: ValidationError) -> str:
 
 def schema() -> dict[str, JsonValue]:
     """The JSON Schema of results.json: what a report, a table or another program may rely on."""
-    return Results.model_json_schema(by_alias=True)
+    found = Results.model_json_schema(by_alias=True)
+    rows = found["properties"]["qa"]
+    rows["additionalProperties"] = {"anyOf": [rows["additionalProperties"], {"$ref": "#/$defs/MeasuredRow"}]}
+    del found["properties"]["measured"]
+    return found
 
 
 if __name__ == "__main__":
