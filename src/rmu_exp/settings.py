@@ -190,6 +190,8 @@ class Eval:
     """Put prompts into the tokenizer's chat template, as lm-eval's --apply_chat_template."""
     system_prompt: str | None = setting(None)
     """What stands before every prompt, or is the chat's system message."""
+    bootstrap: int = setting(100_000, least=0)
+    """Draws for the standard error of metrics that are no means (F1, perplexity); lm-eval's number. 0: none."""
     backend: str = setting("fast")
     """fast, or stock (lm-eval's own class), in memory; or a backend of lm-eval's (hf, vllm, …) with export=true."""
     backend_args: dict[str, Any] = setting({})

@@ -33,7 +33,6 @@ IN_MEMORY = ("fast", "stock")
 HUGGING_FACE = ("hf", "hf-auto", "huggingface")  # lm-eval's names of its own class
 METRICS = ("acc", "acc_norm")  # the first of them that a task has is its accuracy
 _HASHES = ("doc_hash", "prompt_hash", "target_hash")  # lm-eval's own, of each question
-BOOTSTRAP = 100_000  # lm-eval's own number, for metrics that are no means
 MOST_PICKED = 8  # answers in a histogram
 V = TypeVar("V")
 _PER_QUESTION = (
@@ -203,7 +202,7 @@ def _ask(wrapped: Any, settings: Eval) -> Answers:
     chat, system = settings.chat_template, settings.system_prompt
     with catalogue.seeded():
         found = lm_eval.evaluate(
-            lm=wrapped, task_dict=loaded, limit=settings.limit, bootstrap_iters=BOOTSTRAP, log_samples=True,
+            lm=wrapped, task_dict=loaded, limit=settings.limit, bootstrap_iters=settings.bootstrap, log_samples=True,
             system_instruction=system, apply_chat_template=chat, fewshot_as_multiturn=chat,
         )  # fmt: skip
     answers = _answers(found, loaded["tasks"])
@@ -284,7 +283,7 @@ def _in_words(doc: Mapping[str, Any], choices: list[str]) -> list[str]:
 def _answers(found: dict[str, Any], tasks: Mapping[str, Any]) -> Answers:
     answers = Answers()
     for name, values in found["results"].items():
-        answers.metrics[name], answers.stderrs[name] = _metrics(values)
+        answers.metrics[name], answers.stderrs[name] = metrics_of(values)
         if name in found["n-samples"]:
             answers.sizes[name] = found["n-samples"][name]["effective"]
     for name, samples in found["samples"].items():
@@ -330,7 +329,7 @@ def _shares(logs: Sequence[float]) -> list[float]:
     return [part / sum(parts) for part in parts]
 
 
-def _metrics(values: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, float]]:
+def metrics_of(values: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, float]]:
     """lm-eval's metrics of a task or a group, and their standard errors; a filter stands after a comma."""
     metrics: dict[str, float] = {}
     stderrs: dict[str, float] = {}

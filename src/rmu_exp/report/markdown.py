@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from rmu_exp.record import results as results_json
+from rmu_exp.record import rundir
 from rmu_exp.record.results import Results
 from rmu_exp.report import attacks, published, tables
 from rmu_exp.report.table import percent
@@ -19,12 +21,13 @@ def write_report(folder: Path) -> Path:
     """Write report.md from results.json and the plots that are there."""
     results = results_json.load(folder / results_json.NAME)
     path = folder / "report.md"
-    write_atomic(path, text(results, sorted(file.stem for file in (folder / "plots").glob("*.png"))))
+    answers = list(rundir.whole_lines(folder / rundir.ANSWERS))
+    write_atomic(path, text(results, sorted(file.stem for file in (folder / "plots").glob("*.png")), answers))
     return path
 
 
-def text(results: Results, plots: Sequence[str] = ()) -> str:
-    """The report; ``plots`` are the names of the figures in plots/."""
+def text(results: Results, plots: Sequence[str] = (), answers: Sequence[Mapping[str, Any]] = ()) -> str:
+    """The report; ``plots`` are the names of the figures in plots/, ``answers`` the lines of answers.jsonl."""
     changes = [
         f"{name} {percent(row.base.acc)} → {percent(row.unlearned.acc)}"
         for depth, name in tables.rows(results.qa)
@@ -38,6 +41,9 @@ def text(results: Results, plots: Sequence[str] = ()) -> str:
         worst=attacks.sentence(results),
         questions=tables.accuracies(results.qa),
         details=tables.details(results.qa),
+        probabilities=tables.answer_probabilities(results.qa),
+        metrics=tables.metrics(results, everything=True),
+        changed=tables.changed(results.qa, answers),
         corrections=tables.corrections(results.qa),
         attacks=tables.attacks(results),
         published=published.table(results),
