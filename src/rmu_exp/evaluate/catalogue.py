@@ -246,6 +246,8 @@ def loading(tasks: Sequence[str]) -> Iterator[None]:
         line = hub.explained(error, repo or names, "dataset")
         if line is None and isinstance(error, ImportError):
             line = UserError(f"eval.tasks: {names} needs a package that is not installed ({first_line(error)})")
+        if line is None and isinstance(error, FileNotFoundError):
+            line = UserError(f"eval.tasks: the questions of {names} are not there ({first_line(error)})")
         if line is None and isinstance(error, OSError):
             line = RunError(f"the questions of {names} cannot be loaded ({first_line(error)})")
         if line is None:

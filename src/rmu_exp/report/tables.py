@@ -114,21 +114,10 @@ def changed(qa: Qa, lines: Iterable[Mapping[str, Any]]) -> dict[str, Table]:
     for line in lines:
         role, target = roles.get(str(line.get("task"))), line.get("target")
         before, after = line.get("base_probs"), line.get("unlearned_probs")
-        if (
-            role
-            and isinstance(before, list)
-            and isinstance(after, list)
-            and isinstance(target, int)
-            and target < len(after)
-        ):
+        if role and isinstance(before, list) and isinstance(after, list) and target in range(len(after)):
             first, last = before[target], after[target]
-            cells = [
-                _cell(line.get("text", "")),
-                _cell(line.get("right", "")),
-                _cell(line.get("base_option", "")),
-                f"{first:.2f}",
-            ]
-            cells += [_cell(line.get("unlearned_option", "")), f"{last:.2f}"]
+            words = [_cell(line.get(key, "")) for key in ("text", "right", "base_option", "unlearned_option")]
+            cells = [*words[:3], f"{first:.2f}", words[3], f"{last:.2f}"]
             found.setdefault(role, []).append((abs(last - first), cells))
     columns = ["question", "right", "base", *numbers("p(right)"), "unlearned", *numbers("p(right)")]
     most = {role: sorted(mine, key=lambda m: -m[0])[:MOST_CHANGED] for role, mine in found.items()}
