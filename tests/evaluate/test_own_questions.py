@@ -69,7 +69,7 @@ def test_files_yaml_and_folders_are_tasks(tmp_path: Path) -> None:
         "doc_to_text": "question",
         "doc_to_choice": "choices",
     }
-    task |= {"doc_to_target": "answer", "metric_list": [{"metric": "acc"}]}
+    task |= {"doc_to_choice": "choices", "doc_to_target": "answer", "metric_list": [{"metric": "acc"}]}
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
     (tmp_path / "one/a.yaml").write_text(yaml.safe_dump(task))

@@ -114,7 +114,7 @@ def changed(qa: Qa, lines: Iterable[Mapping[str, Any]]) -> dict[str, Table]:
     for line in lines:
         role, target = roles.get(str(line.get("task"))), line.get("target")
         before, after = line.get("base_probs"), line.get("unlearned_probs")
-        if role and isinstance(before, list) and isinstance(after, list) and target in range(len(after)):
+        if role and isinstance(target, int) and isinstance(before, list) and isinstance(after, list):
             first, last = before[target], after[target]
             words = [_cell(line.get(key, "")) for key in ("text", "right", "base_option", "unlearned_option")]
             cells = [*words[:3], f"{first:.2f}", words[3], f"{last:.2f}"]
