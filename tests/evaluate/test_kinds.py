@@ -15,6 +15,7 @@ from rmu_exp.settings import Eval
 from rmu_exp.worlds import checkpoint
 
 LORE = checkpoint("lore")
+FRACTIONS = ("local_truthfulqa_mc2", "local_means")  # whose questions are not each right or wrong
 EXACT = ("exact_match", "acc", "acc_norm", "acc_bytes", "acc_mutual_info", "mcc", "f1")
 
 
@@ -38,7 +39,8 @@ def test_every_metric_of_every_kind_is_lm_evals(folder: Path, monkeypatch: pytes
         metrics, stderrs = harness.metrics_of(values)
         assert found.metrics[name].keys() == metrics.keys(), name
         for metric, value in metrics.items():
-            within = 0 if metric.split(",")[0] in EXACT else 2e-6  # lore knows none of these words: perplexity is 1e5
+            exact = metric.split(",")[0] in EXACT and name not in FRACTIONS
+            within = 0 if exact else 2e-6  # lore knows none of these words: its perplexity is 1e5
             assert found.metrics[name][metric] == pytest.approx(value, rel=within, abs=0), (name, metric)
         assert found.stderrs[name] == pytest.approx(stderrs, rel=1e-5), name
     table = harness.compare(found, found) | harness.measured(found, found)
