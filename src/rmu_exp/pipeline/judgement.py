@@ -23,8 +23,8 @@ from rmu_exp.record.results import Results, RunInfo
 from rmu_exp.settings import ROLES, Data, Judge, Model
 from rmu_exp.support.errors import UserError
 
-OWN = ("model.oracle", "model.device", "model.dtype", "model.threads", "data.attacked")  # the command line's own stay
-OWN += tuple(f"data.questions.{role}" for role in ROLES)
+OWN = ["model.oracle", "model.device", "model.dtype", "model.threads", "data.attacked"]  # the command line's own stay
+OWN += [f"data.questions.{role}" for role in ROLES]
 
 
 def is_run(word: str) -> bool:
