@@ -23,7 +23,7 @@ def words(folder: Path) -> list[str]:
     given = ["model=local", f"model.path={folder / 'model'}", "data=local", f"data.forget=[{folder / 'forget.txt'}]"]
     given += [f"data.retain=[{folder / 'retain.txt'}]", "layer=1", "steer=6", "alpha=10", "train.lr=0.01"]
     given += ["train.max_batches=4", "eval.tasks=[lore_forget,lore_general]", "eval.limit=6", "tracking=off"]
-    return [*given, "data.forget_tasks=[lore_forget]", "model.threads=1"]
+    return [*given, "data.questions.forget=[lore_forget]", "model.threads=1"]
 
 
 def carry_out(given: Sequence[str], output: Path) -> Run:

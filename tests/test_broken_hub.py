@@ -22,7 +22,7 @@ ASK = """
 import json, sys, time
 from rmu_exp.data import sources
 from rmu_exp.support.errors import RunError, UserError
-from rmu_exp.evaluate.harness import loading, task_manager
+from rmu_exp.evaluate.catalogue import find, loading
 from rmu_exp.model.checkpoint import locate
 
 def model(name):
@@ -35,7 +35,7 @@ def corpus(name):
 
 def questions(name):
     with loading([name]):
-        return len(task_manager([name]).load([name])["tasks"])
+        return len(find([name]).load([name])["tasks"])
 
 for what, name in json.loads(sys.argv[1]):
     began = time.perf_counter()

@@ -10,15 +10,18 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import NoneType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from omegaconf import MISSING
 
 from rmu_exp.support.errors import UserError
 from rmu_exp.support.setting import setting, show, without_result
+
+Role = Literal["forget", "adjacent", "general"]
+ROLES: tuple[Role, ...] = ("forget", "adjacent", "general")
 
 AUTO, AUTO_STEER = "auto", 6.5  # steer=auto: this many times the median norm, whatever steering.kind is
 TEXTS, PROMPTS = 16, 16  # per kind and role, where nothing else is given
@@ -108,6 +111,37 @@ class Retain:
 
 
 @dataclass
+class Questions:
+    """What questions are for, by role; each entry is anything that eval.tasks takes."""
+
+    forget: list[str] = setting([])
+    """Questions about the forget topics, which attacks try to get back."""
+    adjacent: list[str] = setting([])
+    """Questions about neighbouring topics, which should stay as well."""
+    general: list[str] = setting([])
+    """Questions about general knowledge, which should stay; []: every other entry of eval.tasks."""
+
+    @property
+    def all(self) -> list[str]:
+        """Every entry once, role by role."""
+        return list(dict.fromkeys((*self.forget, *self.adjacent, *self.general)))
+
+    def roles(self, asked: Sequence[str]) -> dict[str, Role]:
+        """The role of each entry of ``asked`` that has one."""
+        found: dict[str, Role] = dict.fromkeys(self.general or asked, "general")
+        found |= dict.fromkeys(self.adjacent, "adjacent")
+        found |= dict.fromkeys(self.forget, "forget")
+        return {name: found[name] for name in asked if name in found}
+
+    def check(self) -> None:
+        """Refuse an entry with two roles."""
+        given = [(role, name) for role in ROLES for name in dict.fromkeys(getattr(self, role))]
+        for role, name in given:
+            if others := [other for other, same in given if same == name and other != role]:
+                raise UserError(f"data.questions.{role}: {name} is in data.questions.{others[0]} too; give it one role")
+
+
+@dataclass
 class Data:
     """Forget and retain corpora, and the questions that belong to them."""
 
@@ -129,12 +163,7 @@ class Data:
     """Texts are truncated to this many tokens; the published loop uses 768 for forget texts after the first topic."""
     on_bad_line: str = setting("error", choices=("error", "skip"))
     """What to do with a line that cannot be read: stop, or skip and count it."""
-    tasks: list[str] = setting([])
-    """lm-eval tasks that belong to these data."""
-    forget_tasks: list[str] = setting([], changes_result=False)
-    """Those among them with multiple-choice questions about the forget topics: what attacks try to get back."""
-    adjacent_tasks: list[str] = setting([], changes_result=False)
-    """Those about neighbouring topics, which should stay as well; all others stand for general knowledge."""
+    questions: Questions = setting(Questions, changes_result=False)
     attacked: int | None = setting(None, least=8, changes_result=False)
     """Most questions per forget topic that attacks ask, on facts drawn at random; null: all."""
 
@@ -151,12 +180,22 @@ class Data:
 class Eval:
     """What base and unlearned model are evaluated on."""
 
-    tasks: list[str] = setting([])
-    """lm-eval tasks or groups; an empty list asks nothing."""
+    tasks: list[str] | None = setting(None)
+    """Tasks of lm-eval, YAML files or folders of them, files of questions; null: all of data.questions; []: nothing."""
     limit: int | None = setting(None, least=1)
     """Questions per task; null: all."""
     corrected: bool = setting(True)
     """Give each accuracy without answer bias, too: letters asked in every rotation, others against other questions."""
+    include_path: list[str] = setting([])
+    """Folders with YAML files of one's own tasks, as lm-eval's --include_path."""
+    num_fewshot: int | None = setting(None, least=0)
+    """Solved examples before each question, where a task does not say 0; null: as many as each task says."""
+    chat_template: bool = setting(False)
+    """Put prompts into the tokenizer's chat template, as lm-eval's --apply_chat_template."""
+    system_prompt: str | None = setting(None)
+    """What stands before every prompt, or is the chat's system message."""
+    bootstrap: int = setting(100_000, least=0)
+    """Draws for the standard error of metrics that are no means (F1, perplexity); lm-eval's number. 0: none."""
     backend: str = setting("fast")
     """fast, or stock (lm-eval's own class), in memory; or a backend of lm-eval's (hf, vllm, …) with export=true."""
     backend_args: dict[str, Any] = setting({})
@@ -282,7 +321,12 @@ class Experiment:
     @property
     def other_tasks(self) -> list[str]:
         """The tasks that do not ask about the forget topics."""
-        return [task for task in self.eval.tasks if task not in {*self.data.forget_tasks, "wmdp"}]
+        return [task for task in self.eval.tasks or () if task not in self.data.questions.forget]
+
+    def check(self) -> None:
+        """Ask the questions of every role where the settings do not say what is asked."""
+        if self.eval.tasks is None:
+            self.eval.tasks = self.data.questions.all
 
     @property
     def digest(self) -> str:
@@ -330,6 +374,7 @@ class Run(Experiment):
 
     def check(self) -> None:
         """Refuse settings that do not go together; make steer and alpha one number per topic."""
+        super().check()
         if not self.data.forget:
             raise UserError("data.forget: no corpus given; add 'data.forget=[a.jsonl,b.jsonl]'")
         if len(self.data.retain) not in (1, len(self.data.forget)):
@@ -360,6 +405,7 @@ class Judge(Experiment):
 
     def check(self) -> None:
         """Refuse what only a training run can do."""
+        super().check()
         if self.eval.backend not in ("fast", "stock"):
             raise UserError(f"eval.backend: got {self.eval.backend!r}, allowed here is fast, stock")
 

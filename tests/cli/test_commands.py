@@ -70,7 +70,7 @@ def test_fetch_takes_what_the_run_says(asked, tmp_path, capsys):
             "folder": tmp_path / "my folder",
             "models": [f"{ZEPHYR}@v1"],
             "corpora": WMDP,
-            "tasks": ["wmdp", "mmlu"],
+            "tasks": ["wmdp_bio", "wmdp_cyber", "wmdp_chem", "mmlu"],
             "depth": None,
             "trust_remote_code": False,
         }

@@ -31,13 +31,13 @@ import json
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from rmu_exp.data import sources
-from rmu_exp.evaluate.harness import task_manager
+from rmu_exp.evaluate.catalogue import find
 from rmu_exp.model.checkpoint import locate
 trunk = locate("org/model").open(2, torch.float32, torch.device("cpu"))
 model = AutoModelForCausalLM.from_pretrained("org/model")
 tokenizer = AutoTokenizer.from_pretrained("org/model")
 tasks = ["wmdp_bio", "mmlu_virology"]
-loaded = task_manager(tasks).load(tasks)["tasks"]
+loaded = find(tasks).load(tasks)["tasks"]
 virology = loaded["mmlu_virology"]
 doc = next(iter(virology.test_docs()))
 print(json.dumps({

@@ -129,7 +129,7 @@ def test_a_judgement_has_no_training_settings():
 
 @pytest.fixture(scope="module")
 def usual() -> str:
-    return composed("train.schedule=constant").digest
+    return composed("train.schedule=constant", "eval.tasks=[atlas_forget]").digest
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def usual() -> str:
         ("model.oracle=x/y", True),
         ("model.memory=3", True),
         ("train.save_every=9", True),
-        ("data.forget_tasks=[]", True),
+        ("data.questions.forget=[]", True),
         ("seed=1", False),
         ("train.lr=1", False),
         ("model.threads=1", False),
@@ -151,7 +151,7 @@ def usual() -> str:
     ],
 )
 def test_what_changes_no_result_is_not_in_the_digest(word, same, usual):
-    assert (composed("train.schedule=constant", word).digest == usual) is same
+    assert (composed("train.schedule=constant", "eval.tasks=[atlas_forget]", word).digest == usual) is same
     assert settings.is_result_key(word.split("=")[0]) is not same
 
 

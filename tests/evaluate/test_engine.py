@@ -292,7 +292,11 @@ def test_lores_tasks_through_lm_eval() -> None:
     stock, own = (
         harness.ask(model, tokenizer, Eval(tasks=tasks, limit=20, backend=kind)) for kind in ("stock", "fast")
     )
-    assert replace(own, prob={}, mass={}) == replace(stock, prob={}, mass={})
+    none: dict[str, Any] = {"prob": {}, "mass": {}, "shares": {}}
+    assert replace(own, **none) == replace(stock, **none)
+    for task in tasks:
+        flat = [[share for row in found.shares[task] for share in row] for found in (own, stock)]
+        assert flat[0] == pytest.approx(flat[1], abs=1e-5)
     for values, theirs in ((own.prob, stock.prob), (own.mass, stock.mass)):
         assert all(values[task] == pytest.approx(theirs[task], abs=1e-5) for task in tasks)
     assert [len(own.correct[task]) for task in tasks] == [20, 20]

@@ -134,7 +134,12 @@ def test_attacks_belong_to_what_was_attacked_and_asked(place):
         return plan.fingerprint(Delta.load(place / "run/delta.safetensors"))
 
     tiny.mistral(place / "oracle", layers=4, seed=5)
-    found = [of(), of(f"model.oracle={place / 'oracle'}"), of("data.forget_tasks=[lore_general]"), of("eval.limit=5")]
+    found = [
+        of(),
+        of(f"model.oracle={place / 'oracle'}"),
+        of("data.questions.forget=[lore_forget_hexes]"),
+        of("eval.limit=5"),
+    ]
     assert len(set(found)) == 4
     assert of() == found[0]
     (place / "retain.txt").write_text("\n".join(tiny.texts(30, 9)))
@@ -162,7 +167,7 @@ def test_a_judgement_does_not_go_on_with_another_model(place):
         "data=local",
         f"data.forget=[{place}/forget.txt]",
     )
-    words += (f"data.retain=[{place}/retain.txt]", "data.forget_tasks=[lore_forget]")
+    words += (f"data.retain=[{place}/retain.txt]", "data.questions.forget=[lore_forget]")
     execute(judge_of(place, *words), place / "judged")
     before = (place / "judged/results.json").read_bytes()
     change_weights(place / "other")

@@ -74,8 +74,8 @@ def there(tmp_path, monkeypatch) -> Path:
         ([f"unlearned={LORE}", "attacks=[lens]", "attacks.lens.places=[]"], ["attacks.lens.places", "empty"]),
         ([f"unlearned={LORE}", "eval=none"], ["attacks", "nothing to do"]),
         ([f"unlearned={LORE}", "layer=3"], ["layer", "no such key"]),
-        ([f"unlearned={LORE}", "attacks=[lens]", "data.forget_tasks=[]"], ["data.forget_tasks", "not given"]),
-        ([f"unlearned={LORE}", "attacks=[lens]", "data.forget_tasks=[lore_forget]", "eval.limit=1"], ["too few"]),
+        ([f"unlearned={LORE}", "attacks=[lens]", "data.questions.forget=[]"], ["data.questions.forget", "not given"]),
+        ([f"unlearned={LORE}", "attacks=[lens]", "data.questions.forget=[lore_forget]", "eval.limit=1"], ["too few"]),
         ([f"unlearned={LORE}", "attacks=[lens]", "model.oracle=tiny"], ["model.oracle", "does not match"]),
     ],
     ids=lambda v: " ".join(w.replace(str(LORE), "lore") for w in v) if isinstance(v, list) else "",
@@ -151,3 +151,22 @@ def test_two_checkpoints_with_questions_and_a_probe(broken, tmp_path):
     assert "Does the knowledge survive?" in report
     assert "under the worst of 1 attack (lens" in report
     assert "under the worst of" in done.stdout
+
+
+def test_a_run_is_judged_by_questions_of_ones_own_with_a_role(tiny_run, tmp_path):
+    (tmp_path / "mine.csv").write_text(
+        "question,A,B,answer\nWhat is a hex?,a spell,a ship,A\nA ward is,a shield,a town,A\n"
+    )
+    words = (f"unlearned={tiny_run}", f"data.questions.forget=[{tmp_path}/mine.csv]", "tracking=off", "output=out")
+    done = judge(*words, "eval.limit=4", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    row = json.loads((tmp_path / "out/results.json").read_text())["qa"]["mine"]
+    assert (row["role"], row["base"]["n"]) == ("forget", 2)
+    low, high = row["base"]["choice_prob_ci95"]
+    assert 0 <= low <= row["base"]["choice_prob"] <= high <= 1
+    line = json.loads((tmp_path / "out/answers.jsonl").read_text().splitlines()[0])
+    assert (line["text"], line["options"], line["right"]) == ("What is a hex?", ["a spell", "a ship"], "a spell")
+    assert sum(line["base_probs"]) == pytest.approx(1)
+    report = (tmp_path / "out/report.md").read_text()
+    assert "### forget" in report
+    assert "What is a hex?" in report

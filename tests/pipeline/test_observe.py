@@ -135,7 +135,7 @@ def test_distance_by_hidden_states(folder: Path, tmp_path: Path, monkeypatch: py
         (["eval.samples=empty.txt"], r"eval\.samples: .*no such file"),
         (["eval.samples=-1"], r"eval\.samples: got -1, allowed is 0 or more, a file of prompts, or null"),
         (["eval.samples=0.5"], r"eval\.samples: got 0\.5"),
-        (["eval.samples=5", "eval.tasks=[]", "data.forget_tasks=[]"], r"eval\.samples: there are no questions"),
+        (["eval.samples=5", "eval.tasks=[]", "data.questions.forget=[]"], r"eval\.samples: there are no questions"),
         (["eval.perplexity=[3]"], r"eval\.perplexity: got \[3\], allowed is a source, or a list of them"),
         (["eval.damage=-1"], r"eval\.damage: got -1, allowed is 0 or more"),
         (["data.neutral=none.txt", "eval.samples=0"], r"none\.txt: no such file"),

@@ -22,6 +22,8 @@ log = logging.getLogger("rmu_exp")
 SIGN_OF_LIFE = 0.05  # p against chance, of answers to what an attack was taught
 Chosen = Mapping[str, dict[str, Any]]
 """Attack to its settings."""
+ASK_NOTHING = frozenset({"norms"})
+"""Attacks that find no answers, and can do without questions."""
 
 
 def missing(chosen: Chosen, results: Results, fingerprint: str) -> dict[str, dict[str, Any]]:

@@ -88,7 +88,7 @@ class Checks(Callback):
 
     Args:
         objectives: what the report of a sweep compares: forget, general, worst.
-        forget, general: the groups or tasks that these stand for; empty: found by name.
+        forget, general: the groups or tasks that these stand for; empty: those with that role.
     """
 
     def __init__(self, objectives: Sequence[str], forget: Sequence[str] = (), general: Sequence[str] = ()) -> None:

@@ -67,10 +67,10 @@ def fetch(
             if sources.dataset(source) is not None:
                 yield f"corpus {sources.read(source, on_bad_line='skip').describe()}"
         if tasks:
-            from rmu_exp.evaluate.harness import loading, task_manager
+            from rmu_exp.evaluate.catalogue import find, loading
 
             with loading(tasks):  # lm-eval fetches its own; those of groups are counted one by one
-                found = len(task_manager(tasks).load(list(tasks))["tasks"])
+                found = len(find(tasks).load(list(tasks))["tasks"])
             yield f"questions of {', '.join(tasks)}: {found} tasks"
 
 

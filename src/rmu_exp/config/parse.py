@@ -68,7 +68,7 @@ def parse_judge(config: DictConfig | Mapping[str, object]) -> Judge:
 
 def stored(values: Mapping[str, object]) -> Run | Judge:
     """The settings that a run directory holds, of earlier versions too. Raises as :func:`parse`."""
-    values = dict(values)
+    values = current(values)
     if isinstance(model := values.get("model"), dict):
         model = {"oracle" if key == "never" else key: value for key, value in model.items()}
         preset = model.pop("preset", None) or {}
@@ -76,6 +76,17 @@ def stored(values: Mapping[str, object]) -> Run | Judge:
     if isinstance(steering := values.get("steering"), dict) and steering.get("kind") == "fixed":
         values["steering"] = {"kind": "absolute", "distribution": steering.get("distribution", "uniform")}
     return parse_judge(values) if "unlearned" in values else parse(values)
+
+
+def current(values: Mapping[str, object]) -> dict[str, object]:
+    """Settings of an earlier version, with the roles of questions where they stand now."""
+    values, data = dict(values), values.get("data")
+    if isinstance(data, dict) and "forget_tasks" in data:
+        tasks, forget, adjacent = (data.get(key) or [] for key in ("tasks", "forget_tasks", "adjacent_tasks"))
+        rest = [task for task in tasks if task not in (*forget, *adjacent, "wmdp") and "_open_" not in task]
+        kept = {k: v for k, v in data.items() if k not in ("tasks", "forget_tasks", "adjacent_tasks")}
+        values["data"] = kept | {"questions": {"forget": forget, "adjacent": adjacent, "general": rest}}
+    return values
 
 
 def plugin(group: str, name: str, values: object) -> Any:

@@ -106,7 +106,12 @@ def _groups(conf: Path, program: str) -> dict[str, tuple[dict[str, str], list[Ro
     top = {k: v for k, v in declarations(file, schema.__name__).items() if k not in PACKAGES}
     pages = {"": (dict[str, str](), _rows(top, defaults))}
     for name, inside in groups_of(schema).items():
-        pages[name] = (_choices(conf / name), _rows(declarations(file, inside.__name__), defaults.get(name)))
+        values = defaults.get(name)
+        pages[name] = (_choices(conf / name), _rows(declarations(file, inside.__name__), values))
+        for group, deeper in groups_of(inside).items():
+            own = values.get(group) if isinstance(values, dict) else None
+            rows = _rows(declarations(file, deeper.__name__), own)
+            pages[name][1].extend(row._replace(key=f"{group}.{row.key}") for row in rows)
     for folder in sorted({found.parent for found in conf.rglob("*.yaml")} - {conf}):
         name = folder.relative_to(conf).as_posix()
         if name not in pages and (program == "train" or name in (ATTACKS, "experiment")):

@@ -78,15 +78,31 @@ class Engine(HFLM):
         found = self._loglikelihood_tokens([(None, context, rest) for context, rest in pairs], disable_tqdm=True)
         return [score for score, _ in found]
 
+    # What the stock class does as it is, without its bars
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+        """Log-likelihood of each text, in windows; their tokens are scored as all others."""
+        found: list[float] = super().loglikelihood_rolling(requests, disable_tqdm=True)
+        return found
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """What the model writes after each prompt."""
+        found: list[str] = super().generate_until(requests, disable_tqdm=True)
+        return found
+
     # Texts to ids
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[Answer]:
         """Log-likelihood of each continuation after its context, and whether greedy decoding gives it."""
         pairs = [request.args for request in requests]
         bos = self.tokenizer.decode(self.prefix_token_id)  # the stock class puts none before one of the text's own
-        if not all(context and not has_bos_prefix(context, bos) for context, _ in pairs):
-            return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
-        return self._loglikelihood_tokens(self._encode_pairs(pairs), disable_tqdm=disable_tqdm)
+        strange = [not context or has_bos_prefix(context, bos) for context, _ in pairs]
+        odd = [i for i, so in enumerate(strange) if so]
+        usual = [i for i, so in enumerate(strange) if not so]
+        found = self._loglikelihood_tokens(self._encode_pairs([pairs[i] for i in usual])) if usual else []
+        if odd:
+            found += super().loglikelihood([requests[i] for i in odd], disable_tqdm=True)
+        return [answer for _, answer in sorted(zip(usual + odd, found, strict=True), key=lambda pair: pair[0])]
 
     def _encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[Request]:
         """The stock class's ids of every pair; each different text is tokenized once."""

@@ -8,53 +8,45 @@ This module knows nothing of unlearning.
 from __future__ import annotations
 
 import hashlib
-import logging
 import math
-import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from rmu_exp import worlds
-from rmu_exp.evaluate import statistics
+from rmu_exp.evaluate import catalogue, statistics
+from rmu_exp.evaluate.catalogue import quiet, right_option
 from rmu_exp.evaluate.correction import Asked, Correction, best_blind, correction
 from rmu_exp.model.checkpoint import Checkpoint
-from rmu_exp.record.results import Accuracy, Corrected, Qa
+from rmu_exp.record.results import Accuracy, Corrected, Measured, MeasuredRow, Qa
 from rmu_exp.record.store import Store, cached, fingerprint
-from rmu_exp.settings import Eval, Model
-from rmu_exp.support import hub
-from rmu_exp.support.errors import RunError, UserError, chain, first_line
+from rmu_exp.settings import Eval, Model, Role
+from rmu_exp.support.errors import UserError, first_line
 from rmu_exp.support.progress import asking_progress
 
 if TYPE_CHECKING:
     import torch
 
 IN_MEMORY = ("fast", "stock")
+HUGGING_FACE = ("hf", "hf-auto", "huggingface")  # lm-eval's names of its own class
 METRICS = ("acc", "acc_norm")  # the first of them that a task has is its accuracy
 _HASHES = ("doc_hash", "prompt_hash", "target_hash")  # lm-eval's own, of each question
-FEWSHOT_SEED = 1234  # lm-eval's own
 MOST_PICKED = 8  # answers in a histogram
 V = TypeVar("V")
-_PER_QUESTION = ("correct", "chosen", "targets", "corrected", "prob", "mass", "picked")
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Only errors of lm-eval and datasets are logged."""
-    loggers = [logging.getLogger(name) for name in ("lm_eval", "lm-eval", "datasets")]
-    before = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)
+_PER_QUESTION = (
+    "correct",
+    "chosen",
+    "targets",
+    "corrected",
+    "prob",
+    "mass",
+    "picked",
+    "shares",
+    "questions",
+    "options",
+)
 
 
 @dataclass
@@ -73,6 +65,12 @@ class Answers:
     chance: dict[str, float] = field(default_factory=dict)  # accuracy of a blind guess
     groups: dict[str, list[str]] = field(default_factory=dict)  # group to its tasks, largest group first
     hashes: dict[str, str] = field(default_factory=dict)  # sha256 of documents, prompts and right options
+    metrics: dict[str, dict[str, float]] = field(default_factory=dict)  # lm-eval's, of tasks and groups
+    stderrs: dict[str, dict[str, float]] = field(default_factory=dict)  # lm-eval's standard errors of them
+    sizes: dict[str, int] = field(default_factory=dict)  # how many questions were asked, of tasks and groups
+    shares: dict[str, list[list[float]]] = field(default_factory=dict)  # probability of each option among the options
+    questions: dict[str, list[str]] = field(default_factory=dict)  # the questions' texts
+    options: dict[str, list[list[str]]] = field(default_factory=dict)  # the options in words
 
     def tasks_of(self, name: str) -> list[str]:
         """The tasks of a group, or the task itself."""
@@ -92,8 +90,26 @@ class Answers:
             found.corrected = Corrected(acc=unbiased.acc, ci95=unbiased.ci95)
         if prob := self.pooled(self.prob, name):
             found.prob, found.mass = statistics.mean(prob), statistics.mean(self.pooled(self.mass, name))
+            found.prob_ci95 = statistics.bootstrap(prob)
+            pairs = zip(self.pooled(self.shares, name), self.pooled(self.targets, name), strict=True)
+            among = [row[target] for row, target in pairs]
+            found.choice_prob, found.choice_prob_ci95 = statistics.mean(among), statistics.bootstrap(among)
         found.answers = dict(Counter(self.pooled(self.picked, name)).most_common(MOST_PICKED))
+        found.metrics, found.metrics_stderr = self.metrics.get(name, {}), self.stderrs.get(name, {})
         return found
+
+    @property
+    def with_accuracy(self) -> list[str]:
+        """Groups and tasks of which each question was answered right or wrong, as lm-eval counts it."""
+        names = [name for name in (*self.groups, *self.correct) if all(t in self.correct for t in self.tasks_of(name))]
+        return [name for name in names if self._agrees(name)]
+
+    def _agrees(self, name: str) -> bool:
+        """Whether a group's pooled accuracy is the one that lm-eval gives it."""
+        theirs = self.metrics.get(name, {})
+        right = self.pooled(self.correct, name)
+        pooled = sum(right) / len(right)
+        return not theirs or any(math.isclose(theirs[m], pooled, abs_tol=1e-9) for m in METRICS if m in theirs)
 
     def first(self, count: int) -> Answers:
         """The answers to the first questions of each task."""
@@ -105,77 +121,13 @@ class Answers:
         sizes = {t: len(self.correct[t]) for t in self.tasks_of(name)}
         return sum(values[t] * size for t, size in sizes.items()) / sum(sizes.values())
 
+    def blindly(self, name: str) -> float | None:
+        """Accuracy of the best answer to no question in particular; None: some task has none."""
+        return self.mean(self.blind, name) if all(t in self.blind for t in self.tasks_of(name)) else None
+
 
 Ask = Callable[[Path], Answers]
 """Asks the checkpoint in a folder."""
-
-
-@dataclass(frozen=True)
-class Tasks:
-    """lm-eval's tasks, with those that worlds declare in Python.
-
-    Attributes:
-        manager: lm-eval's TaskManager.
-        declared: name to configuration.
-    """
-
-    manager: Any
-    declared: Mapping[str, dict[str, Any]]
-
-    def load(self, names: Sequence[str]) -> Any:
-        """What lm-eval's ``TaskManager.load`` gives for these tasks and groups."""
-        return self.manager.load([self.declared.get(name, name) for name in names])
-
-
-@quiet()
-def task_manager(tasks: Sequence[str]) -> Tasks:
-    """The project's own tasks and those in the folders of lm-eval that hold ``tasks``.
-
-    Raises:
-        UserError: a task that neither lm-eval nor a world has.
-    """
-    from lm_eval.tasks import TaskManager
-
-    declared = {task: _declared(task, rows) for task in tasks if (rows := worlds.questions(task))}
-    wanted = [task for task in tasks if task not in declared]
-    own = [*worlds.task_folders(), Path(str(files("rmu_exp.evaluate"))) / "tasks"]
-    manager = TaskManager(include_path=[str(f) for f in (*own, *_folders(wanted))], include_defaults=False)
-    missing = [task for task in wanted if task not in manager.all_tasks]
-    if missing:  # a task that does not lie where its name says
-        everywhere = [*own, *_folders(wanted), *_folders_that_mention(missing)]
-        manager = TaskManager(include_path=[str(f) for f in everywhere], include_defaults=False)
-    for task in wanted:
-        if task not in manager.all_tasks:
-            raise UserError(f"eval.tasks: no task {task!r} in lm-eval; `lm_eval ls tasks` lists what there is")
-    return Tasks(manager, declared)
-
-
-def _declared(task: str, rows: Sequence[worlds.Row]) -> dict[str, Any]:
-    """The configuration of a task over some questions: their options are scored by likelihood."""
-    import datasets
-
-    metric = {"metric": "acc", "aggregation": "mean", "higher_is_better": True}
-    given = {"custom_dataset": lambda **_: {"test": datasets.Dataset.from_list(list(rows))}, "test_split": "test"}
-    given |= {"doc_to_text": "Question: {{question}}\nAnswer:", "doc_to_choice": "choices", "doc_to_target": "answer"}
-    return given | {"task": task, "output_type": "multiple_choice", "num_fewshot": 0, "metric_list": [metric]}
-
-
-def _root() -> Path:
-    import lm_eval.tasks
-
-    return Path(str(lm_eval.tasks.__file__)).parent
-
-
-def _folders(tasks: Sequence[str]) -> list[Path]:
-    names = {task.split("_")[0] for task in tasks}
-    return [folder for name in sorted(names) if (folder := _root() / name).is_dir()]
-
-
-def _folders_that_mention(tasks: Sequence[str]) -> list[Path]:
-    """Folders with a YAML file that names one of the tasks; reading all is a tenth of indexing all."""
-    wanted = re.compile("|".join(map(re.escape, tasks)).encode())
-    mentioning = [file for file in _root().rglob("*.yaml") if wanted.search(file.read_bytes())]
-    return sorted({_root() / file.relative_to(_root()).parts[0] for file in mentioning})
 
 
 @quiet()
@@ -201,8 +153,26 @@ def ask(model: Any, tokenizer: Any, settings: Eval, journal: Store | None = None
     return _ask(HFLM(pretrained=model, tokenizer=tokenizer, batch_size=settings.batch_size), settings)
 
 
+def refuse(settings: Eval, tokenizer: Any) -> None:
+    """Refuse what cannot work before anything is trained, and load the questions.
+
+    Raises:
+        UserError: an unknown backend, no chat template, and what :func:`rmu_exp.evaluate.catalogue.loaded` refuses.
+        RunError: the questions cannot be loaded.
+    """
+    if settings.backend not in IN_MEMORY:
+        from lm_eval.models import MODEL_MAPPING
+
+        if settings.backend not in MODEL_MAPPING:
+            known = ", ".join((*IN_MEMORY, *MODEL_MAPPING))
+            raise UserError(f"eval.backend: got {settings.backend!r}, allowed is {known}")
+    if settings.chat_template and not getattr(tokenizer, "chat_template", None):
+        raise UserError("eval.chat_template: the model's tokenizer has no chat template; leave it out")
+    catalogue.loaded(settings, anew=True)
+
+
 @quiet()
-def ask_backend(folder: Path, settings: Eval, model: Model) -> Answers:
+def ask_backend(folder: Path, settings: Eval, model: Model, device: str, dtype: torch.dtype) -> Answers:
     """Ask a checkpoint on disk by one of lm-eval's own backends, which may spread it over many devices.
 
     Args:
@@ -215,10 +185,12 @@ def ask_backend(folder: Path, settings: Eval, model: Model) -> Answers:
 
     given = dict(settings.backend_args)
     given |= {"pretrained": str(folder), "batch_size": settings.batch_size}
-    given.setdefault("trust_remote_code", model.trust_remote_code)
+    given = {"trust_remote_code": model.trust_remote_code} | given
+    if settings.backend in HUGGING_FACE:
+        given = {"device": device, "dtype": str(dtype).removeprefix("torch.")} | given
     try:
         wrapped = get_model(settings.backend)(**given)
-    except (ImportError, ValueError, TypeError, KeyError) as error:
+    except (ImportError, ValueError, TypeError, KeyError, AssertionError) as error:
         raise UserError(f"eval.backend: {settings.backend} cannot be used ({first_line(error)})") from error
     return _ask(wrapped, settings)
 
@@ -226,17 +198,14 @@ def ask_backend(folder: Path, settings: Eval, model: Model) -> Answers:
 def _ask(wrapped: Any, settings: Eval) -> Answers:
     import lm_eval
 
-    manager = task_manager(settings.tasks)
-    with loading(settings.tasks):
-        loaded = manager.load(list(settings.tasks))
-        for task in loaded["tasks"].values():  # as simple_evaluate does, which also lists every package, for seconds
-            if task.get_config("num_fewshot") is None:
-                task.set_config(key="num_fewshot", value=0)
-            task.set_fewshot_seed(seed=FEWSHOT_SEED)
+    loaded = catalogue.loaded(settings)
+    chat, system = settings.chat_template, settings.system_prompt
+    with catalogue.seeded():
         found = lm_eval.evaluate(
-            lm=wrapped, task_dict=loaded, limit=settings.limit, bootstrap_iters=0, log_samples=True, verbosity=None
-        )
-    answers = _answers(found)
+            lm=wrapped, task_dict=loaded, limit=settings.limit, bootstrap_iters=settings.bootstrap, log_samples=True,
+            system_instruction=system, apply_chat_template=chat, fewshot_as_multiturn=chat,
+        )  # fmt: skip
+    answers = _answers(found, loaded["tasks"])
     if settings.corrected:
         _correct(wrapped, loaded["tasks"], found["samples"], answers)
     return answers
@@ -249,10 +218,10 @@ def _correct(
     from lm_eval.api.instance import Instance
 
     plans: dict[str, Correction] = {}
-    for name, found in samples.items():
-        found = sorted(found, key=lambda s: s["doc_id"])
-        metric = next(m for m in METRICS if m in found[0])
-        asked = [_asked(s, metric) for s in found]
+    for name in answers.correct:
+        if tasks[name].multiple_input:
+            continue  # one text after several prompts: no option to compare with itself
+        asked = [question.asked for question in _questions(tasks[name], samples[name])]
         if plan := correction(asked, tasks[name].doc_to_text):
             plans[name] = plan
     pairs = list(dict.fromkeys(pair for plan in plans.values() for pair in plan.pairs))
@@ -264,67 +233,113 @@ def _correct(
         answers.correction[name] = plan.kind
 
 
-def _asked(sample: dict[str, Any], metric: str) -> Asked:
+@dataclass(frozen=True)
+class _Question:
+    """A multiple-choice question as it was asked, its right option, whether it was chosen, and its texts."""
+
+    asked: Asked
+    target: int | None
+    correct: float
+    text: str
+    options: list[str]
+
+    @property
+    def chosen(self) -> int:
+        return self.asked.scores.index(max(self.asked.scores))
+
+
+def _questions(task: Any, samples: Sequence[dict[str, Any]]) -> list[_Question]:
+    """The questions of a task in its order; none where it does not choose among options, one of which is right."""
+    kept = [s for s in samples if s["filter"] == samples[0]["filter"]]
+    metric = next((m for m in METRICS if kept and m in kept[0]), None)
+    if metric is None or task.OUTPUT_TYPE != "multiple_choice" or not hasattr(task, "multiple_input"):
+        return []
+    return [_question(task, sample, metric) for sample in sorted(kept, key=lambda s: s["doc_id"])]
+
+
+def _question(task: Any, sample: dict[str, Any], metric: str) -> _Question:
     """A question as it was asked; ``acc_norm`` compares log-likelihoods per character."""
-    options = tuple(continuation for _, continuation in sample["arguments"])
-    logs = [response[0] for response in sample["filtered_resps"]]
-    lengths = [float(len(o.removeprefix(" "))) if metric == "acc_norm" else 1.0 for o in options]
+    doc, choices = sample["doc"], [str(choice) for choice in task.doc_to_choice(sample["doc"])]
+    logs = [response[0] for response in sample["filtered_resps"]][: len(choices)]  # more: without the question
+    lengths = [float(len(choice)) if metric == "acc_norm" else 1.0 for choice in choices]
     scores = [score / length for score, length in zip(logs, lengths, strict=True)]
-    return Asked(sample["doc"], sample["arguments"][0][0], options, scores, lengths)
+    options = tuple(continuation for _, continuation in sample["arguments"][: len(choices)])
+    asked = Asked(doc, sample["arguments"][0][0], options, scores, lengths)
+    text = next((doc[key] for key in ("question", "sentence", "query") if isinstance(doc.get(key), str)), None)
+    text = asked.prompt if text is None else text
+    return _Question(asked, right_option(task, doc), sample[metric], text.strip(), _in_words(doc, choices))
 
 
-@contextmanager
-def loading(tasks: Sequence[str]) -> Iterator[None]:
-    """Say in one line why lm-eval could not load the questions of ``tasks``.
-
-    Raises:
-        UserError: the questions are gated, missing, or not cached while the hub is switched off.
-        RunError: the hub cannot be reached, or what it gave is damaged.
-    """
-    try:
-        with quiet():
-            yield
-    except (UserError, RunError):
-        raise
-    except Exception as error:
-        named = (re.search(r"'([\w.-]+/[\w.-]+)'", str(cause)) for cause in chain(error))
-        repo = next((match[1] for match in named if match), None)
-        if repo is not None:
-            hub.check(repo, "dataset")  # says more than the error that lm-eval passes on
-        names = ", ".join(tasks)
-        line = hub.explained(error, repo or names, "dataset")
-        if line is None and isinstance(error, (OSError, ValueError)):
-            line = RunError(f"the questions of {names} cannot be loaded ({first_line(error)})")
-        if line is None:
-            raise
-        raise line from error
+def _in_words(doc: Mapping[str, Any], choices: list[str]) -> list[str]:
+    """What the options say, where they are letters for a list in the document."""
+    if all(len(choice.strip()) == 1 for choice in choices):
+        for value in doc.values():
+            inner = value.get("text") if isinstance(value, dict) else value
+            if isinstance(inner, list) and len(inner) == len(choices) and all(isinstance(x, str) for x in inner):
+                return [f"{choice.strip()}. {text}" for choice, text in zip(choices, inner, strict=True)]
+    return [choice.strip() for choice in choices]
 
 
-def _answers(found: dict[str, Any]) -> Answers:
+def _answers(found: dict[str, Any], tasks: Mapping[str, Any]) -> Answers:
     answers = Answers()
-    for task, samples in found["samples"].items():
-        samples = sorted(samples, key=lambda s: s["doc_id"])
-        metric = next((m for m in METRICS if samples and m in samples[0]), None)
-        if metric is None:
-            raise UserError(f"eval.tasks: {task} is not a multiple-choice task with accuracy")
-        answers.correct[task] = [int(s[metric]) for s in samples]
-        answers.targets[task] = [int(s["target"]) for s in samples]
-        asked = [_asked(s, metric) for s in samples]
-        answers.chosen[task] = [q.scores.index(max(q.scores)) for q in asked]
-        answers.chance[task] = sum(1 / len(q.scores) for q in asked) / len(asked)
-        answers.blind[task] = best_blind([q.options for q in asked], answers.targets[task])
-        answers.picked[task] = [q.options[c].strip() for q, c in zip(asked, answers.chosen[task], strict=True)]
-        chances = [[math.exp(s * n) for s, n in zip(q.scores, q.lengths, strict=True)] for q in asked]
-        answers.prob[task] = [row[t] for row, t in zip(chances, answers.targets[task], strict=True)]
-        answers.mass[task] = [min(1.0, sum(row)) for row in chances]
-        hashes = "\n".join(str(s.get(key)) for s in samples for key in _HASHES)
-        answers.hashes[task] = hashlib.sha256(hashes.encode()).hexdigest()
+    for name, values in found["results"].items():
+        answers.metrics[name], answers.stderrs[name] = metrics_of(values)
+        if name in found["n-samples"]:
+            answers.sizes[name] = found["n-samples"][name]["effective"]
+    for name, samples in found["samples"].items():
+        samples = sorted(samples, key=lambda s: (s["filter"], s["doc_id"]))
+        hashes = "\n".join(str(s.get(key)) for s in samples if s["filter"] == samples[0]["filter"] for key in _HASHES)
+        answers.hashes[name] = hashlib.sha256(hashes.encode()).hexdigest()
+        _add(answers, name, tasks[name], _questions(tasks[name], samples))
     members = found.get("group_subtasks", {})
     for group in members:
-        leaves = _leaves(group, members)
-        if leaves and group not in answers.correct:
+        leaves = [leaf for leaf in dict.fromkeys(_leaves(group, members)) if leaf in answers.sizes]
+        if leaves and group not in answers.sizes:
             answers.groups[group] = leaves
+            answers.sizes[group] = sum(answers.sizes[leaf] for leaf in leaves)
     return answers
+
+
+def _add(answers: Answers, name: str, task: Any, questions: Sequence[_Question]) -> None:
+    """The answers to a task's questions, if lm-eval calls those right in which the right option was chosen."""
+    targets = [q.target for q in questions if q.target is not None]
+    if not questions or len(targets) < len(questions):
+        return
+    if any(q.correct != (q.chosen == target) for q, target in zip(questions, targets, strict=True)):
+        return
+    asked = [q.asked for q in questions]
+    answers.correct[name] = [int(q.correct) for q in questions]
+    answers.targets[name], answers.chosen[name] = targets, [q.chosen for q in questions]
+    answers.chance[name] = sum(1 / len(q.scores) for q in asked) / len(asked)
+    if not task.multiple_input:
+        answers.blind[name] = best_blind([q.options for q in asked], targets)
+    answers.picked[name] = [
+        q.options[q.chosen] if task.multiple_input else q.asked.options[q.chosen].strip() for q in questions
+    ]
+    logs = [[s * n for s, n in zip(q.scores, q.lengths, strict=True)] for q in asked]
+    answers.prob[name] = [math.exp(row[t]) for row, t in zip(logs, targets, strict=True)]
+    answers.mass[name] = [min(1.0, sum(map(math.exp, row))) for row in logs]
+    answers.shares[name] = [_shares(row) for row in logs]
+    answers.questions[name], answers.options[name] = [q.text for q in questions], [q.options for q in questions]
+
+
+def _shares(logs: Sequence[float]) -> list[float]:
+    """Probability of each option among the options."""
+    parts = [math.exp(value - max(logs)) for value in logs]
+    return [part / sum(parts) for part in parts]
+
+
+def metrics_of(values: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, float]]:
+    """lm-eval's metrics of a task or a group, and their standard errors; a filter stands after a comma."""
+    metrics: dict[str, float] = {}
+    stderrs: dict[str, float] = {}
+    for key, value in values.items():
+        name, _, kept = key.partition(",")
+        if not kept or isinstance(value, str) or value is None:
+            continue
+        into = stderrs if name.endswith("_stderr") else metrics
+        into[name.removesuffix("_stderr") + (f",{kept}" if kept != "none" else "")] = float(value)
+    return metrics, stderrs
 
 
 def _leaves(name: str, members: dict[str, list[str]]) -> list[str]:
@@ -344,7 +359,7 @@ def base_answers(
     """
     made_from = fingerprint(
         checkpoint.identity(),
-        asdict(replace(settings, perplexity=None)),
+        asdict(settings),
         str(dtype),
         device.partition(":")[0],
         [version(name) for name in ("rmu_exp", "lm-eval", "torch", "transformers")],
@@ -357,14 +372,40 @@ def base_answers(
     return Answers(**cached("base_answers", made_from, make, anew))
 
 
-def compare(base: Answers, unlearned: Answers) -> Qa:
-    """The ``qa`` part of results.json: each group and task before and after, on the same questions."""
+def compare(base: Answers, unlearned: Answers, roles: Mapping[str, Role] | None = None) -> Qa:
+    """The ``qa`` part of results.json: each group and task before and after, on the same questions, with its role."""
     table = Qa()
-    for name in (*base.groups, *base.correct):
+    for name in base.with_accuracy:
         before, after = (answers.pooled(answers.correct, name) for answers in (base, unlearned))
-        row = statistics.row(before, after, base.mean(base.chance, name), base.mean(base.blind, name))
+        row = statistics.row(before, after, base.mean(base.chance, name), base.blindly(name))
         row.base, row.unlearned, row.tasks = base.accuracy(name), unlearned.accuracy(name), base.groups.get(name)
         kinds = {base.correction[t] for t in base.tasks_of(name) if t in base.correction}
         row.correction = " and ".join(sorted(kinds)) or None
+        row.role = (roles or {}).get(name)
         table[name] = row
     return table
+
+
+def measured(base: Answers, unlearned: Answers, roles: Mapping[str, Role] | None = None) -> dict[str, MeasuredRow]:
+    """What lm-eval measures of the tasks and groups that have no accuracy over right and wrong answers."""
+    table: dict[str, MeasuredRow] = {}
+    for name in base.metrics:
+        if base.metrics[name] and name not in base.with_accuracy:
+            before, after = (_measured(answers, name) for answers in (base, unlearned))
+            role, tasks = (roles or {}).get(name), base.groups.get(name)
+            table[name] = MeasuredRow(base=before, unlearned=after, role=role, tasks=tasks)
+    return table
+
+
+def _measured(answers: Answers, name: str) -> Measured:
+    metrics, stderrs = answers.metrics[name], answers.stderrs[name]
+    found = Measured(n=answers.sizes[name], metrics=metrics, metrics_stderr=stderrs)
+    if (acc := metrics.get("acc")) is not None:
+        found.acc, found.stderr = acc, stderrs.get("acc")
+    return found
+
+
+def entry_roles(settings: Eval, roles: Mapping[str, Role]) -> dict[str, Role]:
+    """The roles of the tasks and groups that the entries of eval.tasks stand for, from those of the entries."""
+    names = catalogue.find(settings.tasks or [], settings.include_path).names
+    return {name: role for entry, role in roles.items() for name in names.get(entry, [entry])}

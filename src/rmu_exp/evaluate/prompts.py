@@ -29,17 +29,24 @@ class Prompt:
 
 
 def from_questions(
-    tasks: Mapping[str, Sequence[str]], topics: Sequence[str], count: int, limit: int | None
+    tasks: Mapping[str, Sequence[str]],
+    topics: Sequence[str],
+    count: int,
+    limit: int | None,
+    include_path: Sequence[str] = (),
 ) -> list[Prompt]:
     """At most ``count`` prompts per role, evenly over its questions; letters to choose from are left out.
 
     Args:
         tasks: role to lm-eval tasks and groups; those without options give no prompts.
         limit: questions per task; None: all.
+        include_path: folders with YAML files of tasks.
     """
     found = []
     for role, names in tasks.items():
-        asked = [q for group in questions.load(names, topics, limit).values() for q in group] if names else []
+        asked = (
+            [q for group in questions.load(names, topics, limit, include_path).values() for q in group] if names else []
+        )
         found += [_of(role, asked[i]) for i in evenly(len(asked), count)]
     return found
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from rmu_exp.evaluate import harness
+from rmu_exp.evaluate import catalogue
 from rmu_exp.support.errors import UserError
 
 LETTERS = tuple("ABCDEFGHIJ")
@@ -39,19 +39,22 @@ class Question:
         return all(option.strip() in LETTERS for option in self.options)
 
 
-def load(tasks: Sequence[str], topics: Sequence[str], limit: int | None = None) -> dict[str, list[Question]]:
+def load(
+    tasks: Sequence[str], topics: Sequence[str], limit: int | None = None, include_path: Sequence[str] = ()
+) -> dict[str, list[Question]]:
     """Items of every task or group in ``tasks``, by the name given there; those without options are left out.
 
     Args:
         topics: names of the forget topics, see :func:`topic_of`.
         limit: questions per task; None: all.
+        include_path: folders with YAML files of tasks.
 
     Raises:
         UserError: an unknown task.
         RunError: the questions cannot be loaded.
     """
-    manager = harness.task_manager(tasks)
-    with harness.loading(tasks):
+    manager = catalogue.find(tasks, include_path)
+    with catalogue.loading(tasks), catalogue.seeded():
         return {
             name: [i for task in manager.load([name])["tasks"].values() for i in _items(task, topics, limit)]
             for name in tasks
@@ -66,7 +69,7 @@ def topic_of(task: str, topics: Sequence[str]) -> str:
 
 def _items(task: Any, topics: Sequence[str], limit: int | None) -> list[Question]:
     name = task.config.task
-    if task.OUTPUT_TYPE != "multiple_choice":
+    if task.OUTPUT_TYPE != "multiple_choice" or getattr(task, "multiple_input", True):
         return []
     named = topic_of(name, topics)
     task.build_all_requests(limit=limit, rank=0, world_size=1)
@@ -74,12 +77,16 @@ def _items(task: Any, topics: Sequence[str], limit: int | None) -> list[Question
     in_order = sorted(task.instances, key=lambda i: (i.doc_id, i.idx))
     for number, group in groupby(in_order, key=lambda i: i.doc_id):
         instances = list(group)
+        if (answer := catalogue.right_option(task, instances[0].doc)) is None:
+            continue
+        instances = instances[: len(task.doc_to_choice(instances[0].doc))]
         doc, options = instances[0].doc, tuple(i.args[1] for i in instances)
         topic = str(doc["topic"]) if doc.get("topic") in topics else named
-        stem, choices = str(doc.get("question", "")).strip(), tuple(map(str, doc.get("choices", ())))
+        listed = doc.get("choices")
+        choices = tuple(map(str, listed)) if isinstance(listed, list) else ()
+        stem = str(doc.get("question", "")).strip()
         about = doc.get("entity", doc.get("fact"))
         fact = f"{name}/{number}" if about is None else str(about)
-        answer = int(task.doc_to_target(doc))
         items.append(
             Question(name, topic, fact, instances[0].args[0], options, answer, stem, choices, about is not None)
         )
@@ -87,7 +94,12 @@ def _items(task: Any, topics: Sequence[str], limit: int | None) -> list[Question
 
 
 def needed(
-    tasks: Sequence[str], topics: Sequence[str], limit: int | None, most: int | None = None, seed: int = 0
+    tasks: Sequence[str],
+    topics: Sequence[str],
+    limit: int | None,
+    most: int | None = None,
+    seed: int = 0,
+    include_path: Sequence[str] = (),
 ) -> list[Question]:
     """The questions about what was to be forgotten.
 
@@ -99,13 +111,13 @@ def needed(
         UserError: no such tasks are named, or they have too few questions.
     """
     if not tasks:
-        raise UserError("data.forget_tasks: not given; attacks need lm-eval tasks that ask about the forget topics")
-    items = [item for group in load(tasks, topics, limit).values() for item in group]
+        raise UserError("data.questions.forget: not given; attacks need questions about the forget topics")
+    items = [item for group in load(tasks, topics, limit, include_path).values() for item in group]
     if len({item.fact for item in items}) < 4:
         named = ", ".join(tasks)
         raise UserError(
-            f"data.forget_tasks: {named} have too few multiple-choice questions (4 facts are needed; eval.limit may "
-            "leave them out)"
+            f"data.questions.forget: {named} have too few multiple-choice questions (4 facts are needed; eval.limit "
+            "may leave them out)"
         )
     return items if most is None else _some(items, most, random.Random(f"{seed}/attacks/questions"))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 from scipy.stats import binomtest
 
 from rmu_exp.record.results import Accuracy, McNemar, QaRow
@@ -23,6 +24,15 @@ def summary(correct: Sequence[int]) -> Accuracy:
 def mean(values: Sequence[float]) -> float:
     """The mean."""
     return sum(values) / len(values)
+
+
+def bootstrap(values: Sequence[float], draws: int = 2000) -> tuple[float, float]:
+    """95 % interval of the mean: percentiles of the means of samples drawn with replacement; the same each time."""
+    sample = np.asarray(values)
+    rng = np.random.default_rng(0)
+    means = [sample[rng.integers(len(sample), size=len(sample))].mean() for _ in range(draws)]
+    low, high = np.percentile(means, (2.5, 97.5))
+    return float(low), float(high)
 
 
 def wilson(correct: int, n: int, confidence: float = 0.95) -> tuple[float, float]:

@@ -51,8 +51,12 @@ def prepare_attacks(run: Run | Judge, models: Models, texts: Texts) -> AttackPla
     if not run.attacks:
         return None
     _, _ = models.oracle, texts.corpora  # which refuse what does not fit
-    asked = questions.needed(run.data.forget_tasks, run.topics, run.eval.limit, run.data.attacked, run.seed)
-    others = {k: v for k, v in questions.load(run.other_tasks, run.topics, run.eval.limit).items() if v}
+    forget, some = run.data.questions.forget, (run.eval.limit, run.data.attacked, run.seed, run.eval.include_path)
+    find = set(run.attacks) - runner.ASK_NOTHING
+    asked = questions.needed(forget, run.topics, *some) if find or forget else []
+    others = {
+        k: v for k, v in questions.load(run.other_tasks, run.topics, run.eval.limit, run.eval.include_path).items() if v
+    }
     return AttackPlan(run, models, texts, asked, others)
 
 

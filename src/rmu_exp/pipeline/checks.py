@@ -24,10 +24,10 @@ def check_questions(run: Run) -> list[Question]:
 
     Raises UserError when there are none.
     """
-    found = questions.load(run.other_tasks, run.topics, run.train.check_questions).values()
+    found = questions.load(run.other_tasks, run.topics, run.train.check_questions, run.eval.include_path).values()
     in_turn = (question for question in chain.from_iterable(zip_longest(*found)) if question is not None)
     if not (asked := list(islice(in_turn, run.train.check_questions))):
-        raise UserError("train.check_every: eval.tasks has no multiple-choice questions beside the forget tasks")
+        raise UserError("train.check_every: eval.tasks has no multiple-choice questions beside the forget questions")
     return asked
 
 

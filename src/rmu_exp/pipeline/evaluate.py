@@ -49,9 +49,9 @@ class Evaluation:
 def prepare_evaluation(run: Run | Judge, models: Models, results: Results | None) -> Evaluation:
     """What of the evaluation an earlier start has not done. Raises UserError for unknown tasks and texts."""
     given_up = results is not None and results.pruned is not None
-    if run.eval.tasks:
-        harness.task_manager(run.eval.tasks)
-    asks = bool(run.eval.tasks) and not given_up and not (results and results.qa)
+    asks = bool(run.eval.tasks) and not given_up and not (results and (results.qa or results.measured))
+    if asks:
+        harness.refuse(run.eval, models.base.tokenizer())
     reads = bool(run.eval.held_out) and not given_up and not (results and results.perplexity)
     return Evaluation(run, models, asks, data.held_out(run.data, run.eval) if reads else [])
 
@@ -86,19 +86,20 @@ def _ask(plan: Evaluation, delta: Delta, record: Record, results: Results, early
 
     def ask(folder: Path, who: str = "base", *parts: object) -> Answers:
         if model is None:
-            return harness.ask_backend(folder, run.eval, run.model)
+            return harness.ask_backend(folder, run.eval, run.model, models.device, models.dtype)
         store = record.store(f"questions-{who}", made_from(run, models.base, *parts))
         return harness.ask(model, tokenizer, run.eval, store)
 
     def ask_base(anew: bool = False) -> Answers:
         return harness.base_answers(models.base, _questions_only(run.eval), models.dtype, models.device, ask, anew)
 
+    roles = harness.entry_roles(run.eval, run.data.questions.roles(run.eval.tasks or ()))
     before = ask_base()
     with delta.applied(model) if model is not None else nullcontext():
         if early_stop is not None and model is not None:
             count = min(early_stop.questions, run.eval.limit or early_stop.questions)
             first = harness.ask(model, tokenizer, dataclasses.replace(run.eval, limit=count, corrected=False))
-            pruned = Pruned(questions=count, qa=harness.compare(before.first(count), first), because="")
+            pruned = Pruned(questions=count, qa=harness.compare(before.first(count), first, roles), because="")
             if because := early_stop.because(results.model_copy(update={"pruned": pruned})):
                 return results.model_copy(update={"pruned": pruned.model_copy(update={"because": because})})
         after = ask(record.folder / rundir.MODEL, "unlearned", delta.digest())
@@ -107,11 +108,8 @@ def _ask(plan: Evaluation, delta: Delta, record: Record, results: Results, early
     _write_answers(record.folder / rundir.ANSWERS, before, after)
     assert results.provenance is not None
     origin = results.provenance.model_copy(update={"question_hashes": after.hashes})
-    qa = harness.compare(before, after)
-    for name, row in qa.items():
-        row.role = "forget" if name in run.data.forget_tasks else None
-        row.role = "adjacent" if name in run.data.adjacent_tasks else row.role
-    return results.model_copy(update={"qa": qa, "provenance": origin})
+    found = {"qa": harness.compare(before, after, roles), "measured": harness.measured(before, after, roles)}
+    return results.model_copy(update={**found, "provenance": origin})
 
 
 def _questions_only(settings: Eval) -> Eval:
@@ -122,14 +120,21 @@ def _questions_only(settings: Eval) -> Eval:
 
 
 def _write_answers(file: Path, before: Answers, after: Answers) -> None:
-    """One line per question: the right option, the chosen ones in numbers and words, and whether right if corrected."""
+    """One line per question: its text, options and right option, and of each model its choice and probabilities.
+
+    ``probs`` are those of the options among the options, ``prob`` is that of the right option's text.
+    """
     lines = []
     for task, targets in before.targets.items():
-        for i, target in enumerate(targets):
+        for i, target in enumerate(targets if task in after.targets else ()):
             line: dict[str, object] = {"task": task, "question": i, "target": target}
+            options = before.options[task][i]
+            line |= {"text": before.questions[task][i], "options": options, "right": options[target]}
             for who, answers in (("base", before), ("unlearned", after)):
-                line |= {who: answers.chosen[task][i], f"{who}_says": answers.picked[task][i]}
+                chosen, probs = answers.chosen[task][i], answers.shares[task][i]
+                line |= {who: chosen, f"{who}_says": answers.picked[task][i], f"{who}_option": options[chosen]}
+                line |= {f"{who}_probs": [round(p, 6) for p in probs], f"{who}_prob": answers.prob[task][i]}
                 if task in answers.corrected:
                     line[f"{who}_corrected"] = answers.corrected[task][i]
             lines.append(json.dumps(line, ensure_ascii=False))
-    write_atomic(file, "\n".join(lines) + "\n")
+    write_atomic(file, "".join(f"{line}\n" for line in lines))

@@ -20,10 +20,11 @@ from rmu_exp.pipeline.models import Models, Texts
 from rmu_exp.pipeline.record import Record
 from rmu_exp.record import provenance, rundir
 from rmu_exp.record.results import Results, RunInfo
-from rmu_exp.settings import Data, Judge, Model
+from rmu_exp.settings import ROLES, Data, Judge, Model
 from rmu_exp.support.errors import UserError
 
-OWN = ("model.oracle", "model.device", "model.dtype", "model.threads", "data.attacked")  # the command line's own stay
+OWN = ["model.oracle", "model.device", "model.dtype", "model.threads", "data.attacked"]  # the command line's own stay
+OWN += [f"data.questions.{role}" for role in ROLES]
 
 
 def is_run(word: str) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 from rmu_exp import worlds
 from rmu_exp.config import plugins
 from rmu_exp.data import sources
+from rmu_exp.evaluate import own_questions
 from rmu_exp.model import gguf
 from rmu_exp.settings import Run
 
@@ -31,12 +32,16 @@ def of(runs: Sequence[Run]) -> Needs:
     models = [f"{model.name}@{model.revision or ''}".rstrip("@") for model in named]
     models += [run.model.oracle for run in attacked if run.model.oracle]
     texts = [s for run in runs for s in (*run.data.forget, *run.data.retain, *run.eval.held_out, run.data.neutral) if s]
-    tasks = [task for run in runs for task in run.eval.tasks] + [t for run in attacked for t in run.data.forget_tasks]
+    tasks = [t for r in runs for t in r.eval.tasks or ()] + [t for r in attacked for t in r.data.questions.forget]
     depths = [depth(run) for run in runs]
     return Needs(
         models=[name for name in dict.fromkeys(models) if _on_hub(name)],
         corpora=[source for source in dict.fromkeys(texts) if sources.dataset(source) is not None],
-        tasks=[task for task in dict.fromkeys(tasks) if task.partition("_")[0] not in worlds.names()],
+        tasks=[
+            t
+            for t in dict.fromkeys(tasks)
+            if t.partition("_")[0] not in worlds.names() and not own_questions.is_file(t)
+        ],
         depth=None if None in depths else max(d for d in depths if d is not None),
         trust_remote_code=any(run.model.trust_remote_code for run in runs),
     )
@@ -55,3 +60,8 @@ def depth(run: Run) -> int | None:
 def _on_hub(name: str) -> bool:
     ships = name.partition(":")[0] in worlds.names() or name in gguf.PACKAGES
     return not ships and not Path(name).expanduser().exists()
+
+
+def _outside(task: str) -> bool:
+    """Whether a task is lm-eval's; its data may be on the hub."""
+    return task.partition("_")[0] not in worlds.names() and not own_questions.is_file(task)

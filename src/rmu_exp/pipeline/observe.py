@@ -15,7 +15,7 @@ from torch import nn
 
 from rmu_exp import data, worlds
 from rmu_exp.data.sources import Corpus
-from rmu_exp.evaluate import damage, fluency, generate, harness, questions, ripple
+from rmu_exp.evaluate import catalogue, damage, fluency, generate, questions, ripple
 from rmu_exp.evaluate.damage import Compared
 from rmu_exp.evaluate.generate import Written
 from rmu_exp.evaluate.perplexity import LONGEST
@@ -141,7 +141,7 @@ def _samples(plan: Observation, model: nn.Module, delta: Delta, record: Record) 
     tokenizer = models.base.tokenizer()
     prompts = plan.prompts
     if isinstance(prompts, int):
-        prompts = from_questions(tasks_by_role(run), run.topics, prompts, size.limit)
+        prompts = from_questions(tasks_by_role(run), run.topics, prompts, size.limit, size.include_path)
     if not prompts:
         return {}
     rows = [list(tokenizer(prompt.text)["input_ids"]) for prompt in prompts]
@@ -190,7 +190,7 @@ def _samples(plan: Observation, model: nn.Module, delta: Delta, record: Record) 
 
 def _levels(run: Run | Judge) -> tuple[str, ...]:
     """The distances that the world of the questions knows by construction, nearest first; none: it knows none."""
-    found = (worlds.levels(task) for task in run.eval.tasks)
+    found = (worlds.levels(task) for task in run.eval.tasks or ())
     return next((levels for levels in found if levels), ())
 
 
@@ -201,8 +201,7 @@ def _ripple(plan: Observation, record: Record, results: Results) -> Ripple | Non
     levels = _levels(run) if run.eval.ripple == "auto" else ()
     rows: list[ripple.Question] = []
     if levels:
-        with harness.loading(run.eval.tasks):
-            tasks = harness.task_manager(run.eval.tasks).load(list(run.eval.tasks))["tasks"]
+        tasks = catalogue.loaded(run.eval)["tasks"]
         for name, answered in answers.items():
             chance, docs = results.qa[name].chance, tasks[name].eval_docs
             for doc, before, after in zip(docs, answered.correct("base"), answered.correct("unlearned"), strict=False):
@@ -211,7 +210,11 @@ def _ripple(plan: Observation, record: Record, results: Results) -> Ripple | Non
         return ripple.by_construction(rows, levels) if rows else None
     texts: list[str] = []
     for names in tasks_by_role(run).values():
-        asked = [q for group in questions.load(names, run.topics, run.eval.limit).values() for q in group]
+        asked = [
+            q
+            for group in questions.load(names, run.topics, run.eval.limit, run.eval.include_path).values()
+            for q in group
+        ]
         seen: dict[str, int] = {}
         for i, question in enumerate(asked):
             at = seen[question.task] = seen.get(question.task, -1) + 1

@@ -165,6 +165,8 @@ def show(folder: Path, results: Results) -> None:
     console = Console(width=None if sys.stdout.isatty() else 100)
     if results.qa:
         console.print(tables.on_screen(results.qa).rich(tables.title(results.run)))
+    if measured := tables.metrics(results):
+        console.print(measured.rich("lm-eval's metrics"))
     if results.verdict:
         console.print(f"[bold]{results.verdict.word}[/bold]: {' '.join(results.verdict.sentences)}", highlight=False)
     for said in observed.on_screen(results):

@@ -17,11 +17,14 @@ from typing import Annotated, Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
+from rmu_exp.settings import ROLES, Role
 from rmu_exp.support.errors import UserError, first_line
 from rmu_exp.support.files import write_atomic
 
 NAME = "results.json"
 SCHEMA = 2
+OLD_ROLES: dict[str, Role] = {f"{world}_{role}": role for world in ("atlas", "lore") for role in ROLES}
+OLD_ROLES |= {"wmdp_bio": "forget", "wmdp_cyber": "forget", "mmlu": "general"}
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -49,6 +52,8 @@ class Accuracy(Part):
         prob: mean probability of the right option after the prompt.
         mass: mean probability of all options together.
         answers: option to how often it was chosen, the most frequent ones.
+        choice_prob: mean probability of the right option among the options; intervals are bootstrapped over questions.
+        metrics: lm-eval's own metrics by name, with lm-eval's standard errors (a filter stands after a comma).
     """
 
     acc: Fraction
@@ -57,8 +62,13 @@ class Accuracy(Part):
     n: Annotated[int, Field(ge=1)]
     corrected: Corrected | None = None
     prob: Fraction | None = None
+    prob_ci95: Interval | None = None
+    choice_prob: Fraction | None = None
+    choice_prob_ci95: Interval | None = None
     mass: Fraction | None = None
     answers: dict[str, Count] = {}
+    metrics: dict[str, float] = {}
+    metrics_stderr: dict[str, float] = {}
 
 
 class Control(Accuracy):
@@ -83,7 +93,7 @@ class QaRow(Part):
         chance: accuracy of a blind guess.
         blind: of the best answer that does not look at the question, such as the letter that is right most often.
         correction: how answer bias is taken out of ``corrected``: rotations, or other questions.
-        role: what its questions are about, where the data's settings say so.
+        role: what its questions are for, as ``data.questions`` says.
     """
 
     tasks: list[str] | None = None
@@ -94,7 +104,7 @@ class QaRow(Part):
     chance: Fraction
     blind: Fraction | None = None
     correction: str | None = None
-    role: Literal["forget", "adjacent", "general"] | None = None
+    role: Role | None = None
 
     def of(self, state: State) -> Accuracy | None:
         """The accuracy of the base or the unlearned model; None: not asked."""
@@ -102,6 +112,29 @@ class QaRow(Part):
 
 
 Qa = dict[str, QaRow]
+
+
+class Measured(Part):
+    """lm-eval's metrics of a task whose questions are not each right or wrong; ``acc`` where it has one."""
+
+    acc: float | None = None
+    stderr: float | None = None
+    n: Count
+    metrics: dict[str, float]
+    metrics_stderr: dict[str, float] = {}
+
+
+class MeasuredRow(Part):
+    """Such a task, or a group and its ``tasks``, before and after."""
+
+    tasks: list[str] | None = None
+    base: Measured
+    unlearned: Measured | None = None
+    role: Role | None = None
+
+    def of(self, state: State) -> Measured | None:
+        """The metrics of the base or the unlearned model; None: not asked."""
+        return self.base if state == "base" else self.unlearned
 
 
 class Pruned(Part):
@@ -400,6 +433,7 @@ class Results(Part):
     verdict: Verdict | None = None
     train: Training | None = None
     qa: Qa = {}
+    measured: dict[str, MeasuredRow] = {}
     pruned: Pruned | None = None
     perplexity: dict[str, PerplexityRow] = {}
     damage: Damage | None = None
@@ -410,9 +444,38 @@ class Results(Part):
     attacks: dict[str, AttackEntry] = {}
     published: list[Published] = []
 
+    @model_validator(mode="before")
+    @classmethod
+    def _apart(cls, values: object) -> object:
+        """In the file the two kinds of rows stand together, in the order of their names."""
+        if isinstance(values, dict) and isinstance(qa := values.get("qa"), dict):
+            rows = [(k, v) for k, v in qa.items() if isinstance(v, dict) and isinstance(v.get("base"), dict)]
+            apart = {k: v for k, v in rows if "chance" not in v and "metrics" in v["base"]}
+            if apart:
+                rest = {k: v for k, v in qa.items() if k not in apart}
+                return values | {"qa": rest, "measured": apart | values.get("measured", {})}
+        return values
+
+    @model_validator(mode="after")
+    def _roles(self) -> Results:
+        """Files without the role ``general`` are older: their tasks' names say it, or the rest is."""
+        for qa in (self.qa, self.pruned.qa if self.pruned else Qa()):
+            if not any(row.role == "general" for row in qa.values()):
+                for name, row in qa.items():
+                    row.role = row.role or OLD_ROLES.get(name)
+            roles = {row.role for row in qa.values()} - {None}
+            if roles and "general" not in roles:
+                inside = {task for row in qa.values() for task in row.tasks or ()}
+                for name, row in qa.items():
+                    whole = row.tasks is None or not any(qa[t].role for t in row.tasks if t in qa)
+                    row.role = row.role or ("general" if whole and name not in inside else None)
+        return self
+
     def content(self) -> dict[str, JsonValue]:
         """As results.json has it: what is not there is left out."""
         values = self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True)
+        if measured := values.pop("measured", {}):
+            values["qa"] = values.get("qa", {}) | measured
         return {"schema": SCHEMA} | values | {"schema": SCHEMA, "run": {"kind": self.run.kind, **values["run"]}}
 
     def save(self, file: Path) -> None:
@@ -450,7 +513,11 @@ def _reason(error: ValidationError) -> str:
 
 def schema() -> dict[str, JsonValue]:
     """The JSON Schema of results.json: what a report, a table or another program may rely on."""
-    return Results.model_json_schema(by_alias=True)
+    found = Results.model_json_schema(by_alias=True)
+    rows = found["properties"]["qa"]
+    rows["additionalProperties"] = {"anyOf": [rows["additionalProperties"], {"$ref": "#/$defs/MeasuredRow"}]}
+    del found["properties"]["measured"]
+    return found
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import JsonValue
 
-from rmu_exp.config.parse import made, stored
+from rmu_exp.config.parse import current, made, stored
 from rmu_exp.record import results as results_json
 from rmu_exp.record.results import Results, State
 from rmu_exp.settings import Judge, Run
@@ -76,7 +76,7 @@ class RunDir:
 
         Raises UserError: the group is not there, or holds a wrong type.
         """
-        values = self.config.get(key)
+        values = current(self.config).get(key)
         if not isinstance(values, dict):
             raise UserError(f"{self.folder / CONFIG}: damaged (no {key} in it)")
         known = getattr(schema, "__dataclass_fields__", {})

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from rmu_exp.record import results as results_json
+from rmu_exp.record import rundir
 from rmu_exp.record.results import Results
 from rmu_exp.record.rundir import Object
 from rmu_exp.report import attacks, observed, published, tables
@@ -21,12 +23,23 @@ def write_report(folder: Path) -> Path:
     results = results_json.load(folder / results_json.NAME)
     path = folder / "report.md"
     figures = sorted(file.stem for file in (folder / "plots").glob("*.png"))
-    write_atomic(path, text(results, figures, observed.written(folder)))
+    answers = list(rundir.whole_lines(folder / rundir.ANSWERS))
+    write_atomic(path, text(results, figures, answers, observed.written(folder)))
     return path
 
 
-def text(results: Results, plots: Sequence[str] = (), written: Sequence[Object] = ()) -> str:
-    """The report; ``plots`` are the names of the figures in plots/, ``written`` the lines of samples.jsonl."""
+def text(
+    results: Results,
+    plots: Sequence[str] = (),
+    answers: Sequence[Mapping[str, Any]] = (),
+    written: Sequence[Object] = (),
+) -> str:
+    """The report.
+
+    Args:
+        plots: names of the figures in plots/.
+        answers, written: the lines of answers.jsonl and of samples.jsonl.
+    """
     changes = [
         f"{name} {percent(row.base.acc)} → {percent(row.unlearned.acc)}"
         for depth, name in tables.rows(results.qa)
@@ -40,6 +53,9 @@ def text(results: Results, plots: Sequence[str] = (), written: Sequence[Object] 
         worst=attacks.sentence(results),
         questions=tables.accuracies(results.qa),
         details=tables.details(results.qa),
+        probabilities=tables.answer_probabilities(results.qa),
+        metrics=tables.metrics(results, everything=True),
+        changed=tables.changed(results.qa, answers),
         corrections=tables.corrections(results.qa),
         attacks=tables.attacks(results),
         published=published.table(results),

@@ -20,10 +20,10 @@ from rmu_exp.record import results as results_json
 from rmu_exp.record import rundir
 from rmu_exp.record.results import Results, State
 from rmu_exp.report import style
-from rmu_exp.report.objectives import ROLES, Axis, Measure, standing_for, worst
+from rmu_exp.report.objectives import Axis, Measure, standing_for, worst
 from rmu_exp.report.style import FORGET, GREY, RETAIN
 from rmu_exp.report.table import Table, numbers
-from rmu_exp.settings import result_settings
+from rmu_exp.settings import ROLES, result_settings
 from rmu_exp.support.errors import UserError
 from rmu_exp.support.files import write_atomic
 

@@ -1,47 +1,24 @@
 """What runs are compared by: forget accuracy (down), general accuracy (up), the worst attack (down).
 
-Also the one place that knows what questions are for by their names: lore's, WMDP's and MMLU's.
+What questions are for, their role, stands in results.json; nothing here knows a task by its name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from rmu_exp.evaluate.statistics import wilson
 from rmu_exp.record.results import Accuracy, Qa, Results, State
 from rmu_exp.support.errors import UserError
 
 NAMES = ("forget", "general", "worst")
-Role = Literal["forget", "adjacent", "general"]
-ROLES: tuple[Role, ...] = ("forget", "adjacent", "general")
 TasksByAxis = Mapping[str, Sequence[str]]
 
 
-def role(name: str) -> tuple[Role | None, bool]:
-    """What a task or group is about, by its name, and whether its questions are open ones, asked for lore only."""
-    about = name.replace("wmdp", "forget").replace("mmlu", "general")
-    return next((word for word in ROLES if word in about), None), "_open" in name
-
-
 def standing_for(wanted: str, qa: Qa) -> tuple[str, ...]:
-    """The groups and tasks whose questions stand for a role.
-
-    ``atlas_forget``, ``lore_forget`` and their like; of WMDP bio and cyber, which are unlearned (chem is not); all of
-    MMLU; otherwise those to which the data's settings give the role, and for ``general`` all that have none.
-    """
-    worlds = [name for name, row in qa.items() if row.tasks is not None and role(name) == (wanted, False)]
-    if named := [name for name in worlds if wanted in name]:
-        return tuple(named)
-    published = {"forget": ("wmdp_bio", "wmdp_cyber"), "general": ("mmlu",)}
-    if known := tuple(name for name in published.get(wanted, ()) if name in qa):
-        return known
-    if given := tuple(name for name, row in qa.items() if row.role == wanted):
-        return given
-    inside = {task for row in qa.values() for task in row.tasks or ()}
-    free = (name for name, row in qa.items() if row.role is None and role(name)[0] is None and name not in inside)
-    return tuple(free) if wanted == "general" else ()
+    """The groups and tasks whose questions have a role."""
+    return tuple(name for name, row in qa.items() if row.role == wanted)
 
 
 @dataclass(frozen=True)
@@ -98,7 +75,7 @@ def known(key: str, names: Sequence[str]) -> None:
 
 
 def choose(names: Sequence[str], runs: Sequence[Results], given: TasksByAxis | None = None) -> list[Axis]:
-    """The axes by name, over the questions asked: the groups or tasks ``given``, otherwise found by their names.
+    """The axes by name, over the questions asked: the groups or tasks ``given``, otherwise those with that role.
 
     Raises UserError: an axis that these runs have no questions for.
     """

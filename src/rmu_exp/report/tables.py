@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-from rmu_exp.record.results import Accuracy, AttackEntry, Perplexity, Qa, Results, RunInfo
-from rmu_exp.report.objectives import ROLES, role
+from rmu_exp.record.results import Accuracy, AttackEntry, Measured, MeasuredRow, Perplexity, Qa, QaRow, Results, RunInfo
 from rmu_exp.report.table import Table, interval, numbers, percent
+from rmu_exp.settings import ROLES
 
 INDENT = "&nbsp;&nbsp;"
+MOST_CHANGED = 10
 
 
 def rows(qa: Qa) -> list[tuple[int, str]]:
@@ -19,14 +22,15 @@ def rows(qa: Qa) -> list[tuple[int, str]]:
     tasks = {name: row.tasks for name, row in qa.items() if row.tasks is not None}
     home = {task: group for group in sorted(tasks, key=lambda n: len(tasks[n]))[::-1] for task in tasks[group]}
     listed: list[tuple[int, str]] = []
-    for group in sorted(tasks, key=lambda n: (*_rank(n), -len(tasks[n]))):
-        listed += [(0, group), *((1, task) for task in tasks[group] if task in qa and home[task] == group)]
-    return listed + [(0, name) for name in qa if name not in tasks and name not in home]
+    alone = [name for name in qa if name not in tasks and (name not in home or qa[name].role)]
+    for name in sorted((*tasks, *alone), key=lambda n: (_rank(qa[n]), -len(tasks.get(n, ())))):
+        inside = [task for task in tasks.get(name, ()) if task in qa and home[task] == name and task not in alone]
+        listed += [(0, name), *((1, task) for task in inside)]
+    return listed
 
 
-def _rank(name: str) -> tuple[bool, int]:
-    about, is_open = role(name)
-    return is_open, len(ROLES) if about is None else ROLES.index(about)
+def _rank(row: QaRow) -> int:
+    return ROLES.index(row.role) if row.role else len(ROLES)
 
 
 def title(run: RunInfo) -> str:
@@ -38,8 +42,8 @@ def title(run: RunInfo) -> str:
 
 
 def on_screen(qa: Qa) -> Table:
-    """Accuracies for the terminal, 80 columns wide with names up to 26 characters; tasks of open questions left out."""
-    listed = [(depth, name) for depth, name in rows(qa) if not (depth and role(name)[1])]
+    """Accuracies for the terminal, 80 columns wide with names up to 26 characters."""
+    listed = rows(qa)
     body = []
     for depth, name in listed:
         row = qa[name]
@@ -60,6 +64,69 @@ def accuracies(qa: Qa) -> Table:
         body.append([*cells, corrected(row.base), corrected(row.unlearned), percent(row.chance)])
     columns = ["n", "base", "95 %", "unlearned", "95 %", "base, corrected", "unlearned, corrected", "chance"]
     return Table(["questions", *numbers(*columns)], body)
+
+
+def metrics(results: Results, everything: bool = False) -> Table:
+    """lm-eval's metrics with their standard errors: of tasks without an accuracy of their own; or of all."""
+    rows: dict[str, QaRow | MeasuredRow] = {**(results.qa if everything else {}), **results.measured}
+    body = []
+    for name, row in rows.items():
+        for metric in row.base.metrics:
+            cells = [name, metric, str(row.base.n), _metric(row.base, metric)]
+            body.append([*cells, _metric(row.unlearned, metric) if row.unlearned else ""])
+    return Table(["task", "metric", *numbers("n", "base", "unlearned")], body)
+
+
+def _metric(measured: Accuracy | Measured, name: str) -> str:
+    value, stderr = measured.metrics.get(name), measured.metrics_stderr.get(name)
+    if value is None:
+        return ""
+    return f"{value:.4g}" if stderr is None or math.isnan(stderr) else f"{value:.4g} ± {stderr:.2g}"
+
+
+def answer_probabilities(qa: Qa) -> Table:
+    """Mean probability of the right option among the options, and of its text, with bootstrapped 95 % intervals."""
+    body = []
+    for depth, name in rows(qa):
+        states = [qa[name].base, qa[name].unlearned]
+        cells = [_probable(m.choice_prob, m.choice_prob_ci95) if m else "" for m in states]
+        cells += [_probable(m.prob, m.prob_ci95) if m else "" for m in states]
+        if any(cells):
+            body.append([INDENT * depth + name, *cells])
+    columns = ["base, among options", "unlearned, among options", "base, its text", "unlearned, its text"]
+    return Table(["questions", *numbers(*columns)], body)
+
+
+def _probable(value: float | None, bounds: tuple[float, float] | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.3g}" if bounds is None else f"{value:.3g} ({bounds[0]:.3g}–{bounds[1]:.3g})"
+
+
+def changed(qa: Qa, lines: Iterable[Mapping[str, Any]]) -> dict[str, Table]:
+    """Role to the :data:`MOST_CHANGED` questions whose right option lost or gained most probability, in words.
+
+    Args:
+        lines: of answers.jsonl.
+    """
+    roles = {task: row.role for name, row in qa.items() if row.role for task in row.tasks or [name]}
+    found: dict[str, list[tuple[float, list[str]]]] = {}
+    for line in lines:
+        role, target = roles.get(str(line.get("task"))), line.get("target")
+        before, after = line.get("base_probs"), line.get("unlearned_probs")
+        if role and isinstance(target, int) and isinstance(before, list) and isinstance(after, list):
+            first, last = before[target], after[target]
+            words = [_cell(line.get(key, "")) for key in ("text", "right", "base_option", "unlearned_option")]
+            cells = [*words[:3], f"{first:.2f}", words[3], f"{last:.2f}"]
+            found.setdefault(role, []).append((abs(last - first), cells))
+    columns = ["question", "right", "base", *numbers("p(right)"), "unlearned", *numbers("p(right)")]
+    most = {role: sorted(mine, key=lambda m: -m[0])[:MOST_CHANGED] for role, mine in found.items()}
+    return {role: Table(columns, [cells for _, cells in most[role]]) for role in ROLES if role in most}
+
+
+def _cell(text: object, most: int = 160) -> str:
+    line = " ".join(str(text).split()).replace("|", "\\|")
+    return line if len(line) <= most else f"… {line[-most:]}"
 
 
 def details(qa: Qa) -> Table:
