@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 import torch
 
+from rmu_exp.cli.entry import existing_part
 from rmu_exp.support.boundary import line_for, one_line
 from rmu_exp.support.errors import RunError, UserError
 
@@ -61,3 +64,15 @@ def test_the_caller_knows_more_and_a_runs_log_is_named(tmp_path):
     known = lambda error: UserError("key: no number") if isinstance(error, ValueError) else None  # noqa: E731
     assert line_for(KeyError(), more=(known,)) is None
     assert str(line_for(ValueError(), more=(known,))) == "key: no number"
+
+
+def test_an_output_on_a_read_only_disk_is_the_users_to_change(tmp_path, monkeypatch):
+    """It was called a disk that has become read-only, with exit status 1."""
+
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "read-only", str(tmp_path))
+
+    monkeypatch.setattr("tempfile.TemporaryDirectory", refused)
+    with pytest.raises(UserError, match=r"output: cannot write to .*read-only file system.*choose another") as caught:
+        existing_part(tmp_path / "run")
+    assert line_for(caught.value) is caught.value

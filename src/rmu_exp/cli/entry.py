@@ -165,7 +165,7 @@ def existing_part(folder: Path) -> Path:
         if full is not None and number in FULL:
             raise full from error
         reason = os.strerror(number).lower() if number else str(error)
-        raise UserError(f"output: cannot write to {folder} ({reason}); choose another folder") from error
+        raise UserError(f"output: cannot write to {folder} ({reason}); choose another folder") from None
 
 
 def remove_if_empty(folder: Path, existing: Path) -> None:
