@@ -38,7 +38,7 @@ def train(*words: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str
     ("words", "named"),
     [
         (["stear=6.5"], "stear: no such key, did you mean steer?"),
-        (["layer=99"], "layer: got 99, allowed is 0 to 29"),
+        (["model=lore", "data=lore", "layer=99"], "layer: got 99, allowed is 0 to "),
         (["-m", "layer=3,5,99x"], "layer: got '99x', allowed is a whole number"),
         (["data.forget=[nowhere.jsonl,lore:wards]"], "nowhere.jsonl: no such file"),
         (["hydra.run.dir=file/x"], "output: cannot write to file/x"),
@@ -167,6 +167,7 @@ def test_shell_completion(tmp_path):
 
 
 def test_a_hub_that_cannot_be_reached_is_status_1_and_leaves_nothing(tmp_path):
+    (tmp_path / "a.txt").write_text("w1 w2\n\n" * 8)
     words = ["model=hf", "model.name=org/model", *LOCAL[2:], "tracking=off", "output=out/deep"]
     done = train(*words, cwd=tmp_path, HF_ENDPOINT="http://127.0.0.1:9", HF_HOME=str(tmp_path / "home"))
     assert (done.returncode, done.stdout) == (1, "")

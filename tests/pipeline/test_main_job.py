@@ -85,7 +85,7 @@ def test_a_small_steer_leaves_the_knowledge(job):
 def test_what_a_run_writes(job):
     folder, finished = job(*MAIN)
     got = results(folder)
-    assert {"schema", "run", "verdict", "qa", "train", "provenance"} == set(got)
+    assert {"schema", "run", "verdict", "qa", "ripple", "train", "provenance"} == set(got)
     assert got["run"]["trained_parameters"] == [f"model.layers.{i}.mlp.down_proj.weight" for i in (5, 6, 7)]
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, got["train"]["steps"] + 1))

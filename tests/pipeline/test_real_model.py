@@ -34,7 +34,9 @@ def train(folder: Path, *words: str) -> tuple[dict[str, Any], str]:
 @pytest.fixture(scope="module")
 def short(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], str]:
     folder = tmp_path_factory.mktemp("real") / "run"
-    results, printed = train(folder, "train.max_batches=4", "eval.limit=4", "export=true")
+    results, printed = train(
+        folder, "train.max_batches=4", "eval.limit=4", "export=true", "eval.samples=2", "eval.damage=2"
+    )
     return folder, results, printed
 
 

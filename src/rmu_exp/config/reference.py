@@ -22,6 +22,7 @@ from rmu_exp.support.setting import groups_of
 
 WIDTH = 120
 PAIRS = ("preset", "method_model")  # chosen by the model and the method
+IN_FULL = ("hydra", "model.published", "model.published_settings")  # for who reads a whole group
 TRAIN_HEAD = """\
 Unlearn hazardous knowledge from a language model by RMU, and measure what is left.
 
@@ -74,9 +75,10 @@ def page(conf: Path, program: str, group: str | None = None) -> str:
         return "\n".join(_group_page(conf, group, *pages[group])) + "\n"
     lines = [JUDGE_HEAD if program == "judge" else TRAIN_HEAD]
     for name, (choices, rows) in pages.items():
-        if name and name not in PAIRS:
+        if name and name not in (*PAIRS, *IN_FULL):
             listed = f"{name}=… " + " ".join(choices) if choices else name
             lines += textwrap.wrap(listed, WIDTH, subsequent_indent=" " * (len(name) + 3), break_on_hyphens=False)
+        rows = [row for row in rows if f"{name}.{row.key}" not in IN_FULL]
         heads = [_cut(f"  {'.' * bool(name)}{row.setting}", 44) for row in rows]
         lines += [_cut(f"{head:<30} {row.sentence}", WIDTH) for head, row in zip(heads, rows, strict=True)]
     return "\n".join([*lines, "", TAIL.format(program)])
