@@ -103,7 +103,7 @@ def test_what_a_run_writes(job):
     assert mean["norm_forget_updated"] > 0.5 * 6.5  # the words before a topic's name are common to all texts
     assert mean["norm_forget_frozen"] < 0.3 * 6.5
     assert mean["norm_retain_updated"] == pytest.approx(mean["norm_retain_frozen"], rel=0.1)
-    assert {p.name for p in (folder / "plots").iterdir()} == {"accuracy.png", "norms.png", "losses.png"}
+    assert {p.name for p in (folder / "plots").iterdir()} == {"accuracy.png", "norms.png", "losses.png", "ripple.png"}
     report = (folder / "report.md").read_text()
     assert "lore_forget" in report
     assert "plots/accuracy.png" in report
