@@ -165,7 +165,8 @@ def existing_part(folder: Path) -> Path:
         if full is not None and number in FULL:
             raise full from error
         reason = os.strerror(number).lower() if number else str(error)
-        raise UserError(f"output: cannot write to {folder} ({reason}); choose another folder") from None
+    # outside of the block: a refusal that came from an error of the disk would be taken for one
+    raise UserError(f"output: cannot write to {folder} ({reason}); choose another folder")
 
 
 def remove_if_empty(folder: Path, existing: Path) -> None:

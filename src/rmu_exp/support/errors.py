@@ -49,13 +49,13 @@ def explain(error: BaseException, explainers: Iterable[Explainer]) -> UserError 
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
-    """An error and what it came from, outermost first; what ``from None`` hides is left out."""
+    """An error and what it came from, outermost first."""
     seen: set[int] = set()
     current: BaseException | None = error
     while current is not None and id(current) not in seen:
         seen.add(id(current))
         yield current
-        current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
+        current = current.__cause__ or current.__context__
 
 
 def first_line(error: BaseException) -> str:
