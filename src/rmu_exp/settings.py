@@ -319,6 +319,14 @@ class Experiment:
         return given if given is not None else usual if self.data.neutral else 0
 
     @property
+    def tasks_by_role(self) -> dict[str, list[str]]:
+        """Role to the entries that ask for it: forget, adjacent, general, those that there are."""
+        questions = self.data.questions
+        roles = questions.roles(list(dict.fromkeys((*questions.forget, *questions.adjacent, *(self.eval.tasks or ())))))
+        found = {role: [entry for entry, its in roles.items() if its == role] for role in ROLES}
+        return {str(role): entries for role, entries in found.items() if entries}
+
+    @property
     def other_tasks(self) -> list[str]:
         """The tasks that do not ask about the forget topics."""
         return [task for task in self.eval.tasks or () if task not in self.data.questions.forget]

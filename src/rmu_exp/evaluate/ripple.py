@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rmu_exp.evaluate import statistics
 from rmu_exp.evaluate.scoring import Ids, Scorer
 from rmu_exp.record.results import Rate, Ripple, RippleLevel
 
-BINS, RESAMPLES = 5, 2000
+BINS = 5
 
 
 @dataclass(frozen=True)
@@ -50,15 +51,13 @@ def by_distance(questions: Sequence[Question], bins: int = BINS) -> Ripple:
 
 
 def _level(name: str, group: Sequence[Question], distance: float | None) -> RippleLevel:
-    lost = np.array([q.base - q.unlearned for q in group], dtype=float)
-    draws = np.random.default_rng(0).integers(len(lost), size=(RESAMPLES, len(lost)))
-    low, high = np.quantile(lost[draws].mean(axis=1), [0.025, 0.975])
+    lost = [float(q.base - q.unlearned) for q in group]
     return RippleLevel(
         name=name,
         n=len(group),
         base=float(np.mean([q.base for q in group])),
         unlearned=float(np.mean([q.unlearned for q in group])),
-        lost=Rate(mean=float(lost.mean()), ci95=(float(low), float(high))),
+        lost=Rate(mean=statistics.mean(lost), ci95=statistics.bootstrap(lost)),
         chance=float(np.mean([q.chance for q in group])),
         distance=distance,
     )

@@ -23,7 +23,6 @@ from rmu_exp.evaluate.prompts import Prompt, evenly, from_file, from_questions
 from rmu_exp.model.delta import Delta
 from rmu_exp.pipeline.models import Models, Texts
 from rmu_exp.pipeline.record import Record
-from rmu_exp.pipeline.roles import tasks_by_role
 from rmu_exp.record import rundir
 from rmu_exp.record.results import Both, Damage, RatesRow, Results, Ripple
 from rmu_exp.record.store import cached, fingerprint
@@ -68,11 +67,11 @@ def prepare_observation(run: Run | Judge, models: Models, texts: Texts, results:
     over = done.pruned is not None
     asked, compares = run.prompts_asked, bool(run.texts_compared) and not over and done.damage is None
     prompts = from_file(asked) if isinstance(asked, str) else asked
-    if run.eval.samples and isinstance(prompts, int) and not tasks_by_role(run):
+    if run.eval.samples and isinstance(prompts, int) and not run.tasks_by_role:
         raise UserError(
             "eval.samples: there are no questions to take prompts from; give eval.tasks, or a file of prompts"
         )
-    if not tasks_by_role(run) and isinstance(prompts, int):
+    if not run.tasks_by_role and isinstance(prompts, int):
         prompts = 0
     ripples = run.eval.ripple != "off" and bool(run.eval.tasks) and not over and done.ripple is None
     if run.eval.ripple == "auto" and ripples:
@@ -141,7 +140,7 @@ def _samples(plan: Observation, model: nn.Module, delta: Delta, record: Record) 
     tokenizer = models.base.tokenizer()
     prompts = plan.prompts
     if isinstance(prompts, int):
-        prompts = from_questions(tasks_by_role(run), run.topics, prompts, size.limit, size.include_path)
+        prompts = from_questions(run.tasks_by_role, run.topics, prompts, size.limit, size.include_path)
     if not prompts:
         return {}
     rows = [list(tokenizer(prompt.text)["input_ids"]) for prompt in prompts]
@@ -209,7 +208,7 @@ def _ripple(plan: Observation, record: Record, results: Results) -> Ripple | Non
                     rows.append(ripple.Question(before, after, chance, level))
         return ripple.by_construction(rows, levels) if rows else None
     texts: list[str] = []
-    for names in tasks_by_role(run).values():
+    for names in run.tasks_by_role.values():
         asked = [
             q
             for group in questions.load(names, run.topics, run.eval.limit, run.eval.include_path).values()
