@@ -13,7 +13,8 @@ from rmu_exp.cli import entry
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(config: DictConfig) -> float:
     """One run. Returns what a sweeper may maximise: forget accuracy lost less general accuracy lost."""
-    from rmu_exp.cli import job  # imports torch, which a mistyped key need not wait for
+    entry.announce(config)
+    from rmu_exp.cli import job  # imports torch, which neither a mistyped key nor the first line need wait for
 
     return job.run(config)
 

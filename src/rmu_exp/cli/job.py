@@ -49,6 +49,8 @@ def _unused(folder: Path) -> Path:
         with suppress(FileExistsError):
             (place / LOCK).touch(exist_ok=False)
             break
+    if place != folder:
+        print(f"another run began in the same second: results in {place.relative_to(Path.cwd())}", flush=True)
     return place
 
 
