@@ -130,7 +130,7 @@ def test_a_run_whose_weights_break_off_goes_on_by_the_same_command(hub, env, tmp
     hub.fail("org/stalls/model.safetensors", at=2000)
     began = time.perf_counter()
     done = train(env, tmp_path, "model.name=org/stalls")
-    assert (done.returncode, done.stdout) == (1, "")
+    assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert "org/stalls: the connection broke off" in line
     assert time.perf_counter() - began < 60
@@ -146,7 +146,7 @@ def test_a_hub_cache_on_a_full_disk(hub, env, tmp_path, what):
     with mounted(tmp_path / "small", "36k" if len(what) == 1 else "100k") as place:
         env = env | {"HF_HOME": str(place)}
         done = train(env, tmp_path, *what)
-        assert (done.returncode, done.stdout) == (1, ""), done.stderr
+        assert done.returncode == 1, done.stderr
         assert len(done.stderr.splitlines()) == 1, done.stderr
         assert "no space left on" in done.stderr
         remount(place, "size=64m")

@@ -138,7 +138,6 @@ def test_without_a_token_one_line_names_the_page(hub: Hub, tmp_path: Path) -> No
     assert line.startswith(f"rmu_exp: {standins.BIO}: a gated dataset; ask for access at ")
     assert f"https://huggingface.co/datasets/{standins.BIO}," in line
     assert "hf auth login" in line
-    assert done.stdout == ""
     assert [path.name for path in (tmp_path / "here").iterdir() if path.name != ".cache"] == []
     assert weights(hub) == before
 
