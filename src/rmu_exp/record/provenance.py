@@ -17,6 +17,7 @@ from pydantic import JsonValue
 
 from rmu_exp.record.results import Git, Provenance
 from rmu_exp.settings import Judge, Run
+from rmu_exp.support import program
 from rmu_exp.support.redaction import redact
 
 PACKAGES = (
@@ -41,7 +42,7 @@ def describe(run: Run | Judge, device: str, **made_from: object) -> Provenance:
 
 def command() -> str:
     """The command line of this process, without secrets."""
-    return redact("python " + shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))
+    return redact(f"{program.started()} {shlex.join(sys.argv[1:])}".strip())
 
 
 def settings(run: Run | Judge) -> dict[str, JsonValue]:
@@ -70,6 +71,7 @@ def git_state() -> Git | None:
         return done.stdout.decode(errors="replace")
 
     try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # an installed package may lie in a checkout of others
         commit, difference = git("rev-parse", "HEAD").strip(), git("diff", "HEAD")
     except (OSError, subprocess.SubprocessError):
         return None

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 
+from rmu_exp.support import program
 from rmu_exp.support.errors import RunError, UserError, first_line
 from rmu_exp.support.errors import explain as first_known
 
@@ -81,7 +82,7 @@ def _line(error: BaseException, repo: str, kind: str, revision: str | None) -> U
     if isinstance(error, errors.OfflineModeIsEnabled) or away:
         return UserError(
             f"{repo}: not in {constants.HF_HOME}, and the hub is switched off (HF_HUB_OFFLINE); "
-            "fetch it where there is a network (python -m rmu_exp fetch) and set HF_HOME to that folder"
+            f"fetch it where there is a network ({program.command('fetch')}) and set HF_HOME to that folder"
         )
     if isinstance(error, errors.GatedRepoError):
         refused = " that the token in use may not read" if error.response.status_code == 403 else ""
@@ -108,6 +109,6 @@ def _line(error: BaseException, repo: str, kind: str, revision: str | None) -> U
     if names & {"TransportError", "ConnectionError", "ProtocolError"}:
         return RunError(
             f"{repo}: the hub cannot be reached ({first_line(error)}); check the network, or fetch the files "
-            "where there is one (python -m rmu_exp fetch), then set HF_HOME to that folder and HF_HUB_OFFLINE=1"
+            f"where there is one ({program.command('fetch')}), then set HF_HOME to that folder and HF_HUB_OFFLINE=1"
         )
     return None
