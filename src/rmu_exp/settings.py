@@ -256,18 +256,22 @@ class Tracking:
 
     kind: str = setting("off", choices=("wandb", "off"))
     """wandb or off."""
-    project: str = setting("rmu_exp")
-    """W&B project."""
+    project: str | None = setting(None)
+    """W&B project; null: WANDB_PROJECT, or rmu_exp."""
     entity: str | None = setting(None)
     """W&B user or team; null: your default one."""
     mode: str = setting("auto", choices=("auto", "online", "offline"))
     """auto: online when a key is found, offline otherwise."""
     name: str | None = setting(None)
-    """Run name; null: made from model, method, layer, steer and seed."""
+    """Run name; null: WANDB_NAME, or in a sweep what was varied, or made from model, method, layer, steer and seed."""
     group: str | None = setting(None)
     """Runs of one group are shown together; in a sweep, the sweep's folder."""
     tags: list[str] = setting([])
-    """W&B tags."""
+    """W&B tags; those of WANDB_TAGS are added."""
+    artifact: str = setting("delta", choices=("delta", "export", "off"))
+    """What is uploaded as an artifact: the Delta, the full checkpoint of export=true, or nothing."""
+    system: bool = setting(True)
+    """Whether W&B records the use of processor, memory and GPU."""
     wait: float = setting(60.0, above=0)
     """Seconds that the end of a run may wait for W&B; what is not uploaded by then `wandb sync` uploads."""
 

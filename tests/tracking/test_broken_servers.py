@@ -33,7 +33,7 @@ for step in range(1, 21):
 delta = folder / "delta.safetensors"
 delta.write_bytes(b"changed tensors")
 ran = RunInfo(model="m", topics=["a"], method="rmu", layer=7, steer=[6.5], alpha=[1], seed=0)
-tracker.finish(Results(run=ran), [], delta)
+tracker.finish(Results(run=ran), [], folder)
 print(json.dumps({"init": begun - began, "end": time.perf_counter() - begun, "mode": tracker.mode}))
 """.replace("= INIT", f"= {INIT}").replace("=WAIT)", f"={WAIT})")
 FAULTS: dict[str, tuple[int | str, str | None]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ from sweep_rows import HEAD, RUN, attack, results, row
 from rmu_exp.record.results import Results
 from rmu_exp.settings import Tracking
 from rmu_exp.sweep.report import Summary, log_sweep
-from rmu_exp.tracking import Tracker, open_tracker, switched
+from rmu_exp.support.errors import UserError
+from rmu_exp.tracking import Tracker, open_tracker, refuse, switched
 from rmu_exp.tracking.weights_and_biases import summary
 
 KEY = "local-" + "0123456789" * 4
@@ -30,10 +32,10 @@ def test_a_judgement_has_its_tables_and_plots(tmp_path, monkeypatch, capsys):
     qa, attacks = {"lore_forget": row(5, 10)}, {"relearn": attack(0.3, 0.6)}
     made = Results.model_validate({"schema": 1, "run": about, "qa": qa, "attacks": attacks})
     (tmp_path / "answers.jsonl").write_text('{"task": "lore_forget", "base": 0}\n')
-    plot, delta = tmp_path / "accuracy.png", tmp_path / "delta.safetensors"
+    plot = tmp_path / "accuracy.png"
     Image.new("RGB", (2, 2)).save(plot)
-    delta.write_bytes(b"changed tensors")
-    tracker(tmp_path).finish(made, [plot], delta)
+    (tmp_path / "delta.safetensors").write_bytes(b"changed tensors")
+    tracker(tmp_path).finish(made, [plot], tmp_path)
     wandb.teardown()  # only now is all of it on the disk
     assert "W&B failed" not in capsys.readouterr().err
     (file,) = (tmp_path / "wandb").rglob("run-*.wandb")
@@ -107,3 +109,42 @@ def test_each_topics_settings_are_numbers_that_were_run():
     numbers = summary(run)
     assert (numbers["setting/steer/a"], numbers["setting/steer/b"], numbers["setting/alpha"]) == (2, 20, 5)
     assert "setting/steer" not in numbers
+
+
+def test_wandbs_own_variables_name_the_run_and_its_columns_are_numbers(tmp_path, monkeypatch):
+    """They were ignored in silence; steer was a list, which no column can sort."""
+    import wandb
+
+    given = {"MODE": "offline", "PROJECT": "mine", "NAME": "n", "TAGS": "a,b", "JOB_TYPE": "try", "DIR": str(tmp_path)}
+    for key, value in given.items():
+        monkeypatch.setenv(f"WANDB_{key}", value)
+    config = {"layer": 7, "steer": [6.5, 6.5], "alpha": [1.0, 2.0], "data": {"topics": ["x", "y"]}}
+    settings = Tracking("wandb", tags=["own"])
+    open_tracker(settings, tmp_path / "run", config, "made", ["rmu"]).finish(Results(run=RUN), [], tmp_path / "none")
+    wandb.teardown()
+    (file,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    (run,) = (record.run for record in wandb_file.records(file) if record.WhichOneof("record_type") == "run")
+    assert (run.project, run.display_name, run.job_type, sorted(run.tags)) == (
+        "mine",
+        "n",
+        "try",
+        ["a", "b", "own", "rmu"],
+    )
+    columns = {item.key: json.loads(item.value_json) for item in run.config.update}
+    assert (columns["layer"], columns["steer"], columns["alpha"]) == (7, 6.5, {"x": 1.0, "y": 2.0})
+
+
+@pytest.mark.parametrize(
+    ("given", "sweep", "said"),
+    [
+        ({"WANDB_MODE": "onlin"}, False, "WANDB_MODE: got 'onlin', allowed is"),
+        ({"WANDB_MODE": "online", "WANDB_DISABLED": "true"}, False, "WANDB_DISABLED: contradicts"),
+        ({"WANDB_RUN_ID": "abc"}, True, "WANDB_RUN_ID: one run"),
+    ],
+)
+def test_variables_that_contradict_each_other_are_refused(given, sweep, said, monkeypatch):
+    for key, value in given.items():
+        monkeypatch.setenv(key, value)
+    with pytest.raises(UserError, match=said):
+        refuse(Tracking("wandb"), sweep)
+    refuse(Tracking("off"), sweep)

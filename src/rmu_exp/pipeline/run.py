@@ -40,6 +40,7 @@ from rmu_exp.settings import Judge, Run
 from rmu_exp.support import memory
 from rmu_exp.support.files import write_atomic
 from rmu_exp.tracking import Tracker, open_tracker
+from rmu_exp.tracking import refuse as refuse_tracking
 
 
 def execute(run: Run | Judge, folder: Path, early_stop: EarlyStop | None = None) -> None:
@@ -119,6 +120,7 @@ def prepare(run: Run | Judge, folder: Path) -> Plan:
             source = Delta.load(folder / rundir.DELTA)
         else:
             source = prepare_training(run, models, texts)
+    refuse_tracking(run.tracking)
     evaluation = prepare_evaluation(run, models, record.results)
     observation = prepare_observation(run, models, texts, record.results)
     attacks = prepare_attacks(run, models, texts)
@@ -131,8 +133,12 @@ def prepare(run: Run | Judge, folder: Path) -> Plan:
 
 def _shares(run: Run) -> bool:
     """Whether the trials of a sweep in this process use one model, which adapters would change."""
-    swept = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-    return not run.layers.lora and (run.share.when == "always" or (run.share.when == "auto" and swept))
+    return not run.layers.lora and (run.share.when == "always" or (run.share.when == "auto" and _swept()))
+
+
+def _swept() -> bool:
+    """Whether the run is a trial of a sweep."""
+    return HydraConfig.initialized() and bool(HydraConfig.get().mode == RunMode.MULTIRUN)
 
 
 def changed_weights(plan: Plan, tracker: Tracker) -> Delta:
@@ -157,7 +163,7 @@ def report(folder: Path, results: Results, tracker: Tracker) -> None:
     if (folder / rundir.MODEL).is_dir():
         write_atomic(folder / rundir.MODEL / "README.md", card(results))
     markdown.write_report(folder)
-    tracker.finish(results, drawn, folder / rundir.DELTA)
+    tracker.finish(results, drawn, folder)
 
 
 def show(folder: Path, results: Results) -> None:
@@ -185,7 +191,12 @@ def tracked(plan: Plan) -> Iterator[Tracker]:
     else:
         setting = f"layer{run.layer}-steer{_short(run.steer)}-alpha{_short(run.alpha)}-seed{run.seed}"
         name, tags = f"{base}-{run.method.name}-{setting}", [run.method.name, run.data.name]
-    tracker = open_tracker(run.tracking, plan.record.folder, dataclasses.asdict(run), name, tags)
+    kind = "judge" if isinstance(run, Judge) else "train"
+    if _swept():
+        name = plan.record.folder.name  # what was varied
+    tracker = open_tracker(
+        run.tracking, plan.record.folder, dataclasses.asdict(run), name, tags, kind=kind, quiet=_swept()
+    )
     try:
         yield tracker
     finally:

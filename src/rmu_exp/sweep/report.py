@@ -189,7 +189,9 @@ def log_sweep(summary: Summary, rows: Sequence[Row], settings: Tracking) -> None
     group = settings.group or summary.folder.name
     about = {"folder": str(summary.folder), "trials": len(rows), "front": [t.name for t in summary.front]}
     settings = dataclasses.replace(settings, group=group)
-    tracker = open_tracker(settings, summary.folder, about, f"report-{group}", ["sweep-report"])
+    tracker = open_tracker(
+        settings, summary.folder, about, f"report-{group}", ["sweep-report"], kind="report", quiet=True
+    )
     lines = {row.name: _line(row) for row in rows}
     chosen = lines[summary.chosen.name] if summary.chosen else {}
     tracker.send(

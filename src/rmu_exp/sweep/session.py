@@ -21,6 +21,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 from pydantic import BaseModel, ValidationError
 
+from rmu_exp import tracking
 from rmu_exp.record import rundir
 from rmu_exp.report import objectives
 from rmu_exp.settings import Judge, Run, Tracking, digest_of, result_settings
@@ -138,6 +139,7 @@ def begin(
     before = Notes.read(folder) if (folder / NOTES).is_file() else None
     one = before.one or one if before else one
     now = settings([*plain, *one])
+    tracking.refuse(now.tracking, sweep=True)
     if before:
         _same(folder, before, keys, now)
     own = {key: list(config.hydra.sweeper.get(key) or value) for key, value in compared.items()}
@@ -181,6 +183,8 @@ def finish(folder: Path, why: str = "") -> int:
     """
     notes = Notes.read(folder)
     listed = report.write(folder, notes.objectives, notes.asked, Tracking(**notes.tracking))
+    if line := tracking.sync_line(folder):
+        print(f"W&B is offline; {line}")
     mine = set(notes.trials) or {t.name for t in listed}
     bad = [t for t in listed if t.name in mine and t.state in ("failed", "unfinished")]
     for trial in bad:

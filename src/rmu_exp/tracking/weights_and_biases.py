@@ -26,7 +26,7 @@ from rmu_exp.record import rundir
 from rmu_exp.record.results import Qa, Results, RippleLevel
 from rmu_exp.report.objectives import score
 from rmu_exp.settings import Tracking
-from rmu_exp.support.errors import first_line
+from rmu_exp.support.errors import UserError, first_line
 from rmu_exp.support.files import write_atomic
 from rmu_exp.support.redaction import redact
 
@@ -45,8 +45,8 @@ class Tracker:
     def log(self, metrics: Line, step: int) -> None:
         """One training step's metrics."""
 
-    def finish(self, results: Results, plots: Sequence[Path], delta: Path) -> None:
-        """The results, once everything is measured; ends tracking."""
+    def finish(self, results: Results, plots: Sequence[Path], folder: Path) -> None:
+        """The results of the run in a folder, once everything is measured; ends tracking."""
 
     def send(self, values: Line, tables: Mapping[str, Sequence[Line]], files: Mapping[str, Path]) -> None:
         """Log values, tables (whose lines need not have the same keys), pictures and pages once; ends tracking."""
@@ -70,13 +70,60 @@ class Known(BaseModel):
 
 
 def open_tracker(
-    settings: Tracking, folder: Path, config: Mapping[str, object], name: str, tags: Sequence[str]
+    settings: Tracking,
+    folder: Path,
+    config: Mapping[str, object],
+    name: str,
+    tags: Sequence[str],
+    *,
+    kind: str = "train",
+    quiet: bool = False,
 ) -> Tracker:
-    """The tracker that the settings and WANDB_MODE ask for; the settings' name wins, their tags are added to."""
+    """The tracker that the settings and W&B's own variables ask for.
+
+    Args:
+        config, name, tags: what W&B shows of the run; a name in the settings or in WANDB_NAME wins, tags are added to.
+        kind: W&B's job type.
+        quiet: whether somebody else says how to upload what is tracked offline.
+    """
     if OFF in (settings.kind, switched(settings.mode)):
         return Tracker()
-    given: dict[str, object] = {"config": dict(config), "name": settings.name or name, "tags": [*settings.tags, *tags]}
-    return WandbTracker(settings, folder, given)
+    given: dict[str, object] = {
+        "config": plain(config),
+        "name": settings.name or os.environ.get("WANDB_NAME") or name,
+        "tags": [*settings.tags, *filter(None, os.environ.get("WANDB_TAGS", "").split(",")), *tags],
+        "job_type": os.environ.get("WANDB_JOB_TYPE") or kind,
+    }
+    return WandbTracker(settings, folder, given, quiet)
+
+
+def refuse(settings: Tracking, sweep: bool = False) -> None:
+    """Raise UserError where W&B's variables contradict each other, the settings, or a sweep."""
+    if settings.kind == OFF:
+        return
+    mode, off = switched(settings.mode), os.environ.get("WANDB_DISABLED", "").strip().lower() in ("true", "1")
+    if mode not in ("auto", "online", "offline", OFF):
+        raise UserError(f"WANDB_MODE: got {mode!r}, allowed is online, offline, disabled, dryrun or run")
+    if off and mode == "online":
+        raise UserError("WANDB_DISABLED: contradicts the mode online; unset one of the two")
+    if sweep and os.environ.get("WANDB_RUN_ID"):
+        raise UserError("WANDB_RUN_ID: one run of W&B cannot hold the trials of a sweep; unset it")
+
+
+def plain(config: Mapping[str, object]) -> dict[str, object]:
+    """Settings as W&B's columns can sort and filter them.
+
+    One value for all topics is a number, different ones are named by topic.
+    """
+    data = config.get("data")
+    topics = data.get("topics") or [] if isinstance(data, Mapping) else []
+    found = dict(config)
+    for key in ("steer", "alpha"):
+        values = config.get(key)
+        if isinstance(values, list) and values:
+            each = {str(topic): value for topic, value in zip(topics, values, strict=False)}
+            found[key] = values[0] if len(set(values)) == 1 else each or values
+    return found
 
 
 class WandbTracker(Tracker):
@@ -86,9 +133,9 @@ class WandbTracker(Tracker):
     not for long. ``run`` is W&B's run: None before the start, and once tracking is over (it has ended or failed).
     """
 
-    def __init__(self, settings: Tracking, folder: Path, given: dict[str, object]) -> None:
+    def __init__(self, settings: Tracking, folder: Path, given: dict[str, object], quiet: bool) -> None:
         os.environ.setdefault("WANDB_SILENT", "true")  # read on import; what matters is said here
-        self.settings, self.folder, self.given = settings, folder, given
+        self.settings, self.folder, self.given, self.quiet = settings, folder, given, quiet
         self.run: wandb.Run | None = None
         self.mode: Literal["online", "offline"] = "offline"
         self.over = False
@@ -118,7 +165,7 @@ class WandbTracker(Tracker):
         self.run.define_metric("*", step_metric="step")
         self._keep(Known(id=self.run.id))
         Thread(target=self._work, args=(self.run,), daemon=True).start()
-        if self.mode == "offline":
+        if self.mode == "offline" and (why or not self.quiet):
             _say(f"W&B is offline{f' ({why})' if why else ''}; {self.sync}")
 
     def _wanted(self) -> Literal["online", "offline"]:
@@ -138,7 +185,7 @@ class WandbTracker(Tracker):
             console="off",
             disable_git=True,
             disable_code=True,
-            x_disable_stats=True,
+            x_disable_stats=not self.settings.system,
             x_disable_meta=True,
             init_timeout=INIT_SECONDS,
             finish_timeout=0.6 * self.settings.wait,
@@ -147,8 +194,8 @@ class WandbTracker(Tracker):
         return wandb.init(
             mode=self.mode,
             settings=own,
-            dir=str(self.folder),
-            project=self.settings.project or None,
+            dir=os.environ.get("WANDB_DIR") or str(self.folder),
+            project=self.settings.project or os.environ.get("WANDB_PROJECT") or "rmu_exp",
             entity=self.settings.entity,
             group=self.settings.group,
             id=os.environ.get("WANDB_RUN_ID") or self.known.id,  # an agent gives the first
@@ -168,18 +215,19 @@ class WandbTracker(Tracker):
         named = {"step": step, **_named(metrics)}
         self._do(lambda run: run.log(named))
 
-    def finish(self, results: Results, plots: Sequence[Path], delta: Path) -> None:
-        answers, reached = delta.with_name(rundir.ANSWERS), score(results)
+    def finish(self, results: Results, plots: Sequence[Path], folder: Path) -> None:
+        reached = score(results)
         tables: dict[str, Sequence[Line]] = {"tables/accuracy": _accuracy(results.qa)} if results.qa else {}
-        for name, file in (("answers", answers), ("samples", delta.with_name(rundir.SAMPLES))):
+        for name, file in (("answers", folder / rundir.ANSWERS), ("samples", folder / rundir.SAMPLES)):
             if file.is_file():
                 tables[f"tables/{name}"] = list(rundir.lines(file))
         if results.ripple:
             tables["tables/ripple"] = [_level(level) for level in results.ripple.levels]
-        kept = {"model", "method", "layer", "steer", "alpha", "seed"}
-        about = results.run.model_dump(include=kept, exclude_none=True)
-        files = {f"plots/{p.stem}": p for p in plots} | ({"delta": delta} if delta.is_file() else {})
-        self.send({} if reached is None else {"score": reached}, tables, files, summary(results), about)
+        files = {f"plots/{p.stem}": p for p in plots}
+        kind = self.settings.artifact
+        if kind != OFF and (weights := folder / {"delta": rundir.DELTA, "export": rundir.MODEL}[kind]).exists():
+            files[kind] = weights
+        self.send({} if reached is None else {"score": reached}, tables, files, summary(results), about(results))
 
     def send(
         self,
@@ -192,9 +240,9 @@ class WandbTracker(Tracker):
         """As :meth:`Tracker.send`; nothing is done if W&B's run was finished with the same numbers before.
 
         Args:
-            files: pictures, pages, and the Delta, which becomes an artifact.
+            files: pictures, pages, and what becomes an artifact: the Delta, or the folder of a checkpoint.
             numbers: for the run's summary.
-            about: the artifact's metadata.
+            about: where the results come from, for the run's config and the artifact's metadata.
         """
         said = json.dumps([values, tables, numbers], sort_keys=True, default=str)
         fingerprint = sha256(said.encode()).hexdigest()
@@ -204,12 +252,13 @@ class WandbTracker(Tracker):
         def send(run: wandb.Run) -> None:
             import wandb
 
+            run.config.update(dict(about), allow_val_change=True)
             run.summary.update(dict(numbers))
             ended: dict[str, object] = {name: _table(lines) for name, lines in tables.items()}
             for key, file in files.items():
-                if file.suffix == ".safetensors":
+                if file.is_dir() or file.suffix == ".safetensors":
                     artifact = wandb.Artifact(f"{key}-{run.id}", type=key, metadata=dict(about))
-                    artifact.add_file(str(file))
+                    (artifact.add_dir if file.is_dir() else artifact.add_file)(str(file))
                     run.log_artifact(artifact)
                 else:
                     ended[key] = (wandb.Html if file.suffix == ".html" else wandb.Image)(str(file))
@@ -301,10 +350,24 @@ def summary(results: Results) -> dict[str, object]:
             numbers |= {f"samples/{role}/repeat/{who}": rates.repeat, f"samples/{role}/nll/{who}": rates.nll}
     if results.verdict:
         numbers["verdict"] = results.verdict.word
+    if results.train:
+        numbers["seconds"] = results.train.seconds
     for name, entry in results.attacks.items():
         if entry.forget_acc:
             numbers |= {f"attacks/{name}/{when}": value for when, value in entry.forget_acc}
     return numbers
+
+
+def about(results: Results) -> dict[str, object]:
+    """Where results come from: settings that were resolved, the commit, versions, and hashes of data and weights."""
+    kept = {"model", "method", "layer", "steer", "alpha", "seed"}
+    found: dict[str, object] = {"resolved": results.run.model_dump(include=kept, exclude_none=True)}
+    if (origin := results.provenance) is not None:
+        found |= {"versions": origin.versions, "config_hash": origin.config_hash, "command": origin.command}
+        found |= {"data_hashes": origin.data_hashes, "model_digest": origin.model_digest, "delta": origin.delta_digest}
+        if origin.git:
+            found |= {"commit": origin.git.commit, "dirty": origin.git.dirty}
+    return found
 
 
 def _accuracy(qa: Qa) -> list[Line]:
@@ -330,6 +393,14 @@ def _table(lines: Sequence[Line]) -> wandb.Table:
 
     columns = list(dict.fromkeys(key for line in lines for key in line))
     return wandb.Table(columns=columns, data=[[line.get(c) for c in columns] for line in lines])  # type: ignore[arg-type]
+
+
+def sync_line(folder: Path) -> str:
+    """How to upload what a sweep's trials and report have tracked offline; empty: nothing."""
+    kept = [
+        f"{pattern}/wandb/offline-run-*" for pattern in (".", "*") if any(folder.glob(f"{pattern}/wandb/offline-*"))
+    ]
+    return f"upload later with: (cd {shlex.quote(str(folder))} && wandb sync {' '.join(kept)})" if kept else ""
 
 
 def _say(line: str) -> None:
