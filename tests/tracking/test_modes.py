@@ -11,8 +11,8 @@ from sweep_rows import HEAD, RUN, attack, results, row
 
 from rmu_exp.record.results import Results
 from rmu_exp.settings import Tracking
-from rmu_exp.sweep.report import Summary, log_sweep
 from rmu_exp.support.errors import UserError
+from rmu_exp.sweep.report import Summary, log_sweep
 from rmu_exp.tracking import Tracker, open_tracker, refuse, switched
 from rmu_exp.tracking.weights_and_biases import summary
 
