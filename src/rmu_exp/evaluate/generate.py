@@ -56,14 +56,10 @@ def write(
             empty: the likeliest tokens for all.
 
     Raises:
-        UserError: a prompt without a token, or no room for what is to be written.
+        UserError: as :func:`refuse`.
     """
-    room = context - tokens
-    if room < 1:
-        raise UserError(f"eval.tokens: got {tokens}, but the model reads no more than {context}; take fewer")
-    if not all(prompts):
-        raise UserError("eval.samples: a prompt has no token; leave it out, or write something in it")
-    rows = [list(ids[-room:]) for ids in prompts]
+    refuse(prompts, tokens, context)
+    rows = [list(ids[tokens - context :]) for ids in prompts]
     device = next(model.parameters()).device
     scorer = Scorer(tokenizer, device)
     scorer.budget = BUDGET["cpu" if device.type == "cpu" else "cuda"]
@@ -79,6 +75,15 @@ def write(
 
     scorer.in_batches(some, [len(row) + tokens for row in rows])
     return [found[i] for i in range(len(rows))]
+
+
+def refuse(prompts: Sequence[Ids], tokens: int, context: int) -> None:
+    """Raises UserError: a prompt without a token, or no room for what is to be written."""
+    if tokens >= context:
+        raise UserError(f"eval.tokens: got {tokens}, but the model reads no more than {context}; take fewer")
+    if not all(prompts):
+        which = next(number for number, ids in enumerate(prompts, 1) if not ids)
+        raise UserError(f"eval.samples: prompt {which} has no token for this model; leave it out, or write more in it")
 
 
 @torch.inference_mode()

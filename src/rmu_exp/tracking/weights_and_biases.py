@@ -169,7 +169,7 @@ class WandbTracker(Tracker):
         self._do(lambda run: run.log(named))
 
     def finish(self, results: Results, plots: Sequence[Path], delta: Path) -> None:
-        answers, reached = delta.with_name(rundir.ANSWERS), score(results)
+        answers, page, reached = delta.with_name(rundir.ANSWERS), delta.with_name(rundir.PAGE), score(results)
         tables: dict[str, Sequence[Line]] = {"tables/accuracy": _accuracy(results.qa)} if results.qa else {}
         for name, file in (("answers", answers), ("samples", delta.with_name(rundir.SAMPLES))):
             if file.is_file():
@@ -178,7 +178,8 @@ class WandbTracker(Tracker):
             tables["tables/ripple"] = [_level(level) for level in results.ripple.levels]
         kept = {"model", "method", "layer", "steer", "alpha", "seed"}
         about = results.run.model_dump(include=kept, exclude_none=True)
-        files = {f"plots/{p.stem}": p for p in plots} | ({"delta": delta} if delta.is_file() else {})
+        files = {f"plots/{p.stem}": p for p in plots}
+        files |= {key: file for key, file in (("report", page), ("delta", delta)) if file.is_file()}
         self.send({} if reached is None else {"score": reached}, tables, files, summary(results), about)
 
     def send(
