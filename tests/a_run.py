@@ -26,6 +26,13 @@ def words(folder: Path) -> list[str]:
     return [*given, "data.questions.forget=[lore_forget]", "model.threads=1"]
 
 
+def seen(folder: Path) -> list[str]:
+    """What turns samples, damage and two perplexities on; neutral.txt lies in the folder."""
+    neutral = folder / "neutral.txt"
+    more = [f"data.neutral={neutral}", f"eval.perplexity=[{neutral},{folder / 'retain.txt'}]"]
+    return ["eval.samples=3", "eval.damage=7", "eval.tokens=5", *more]
+
+
 def carry_out(given: Sequence[str], output: Path) -> Run:
     """The run of a command line, into a folder."""
     (run,) = compose.composed([*given, f"output={output}"], CONF)

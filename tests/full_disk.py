@@ -25,7 +25,7 @@ ROOT = Path(__file__).parent.parent
 HEAVY = ["rmu_exp.pipeline.run", "rmu_exp.evaluate.engine", "rmu_exp.model.export", "transformers.trainer"]
 HEAVY += ["transformers.models.mistral.modeling_mistral", "lm_eval.tasks", "lm_eval.models.huggingface"]
 ENDS_EARLY = ("metrics.jsonl", "run.log")
-CHANGES = ("results.json", "report.md", "README.md")  # they have seconds in them
+CHANGES = ("results.json", "report.md", "report.html", "README.md")  # they have seconds in them
 
 shim = ctypes.CDLL(None)
 shim.full_disk.argtypes = [ctypes.c_char_p, ctypes.c_long, ctypes.c_int]

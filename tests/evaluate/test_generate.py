@@ -104,7 +104,7 @@ def test_a_long_prompt_is_read_from_its_end_and_an_empty_one_refused(tmp_path: P
     long = list(range(5, 45))
     (found,), (short,) = (write(model, tokenizer, [p], tokens=4, context=c) for p, c in ((long, 20), (long[-16:], 64)))
     assert found == short
-    with pytest.raises(UserError, match="has no token"):
+    with pytest.raises(UserError, match="prompt 2 has no token"):
         write(model, tokenizer, [[5], []], tokens=4, context=64)
     with pytest.raises(UserError, match=r"eval\.tokens: got 64, but the model reads no more than 64"):
         write(model, tokenizer, [[5]], tokens=64, context=64)

@@ -33,11 +33,13 @@ def test_files(tmp_path: Path) -> None:
         ("a.jsonl", '{"prompt": "x", "role": 3}\n', r"line 1: 'role' is 3"),
         ("a.jsonl", '{"prompt": "x", "answer": 3}\n', r"line 1: 'answer' is 3, allowed is a text or a list"),
         ("a.jsonl", '{"prompt": "x", "answers": "y"}\n', r"line 1: unknown field 'answers'"),
+        ("a.txt", "caf\xe9\n", r"a\.txt: cannot be read \(not UTF-8 text\)"),
+        ("a.txt", "\0\1 and so on\n", r"a\.txt: cannot be read \(not UTF-8 text\)"),
         ("a.csv", "x", r"got '.*a\.csv', allowed is a \.txt or \.jsonl file of prompts, or a number"),
     ],
 )
 def test_bad_files(name: str, content: str, line: str, tmp_path: Path) -> None:
-    (tmp_path / name).write_text(content)
+    (tmp_path / name).write_text(content, encoding="latin-1")
     with pytest.raises(UserError, match=rf"^eval\.samples: .*{line}"):
         from_file(str(tmp_path / name))
     with pytest.raises(UserError, match="no such file"):

@@ -11,9 +11,13 @@ from pathlib import Path
 
 import pytest
 import tiny
+import torch
 from safetensors.torch import load_file, save_file
 
+from rmu_exp.__main__ import main
 from rmu_exp.cli import compose
+from rmu_exp.evaluate import generate
+from rmu_exp.model.checkpoint import locate
 from rmu_exp.pipeline import run
 from rmu_exp.support.errors import UserError
 
@@ -35,8 +39,6 @@ def judge(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory) -> Path:
     """Lore's model with noise in the matrices that RMU trains."""
-    import torch
-
     folder = tmp_path_factory.mktemp("broken") / "model"
     shutil.copytree(LORE, folder)
     tensors = load_file(folder / "model.safetensors")
@@ -125,7 +127,7 @@ def test_the_program_ends_with_status_2_and_leaves_nothing(tmp_path):
     assert [p.name for p in tmp_path.iterdir() if p.name != ".cache"] == []
 
 
-def test_two_checkpoints_with_questions_and_a_probe(broken, tmp_path):
+def test_two_checkpoints_with_questions_a_probe_and_a_chat(broken, tmp_path, monkeypatch, capsys):
     words = (
         "data=lore",
         f"base={LORE}",
@@ -151,9 +153,20 @@ def test_two_checkpoints_with_questions_and_a_probe(broken, tmp_path):
     assert "Does the knowledge survive?" in report
     assert "under the worst of 1 attack (lens" in report
     assert "under the worst of" in done.stdout
+    monkeypatch.setenv("RMU_EXP_CACHE", str(tmp_path / ".cache"))
+    assert main(["chat", str(tmp_path / "out"), "What is a hex?", "--tokens", "3", "--plain"]) == 0
+    said = capsys.readouterr().out
+    checkpoints = [locate(None, str(folder)) for folder in (LORE, broken)]
+    for checkpoint in checkpoints:
+        model, tokenizer = checkpoint.open(None, torch.float32, torch.device("cpu")), checkpoint.tokenizer()
+        ids = tokenizer("What is a hex?")["input_ids"]
+        (found,) = generate.write(model, tokenizer, [ids], tokens=3, context=checkpoint.context)
+        assert found.text.strip() in said
+    assert main(["chat", str(tmp_path / "out"), "--base", str(broken), "x"]) == 2
+    assert "same weights" in capsys.readouterr().err
 
 
-def test_a_run_is_judged_by_questions_of_ones_own_with_a_role(tiny_run, tmp_path):
+def test_a_run_is_judged_by_questions_of_ones_own_with_a_role(tiny_run, tmp_path, monkeypatch, capsys):
     (tmp_path / "mine.csv").write_text(
         "question,A,B,answer\nWhat is a hex?,a spell,a ship,A\nA ward is,a shield,a town,A\n"
     )
@@ -170,3 +183,6 @@ def test_a_run_is_judged_by_questions_of_ones_own_with_a_role(tiny_run, tmp_path
     report = (tmp_path / "out/report.md").read_text()
     assert "### forget" in report
     assert "What is a hex?" in report
+    monkeypatch.setenv("RMU_EXP_CACHE", str(tmp_path / ".cache"))
+    assert main(["chat", str(tmp_path / "out"), "two herons", "--tokens", "2"]) == 0
+    assert "unlearned" in capsys.readouterr().out

@@ -19,23 +19,11 @@ from rmu_exp.pipeline import observe
 from rmu_exp.record import results as results_json
 from rmu_exp.support.errors import UserError
 
-ON = ["eval.samples=3", "eval.damage=7", "eval.tokens=5"]
 
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def folder(tiny_seen: Path) -> Path:
     """The folder of models, texts and a finished run with everything on."""
-    folder = tmp_path_factory.mktemp("observed")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RMU_EXP_CACHE", str(folder / "cache"))
-        words = a_run.words(folder)
-        (folder / "neutral.txt").write_text("two herons wait\nthe old bridge and the quiet mill\n" * 3)
-        more = [
-            f"data.neutral={folder / 'neutral.txt'}",
-            f"eval.perplexity=[{folder / 'neutral.txt'},{folder / 'retain.txt'}]",
-        ]
-        a_run.carry_out([*words, *ON, *more], folder / "run")
-    return folder
+    return tiny_seen.parent
 
 
 def test_samples_are_what_the_models_write(folder: Path) -> None:
@@ -81,24 +69,27 @@ def test_the_report_shows_them(folder: Path) -> None:
         assert title in report
     assert "nats per token" in report.splitlines()[2], "the verdict says it"
     assert (folder / "run/plots/ripple.png").is_file()
+    page = (folder / "run/report.html").read_text()
+    for title in ("What they write", "Damage", "Where accuracy was lost", "All prompts, with what both models wrote"):
+        assert title in page
+    assert page.count('src="data:image/png;base64,') == len(list((folder / "run/plots").iterdir()))
 
 
 def test_a_second_start_does_nothing_and_more_on_the_same_base_writes_the_base_once(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RMU_EXP_CACHE", str(folder / "cache"))
     before = (folder / "run/samples.jsonl").stat().st_mtime_ns
     calls = []
     write = generate.write
     monkeypatch.setattr(observe.generate, "write", lambda *a, **k: calls.append(1) or write(*a, **k))
-    words = [*a_run.words(folder), *ON, f"data.neutral={folder / 'neutral.txt'}"]
-    more = f"eval.perplexity=[{folder / 'neutral.txt'},{folder / 'retain.txt'}]"
-    a_run.carry_out([*words, more], folder / "run")
+    words = [*a_run.words(folder), *a_run.seen(folder)]
+    a_run.carry_out(words, folder / "run")
     assert (folder / "run/samples.jsonl").stat().st_mtime_ns == before
     assert not calls
-    a_run.carry_out([*words, "steer=3", "eval.damage=0"], folder / "other")
+    a_run.carry_out([*words, "steer=3", "eval.damage=0"], tmp_path / "other")
     assert len(calls) == 1, "the base's answers come from the cache"
-    assert results_json.load(folder / "other/results.json").damage is None
+    assert results_json.load(tmp_path / "other/results.json").damage is None
 
 
 def test_off_without_neutral_text_and_on_request(
@@ -108,12 +99,14 @@ def test_off_without_neutral_text_and_on_request(
     assert (found.damage, found.samples) == (None, {})
     assert found.ripple is not None, "what lore knows of distance costs nothing"
     monkeypatch.setenv("RMU_EXP_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "mine.jsonl").write_text('{"prompt": "the old bridge", "role": "rivers"}\n')
+    long = json.dumps({"prompt": "the old bridge " * 1667, "role": "rivers"})  # 5,000 tokens, of which the end is read
+    (tmp_path / "mine.jsonl").write_text(f'{{"prompt": "the old bridge", "role": "rivers"}}\n{long}\n')
     words = [*a_run.words(tmp_path), "eval.tasks=[]", f"eval.samples={tmp_path / 'mine.jsonl'}", "eval.tokens=3"]
     a_run.carry_out(words, tmp_path / "run")
     rates = results_json.load(tmp_path / "run/results.json").samples
     assert list(rates) == ["rivers"]
     assert rates["rivers"].base.match is None
+    assert rates["rivers"].unlearned.n == 2
 
 
 def test_distance_by_hidden_states(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,6 +122,26 @@ def test_distance_by_hidden_states(folder: Path, tmp_path: Path, monkeypatch: py
     assert "largest cosine" in (tmp_path / "run/report.md").read_text()
 
 
+def test_own_questions_have_distances_too(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is known of them by construction: the forget texts themselves are nearest, and roles do not matter."""
+    monkeypatch.setenv("RMU_EXP_CACHE", str(tmp_path / "cache"))
+    told = (folder / "forget.txt").read_text().splitlines()[:8]
+    for name, asked in (("near", told), ("far", [" ".join(reversed(line.split())) for line in told])):
+        rows = [f'"{line.rsplit(" ", 1)[0]}",{line.rsplit(" ", 1)[1]},{k},A' for k, line in enumerate(asked)]
+        (tmp_path / f"{name}.csv").write_text("question,A,B,answer\n" + "\n".join(rows) + "\n")
+    words = [*a_run.words(folder), "eval.tasks=null", f"data.questions.forget=[{tmp_path / 'near.csv'}]"]
+    words += [f"data.questions.general=[{tmp_path / 'far.csv'}]", f"data.neutral={folder / 'neutral.txt'}"]
+    a_run.carry_out([*words, "eval.samples=0", "eval.limit=null"], tmp_path / "run")
+    found = results_json.load(tmp_path / "run/results.json").ripple
+    assert found is not None
+    assert found.by == "hidden states"
+    assert [level.n for level in found.levels] == [3, 3, 4, 3, 3]
+    answers = [json.loads(line) for line in (tmp_path / "run/answers.jsonl").read_text().splitlines()]
+    lost = sum(a["base"] == a["target"] for a in answers) - sum(a["unlearned"] == a["target"] for a in answers)
+    assert sum(level.lost.mean * level.n for level in found.levels) == pytest.approx(lost)
+    assert (tmp_path / "run/plots/ripple.png").is_file()
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
     [
@@ -141,6 +154,7 @@ def test_distance_by_hidden_states(folder: Path, tmp_path: Path, monkeypatch: py
         (["data.neutral=none.txt", "eval.samples=0"], r"none\.txt: no such file"),
         (["eval.ripple=near"], r"eval\.ripple: got 'near', allowed is auto, texts, off"),
         (["eval.tokens=0"], r"eval\.tokens: got 0, allowed is 1 or more"),
+        (["eval.samples=3", "eval.tokens=100000"], r"eval\.tokens: got 100000, but the model reads no more than"),
     ],
 )
 def test_refused_before_anything_is_written(words: list[str], line: str, folder: Path, tmp_path: Path) -> None:

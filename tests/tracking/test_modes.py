@@ -9,6 +9,7 @@ import pytest
 import wandb_file
 from sweep_rows import HEAD, RUN, attack, results, row
 
+from rmu_exp.record import results as results_json
 from rmu_exp.record.results import Results
 from rmu_exp.settings import Tracking
 from rmu_exp.support.errors import UserError
@@ -45,6 +46,36 @@ def test_a_judgement_has_its_tables_and_plots(tmp_path, monkeypatch, capsys):
     assert summary["qa/lore_forget/unlearned"] == 0.5
     assert summary["attacks/relearn/after"] == 0.6
     assert not any(key.startswith("setting/") for key in summary)
+
+
+def test_what_was_seen_is_read_back_from_the_offline_file(tiny_seen, tmp_path, monkeypatch):
+    """Samples, damage and ripple as results.json and samples.jsonl have them, and the page."""
+    import wandb
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for file in ("samples.jsonl", "report.html"):
+        (tmp_path / file).write_bytes((tiny_seen / file).read_bytes())
+    found = results_json.load(tiny_seen / "results.json")
+    tracker(tmp_path).finish(found, [], tmp_path / "none")
+    wandb.teardown()
+    (file,) = (tmp_path / "wandb").rglob("run-*.wandb")
+    history, summary = wandb_file.logged(file)
+    paths = {key.removesuffix("/path"): file.parent / "files" / value for h in history for key, value in h.items()
+             if key.endswith("/path")}  # fmt: skip
+    lines = [json.loads(line) for line in (tiny_seen / "samples.jsonl").read_text().splitlines()]
+    table = json.loads(paths["tables/samples"].read_text())
+    assert [dict(zip(table["columns"], row, strict=True)) for row in table["data"]] == [
+        {column: line.get(column) for column in table["columns"]} for line in lines
+    ]
+    assert {"prompt", "base", "unlearned", "unlearned_sampled"} <= set(table["columns"])
+    ripple = json.loads(paths["tables/ripple"].read_text())
+    lost = [dict(zip(ripple["columns"], row, strict=True))["lost"] for row in ripple["data"]]
+    assert lost == [level.lost.mean for level in found.ripple.levels]
+    for kind, kl in found.damage.kl.items():
+        assert summary[f"damage/kl/{kind}"] == kl.mean
+        assert summary[f"damage/agreement/{kind}"] == found.damage.agreement[kind].mean
+    assert summary["samples/forget/nll/unlearned"] == found.samples["forget"].unlearned.nll
+    assert "What they write" in paths["report"].read_text()
 
 
 @pytest.mark.parametrize(

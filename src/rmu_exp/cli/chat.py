@@ -1,4 +1,4 @@
-"""Ask both models of a run, side by side.
+"""Ask both models of a run or a judgement, side by side.
 
 Type a prompt; base and unlearned model answer. A tokenizer's chat template is used where it has one; --plain has the
 models continue the text as it stands. An empty line, Ctrl-D or Ctrl-C ends.
@@ -7,6 +7,7 @@ models continue the text as it stands. An empty line, Ctrl-D or Ctrl-C ends.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,9 +21,11 @@ from torch import nn
 
 from rmu_exp.evaluate import generate
 from rmu_exp.model.delta import Delta
+from rmu_exp.pipeline.judgement import prepare_judgement
 from rmu_exp.pipeline.models import Models
+from rmu_exp.pipeline.record import Record
 from rmu_exp.record import rundir
-from rmu_exp.settings import Model
+from rmu_exp.settings import Judge, Model
 from rmu_exp.support.errors import UserError
 
 NARROW = 60  # columns of a terminal in which two answers do not stand side by side
@@ -30,7 +33,7 @@ NARROW = 60  # columns of a terminal in which two answers do not stand side by s
 
 def add(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
-    parser.add_argument("folder", type=Path, metavar="RUN_DIR", help="a run's folder")
+    parser.add_argument("folder", type=Path, metavar="RUN_DIR", help="the folder of a run or a judgement")
     parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="answer these and end; none: ask for them")
     parser.add_argument("--tokens", type=int, default=64, metavar="N", help="write at most so many tokens (64)")
     parser.add_argument("--seed", type=int, metavar="N", help="sample, with random numbers of this seed; not: greedily")
@@ -44,15 +47,8 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--tokens: got {args.tokens}, allowed is 1 or more")
     config = args.folder / rundir.CONFIG
     if not config.is_file():
-        raise UserError(f"{args.folder}: no {rundir.CONFIG} in it; give the folder of a run")
-    if rundir.of(config).judged:
-        raise UserError(f"{args.folder}: a judgement, which has no model of its own; give the run's folder")
-    if not (args.folder / rundir.DELTA).is_file():
-        raise UserError(f"{args.folder}: a run without a model (no {rundir.DELTA}); let it finish first")
-    delta = Delta.load(args.folder / rundir.DELTA)
-    settings = rundir.of(config).part("model", Model)
-    models = Models.find(settings, args.base, delta.base.get("revision") or None)
-    delta.refuse_other_base(models.base, f"{args.folder}")
+        raise UserError(f"{args.folder}: no {rundir.CONFIG} in it; give the folder of a run or a judgement")
+    models, delta = _judged(args) if rundir.of(config).judged else _trained(args)
     tokenizer, context = models.base.tokenizer(), models.base.context
     if args.tokens >= context:
         raise UserError(f"--tokens: got {args.tokens}, but the model reads no more than {context}; take fewer")
@@ -70,6 +66,27 @@ def run(args: argparse.Namespace) -> int:
             console.print(Text(f"> {prompt}", style="bold"))
         answer(prompt)
     return 0
+
+
+def _trained(args: argparse.Namespace) -> tuple[Models, Delta]:
+    """The base of a run, and the Delta that it trained."""
+    if not (args.folder / rundir.DELTA).is_file():
+        raise UserError(f"{args.folder}: a run without a model (no {rundir.DELTA}); let it finish first")
+    delta = Delta.load(args.folder / rundir.DELTA)
+    settings = rundir.of(args.folder / rundir.CONFIG).part("model", Model)
+    models = Models.find(settings, args.base, delta.base.get("revision") or None)
+    delta.refuse_other_base(models.base, f"{args.folder}")
+    return models, delta
+
+
+def _judged(args: argparse.Namespace) -> tuple[Models, Delta]:
+    """The base of a judgement, and what the judged model differs by from it; they must be those that were judged."""
+    judge = rundir.of(args.folder / rundir.CONFIG).settings
+    assert isinstance(judge, Judge)
+    record = Record(judge, args.folder)
+    judged = prepare_judgement(dataclasses.replace(judge, base=args.base or judge.base), record)
+    judged.check(record)
+    return judged.models, judged.delta
 
 
 def encoded(tokenizer: Any, prompt: str, plain: bool) -> list[int]:

@@ -1,8 +1,8 @@
 """What a model writes after prompts, many at once, greedily or sampled; and how likely text is under a model.
 
-Prompts are padded on the left and run with cached keys and values by transformers' ``generate``. A sampled token does
-not depend on the batch: each prompt has random numbers of its own, the same for every model. Text in, token ids out;
-this module knows nothing of unlearning.
+Prompts are read without padding where the model keeps keys and values alone, and continued together, padded on the
+left, by transformers' ``generate``. A sampled token does not depend on the batch: each prompt has random numbers of its
+own, the same for every model. Text in, token ids out; this module knows nothing of unlearning.
 
 Axes: B prompts, V vocabulary.
 """
@@ -16,14 +16,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers.cache_utils import DynamicLayer
 
+from rmu_exp.evaluate.forward import shared
 from rmu_exp.evaluate.scoring import Ids, Scorer
 from rmu_exp.support.errors import UserError
 from rmu_exp.support.randomness import named_generator
 
-BUDGET = {"cpu": 8192, "cuda": 65536}  # tokens in a batch, what is still to be written counted
-STRIDE = 8  # tokens that are written before rows that have ended are dropped
+BUDGET = {"cpu": 16384, "cuda": 65536}  # tokens in a batch, what is still to be written counted
+STRIDE = 4  # tokens that are written before rows that have ended are dropped
 
 
 @dataclass(frozen=True)
@@ -56,14 +58,10 @@ def write(
             empty: the likeliest tokens for all.
 
     Raises:
-        UserError: a prompt without a token, or no room for what is to be written.
+        UserError: as :func:`refuse`.
     """
-    room = context - tokens
-    if room < 1:
-        raise UserError(f"eval.tokens: got {tokens}, but the model reads no more than {context}; take fewer")
-    if not all(prompts):
-        raise UserError("eval.samples: a prompt has no token; leave it out, or write something in it")
-    rows = [list(ids[-room:]) for ids in prompts]
+    refuse(prompts, tokens, context)
+    rows = [list(ids[tokens - context :]) for ids in prompts]
     device = next(model.parameters()).device
     scorer = Scorer(tokenizer, device)
     scorer.budget = BUDGET["cpu" if device.type == "cpu" else "cuda"]
@@ -81,6 +79,15 @@ def write(
     return [found[i] for i in range(len(rows))]
 
 
+def refuse(prompts: Sequence[Ids], tokens: int, context: int) -> None:
+    """Raises UserError: a prompt without a token, or no room for what is to be written."""
+    if tokens >= context:
+        raise UserError(f"eval.tokens: got {tokens}, but the model reads no more than {context}; take fewer")
+    if not all(prompts):
+        which = next(number for number, ids in enumerate(prompts, 1) if not ids)
+        raise UserError(f"eval.samples: prompt {which} has no token for this model; leave it out, or write more in it")
+
+
 @torch.inference_mode()
 def _generate(
     model: Any, rows: list[Ids], tokens: int, ends: list[int], chooser: Chooser, device: torch.device
@@ -90,7 +97,7 @@ def _generate(
     ids_BT = torch.tensor([[pad] * (longest - len(row)) + row for row in rows], device=device)
     mask_BT = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=device)
     new: list[Ids] = [[] for _ in rows]
-    known: dict[str, Any] = {}
+    known = {} if (read := _read(model, rows, longest, device)) is None else {"past_key_values": read}
     for done in range(0, tokens, STRIDE):
         how = GenerationConfig(
             max_new_tokens=min(STRIDE, tokens - done), do_sample=False, use_cache=True, return_dict_in_generate=True,
@@ -118,6 +125,32 @@ def _generate(
             known = {"past_key_values": cache}
         chooser.rows = [chooser.rows[b] for b in going]
     return new
+
+
+def _read(model: Any, rows: list[Ids], longest: int, device: torch.device) -> DynamicCache | None:
+    """Keys and values of all tokens but each row's last, at the end of ``longest - 1`` places.
+
+    Rows of one length are run together, without padding and without the head. None: there is nothing to keep, or the
+    model keeps something else than keys and values of every token.
+    """
+    lengths: dict[int, list[int]] = {}
+    for b, row in enumerate(rows):
+        lengths.setdefault(len(row) - 1, []).append(b)
+    kept: list[tuple[Tensor, Tensor]] = []
+    for length, group in lengths.items():
+        cache = DynamicCache(config=model.config)
+        if length and all(type(layer) is DynamicLayer for layer in cache.layers):
+            ids_BT = torch.tensor([rows[b][:-1] for b in group], device=device)
+            model.base_model(input_ids=ids_BT, past_key_values=cache, use_cache=True)
+            if cache.get_seq_length() != length or not all(type(layer) is DynamicLayer for layer in cache.layers):
+                return None
+            parts = [(layer.keys, layer.values) for layer in cache.layers]
+            sizes = [[(len(rows), x.shape[1], longest - 1, x.shape[3]) for x in part] for part in parts]
+            kept = kept or [(k.new_zeros(a), v.new_zeros(b)) for (k, v), (a, b) in zip(parts, sizes, strict=True)]
+            for whole, part in zip(kept, parts, strict=True):
+                for to, x in zip(whole, part, strict=True):
+                    to[group, :, longest - 1 - length :] = x
+    return shared(kept, DynamicLayer) if kept else None
 
 
 @contextmanager

@@ -71,12 +71,14 @@ def from_file(source: str) -> list[Prompt]:
         raise UserError(f"{KEY}: got {source!r}, allowed is a .txt or .jsonl file of prompts, or a number per role")
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
+        if any("\0" in line for line in lines):
+            raise ValueError("not text")
     except FileNotFoundError as error:
         raise UserError(
             f"{KEY}: {source}: no such file (looked in {path.absolute().parent}); check its name"
         ) from error
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8"
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise UserError(f"{KEY}: {source}: cannot be read ({reason})") from error
     numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
     plain = path.suffix == ".txt"

@@ -73,13 +73,17 @@ def prepare_observation(run: Run | Judge, models: Models, texts: Texts, results:
         )
     if not run.tasks_by_role and isinstance(prompts, int):
         prompts = 0
+    prompts = 0 if over or done.samples else prompts
+    if prompts:
+        tokenizer, own = models.base.tokenizer(), prompts if isinstance(prompts, list) else []
+        generate.refuse([tokenizer(p.text)["input_ids"] for p in own], run.eval.tokens, models.base.context)
     ripples = run.eval.ripple != "off" and bool(run.eval.tasks) and not over and done.ripple is None
     if run.eval.ripple == "auto" and ripples:
         ripples = bool(_levels(run)) or bool(run.texts_compared)
     if compares:
         _ = texts.corpora
     neutral = data.neutral(run.data) if compares else None
-    return Observation(run, models, texts, 0 if over or done.samples else prompts, neutral, compares, ripples)
+    return Observation(run, models, texts, prompts, neutral, compares, ripples)
 
 
 def observe(plan: Observation, delta: Delta, record: Record, results: Results) -> Iterator[Results]:

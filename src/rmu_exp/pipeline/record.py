@@ -43,12 +43,13 @@ class Record:
         return origin.model_revision if origin else None
 
     def begin(self) -> None:
-        """Write config.yaml. report.md, which is written last, goes: the run is no longer finished."""
+        """Write config.yaml. The reports, which are written last, go: the run is no longer finished."""
         kind = "judge" if isinstance(self.run, Judge) else "train"
         settings = {"kind": kind} | provenance.settings(self.run)
         settings |= {"digest": self.run.digest, "command": self.command}
         write_atomic(self.folder / rundir.CONFIG, yaml.safe_dump(settings, sort_keys=False))
-        (self.folder / rundir.REPORT).unlink(missing_ok=True)
+        for report in (rundir.REPORT, rundir.PAGE):
+            (self.folder / report).unlink(missing_ok=True)
 
     def save(self, results: Results) -> Results:
         """Write results.json; gives the results back."""

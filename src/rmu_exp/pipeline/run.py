@@ -33,7 +33,7 @@ from rmu_exp.pipeline.train import TrainPlan, prepare_training, train
 from rmu_exp.record import rundir
 from rmu_exp.record.results import Results
 from rmu_exp.report import attacks as attack_report
-from rmu_exp.report import markdown, observed, plots, tables
+from rmu_exp.report import observed, page, plots, tables
 from rmu_exp.report.card import card
 from rmu_exp.report.verdict import verdict
 from rmu_exp.settings import Judge, Run
@@ -158,11 +158,11 @@ def changed_weights(plan: Plan, tracker: Tracker) -> Delta:
 
 
 def report(folder: Path, results: Results, tracker: Tracker) -> None:
-    """Write plots and report, which is the last that a run writes, and hand them on to the tracker."""
+    """Write plots and reports, of which report.md is the last that a run writes, and hand them on to the tracker."""
     drawn = plots.draw_all(folder)
     if (folder / rundir.MODEL).is_dir():
         write_atomic(folder / rundir.MODEL / "README.md", card(results))
-    markdown.write_report(folder)
+    page.write_reports(folder)
     tracker.finish(results, drawn, folder)
 
 

@@ -24,7 +24,7 @@ from rmu_exp.support.errors import UserError, first_line
 from rmu_exp.support.setting import flat as flat
 
 CONFIG, DELTA, METRICS, ANSWERS = "config.yaml", "delta.safetensors", "metrics.jsonl", "answers.jsonl"
-REPORT, MODEL, LOG, SAMPLES = "report.md", "model", "run.log", "samples.jsonl"
+REPORT, PAGE, MODEL, LOG, SAMPLES = "report.md", "report.html", "model", "run.log", "samples.jsonl"
 STATE = "state"  # the folder of what unfinished stages keep; gone when the run is done
 WHO: tuple[State, State] = ("base", "unlearned")
 Object = dict[str, JsonValue]

@@ -4,28 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from rmu_exp.record import results as results_json
-from rmu_exp.record import rundir
 from rmu_exp.record.results import Results
 from rmu_exp.record.rundir import Object
 from rmu_exp.report import attacks, observed, published, tables
 from rmu_exp.report.table import percent
-from rmu_exp.support.files import write_atomic
-
-
-def write_report(folder: Path) -> Path:
-    """Write report.md from results.json and the plots that are there."""
-    results = results_json.load(folder / results_json.NAME)
-    path = folder / "report.md"
-    figures = sorted(file.stem for file in (folder / "plots").glob("*.png"))
-    answers = list(rundir.whole_lines(folder / rundir.ANSWERS))
-    write_atomic(path, text(results, figures, answers, observed.written(folder)))
-    return path
 
 
 def text(

@@ -224,6 +224,8 @@ class WandbTracker(Tracker):
         if results.ripple:
             tables["tables/ripple"] = [_level(level) for level in results.ripple.levels]
         files = {f"plots/{p.stem}": p for p in plots}
+        if (page := folder / rundir.PAGE).is_file():
+            files["report"] = page
         kind = self.settings.artifact
         if kind != OFF and (weights := folder / {"delta": rundir.DELTA, "export": rundir.MODEL}[kind]).exists():
             files[kind] = weights
