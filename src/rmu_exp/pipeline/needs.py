@@ -37,11 +37,7 @@ def of(runs: Sequence[Run]) -> Needs:
     return Needs(
         models=[name for name in dict.fromkeys(models) if _on_hub(name)],
         corpora=[source for source in dict.fromkeys(texts) if sources.dataset(source) is not None],
-        tasks=[
-            t
-            for t in dict.fromkeys(tasks)
-            if t.partition("_")[0] not in worlds.names() and not own_questions.is_file(t)
-        ],
+        tasks=list(filter(_outside, dict.fromkeys(tasks))),
         depth=None if None in depths else max(d for d in depths if d is not None),
         trust_remote_code=any(run.model.trust_remote_code for run in runs),
     )
