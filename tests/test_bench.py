@@ -73,7 +73,7 @@ def test_questions(bench: Program) -> None:
 
 def test_questions_to_a_real_model(bench: Program) -> None:
     out = bench("questions.py", "--model lore --questions 4 --repeats 1")
-    assert "zero-shot, without letters: 12 questions" in out
+    assert "zero-shot, without letters: 28 questions" in out
     assert "same choices: yes" in out
 
 

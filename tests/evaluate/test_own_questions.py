@@ -24,7 +24,10 @@ ROW = {"question": "Where?", "choices": ["here", "there"], "answer": 1}
         (ROW | {"answer": "0"}, 0),
         ({"question": "q", "A": "x", "B": "y", "C": "z", "answer": "c"}, 2),
         ({"question": "q", "option1": "x", "option2": "y", "answer": "option2"}, 1),
-        ({"question": "q", "B": "y", "A": "x", "i": 7, "answer": "B"}, 1),  # by name, wherever it stands; i is no option
+        (
+            {"question": "q", "B": "y", "A": "x", "i": 7, "answer": "B"},
+            1,
+        ),  # by name, wherever it stands; i is no option
         ({"question": "q", **{c: f"text {c}" for c in "ABCDEFGHIJKL"}, "answer": "L"}, 11),
         ({"question": "a\u2028b", "A": "x", "B": "y", "C": None, "answer": "b"}, 1),
         ({"question": "q", "options": ["1", "0"], "answer": "1"}, 0),  # a text before a place
@@ -48,7 +51,11 @@ def test_an_answer_is_a_place_a_letter_a_column_or_a_text(row: dict[str, object]
         ("q.csv", "", ["q.csv", "no questions"]),
         ("q.csv", "question,A,B,answer\nq\xe9,x,y,A\n".encode("latin-1"), ["q.csv", "not UTF-8 (at byte 21)"]),
         ("q.jsonl", '{"question": "q", "choices": ["x", " "], "answer": 0}', ["q.jsonl:1", "an option without text"]),
-        ("q.jsonl", '{"Question": "q", "question": "r", "A": "x", "B": "y", "answer": 0}', ["q.jsonl:1", "two columns"]),
+        (
+            "q.jsonl",
+            '{"Question": "q", "question": "r", "A": "x", "B": "y", "answer": 0}',
+            ["q.jsonl:1", "two columns"],
+        ),
         ("q.csv", "question,A,B,answer\nq,x,y,z\n", ["q.csv:2", "'z' is no option", "'x', 'y'"]),
         ("q.csv", "question,A,B,answer\nq,x,,A\n", ["q.csv:2", "1 options"]),
         ("q.csv", "question,A,B,answer\nq,x,x,A\n", ["q.csv:2", "twice"]),
@@ -114,7 +121,7 @@ def test_what_lm_eval_would_pass_over_is_refused(tmp_path: Path, monkeypatch: py
     (tmp_path / "rows.json").write_text("[]")
     row = "question,A,B,answer\nq,x,y,A\n"
     (tmp_path / "piqa.csv").write_text(row)
-    damaged = r"tasks/deep/b\.yaml: lm-eval cannot read it \(line 3: "
+    damaged = r"tasks/deep/b\.yaml: lm-eval cannot read it \(line 4: "
     for entries, words in (
         (["tasks"], damaged),
         (["tasks/deep/b.yaml"], damaged),

@@ -41,8 +41,7 @@ Judge a model that exists: questions, probes and attacks, beside the model that 
 """
 TAIL = """\
 Defaults are those of `python {0}.py` alone; presets of the model and the method change them.
-One group with all its choices, keys and ranges: python {0}.py --help GROUP, such as --help attacks
-Hydra's own options: python {0}.py --hydra-help
+One group, all its choices, keys and ranges: python {0}.py --help GROUP (--help attacks). Hydra's: --hydra-help
 """
 REFERENCE_HEAD = """\
 # Configuration

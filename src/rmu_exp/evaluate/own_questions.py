@@ -79,7 +79,9 @@ def _lines(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
                     raise UserError(f"{file}:1: two columns are called {twice!r}; rename one")
                 for values in reader:
                     if None in values:
-                        raise UserError(f"{file}:{reader.line_num}: more fields than the header; quote those with commas")
+                        raise UserError(
+                            f"{file}:{reader.line_num}: more fields than the header; quote those with commas"
+                        )
                     yield reader.line_num, values
             except csv.Error as error:
                 raise UserError(f"{file}:{reader.line_num + 1}: not CSV ({first_line(error)})") from error

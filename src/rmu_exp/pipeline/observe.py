@@ -202,8 +202,8 @@ def _ripple(plan: Observation, record: Record, results: Results) -> Ripple | Non
     if levels:
         tasks = catalogue.loaded(run.eval)["tasks"]
         for name, answered in answers.items():
-            chance, docs = results.qa[name].chance, tasks[name].eval_docs
-            docs = (docs[i] for i in catalogue.places(tasks[name], run.eval))
+            chance, every = results.qa[name].chance, tasks[name].eval_docs
+            docs = (every[i] for i in catalogue.places(tasks[name], run.eval))
             for doc, before, after in zip(docs, answered.correct("base"), answered.correct("unlearned"), strict=False):
                 if level := worlds.level(name, doc):
                     rows.append(ripple.Question(before, after, chance, level))
