@@ -268,6 +268,9 @@ def loading(tasks: Sequence[str]) -> Iterator[None]:
             yield
     except (UserError, RunError):
         raise
+    except SystemExit as error:  # of a task's own code
+        line = f"{', '.join(tasks)} ends the program while it is loaded; something that it needs is not installed"
+        raise UserError(f"eval.tasks: {line}") from error
     except Exception as error:
         named = (re.search(r"'([\w.-]+/[\w.-]+)'", str(cause)) for cause in chain(error))
         repo = next((match[1] for match in named if match), None)
@@ -334,6 +337,12 @@ def refuse_kind(name: str, task: Any) -> None:
         raise UserError(f"eval.tasks: {name} runs code that the model writes, which is not done here")
     if getattr(task, "MULTIMODAL", False):
         raise UserError(f"eval.tasks: {name} asks about images or sounds, which a language model cannot see")
+    if task.OUTPUT_TYPE == "generate_until" and getattr(task.config, "process_results", None) is None:
+        if lacking := next((m for m, found in getattr(task, "_metric_fn_list", {}).items() if found is None), None):
+            raise UserError(
+                f"eval.tasks: {name} needs the metric {lacking}, which is not lm-eval's, and the hub's package evaluate "
+                "has not got it; install evaluate, and let it reach the hub once"
+            )
 
 
 def _refuse(name: str, task: Any) -> None:

@@ -56,8 +56,8 @@ def read(entry: str) -> list[Row]:
     rows = [_question(f"{file}:{line}", values) for (line, _), values in zip(lines, lowered, strict=True)]
     if all(_counts_from_1(values, row["choices"]) for values, row in zip(lowered, rows, strict=True)):
         raise UserError(
-            f"{file}: every answer is a number and none is 0, but places count from 0 and columns from 1; give letters, "
-            "texts, or columns such as option1"
+            f"{file}: every answer is a number and none is 0, but places count from 0 and columns from 1; "
+            "give letters, texts, or columns such as option1"
         )
     given = {key for row in rows for key in row}
     return [{key: row.get(key, "") for key in row | dict.fromkeys(given)} for row in rows]
