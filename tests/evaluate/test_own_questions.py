@@ -128,6 +128,8 @@ def test_what_lm_eval_would_pass_over_is_refused(tmp_path: Path, monkeypatch: py
         (["mine.yml"], r"eval\.tasks: got mine\.yml, allowed is a file that ends in .*\.csv.*\.yaml"),
         (["rows.json"], r"eval\.tasks: got rows\.json, allowed is a file"),
         (["list.yaml"], "no keys in it"),
+        ([""], "an entry is empty"),
+        (["a" * 5000], "no task 'aaa"),
         (["piqa.csv", "piqa"], r"piqa\.csv is called piqa, as another entry is; rename the file"),
     ):
         with pytest.raises(UserError, match=words):

@@ -94,6 +94,8 @@ def find(entries: Sequence[str], include_path: Sequence[str] = ()) -> Tasks:
     names: dict[str, list[str]] = {}
     folders = [_folder("eval.include_path", path) for path in include_path]
     for entry in entries:
+        if not entry.strip():
+            raise UserError("eval.tasks: an entry is empty; name a task, a file or a folder")
         if own_questions.is_file(entry):
             name = own_questions.task_name(entry)
             if name in declared:
@@ -116,7 +118,12 @@ def find(entries: Sequence[str], include_path: Sequence[str] = ()) -> Tasks:
 def _is_path(entry: str) -> bool:
     """Whether an entry is a file or a folder, and no name of a task that a file or a folder happens to have."""
     path = Path(entry)
-    return "/" in entry or path.suffix.lower() in YAML or (path.is_file() if path.suffix else any(path.rglob("*.yaml")))
+    if "/" in entry or path.suffix.lower() in YAML:
+        return True
+    try:
+        return path.is_file() if path.suffix else any(path.rglob("*.yaml"))
+    except OSError:  # no name that a file can have
+        return False
 
 
 def _folder(key: str, path: str) -> Path:
@@ -281,7 +288,7 @@ def loading(tasks: Sequence[str]) -> Iterator[None]:
         if line is None and isinstance(error, ImportError):
             line = UserError(f"eval.tasks: {names} needs a package that is not installed ({first_line(error)})")
         if line is None and isinstance(error, FileNotFoundError):
-            line = UserError(f"eval.tasks: the questions of {names} are not there ({first_line(error)})")
+            line = UserError(f"eval.tasks: what {names} needs is not there ({first_line(error)})")
         if line is None and isinstance(error, OSError):
             line = RunError(f"the questions of {names} cannot be loaded ({first_line(error)})")
         if line is None:
