@@ -141,6 +141,22 @@ def test_what_lm_eval_would_pass_over_is_refused(tmp_path: Path, monkeypatch: py
     assert catalogue.find(["piqa"]).names == {"piqa": ["piqa"]}
 
 
+def test_a_task_whose_code_or_metric_cannot_work_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "rows.json").write_text(json.dumps([{"question": "q", "answer": "a"}]))
+    (tmp_path / "utils.py").write_text("raise SystemExit('no prolog')\n")
+    task = {"task": "own_gen", "dataset_path": "json", "dataset_kwargs": {"data_files": str(tmp_path / "rows.json")}}
+    task |= {"test_split": "train", "output_type": "generate_until", "doc_to_text": "question", "doc_to_target": "answer"}
+    metric = {"metric": "nosuch", "aggregation": "mean", "higher_is_better": True}
+    file = tmp_path / "a.yaml"
+    file.write_text(yaml.safe_dump(task | {"metric_list": [metric]}))
+    monkeypatch.setattr("lm_eval.api.task.get_metric", lambda *_: None)  # as where the hub cannot be reached
+    with pytest.raises(UserError, match=r"own_gen needs the metric nosuch"):
+        catalogue.loaded(Eval(tasks=[str(file)]))
+    file.write_text(yaml.safe_dump(task) + "process_docs: !function utils.docs\n")
+    with pytest.raises(UserError, match=r"ends the program while it is loaded"):
+        catalogue.loaded(Eval(tasks=[str(file)]))
+
+
 def test_groups_whose_members_lie_in_other_folders_are_found_whole() -> None:
     found = catalogue.find(["openllm"])
     assert {"arc_challenge", "hellaswag", "truthfulqa_mc2", "winogrande", "gsm8k", "mmlu_virology"} <= set(

@@ -344,12 +344,13 @@ def refuse_kind(name: str, task: Any) -> None:
         raise UserError(f"eval.tasks: {name} runs code that the model writes, which is not done here")
     if getattr(task, "MULTIMODAL", False):
         raise UserError(f"eval.tasks: {name} asks about images or sounds, which a language model cannot see")
-    if task.OUTPUT_TYPE == "generate_until" and getattr(task.config, "process_results", None) is None:
-        if lacking := next((m for m, found in getattr(task, "_metric_fn_list", {}).items() if found is None), None):
-            raise UserError(
-                f"eval.tasks: {name} needs the metric {lacking}, which is not lm-eval's, and the hub's package evaluate "
-                "has not got it; install evaluate, and let it reach the hub once"
-            )
+    scored = task.OUTPUT_TYPE == "generate_until" and getattr(task.config, "process_results", None) is None
+    metrics = getattr(task, "_metric_fn_list", {}) if scored else {}
+    if lacking := next((metric for metric, found in metrics.items() if found is None), None):
+        raise UserError(
+            f"eval.tasks: {name} needs the metric {lacking}, which is not lm-eval's and which the package evaluate has "
+            "not got; let it fetch that from the hub once"
+        )
 
 
 def _refuse(name: str, task: Any) -> None:

@@ -16,13 +16,17 @@ from rmu_exp.settings import Run
 
 @dataclass(frozen=True)
 class Needs:
-    """What is to be fetched: ``ORG/NAME[@REVISION]``, hub datasets, lm-eval tasks; ``depth`` layers (None: all)."""
+    """What is to be fetched: ``ORG/NAME[@REVISION]``, hub datasets, lm-eval tasks; ``depth`` layers (None: all).
+
+    ``include_path``: folders in which some of the tasks lie.
+    """
 
     models: Sequence[str]
     corpora: Sequence[str]
     tasks: Sequence[str]
     depth: int | None
     trust_remote_code: bool
+    include_path: Sequence[str]
 
 
 def of(runs: Sequence[Run]) -> Needs:
@@ -40,6 +44,7 @@ def of(runs: Sequence[Run]) -> Needs:
         tasks=list(filter(_outside, dict.fromkeys(tasks))),
         depth=None if None in depths else max(d for d in depths if d is not None),
         trust_remote_code=any(run.model.trust_remote_code for run in runs),
+        include_path=list(dict.fromkeys(path for run in runs for path in run.eval.include_path)),
     )
 
 
