@@ -118,6 +118,9 @@ def test_what_lm_eval_would_pass_over_is_refused(tmp_path: Path, monkeypatch: py
     (tmp_path / "tasks/deep/b.yaml").write_text("task: own_b\nx: [1,\ny: 2\n")
     (tmp_path / "mine.yml").write_text("task: own_a\n")
     (tmp_path / "list.yaml").write_text("- a\n")
+    (tmp_path / "twice").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / f"twice/{name}.yaml").write_text("task: own_t\n")
     (tmp_path / "rows.json").write_text("[]")
     row = "question,A,B,answer\nq,x,y,A\n"
     (tmp_path / "piqa.csv").write_text(row)
@@ -127,7 +130,8 @@ def test_what_lm_eval_would_pass_over_is_refused(tmp_path: Path, monkeypatch: py
         (["tasks/deep/b.yaml"], damaged),
         (["mine.yml"], r"eval\.tasks: got mine\.yml, allowed is a file that ends in .*\.csv.*\.yaml"),
         (["rows.json"], r"eval\.tasks: got rows\.json, allowed is a file"),
-        (["list.yaml"], "no keys in it"),
+        (["list.yaml"], "list.yaml: lm-eval cannot read it"),
+        (["twice"], r"b\.yaml: defines own_t, as .*a\.yaml does; rename one"),
         ([""], "an entry is empty"),
         (["a" * 5000], "no task 'aaa"),
         (["piqa.csv", "piqa"], r"piqa\.csv is called piqa, as another entry is; rename the file"),
@@ -145,7 +149,12 @@ def test_a_task_whose_code_or_metric_cannot_work_is_refused(tmp_path: Path, monk
     (tmp_path / "rows.json").write_text(json.dumps([{"question": "q", "answer": "a"}]))
     (tmp_path / "utils.py").write_text("raise SystemExit('no prolog')\n")
     task = {"task": "own_gen", "dataset_path": "json", "dataset_kwargs": {"data_files": str(tmp_path / "rows.json")}}
-    task |= {"test_split": "train", "output_type": "generate_until", "doc_to_text": "question", "doc_to_target": "answer"}
+    task |= {
+        "test_split": "train",
+        "output_type": "generate_until",
+        "doc_to_text": "question",
+        "doc_to_target": "answer",
+    }
     metric = {"metric": "nosuch", "aggregation": "mean", "higher_is_better": True}
     file = tmp_path / "a.yaml"
     file.write_text(yaml.safe_dump(task | {"metric_list": [metric]}))

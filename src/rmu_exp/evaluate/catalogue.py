@@ -164,21 +164,22 @@ def _yaml(file: Path) -> Mapping[str, Any]:
     from lm_eval.tasks._yaml_loader import load_yaml
 
     try:
-        found = load_yaml(file, resolve_func=False)
+        return load_yaml(file, resolve_func=False)
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         raise UserError(f"{file}: lm-eval cannot read it ({line}{error.problem})") from error
     except Exception as error:
         raise UserError(f"{file}: lm-eval cannot read it ({first_line(error)})") from error
-    if not isinstance(found, Mapping):
-        raise UserError(f"{file}: lm-eval cannot read it (no keys in it)")
-    return found
 
 
 def _refuse_damaged(folder: Path) -> None:
-    """Refuse a folder with a YAML file that lm-eval would pass over in silence."""
+    """Refuse a folder with a YAML file that lm-eval would pass over in silence: a broken one, and a name's second."""
+    defined: dict[str, Path] = {}
     for file in sorted(folder.rglob("*.yaml")):
-        _yaml(file)
+        config = _yaml(file)
+        name = config["task"] if isinstance(config.get("task"), str) else config.get("group")
+        if isinstance(name, str) and defined.setdefault(name, file) != file:
+            raise UserError(f"{file}: defines {name}, as {defined[name]} does; rename one")
 
 
 def _children(config: Mapping[str, Any]) -> Iterator[str]:
@@ -251,7 +252,7 @@ def _root() -> Path:
 
 def _folders(tasks: Sequence[str]) -> list[Path]:
     names = {part for task in tasks for part in (task, task.split("_")[0])}
-    return [folder for name in sorted(names) if (folder := _root() / name).is_dir()]
+    return sorted(folder for folder in _root().iterdir() if folder.name in names and folder.is_dir())
 
 
 def _folders_that_mention(tasks: Sequence[str]) -> list[Path]:
@@ -293,6 +294,8 @@ def loading(tasks: Sequence[str]) -> Iterator[None]:
             line = RunError(f"the questions of {names} cannot be loaded ({first_line(error)})")
         if line is None:
             reason = first_line(error) or type(error).__name__
+            if isinstance(error, KeyError):  # of None: the aggregation of an unknown metric
+                reason = "a metric that is not lm-eval's" if error.args == (None,) else f"it has no {error}"
             line = UserError(f"eval.tasks: lm-eval refuses {names} ({reason})")
         raise line from error
 
