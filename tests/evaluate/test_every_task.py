@@ -17,12 +17,12 @@ import pytest
 
 READY = "would run"
 REASONS = {  # in the words of the refusals
-    "metric": r"needs the metric|Error loading evaluation metrics|Couldn't find a module script",  # the hub's evaluate
+    "metric": r"needs the metric|Error loading evaluation metrics|Couldn't find a module|a metric that is not lm-eval's",
     "package": r"needs a package that is not installed|ends the program while it is loaded|[Pp]lease install",
     "data": r"HF_HUB_OFFLINE|needs is not there|cannot be loaded",
     "code": r"runs code that the model writes",
     "images or sounds": r"asks about images or sounds",
-    "lm-eval's own fault": r"has no function|\(None\)",
+    "lm-eval's own fault": r"has no function",
 }
 
 
