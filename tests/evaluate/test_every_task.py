@@ -17,7 +17,7 @@ import pytest
 
 READY = "would run"
 REASONS = {  # in the words of the refusals
-    "metric": r"needs the metric|Error loading evaluation metrics|Couldn't find a module|a metric that is not lm-eval's",
+    "metric": r"needs the metric|Error loading evaluation metrics|find a module script|a metric that is not lm-eval's",
     "package": r"needs a package that is not installed|ends the program while it is loaded|[Pp]lease install",
     "data": r"HF_HUB_OFFLINE|needs is not there|cannot be loaded",
     "code": r"runs code that the model writes",
