@@ -68,6 +68,14 @@ def test_a_chat_template_that_is_not_there(
     assert named in refusal([*given, *words])
 
 
+def test_an_option_that_the_model_cannot_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "long.csv").write_text(f"question,A,B,answer\nq,x,{'river ' * 1100},A\n")
+    said = refusal([*a_run.words(tmp_path), "eval.tasks=[long.csv]", "data.questions.forget=[]"])
+    assert said.startswith("eval.tasks: long: the option river river")
+    assert said.endswith("has 1100 tokens, the model takes 1024")
+
+
 def test_a_part_of_the_questions_is_what_lm_eval_asks(tmp_path: Path) -> None:
     tiny.mistral(tmp_path, layers=2)
     model = transformers.AutoModelForCausalLM.from_pretrained(LORE)

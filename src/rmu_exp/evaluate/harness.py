@@ -155,8 +155,11 @@ def ask(model: Any, tokenizer: Any, settings: Eval, journal: Store | None = None
     return _ask(HFLM(pretrained=model, tokenizer=tokenizer, batch_size=settings.batch_size), settings, first)
 
 
-def refuse(settings: Eval, tokenizer: Any) -> None:
+def refuse(settings: Eval, tokenizer: Any, context: int) -> None:
     """Refuse what cannot work before anything is trained, and load the questions.
+
+    Args:
+        context: tokens that the model takes.
 
     Raises:
         UserError: an unknown backend, no chat template or none for a system message, and what
@@ -178,7 +181,13 @@ def refuse(settings: Eval, tokenizer: Any) -> None:
         except Exception as error:  # whatever a template says; lm-eval would leave the system message out
             reason = f"the tokenizer's chat template takes no system message ({first_line(error)})"
             raise UserError(f"eval.system_prompt: {reason}; leave it out") from error
-    catalogue.loaded(settings, anew=True)
+    for name, task in catalogue.loaded(settings, anew=True)["tasks"].items():
+        asked = task.eval_docs if callable(task.config.custom_dataset) else ()
+        for option in {o for doc in asked for o in doc.get("choices") or () if len(o) > context}:  # a token is a letter
+            if (tokens := len(tokenizer(option)["input_ids"])) > context:
+                raise UserError(
+                    f"eval.tasks: {name}: the option {option[:30]}… has {tokens} tokens, the model takes {context}"
+                )
 
 
 @quiet()

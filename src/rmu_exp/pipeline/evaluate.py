@@ -51,7 +51,7 @@ def prepare_evaluation(run: Run | Judge, models: Models, results: Results | None
     given_up = results is not None and results.pruned is not None
     asks = bool(run.eval.tasks) and not given_up and not (results and (results.qa or results.measured))
     if asks:
-        harness.refuse(run.eval, models.base.tokenizer())
+        harness.refuse(run.eval, models.base.tokenizer(), models.base.context)
     reads = bool(run.eval.held_out) and not given_up and not (results and results.perplexity)
     return Evaluation(run, models, asks, data.held_out(run.data, run.eval) if reads else [])
 
