@@ -277,8 +277,8 @@ def loading(tasks: Sequence[str]) -> Iterator[None]:
     except (UserError, RunError):
         raise
     except SystemExit as error:  # of a task's own code
-        line = f"{', '.join(tasks)} ends the program while it is loaded; something that it needs is not installed"
-        raise UserError(f"eval.tasks: {line}") from error
+        why = "ends the program while it is loaded; something that it needs is not installed"
+        raise UserError(f"eval.tasks: {', '.join(tasks)} {why}") from error
     except Exception as error:
         named = (re.search(r"'([\w.-]+/[\w.-]+)'", str(cause)) for cause in chain(error))
         repo = next((match[1] for match in named if match), None)
