@@ -23,6 +23,7 @@ from rmu_exp.evaluate import questions
 from rmu_exp.evaluate.scoring import Scorer
 from rmu_exp.model.checkpoint import locate
 from rmu_exp.model.hooks import BLOCK, watching
+from rmu_exp.settings import Eval
 
 LAYER = 7
 
@@ -60,7 +61,7 @@ def main() -> None:
     checkpoint = locate("lore")
     model = checkpoint.open(None, torch.float32, torch.device("cpu"))
     scorer = Scorer(checkpoint.tokenizer(), torch.device("cpu"))
-    asked = questions.needed(["lore_forget"], ["hexes", "wards"], args.questions)[: args.questions]
+    asked = questions.needed(["lore_forget"], ["hexes", "wards"], Eval(limit=args.questions))[: args.questions]
     h_LND = scorer.at_last(model, [scorer.encode(item.context) for item in asked])[BLOCK]
     targets = [
         Target(

@@ -1,9 +1,11 @@
 """Multiple-choice questions: lm-eval's stock HF class against rmu_exp's Engine, alternating, in one process.
 
     python bench/questions.py                                  # 8 layers × 512, vocabulary 32,000, on the CPU
+    python bench/questions.py --model smollm2_135m             # a real model: atlas's questions, without letters
     python bench/questions.py --device cuda --dtype bfloat16 --shape zephyr --questions 311 --subjects 57 --repeats 1
 
-Questions have MMLU's format and are made of random words; a model of Mistral's architecture has random weights.
+Without --model, questions have MMLU's format and are made of random words, and a model of Mistral's architecture has
+random weights.
 Five-shot questions share one prefix a subject, zero-shot ones the description's line. `--few-shot 0` leaves the
 five-shot part out, `--zero-shot 0` the other. 57 subjects × 311 questions are 17,727, the count of WMDP and MMLU.
 
@@ -35,6 +37,9 @@ Pair = tuple[str, str]
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--model", help="a checkpoint as in model.name, asked --questions of each of atlas's three tasks"
+    )
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--hidden", type=int, default=512)
     parser.add_argument("--vocab", type=int, default=32000)
@@ -89,6 +94,20 @@ def random_model(args: argparse.Namespace) -> Any:
             return MistralForCausalLM(config).eval()
     finally:
         torch.set_default_dtype(before)
+
+
+def real_model(args: argparse.Namespace) -> tuple[Any, Any, list[Pair]]:
+    """A checkpoint, its tokenizer, and atlas's questions: each prompt with its four options."""
+    from rmu_exp.evaluate import questions
+    from rmu_exp.model.checkpoint import locate
+    from rmu_exp.settings import Eval
+
+    checkpoint = locate(args.model)
+    model = checkpoint.open(None, getattr(torch, args.dtype), torch.device(args.device))
+    tasks = ["atlas_forget", "atlas_adjacent", "atlas_general"]
+    asked = [q for part in questions.load(tasks, [], Eval(limit=args.questions, draw=0)).values() for q in part]
+    pairs = [(q.context, option) for q in asked if len(q.options) == len(LETTERS) for option in q.options]
+    return model, checkpoint.tokenizer(), pairs
 
 
 def mmlu_like(args: argparse.Namespace, shots: int) -> list[Pair]:
@@ -157,13 +176,12 @@ def choices(answers: list[tuple[float, bool]]) -> list[int]:
     return [row.index(max(row)) for row in rows]
 
 
-def compare(args: argparse.Namespace, model: Any, tokenizer: Any, shots: int) -> None:
+def compare(args: argparse.Namespace, model: Any, tokenizer: Any, pairs: list[Pair], what: str) -> None:
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
     from rmu_exp.evaluate.engine import Engine
 
-    pairs = mmlu_like(args, shots)
     requests = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
 
     def engine() -> Any:
@@ -190,8 +208,7 @@ def compare(args: argparse.Namespace, model: Any, tokenizer: Any, shots: int) ->
     apart = max(abs(a - b) for (a, _), (b, _) in zip(own, theirs, strict=True))
     same = choices(own) == choices(theirs)
     print(
-        f"\n{shots}-shot: {len(lengths)} questions of {args.subjects} subjects, {mean:.0f} tokens each (mean), "
-        f"{prefix} of them shared"
+        f"\n{what}: {len(lengths)} questions, {mean:.0f} tokens each (mean), {prefix} of them shared by the first ones"
     )
     print(f"  batches              engine {budget} tokens, stock {rows} rows of {mean:.0f} tokens")
     print(
@@ -221,17 +238,23 @@ def main() -> None:
     warnings.simplefilter("ignore")
     for name in ("lm_eval", "lm-eval", "transformers"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    model, tokenizer = random_model(args), word_tokenizer(args.vocab)
+    parts: list[tuple[list[Pair], str]]
+    if args.model:
+        model, tokenizer, pairs = real_model(args)
+        parts, named = [(pairs, "zero-shot, without letters")], args.model
+    else:
+        model, tokenizer, named = (
+            random_model(args),
+            word_tokenizer(args.vocab),
+            f"{args.layers} layers × {args.hidden}",
+        )
+        shots = [args.few_shot] * (args.few_shot > 0) + [0] * (args.zero_shot > 0)
+        parts = [(mmlu_like(args, n), f"{n}-shot, {args.subjects} subjects") for n in shots]
     on_gpu = args.device.startswith("cuda")
     where = torch.cuda.get_device_name() if on_gpu else f"{torch.get_num_threads()} CPU threads"
-    print(
-        f"{args.layers} layers × {args.hidden}, vocabulary {args.vocab}, {args.dtype}, {where}, "
-        f"torch {torch.__version__}"
-    )
-    if args.few_shot:
-        compare(args, model, tokenizer, args.few_shot)
-    if args.zero_shot:
-        compare(args, model, tokenizer, 0)
+    print(f"{named}, vocabulary {model.config.vocab_size}, {args.dtype}, {where}, torch {torch.__version__}")
+    for asked, what in parts:
+        compare(args, model, tokenizer, asked, what)
 
 
 if __name__ == "__main__":

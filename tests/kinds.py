@@ -36,6 +36,9 @@ def _documents(i: int, row: Doc) -> dict[str, Doc]:
     several = {"choices": [right, f"It is {right}", wrong, "nobody knows"], "labels": [1, 1, 0, 0]}
     sentence = f"{right} and {wrong} are not the same, because _ answers this: {question}"
     return {
+        "mmlu/default/mmlu_virology": {"question": question, "choices": options, "answer": answer},
+        "wmdp/wmdp_bio": {"question": question, "choices": options, "answer": answer},
+        "blimp/adjunct_island": {"sentence_good": f"{question} {right}.", "sentence_bad": f"{question} {wrong}."},
         "truthfulqa/truthfulqa_mc1": {"question": question, "mc1_targets": several, "mc2_targets": several},
         "truthfulqa/truthfulqa_mc2": {"question": question, "mc1_targets": several, "mc2_targets": several},
         "winogrande/default": {"sentence": sentence, "option1": right, "option2": wrong, "answer": str(i % 2 + 1)},
@@ -87,7 +90,7 @@ def make(folder: Path, count: int = 40) -> list[str]:
         data.parent.mkdir(parents=True, exist_ok=True)
         data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         given = {"include": str(source), "task": name, "tag": None, "dataset_path": "json", "dataset_name": None}
-        splits = dict.fromkeys(("train", "validation", "test"), str(data))
+        splits = dict.fromkeys(("train", "dev", "validation", "test"), str(data))
         given |= {"dataset_kwargs": {"data_files": splits}}
         if name in ("local_gsm8k",):
             given |= {"num_fewshot": 2, "generation_kwargs": {"until": ["Question:"], "max_gen_toks": 24}}

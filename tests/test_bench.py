@@ -69,3 +69,19 @@ def test_questions(bench: Program) -> None:
     out = bench("questions.py", "--hidden 64 --layers 2 --vocab 500 --questions 6 --subjects 2 --repeats 1")
     assert out.count("same choices: yes") == 2
     assert all(float(apart) < 1e-4 for apart in re.findall(r"differ by at most (\S+);", out))
+
+
+def test_questions_to_a_real_model(bench: Program) -> None:
+    out = bench("questions.py", "--model lore --questions 4 --repeats 1")
+    assert "zero-shot, without letters: 28 questions" in out
+    assert "same choices: yes" in out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["plain", "chat"])
+def test_a_run_prints_what_lm_eval_prints(way: str, tmp_path: Path) -> None:
+    """On two tasks of the model with a chat template; the program without --tasks compares every kind."""
+    words = [str(tmp_path), "--way", way, "--limit", "4", "--tasks", "local_nq_open,local_group"]
+    done = subprocess.run([sys.executable, str(BENCH / "as_lm_eval.py"), *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "; 0 things differ" in done.stdout

@@ -182,8 +182,10 @@ class Eval:
 
     tasks: list[str] | None = setting(None)
     """Tasks of lm-eval, YAML files or folders of them, files of questions; null: all of data.questions; []: nothing."""
-    limit: int | None = setting(None, least=1)
-    """Questions per task; null: all."""
+    limit: int | float | None = setting(None, above=0)
+    """Questions per task, or below 1 the part of them that is asked; null: all."""
+    draw: int | None = setting(None, least=0)
+    """Seed with which these are drawn at random, the same for both models; null: the first ones."""
     corrected: bool = setting(True)
     """Give each accuracy without answer bias, too: letters asked in every rotation, others against other questions."""
     include_path: list[str] = setting([])
@@ -220,7 +222,11 @@ class Eval:
         return list(given) if isinstance(given, (list, tuple)) else [str(given)]
 
     def check(self) -> None:
-        """Refuse sources that are no words, and a number of prompts below 0."""
+        """Refuse a limit that is no number of questions, sources that are no words, a number of prompts below 0."""
+        if isinstance(self.limit, float) and self.limit > 1 and not self.limit.is_integer():
+            raise UserError(f"eval.limit: got {self.limit}, allowed is a whole number, or a part below 1, or null")
+        if self.draw is not None and self.limit is None:
+            raise UserError("eval.draw: draws eval.limit questions of each task, and all are asked; add eval.limit=…")
         if not all(isinstance(source, str) and source for source in self.held_out):
             raise UserError(f"eval.perplexity: got {show(self.perplexity)}, allowed is a source, or a list of them")
         wrong = isinstance(self.samples, bool) or not isinstance(self.samples, (int, str, NoneType))

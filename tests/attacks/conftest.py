@@ -9,6 +9,7 @@ from rmu_exp.attacks.api import Context
 from rmu_exp.evaluate import questions
 from rmu_exp.model.checkpoint import locate
 from rmu_exp.model.delta import Delta
+from rmu_exp.settings import Eval
 from rmu_exp.worlds import lore as world
 
 SPAN = (5, 6, 7)
@@ -32,7 +33,7 @@ def model(lore):
 
 @pytest.fixture(scope="session")
 def asked():
-    return questions.needed(["lore_forget"], ["hexes", "wards"], 24)
+    return questions.needed(["lore_forget"], ["hexes", "wards"], Eval(limit=24))
 
 
 @pytest.fixture

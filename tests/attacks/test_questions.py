@@ -51,7 +51,7 @@ def test_halves_share_no_fact(asked):
 
 def test_questions_without_letters_are_asked_by_likelihood(model, tokenizer):
     """Options of several tokens, beside lm-eval's own class; in one row each where gradients are wanted."""
-    items = questions.load(["lore_open_forget"], ["hexes", "wards"], 3)["lore_open_forget"]
+    items = questions.load(["lore_open_forget"], ["hexes", "wards"], Eval(limit=3))["lore_open_forget"]
     assert not any(item.lettered for item in items)
     stock = harness.ask(model, tokenizer, Eval(tasks=["lore_open_forget"], limit=3, backend="stock"))
     scorer = Scorer(tokenizer, torch.device("cpu"))
@@ -74,14 +74,14 @@ def test_corrected_answers_of_attacks_are_those_of_the_evaluation(model, tokeniz
 
 def test_too_few_questions_are_refused():
     with pytest.raises(UserError, match="too few multiple-choice questions"):
-        questions.needed(["lore_open_forget"], [], 1)
+        questions.needed(["lore_open_forget"], [], Eval(limit=1))
     with pytest.raises(UserError, match="not given"):
-        questions.needed([], [], None)
+        questions.needed([], [])
 
 
 def test_attacks_may_ask_some_questions_only():
     """So many per topic at most, whole facts, others for another seed."""
-    every = questions.needed(["atlas_forget"], ["elements", "capitals"], None)
+    every = questions.needed(["atlas_forget"], ["elements", "capitals"])
     some, again, other = (questions.needed(["atlas_forget"], ["elements", "capitals"], None, 30, s) for s in (0, 0, 1))
     assert some == again != other
     for topic in ("elements", "capitals"):

@@ -24,12 +24,18 @@ ROW = {"question": "Where?", "choices": ["here", "there"], "answer": 1}
         (ROW | {"answer": "0"}, 0),
         ({"question": "q", "A": "x", "B": "y", "C": "z", "answer": "c"}, 2),
         ({"question": "q", "option1": "x", "option2": "y", "answer": "option2"}, 1),
+        (
+            {"question": "q", "B": "y", "A": "x", "i": 7, "answer": "B"},
+            1,
+        ),  # by name, wherever it stands; i is no option
+        ({"question": "q", **{c: f"text {c}" for c in "ABCDEFGHIJKL"}, "answer": "L"}, 11),
+        ({"question": "a\u2028b", "A": "x", "B": "y", "C": None, "answer": "b"}, 1),
         ({"question": "q", "options": ["1", "0"], "answer": "1"}, 0),  # a text before a place
     ],
 )
 def test_an_answer_is_a_place_a_letter_a_column_or_a_text(row: dict[str, object], place: int, tmp_path: Path) -> None:
     file = tmp_path / "q.jsonl"
-    file.write_text(json.dumps(row) + "\n")
+    file.write_text(json.dumps(row, ensure_ascii=False) + "\r\n", encoding="utf-8")
     assert own_questions.read(str(file))[0]["answer"] == place
 
 
@@ -37,6 +43,19 @@ def test_an_answer_is_a_place_a_letter_a_column_or_a_text(row: dict[str, object]
     ("name", "text", "words"),
     [
         ("q.csv", "a,b\n1,2\n", ["q.csv:2", "no question"]),
+        ("q.csv", "question;A;B;answer\nq;x;y;A\n", ["q.csv:2", "no question among its columns (question;a;b;answer)"]),
+        ("q.csv", "question,A,A,answer\nq,x,y,A\n", ["q.csv:1", "two columns are called 'A'"]),
+        ("q.csv", "question,A,B,C,answer\nq,x,,z,B\n", ["q.csv:2", "an option without text; b is empty"]),
+        ("q.csv", "question,option1,option2,answer\nq,x,y,1\nq,x,y,1\n", ["q.csv", "none is 0", "count from 0"]),
+        ("q.csv", 'question,A,B,answer\n"q,x,y,A\n', ["q.csv:2", "not CSV"]),
+        ("q.csv", "", ["q.csv", "no questions"]),
+        ("q.csv", "question,A,B,answer\nq\xe9,x,y,A\n".encode("latin-1"), ["q.csv", "not UTF-8 (at byte 21)"]),
+        ("q.jsonl", '{"question": "q", "choices": ["x", " "], "answer": 0}', ["q.jsonl:1", "an option without text"]),
+        (
+            "q.jsonl",
+            '{"Question": "q", "question": "r", "A": "x", "B": "y", "answer": 0}',
+            ["q.jsonl:1", "two columns"],
+        ),
         ("q.csv", "question,A,B,answer\nq,x,y,z\n", ["q.csv:2", "'z' is no option", "'x', 'y'"]),
         ("q.csv", "question,A,B,answer\nq,x,,A\n", ["q.csv:2", "1 options"]),
         ("q.csv", "question,A,B,answer\nq,x,x,A\n", ["q.csv:2", "twice"]),
@@ -49,8 +68,8 @@ def test_an_answer_is_a_place_a_letter_a_column_or_a_text(row: dict[str, object]
         ("q.parquet", "no parquet", ["q.parquet", "cannot be read"]),
     ],
 )
-def test_bad_rows_are_refused_by_file_and_line(name: str, text: str, words: list[str], tmp_path: Path) -> None:
-    (tmp_path / name).write_text(text)
+def test_bad_rows_are_refused_by_file_and_line(name: str, text: str | bytes, words: list[str], tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(UserError) as error:
         own_questions.read(str(tmp_path / name))
     assert all(word in str(error.value) for word in words), error.value
@@ -90,6 +109,61 @@ def test_files_yaml_and_folders_are_tasks(tmp_path: Path) -> None:
     (tmp_path / "rows.json").unlink()
     with pytest.raises(UserError, match=r"own_one|a\.yaml"):
         catalogue.loaded(Eval(tasks=[str(tmp_path / "one/a.yaml")]))
+
+
+def test_what_lm_eval_would_pass_over_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tasks/deep").mkdir(parents=True)
+    (tmp_path / "tasks/a.yaml").write_text("task: own_a\n")
+    (tmp_path / "tasks/deep/b.yaml").write_text("task: own_b\nx: [1,\ny: 2\n")
+    (tmp_path / "mine.yml").write_text("task: own_a\n")
+    (tmp_path / "list.yaml").write_text("- a\n")
+    (tmp_path / "twice").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / f"twice/{name}.yaml").write_text("task: own_t\n")
+    (tmp_path / "rows.json").write_text("[]")
+    row = "question,A,B,answer\nq,x,y,A\n"
+    (tmp_path / "piqa.csv").write_text(row)
+    damaged = r"tasks/deep/b\.yaml: lm-eval cannot read it \(line 4: "
+    for entries, words in (
+        (["tasks"], damaged),
+        (["tasks/deep/b.yaml"], damaged),
+        (["mine.yml"], r"eval\.tasks: got mine\.yml, allowed is a file that ends in .*\.csv.*\.yaml"),
+        (["rows.json"], r"eval\.tasks: got rows\.json, allowed is a file"),
+        (["list.yaml"], "list.yaml: lm-eval cannot read it"),
+        (["twice"], r"b\.yaml: defines own_t, as .*a\.yaml does; rename one"),
+        ([""], "an entry is empty"),
+        (["a" * 5000], "no task 'aaa"),
+        (["piqa.csv", "piqa"], r"piqa\.csv is called piqa, as another entry is; rename the file"),
+    ):
+        with pytest.raises(UserError, match=words):
+            catalogue.find(entries)
+    with pytest.raises(UserError, match=damaged):
+        catalogue.find(["own_b"], ["tasks"])
+    assert catalogue.find(["own_a"], ["tasks"]).names == {"own_a": ["own_a"]}
+    (tmp_path / "piqa").mkdir()  # a folder that only has the name of a task
+    assert catalogue.find(["piqa"]).names == {"piqa": ["piqa"]}
+
+
+def test_a_task_whose_code_or_metric_cannot_work_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "rows.json").write_text(json.dumps([{"question": "q", "answer": "a"}]))
+    (tmp_path / "utils.py").write_text("raise SystemExit('no prolog')\n")
+    task = {"task": "own_gen", "dataset_path": "json", "dataset_kwargs": {"data_files": str(tmp_path / "rows.json")}}
+    task |= {
+        "test_split": "train",
+        "output_type": "generate_until",
+        "doc_to_text": "question",
+        "doc_to_target": "answer",
+    }
+    metric = {"metric": "nosuch", "aggregation": "mean", "higher_is_better": True}
+    file = tmp_path / "a.yaml"
+    file.write_text(yaml.safe_dump(task | {"metric_list": [metric]}))
+    monkeypatch.setattr("lm_eval.api.task.get_metric", lambda *_: None)  # as where the hub cannot be reached
+    with pytest.raises(UserError, match=r"own_gen needs the metric nosuch"):
+        catalogue.loaded(Eval(tasks=[str(file)]))
+    file.write_text(yaml.safe_dump(task) + "process_docs: !function utils.docs\n")
+    with pytest.raises(UserError, match=r"ends the program while it is loaded"):
+        catalogue.loaded(Eval(tasks=[str(file)]))
 
 
 def test_groups_whose_members_lie_in_other_folders_are_found_whole() -> None:

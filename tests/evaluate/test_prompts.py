@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from rmu_exp.evaluate.prompts import Prompt, evenly, from_file, from_questions
+from rmu_exp.settings import Eval
 from rmu_exp.support.errors import UserError
 
 
@@ -47,7 +48,9 @@ def test_bad_files(name: str, content: str, line: str, tmp_path: Path) -> None:
 
 
 def test_questions_are_spread_over_a_role_and_asked_without_letters() -> None:
-    found = from_questions({"forget": ["lore_forget"], "general": ["lore_general"]}, ["hexes", "wards"], 6, 10)
+    found = from_questions(
+        {"forget": ["lore_forget"], "general": ["lore_general"]}, ["hexes", "wards"], 6, Eval(limit=10)
+    )
     assert [p.role for p in found] == ["forget"] * 6 + ["general"] * 6
     assert all(p.text.startswith("Question: What is the ") and p.text.endswith("?\nAnswer:") for p in found)
     assert all(len(p.answers) == 1 and len(p.answers[0]) > 1 for p in found), "the option's text, not its letter"

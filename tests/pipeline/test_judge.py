@@ -19,6 +19,7 @@ from rmu_exp.cli import compose
 from rmu_exp.evaluate import generate
 from rmu_exp.model.checkpoint import locate
 from rmu_exp.pipeline import run
+from rmu_exp.report import methods
 from rmu_exp.support.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -97,26 +98,34 @@ def prepare(words: list[str]) -> None:
     run.prepare(composed, Path("out"))
 
 
-def test_several_checkpoints_are_judged_into_a_folder_each(broken, tmp_path):
-    """Also from folders whose names mean something to Hydra."""
-    (tmp_path / "layer=3,steer=2").symlink_to(broken)
+def test_several_checkpoints_are_judged_into_a_folder_each(broken, tiny_run, tmp_path):
+    """Also from folders whose names mean something to Hydra; one table compares them, and runs beside them."""
+    for name in ("layer=3,steer=2", "other"):
+        (tmp_path / name).symlink_to(broken)
     words = [
         "model=lore",
         "data=lore",
-        "unlearned=layer=3,steer=2,nowhere",
+        "unlearned=layer=3,steer=2,other,nowhere",
         "attacks=[norms]",
-        "eval=none",
+        "eval.tasks=[lore_forget,lore_general]",
+        "eval.limit=4",
         "tracking=off",
         "output=a=b",
     ]
     (tmp_path / "nowhere").mkdir()
     done = judge("-m", *words, cwd=tmp_path)
     assert done.returncode == 1, done.stderr
-    good, bad = sorted(p for p in (tmp_path / "a=b").iterdir() if p.name.startswith("unlearned="))
-    good, bad = (good, bad) if (good / "results.json").is_file() else (bad, good)
-    assert "norms" in json.loads((good / "results.json").read_text())["attacks"]
+    judged = {
+        p: (p / "results.json").is_file() for p in (tmp_path / "a=b").iterdir() if p.name.startswith("unlearned=")
+    }
+    (bad,) = [p for p, good in judged.items() if not good]
+    assert all("norms" in json.loads((p / "results.json").read_text())["attacks"] for p, good in judged.items() if good)
     assert "config.json" in (bad / "error.txt").read_text()
-    assert "1 of 2 trials did not finish; the same command with output=" in done.stderr
+    assert "1 of 3 trials did not finish; the same command with output=" in done.stderr
+    page, _ = methods.write([tmp_path / "a=b", tiny_run])
+    rows = [line.split(" | ")[0].lstrip("| ") for line in page.read_text().splitlines() if line.startswith("| ")]
+    assert {"layer=3,steer=2 on lore", "other on lore", "base on lore"} <= set(rows)
+    assert any(row.startswith("rmu on ") for row in rows)
 
 
 def test_the_program_ends_with_status_2_and_leaves_nothing(tmp_path):

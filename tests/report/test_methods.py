@@ -72,6 +72,25 @@ def test_the_command_writes_a_page_and_a_picture(tmp_path, capsys):
     assert (tmp_path / "methods.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_judged_models_stand_beside_methods(tmp_path, capsys):
+    about = {"kind": "judge", "model": "m", "topics": ["hexes", "wards"], "seed": 0}
+    damage = {"damage": {"kl": {"neutral": {"mean": 0.25, "ci95": [0.2, 0.3]}}, "agreement": {}, "perplexity": {}}}
+    judged = []
+    for name, forget in (("a/ckpt", 0.4), ("b/ckpt", 0.1), ("c/ckpt", 0.5)):
+        values = result("x", 0, forget, 0.9, **damage).model_dump(exclude_none=True, exclude={"train"})
+        judged.append(Results.model_validate(values | {"run": about | {"unlearned": name}}))
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "judged").mkdir()
+    write(tmp_path / "runs", RUNS)
+    write(tmp_path / "judged", judged)
+    assert main(["table", str(tmp_path / "runs"), str(tmp_path / "judged")]) == 0
+    page = (tmp_path / "runs/methods.md").read_text()
+    rows = [line.split("|")[1].strip() for line in page.splitlines() if line.startswith("| ")][2:]
+    assert rows == ["base", "b/ckpt", "rmu", "a/ckpt", "c/ckpt", "npo"]
+    assert "| method | forget | general | KL | seeds | seconds | memory, MB |" in page
+    assert "| b/ckpt | 10.0 (6–17) | 90.0 (83–94) | 0.25 | 1 |  |  |" in page
+
+
 def test_no_runs_is_one_line(tmp_path, capsys):
     assert main(["table", str(tmp_path)]) == 2
     assert "no finished runs" in capsys.readouterr().err

@@ -35,6 +35,7 @@ def fetch(
     tasks: Sequence[str] = (),
     depth: int | None = None,
     trust_remote_code: bool = False,
+    include_path: Sequence[str] = (),
 ) -> Iterator[str]:
     """Bring models, corpora and question sets into ``folder``, where they are not yet; yields one line for each.
 
@@ -46,6 +47,7 @@ def fetch(
         tasks: lm-eval tasks or groups.
         depth: only the weight files of the embedding and the first so many layers; None: all.
         trust_remote_code: also bring the Python code that comes with a model.
+        include_path: folders with YAML files of tasks.
 
     Raises:
         UserError: no such repository or task, or no access to it.
@@ -72,7 +74,7 @@ def fetch(
             from rmu_exp.evaluate.catalogue import find, loading
 
             with loading(tasks):  # lm-eval fetches its own; those of groups are counted one by one
-                found = len(find(tasks).load(list(tasks))["tasks"])
+                found = len(find(tasks, include_path).load(list(tasks))["tasks"])
             yield f"questions of {', '.join(tasks)}: {found} tasks"
 
 

@@ -1,7 +1,7 @@
-"""Write the paper's table: methods compared over the runs in a folder.
+"""Write the paper's table: methods, and models that were judged, compared over the runs in some folders.
 
-methods.md (a table, seeds together) and methods.png (forget against general), from the runs below a folder such as
-that of train.py experiment=paper_table.
+methods.md (a table, seeds together) and methods.png (forget against general), from the runs and judgements below
+folders such as those of train.py experiment=paper_table and of judge.py -m unlearned=A,B,C; written into the first.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from rmu_exp.report import methods
 
 def add(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
-    parser.add_argument("folder", type=Path, metavar="DIR", help="a folder of runs")
+    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="a folder of runs or judgements")
 
 
 def run(args: argparse.Namespace) -> int:
     """Write the table, and print it."""
-    page, picture = methods.write(args.folder)
+    page, picture = methods.write(args.folders)
     print(page.read_text(encoding="utf-8"), end="")
     print(f"{page}, {picture}")
     return 0

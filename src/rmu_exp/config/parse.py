@@ -19,6 +19,7 @@ from rmu_exp.support.setting import check, groups_of, keys_of, show
 FREE = ("eval.backend_args", "method")  # any key may be given here; plugins check those of a method
 WANTED = {  # what OmegaConf says, and what is allowed
     "is not a ListConfig": "a list such as '{0}=[a,b]'",
+    "Union[int, float]": "a number",
     "Integer": "a whole number",
     "Float": "a number",
     "Boolean": "true or false",

@@ -42,8 +42,7 @@ Judge a model that exists: questions, probes and attacks, beside the model that 
 """
 TAIL = """\
 Defaults are those of `{0}` alone; presets of the model and the method change them.
-One group with all its choices, keys and ranges: {0} --help GROUP, such as --help attacks
-Hydra's own options: {0} --hydra-help
+One group, all its choices, keys and ranges: {0} --help GROUP (--help attacks). Hydra's: --hydra-help
 """
 REFERENCE_HEAD = """\
 # Configuration

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import random
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,7 +27,7 @@ from rmu_exp.support.errors import RunError, UserError, chain, first_line
 FEWSHOT_SEED = 1234  # lm-eval's own, as are the next three
 PYTHON_SEED, NUMPY_SEED, TORCH_SEED = 0, 1234, 1234
 WHOLE = frozenset({"dataset_path", "class", "custom_dataset"})  # with one of these a task is defined in its group
-YAML = (".yaml", ".yml")
+YAML = (".yaml", ".yml")  # of which lm-eval reads the first
 OUTSIDE = "eval.tasks: no task {0!r} in lm-eval; `lm_eval ls tasks` lists what there is"
 
 
@@ -93,6 +94,8 @@ def find(entries: Sequence[str], include_path: Sequence[str] = ()) -> Tasks:
     names: dict[str, list[str]] = {}
     folders = [_folder("eval.include_path", path) for path in include_path]
     for entry in entries:
+        if not entry.strip():
+            raise UserError("eval.tasks: an entry is empty; name a task, a file or a folder")
         if own_questions.is_file(entry):
             name = own_questions.task_name(entry)
             if name in declared:
@@ -105,12 +108,22 @@ def find(entries: Sequence[str], include_path: Sequence[str] = ()) -> Tasks:
             folders.append(folder)
         else:
             names[entry] = [entry]
+    for entry, (name, *_) in names.items():
+        if name in declared and any(name in mine for other, mine in names.items() if other != entry):
+            raise UserError(f"eval.tasks: {entry} is called {name}, as another entry is; rename the file")
     wanted = [name for mine in names.values() for name in mine if name not in declared]
     return Tasks(_manager(wanted, folders), declared, names)
 
 
 def _is_path(entry: str) -> bool:
-    return entry.lower().endswith(YAML) or "/" in entry or Path(entry).is_dir()
+    """Whether an entry is a file or a folder, and no name of a task that a file or a folder happens to have."""
+    path = Path(entry)
+    if "/" in entry or path.suffix.lower() in YAML:
+        return True
+    try:
+        return path.is_file() if path.suffix else any(path.rglob("*.yaml"))
+    except OSError:  # no name that a file can have
+        return False
 
 
 def _folder(key: str, path: str) -> Path:
@@ -123,10 +136,10 @@ def _folder(key: str, path: str) -> Path:
 def _own_yaml(entry: str) -> tuple[Path, list[str]]:
     """The folder of a task's YAML or of several, and the names of the tasks and groups that are no part of another."""
     from lm_eval.tasks._index import TaskIndex
-    from lm_eval.tasks._yaml_loader import load_yaml
 
     path = Path(entry).expanduser().absolute()
     if path.is_dir():
+        _refuse_damaged(path)
         index = TaskIndex.build([path])
         inside = {child for found in index.values() for child in _children(found.cfg or {})}
         named = [name for name, found in index.items() if found.kind.name != "TAG" and name not in inside]
@@ -135,14 +148,38 @@ def _own_yaml(entry: str) -> tuple[Path, list[str]]:
         return path, named
     if not path.is_file():
         raise UserError(f"eval.tasks: no file or folder {entry}")
-    try:
-        config = load_yaml(path, resolve_func=False)
-    except Exception as error:
-        raise UserError(f"{entry}: lm-eval cannot read it ({first_line(error)})") from error
+    if path.suffix != ".yaml":
+        allowed = ", ".join((*own_questions.ENDINGS, ".yaml"))
+        raise UserError(f"eval.tasks: got {entry}, allowed is a file that ends in {allowed}")
+    config = _yaml(path)
     name = config.get("group") or config.get("task")
     if not isinstance(name, str):
         raise UserError(f"{entry}: neither task: nor group: names it; see docs/data.md")
     return path.parent, [name]
+
+
+def _yaml(file: Path) -> Mapping[str, Any]:
+    """A task's YAML, with what it includes. Raises UserError: lm-eval cannot read it."""
+    import yaml
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    try:
+        return load_yaml(file, resolve_func=False)
+    except yaml.MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise UserError(f"{file}: lm-eval cannot read it ({line}{error.problem})") from error
+    except Exception as error:
+        raise UserError(f"{file}: lm-eval cannot read it ({first_line(error)})") from error
+
+
+def _refuse_damaged(folder: Path) -> None:
+    """Refuse a folder with a YAML file that lm-eval would pass over in silence: a broken one, and a name's second."""
+    defined: dict[str, Path] = {}
+    for file in sorted(folder.rglob("*.yaml")):
+        config = _yaml(file)
+        name = config["task"] if isinstance(config.get("task"), str) else config.get("group")
+        if isinstance(name, str) and defined.setdefault(name, file) != file:
+            raise UserError(f"{file}: defines {name}, as {defined[name]} does; rename one")
 
 
 def _children(config: Mapping[str, Any]) -> Iterator[str]:
@@ -176,6 +213,8 @@ def _manager(wanted: Sequence[str], own: Sequence[Path]) -> Any:
             folders |= dict.fromkeys(rest)
         else:
             break
+    for folder in own if missing else ():
+        _refuse_damaged(folder)
     for task in sorted(missing):
         raise UserError(OUTSIDE.format(task))
     return manager
@@ -213,7 +252,7 @@ def _root() -> Path:
 
 def _folders(tasks: Sequence[str]) -> list[Path]:
     names = {part for task in tasks for part in (task, task.split("_")[0])}
-    return [folder for name in sorted(names) if (folder := _root() / name).is_dir()]
+    return sorted(folder for folder in _root().iterdir() if folder.name in names and folder.is_dir())
 
 
 def _folders_that_mention(tasks: Sequence[str]) -> list[Path]:
@@ -237,6 +276,9 @@ def loading(tasks: Sequence[str]) -> Iterator[None]:
             yield
     except (UserError, RunError):
         raise
+    except SystemExit as error:  # of a task's own code
+        why = "ends the program while it is loaded; something that it needs is not installed"
+        raise UserError(f"eval.tasks: {', '.join(tasks)} {why}") from error
     except Exception as error:
         named = (re.search(r"'([\w.-]+/[\w.-]+)'", str(cause)) for cause in chain(error))
         repo = next((match[1] for match in named if match), None)
@@ -247,11 +289,13 @@ def loading(tasks: Sequence[str]) -> Iterator[None]:
         if line is None and isinstance(error, ImportError):
             line = UserError(f"eval.tasks: {names} needs a package that is not installed ({first_line(error)})")
         if line is None and isinstance(error, FileNotFoundError):
-            line = UserError(f"eval.tasks: the questions of {names} are not there ({first_line(error)})")
+            line = UserError(f"eval.tasks: what {names} needs is not there ({first_line(error)})")
         if line is None and isinstance(error, OSError):
             line = RunError(f"the questions of {names} cannot be loaded ({first_line(error)})")
         if line is None:
             reason = first_line(error) or type(error).__name__
+            if isinstance(error, KeyError):  # of None: the aggregation of an unknown metric
+                reason = "a metric that is not lm-eval's" if error.args == (None,) else f"it has no {error}"
             line = UserError(f"eval.tasks: lm-eval refuses {names} ({reason})")
         raise line from error
 
@@ -297,16 +341,39 @@ def loaded(settings: Eval, anew: bool = False) -> Any:
     return kept
 
 
-def _refuse(name: str, task: Any) -> None:
-    """Refuse a task that cannot be asked of a language model in memory."""
+def refuse_kind(name: str, task: Any) -> None:
+    """Refuse a task that cannot be asked of a language model in memory, whatever its questions are."""
     if getattr(task, "UNSAFE_CODE", False):
         raise UserError(f"eval.tasks: {name} runs code that the model writes, which is not done here")
     if getattr(task, "MULTIMODAL", False):
         raise UserError(f"eval.tasks: {name} asks about images or sounds, which a language model cannot see")
+    scored = task.OUTPUT_TYPE == "generate_until" and getattr(task.config, "process_results", None) is None
+    metrics = getattr(task, "_metric_fn_list", {}) if scored else {}
+    if lacking := next((metric for metric, found in metrics.items() if found is None), None):
+        raise UserError(
+            f"eval.tasks: {name} needs the metric {lacking}, which is not lm-eval's and which the package evaluate has "
+            "not got; let it fetch that from the hub once"
+        )
+
+
+def _refuse(name: str, task: Any) -> None:
+    refuse_kind(name, task)
     with loading([name]):
         count = len(task.eval_docs)
     if not count:
         raise UserError(f"eval.tasks: {name} has no questions")
+
+
+def places(task: Any, settings: Eval) -> Sequence[int]:
+    """Which of a task's questions are asked, in their order: the first, or as many drawn at random; of all if so said.
+
+    They are what lm-eval's ``--samples`` takes; of a limit below 1 the number is rounded up, as there.
+    """
+    there, limit = len(task.eval_docs), settings.limit
+    count = there if limit is None else min(there, math.ceil(there * limit) if limit < 1 else int(limit))
+    if settings.draw is None or count == there:
+        return range(count)
+    return sorted(random.Random(f"{settings.draw}/{task.task_name}").sample(range(there), count))
 
 
 def right_option(task: Any, doc: Mapping[str, Any]) -> int | None:

@@ -131,16 +131,17 @@ Ask = Callable[[Path], Answers]
 
 
 @quiet()
-def ask(model: Any, tokenizer: Any, settings: Eval, journal: Store | None = None) -> Answers:
+def ask(model: Any, tokenizer: Any, settings: Eval, journal: Store | None = None, first: int | None = None) -> Answers:
     """Ask a causal language model in memory the questions of lm-eval's tasks.
 
     Args:
         settings: its ``backend`` says by which class: ``fast`` is :class:`rmu_exp.evaluate.engine.Engine`, ``stock``
             lm-eval's own, with the same answers.
         journal: where ``fast`` keeps the batches that are done, and finds them.
+        first: only so many of each task's questions that are asked; None: all of these.
 
     Raises:
-        UserError: an unknown task, or one that is not multiple choice.
+        UserError: an unknown task, or one that cannot be asked.
         RunError: the questions cannot be loaded.
     """
     from lm_eval.models.huggingface import HFLM
@@ -149,15 +150,20 @@ def ask(model: Any, tokenizer: Any, settings: Eval, journal: Store | None = None
         from rmu_exp.evaluate.engine import Engine
 
         with asking_progress() as advance:
-            return _ask(Engine(pretrained=model, tokenizer=tokenizer, on_progress=advance, journal=journal), settings)
-    return _ask(HFLM(pretrained=model, tokenizer=tokenizer, batch_size=settings.batch_size), settings)
+            engine = Engine(pretrained=model, tokenizer=tokenizer, on_progress=advance, journal=journal)
+            return _ask(engine, settings, first)
+    return _ask(HFLM(pretrained=model, tokenizer=tokenizer, batch_size=settings.batch_size), settings, first)
 
 
-def refuse(settings: Eval, tokenizer: Any) -> None:
+def refuse(settings: Eval, tokenizer: Any, context: int) -> None:
     """Refuse what cannot work before anything is trained, and load the questions.
 
+    Args:
+        context: tokens that the model takes.
+
     Raises:
-        UserError: an unknown backend, no chat template, and what :func:`rmu_exp.evaluate.catalogue.loaded` refuses.
+        UserError: an unknown backend, no chat template or none for a system message, and what
+            :func:`rmu_exp.evaluate.catalogue.loaded` refuses.
         RunError: the questions cannot be loaded.
     """
     if settings.backend not in IN_MEMORY:
@@ -168,7 +174,20 @@ def refuse(settings: Eval, tokenizer: Any) -> None:
             raise UserError(f"eval.backend: got {settings.backend!r}, allowed is {known}")
     if settings.chat_template and not getattr(tokenizer, "chat_template", None):
         raise UserError("eval.chat_template: the model's tokenizer has no chat template; leave it out")
-    catalogue.loaded(settings, anew=True)
+    if settings.chat_template and settings.system_prompt:
+        turns = [{"role": "system", "content": settings.system_prompt}, {"role": "user", "content": "a"}]
+        try:
+            tokenizer.apply_chat_template(turns, tokenize=False)
+        except Exception as error:  # whatever a template says; lm-eval would leave the system message out
+            reason = f"the tokenizer's chat template takes no system message ({first_line(error)})"
+            raise UserError(f"eval.system_prompt: {reason}; leave it out") from error
+    for name, task in catalogue.loaded(settings, anew=True)["tasks"].items():
+        asked = task.eval_docs if callable(task.config.custom_dataset) else ()
+        for option in {o for doc in asked for o in doc.get("choices") or () if len(o) > context}:  # a token is a letter
+            if (tokens := len(tokenizer(option)["input_ids"])) > context:
+                raise UserError(
+                    f"eval.tasks: {name}: the option {option[:30]}… has {tokens} tokens, the model takes {context}"
+                )
 
 
 @quiet()
@@ -195,14 +214,15 @@ def ask_backend(folder: Path, settings: Eval, model: Model, device: str, dtype: 
     return _ask(wrapped, settings)
 
 
-def _ask(wrapped: Any, settings: Eval) -> Answers:
+def _ask(wrapped: Any, settings: Eval, first: int | None = None) -> Answers:
     import lm_eval
 
     loaded = catalogue.loaded(settings)
     chat, system = settings.chat_template, settings.system_prompt
+    which = {name: catalogue.places(task, settings)[:first] for name, task in loaded["tasks"].items()}
     with catalogue.seeded():
         found = lm_eval.evaluate(
-            lm=wrapped, task_dict=loaded, limit=settings.limit, bootstrap_iters=settings.bootstrap, log_samples=True,
+            lm=wrapped, task_dict=loaded, samples=which, bootstrap_iters=settings.bootstrap, log_samples=True,
             system_instruction=system, apply_chat_template=chat, fewshot_as_multiturn=chat,
         )  # fmt: skip
     answers = _answers(found, loaded["tasks"])

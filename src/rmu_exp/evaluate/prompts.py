@@ -13,6 +13,7 @@ from pathlib import Path
 
 from rmu_exp.evaluate import questions
 from rmu_exp.evaluate.questions import Question
+from rmu_exp.settings import Eval
 from rmu_exp.support.errors import UserError
 
 KEY, OWN = "eval.samples", "own"
@@ -32,21 +33,17 @@ def from_questions(
     tasks: Mapping[str, Sequence[str]],
     topics: Sequence[str],
     count: int,
-    limit: int | None,
-    include_path: Sequence[str] = (),
+    settings: Eval,
 ) -> list[Prompt]:
     """At most ``count`` prompts per role, evenly over its questions; letters to choose from are left out.
 
     Args:
         tasks: role to lm-eval tasks and groups; those without options give no prompts.
-        limit: questions per task; None: all.
-        include_path: folders with YAML files of tasks.
+        settings: which of a task's questions are asked, and where own tasks lie.
     """
     found = []
     for role, names in tasks.items():
-        asked = (
-            [q for group in questions.load(names, topics, limit, include_path).values() for q in group] if names else []
-        )
+        asked = [q for group in questions.load(names, topics, settings).values() for q in group] if names else []
         found += [_of(role, asked[i]) for i in evenly(len(asked), count)]
     return found
 

@@ -14,6 +14,7 @@ from itertools import groupby
 from typing import Any
 
 from rmu_exp.evaluate import catalogue
+from rmu_exp.settings import Eval
 from rmu_exp.support.errors import UserError
 
 LETTERS = tuple("ABCDEFGHIJ")
@@ -39,24 +40,22 @@ class Question:
         return all(option.strip() in LETTERS for option in self.options)
 
 
-def load(
-    tasks: Sequence[str], topics: Sequence[str], limit: int | None = None, include_path: Sequence[str] = ()
-) -> dict[str, list[Question]]:
+def load(tasks: Sequence[str], topics: Sequence[str], settings: Eval | None = None) -> dict[str, list[Question]]:
     """Items of every task or group in ``tasks``, by the name given there; those without options are left out.
 
     Args:
         topics: names of the forget topics, see :func:`topic_of`.
-        limit: questions per task; None: all.
-        include_path: folders with YAML files of tasks.
+        settings: which of a task's questions are asked, and where own tasks lie; None: all of them, nowhere.
 
     Raises:
         UserError: an unknown task.
         RunError: the questions cannot be loaded.
     """
-    manager = catalogue.find(tasks, include_path)
+    settings = settings or Eval()
+    manager = catalogue.find(tasks, settings.include_path)
     with catalogue.loading(tasks), catalogue.seeded():
         return {
-            name: [i for task in manager.load([name])["tasks"].values() for i in _items(task, topics, limit)]
+            name: [i for task in manager.load([name])["tasks"].values() for i in _items(task, topics, settings)]
             for name in tasks
         }
 
@@ -67,12 +66,12 @@ def topic_of(task: str, topics: Sequence[str]) -> str:
     return max(parts, key=len, default=task)
 
 
-def _items(task: Any, topics: Sequence[str], limit: int | None) -> list[Question]:
+def _items(task: Any, topics: Sequence[str], settings: Eval) -> list[Question]:
     name = task.config.task
     if task.OUTPUT_TYPE != "multiple_choice" or getattr(task, "multiple_input", True):
         return []
     named = topic_of(name, topics)
-    task.build_all_requests(limit=limit, rank=0, world_size=1)
+    task.build_all_requests(samples=catalogue.places(task, settings), rank=0, world_size=1)
     items = []
     in_order = sorted(task.instances, key=lambda i: (i.doc_id, i.idx))
     for number, group in groupby(in_order, key=lambda i: i.doc_id):
@@ -96,15 +95,14 @@ def _items(task: Any, topics: Sequence[str], limit: int | None) -> list[Question
 def needed(
     tasks: Sequence[str],
     topics: Sequence[str],
-    limit: int | None,
+    settings: Eval | None = None,
     most: int | None = None,
     seed: int = 0,
-    include_path: Sequence[str] = (),
 ) -> list[Question]:
     """The questions about what was to be forgotten.
 
     Args:
-        limit: questions per task, see :func:`load`.
+        settings: see :func:`load`.
         most: questions per topic: those on facts drawn with ``seed``, in their order; None: all.
 
     Raises:
@@ -112,7 +110,7 @@ def needed(
     """
     if not tasks:
         raise UserError("data.questions.forget: not given; attacks need questions about the forget topics")
-    items = [item for group in load(tasks, topics, limit, include_path).values() for item in group]
+    items = [item for group in load(tasks, topics, settings).values() for item in group]
     if len({item.fact for item in items}) < 4:
         named = ", ".join(tasks)
         raise UserError(

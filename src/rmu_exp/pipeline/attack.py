@@ -51,12 +51,12 @@ def prepare_attacks(run: Run | Judge, models: Models, texts: Texts) -> AttackPla
     if not run.attacks:
         return None
     _, _ = models.oracle, texts.corpora  # which refuse what does not fit
-    forget, limit, where = run.data.questions.forget, run.eval.limit, run.eval.include_path
+    forget = run.data.questions.forget
     if set(run.attacks) - runner.ASK_NOTHING:
-        asked = questions.needed(forget, run.topics, limit, run.data.attacked, run.seed, where)
+        asked = questions.needed(forget, run.topics, run.eval, run.data.attacked, run.seed)
     else:
-        asked = [item for group in questions.load(forget, run.topics, limit, where).values() for item in group]
-    others = {k: v for k, v in questions.load(run.other_tasks, run.topics, limit, where).items() if v}
+        asked = [item for group in questions.load(forget, run.topics, run.eval).values() for item in group]
+    others = {k: v for k, v in questions.load(run.other_tasks, run.topics, run.eval).items() if v}
     return AttackPlan(run, models, texts, asked, others)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from itertools import chain, islice, zip_longest
 
@@ -24,7 +25,8 @@ def check_questions(run: Run) -> list[Question]:
 
     Raises UserError when there are none.
     """
-    found = questions.load(run.other_tasks, run.topics, run.train.check_questions, run.eval.include_path).values()
+    settings = dataclasses.replace(run.eval, limit=run.train.check_questions)
+    found = questions.load(run.other_tasks, run.topics, settings).values()
     in_turn = (question for question in chain.from_iterable(zip_longest(*found)) if question is not None)
     if not (asked := list(islice(in_turn, run.train.check_questions))):
         raise UserError("train.check_every: eval.tasks has no multiple-choice questions beside the forget questions")

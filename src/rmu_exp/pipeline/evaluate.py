@@ -51,7 +51,7 @@ def prepare_evaluation(run: Run | Judge, models: Models, results: Results | None
     given_up = results is not None and results.pruned is not None
     asks = bool(run.eval.tasks) and not given_up and not (results and (results.qa or results.measured))
     if asks:
-        harness.refuse(run.eval, models.base.tokenizer())
+        harness.refuse(run.eval, models.base.tokenizer(), models.base.context)
     reads = bool(run.eval.held_out) and not given_up and not (results and results.perplexity)
     return Evaluation(run, models, asks, data.held_out(run.data, run.eval) if reads else [])
 
@@ -97,8 +97,9 @@ def _ask(plan: Evaluation, delta: Delta, record: Record, results: Results, early
     before = ask_base()
     with delta.applied(model) if model is not None else nullcontext():
         if early_stop is not None and model is not None:
-            count = min(early_stop.questions, run.eval.limit or early_stop.questions)
-            first = harness.ask(model, tokenizer, dataclasses.replace(run.eval, limit=count, corrected=False))
+            few = dataclasses.replace(run.eval, corrected=False)
+            first = harness.ask(model, tokenizer, few, first=early_stop.questions)
+            count = max(map(len, first.correct.values()), default=0)
             pruned = Pruned(questions=count, qa=harness.compare(before.first(count), first, roles), because="")
             if because := early_stop.because(results.model_copy(update={"pruned": pruned})):
                 return results.model_copy(update={"pruned": pruned.model_copy(update={"because": because})})

@@ -16,13 +16,17 @@ from rmu_exp.settings import Run
 
 @dataclass(frozen=True)
 class Needs:
-    """What is to be fetched: ``ORG/NAME[@REVISION]``, hub datasets, lm-eval tasks; ``depth`` layers (None: all)."""
+    """What is to be fetched: ``ORG/NAME[@REVISION]``, hub datasets, lm-eval tasks; ``depth`` layers (None: all).
+
+    ``include_path``: folders in which some of the tasks lie.
+    """
 
     models: Sequence[str]
     corpora: Sequence[str]
     tasks: Sequence[str]
     depth: int | None
     trust_remote_code: bool
+    include_path: Sequence[str]
 
 
 def of(runs: Sequence[Run]) -> Needs:
@@ -37,13 +41,10 @@ def of(runs: Sequence[Run]) -> Needs:
     return Needs(
         models=[name for name in dict.fromkeys(models) if _on_hub(name)],
         corpora=[source for source in dict.fromkeys(texts) if sources.dataset(source) is not None],
-        tasks=[
-            t
-            for t in dict.fromkeys(tasks)
-            if t.partition("_")[0] not in worlds.names() and not own_questions.is_file(t)
-        ],
+        tasks=list(filter(_outside, dict.fromkeys(tasks))),
         depth=None if None in depths else max(d for d in depths if d is not None),
         trust_remote_code=any(run.model.trust_remote_code for run in runs),
+        include_path=list(dict.fromkeys(path for run in runs for path in run.eval.include_path)),
     )
 
 

@@ -144,7 +144,7 @@ def _samples(plan: Observation, model: nn.Module, delta: Delta, record: Record) 
     tokenizer = models.base.tokenizer()
     prompts = plan.prompts
     if isinstance(prompts, int):
-        prompts = from_questions(run.tasks_by_role, run.topics, prompts, size.limit, size.include_path)
+        prompts = from_questions(run.tasks_by_role, run.topics, prompts, size)
     if not prompts:
         return {}
     rows = [list(tokenizer(prompt.text)["input_ids"]) for prompt in prompts]
@@ -206,18 +206,15 @@ def _ripple(plan: Observation, record: Record, results: Results) -> Ripple | Non
     if levels:
         tasks = catalogue.loaded(run.eval)["tasks"]
         for name, answered in answers.items():
-            chance, docs = results.qa[name].chance, tasks[name].eval_docs
+            chance, every = results.qa[name].chance, tasks[name].eval_docs
+            docs = (every[i] for i in catalogue.places(tasks[name], run.eval))
             for doc, before, after in zip(docs, answered.correct("base"), answered.correct("unlearned"), strict=False):
                 if level := worlds.level(name, doc):
                     rows.append(ripple.Question(before, after, chance, level))
         return ripple.by_construction(rows, levels) if rows else None
     texts: list[str] = []
     for names in run.tasks_by_role.values():
-        asked = [
-            q
-            for group in questions.load(names, run.topics, run.eval.limit, run.eval.include_path).values()
-            for q in group
-        ]
+        asked = [q for group in questions.load(names, run.topics, run.eval).values() for q in group]
         seen: dict[str, int] = {}
         for i, question in enumerate(asked):
             at = seen[question.task] = seen.get(question.task, -1) + 1

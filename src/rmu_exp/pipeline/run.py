@@ -38,6 +38,7 @@ from rmu_exp.report.card import card
 from rmu_exp.report.verdict import verdict
 from rmu_exp.settings import Judge, Run
 from rmu_exp.support import memory
+from rmu_exp.support.errors import UserError
 from rmu_exp.support.files import write_atomic
 from rmu_exp.tracking import Tracker, open_tracker
 from rmu_exp.tracking import refuse as refuse_tracking
@@ -124,6 +125,10 @@ def prepare(run: Run | Judge, folder: Path) -> Plan:
     evaluation = prepare_evaluation(run, models, record.results)
     observation = prepare_observation(run, models, texts, record.results)
     attacks = prepare_attacks(run, models, texts)
+    reads = evaluation.asks or evaluation.held_out or observation.anything or attacks is not None
+    if reads and not models.base.has_head:
+        what = "eval.tasks, eval.perplexity, eval.samples, eval.damage and attacks need"
+        raise UserError(f"{what} a language-model head, which {models.base.name} has not; add eval=none 'attacks=[]'")
     if isinstance(source, Judged):  # reading weights comes last
         source.check(record)
     elif isinstance(source, Delta):

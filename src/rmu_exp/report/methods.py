@@ -1,8 +1,9 @@
-"""The paper's table: methods compared over the runs in a folder, seeds together.
+"""The paper's table: methods, and models that were judged, compared over the folders of runs, seeds together.
 
-``python -m rmu_exp table FOLDER`` writes methods.md and methods.png there. A method's accuracy is the mean over its
-seeds; its 95 % interval covers both that of Student's t over the seeds' means and the binomial one (Wilson) over all
-answers. The worst case after k attacks has both at 1 − 0.05/k. It reads results.json and nothing else.
+``python -m rmu_exp table FOLDER …`` writes methods.md and methods.png into the first. A method's accuracy is
+the mean over its seeds; its 95 % interval covers both that of Student's t over the seeds' means and the binomial one
+(Wilson) over all answers. The worst case after k attacks has both at 1 − 0.05/k. It reads results.json and nothing
+else.
 """
 
 from __future__ import annotations
@@ -27,13 +28,19 @@ from rmu_exp.settings import ROLES, result_settings
 from rmu_exp.support.errors import UserError
 from rmu_exp.support.files import write_atomic
 
-NUMBERS = {"perplexity": ".4g", "seeds": "d", "seconds": ".0f", "memory, MB": ".0f"}  # how they are written
+NUMBERS = {
+    "KL": ".3g",
+    "perplexity": ".4g",
+    "seeds": "d",
+    "seconds": ".0f",
+    "memory, MB": ".0f",
+}  # how they are written
 WORST = "worst after attacks"
 
 
 @dataclass(frozen=True)
 class Row:
-    """A method, or a base model (no seeds); what was not measured is not there.
+    """A method, a judged model, or a base model (no seeds); what was not measured is not there.
 
     Attributes:
         accuracy: role to mean accuracy over seeds; :data:`WORST`: the greatest after an attack, on its questions.
@@ -47,19 +54,25 @@ class Row:
     numbers: dict[str, float]
 
 
-def read(folder: Path) -> list[Results]:
-    """The results of every finished run below a folder. Raises UserError: there is none, or one is damaged."""
-    found = [results_json.load(file) for file in sorted(folder.rglob(results_json.NAME))]
-    runs = [r for r in found if r.qa and r.train]
-    if not runs:
-        raise UserError(f"{folder}: no finished runs below it; give the folder of a sweep over methods")
+def read(folders: Sequence[Path]) -> list[Results]:
+    """The results of every finished run and judgement below some folders.
+
+    Raises UserError: there is none below one of them, or one is damaged.
+    """
+    runs: list[Results] = []
+    for folder in folders:
+        found = [results_json.load(file) for file in sorted(folder.rglob(results_json.NAME))]
+        mine = [r for r in found if r.qa and (r.train or r.run.kind == "judge")]
+        if not mine:
+            raise UserError(f"{folder}: no finished runs or judgements with questions below it; give their folder")
+        runs += mine
     return runs
 
 
 def rows(runs: Sequence[Results]) -> list[Row]:
-    """A row for each base model and one for each method on it, the least forget accuracy first.
+    """A row for each base model and one for each method or judged model on it, the least forget accuracy first.
 
-    Runs of a method that differ in more than their seed have a row for each setting.
+    Runs of a method, and judgements of a model, that differ in more than their seed have a row for each setting.
     """
     models = list(dict.fromkeys(r.run.model for r in runs))
     table: list[Row] = []
@@ -76,10 +89,15 @@ def _by_method(runs: Sequence[Results]) -> dict[str, list[Results]]:
     """Method, and what its runs differ in, to its runs."""
     found: dict[str, list[Results]] = {}
     for run in runs:
-        alike = [_settings(r) for r in runs if r.run.method == run.run.method]
+        alike = [_settings(r) for r in runs if _made_by(r) == _made_by(run)]
         differing = [f"{k}={v}" for k, v in _settings(run).items() if any(s.get(k) != v for s in alike)]
-        found.setdefault(" ".join([str(run.run.method), *differing]), []).append(run)
+        found.setdefault(" ".join([_made_by(run), *differing]), []).append(run)
     return found
+
+
+def _made_by(results: Results) -> str:
+    """The method of a run, or the model that was judged."""
+    return str(results.run.unlearned if results.run.kind == "judge" else results.run.method)
 
 
 def _settings(results: Results) -> dict[str, str]:
@@ -99,10 +117,12 @@ def _row(name: str, runs: Sequence[Results], state: State = "unlearned") -> Row:
     if read_by := [p.perplexity for r in runs for row in r.perplexity.values() if (p := row.of(state))]:
         values["perplexity"] = statistics.mean(read_by)
     if state == "unlearned":
-        trained = [r.train for r in runs if r.train]
         values["seeds"] = len({r.run.seed for r in runs})
-        values["seconds"] = statistics.median(train.seconds for train in trained)
-        values["memory, MB"] = statistics.median(train.peak_memory_bytes for train in trained) / 1e6
+        if kl := [row.mean for r in runs if r.damage and (row := r.damage.kl.get("neutral"))]:
+            values["KL"] = statistics.mean(kl)
+        if trained := [r.train for r in runs if r.train]:
+            values["seconds"] = statistics.median(train.seconds for train in trained)
+            values["memory, MB"] = statistics.median(train.peak_memory_bytes for train in trained) / 1e6
         if attacked := [most for r in runs if (most := worst(r))]:
             measured = [Measure(most.acc, *most.interval, most.n) for most in attacked]
             accuracy[WORST] = mean(measured, 1 - 0.05 / attacked[0].attacks)
@@ -127,7 +147,7 @@ def table(listed: Sequence[Row]) -> Table:
         | {key: f"{value:{NUMBERS[key]}}" for key, value in row.numbers.items()}
         for row in listed
     ]
-    order = (*ROLES, "perplexity", WORST, "seeds", "seconds", "memory, MB")
+    order = (*ROLES, "KL", "perplexity", WORST, "seeds", "seconds", "memory, MB")
     shown = [key for key in order if any(key in found for found in cells)]
     body = [[row.method, *(found.get(key, "") for key in shown)] for row, found in zip(listed, cells, strict=True)]
     return Table(["method", *numbers(*shown)], body)
@@ -155,13 +175,14 @@ def draw(listed: Sequence[Row]) -> Figure:
     return figure
 
 
-def write(folder: Path) -> list[Path]:
-    """Write methods.md and methods.png into a folder of runs; returns the two files.
+def write(folders: Sequence[Path]) -> list[Path]:
+    """Write methods.md and methods.png into the first of some folders of runs and judgements; returns the two files.
 
-    Raises UserError: there are no finished runs below it.
+    Raises UserError: there are none below one of them.
     """
-    listed = rows(read(folder))
-    page, picture = folder / "methods.md", folder / "methods.png"
-    write_atomic(page, f"# Methods\n\nAccuracy in per cent, 95 % intervals.\n\n{table(listed).markdown()}\n")
+    listed = rows(read(folders))
+    page, picture = folders[0] / "methods.md", folders[0] / "methods.png"
+    about = "Accuracy in per cent, 95 % intervals; KL to the base on neutral text, in nats."
+    write_atomic(page, f"# Methods\n\n{about}\n\n{table(listed).markdown()}\n")
     style.write(draw(listed), picture)
     return [page, picture]
