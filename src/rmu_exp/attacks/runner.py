@@ -91,7 +91,7 @@ def _in_short(made: AttackEntry) -> str:
 
 
 def entry(found: Finding, chance: float, base_knows: Callable[[], bool] = lambda: True) -> AttackEntry:
-    """An attack's entry in results.json; ``base_knows``: whether the base model answers the questions, asked plainly."""
+    """An attack's entry in results.json; ``base_knows``: whether the base model answers the questions plainly."""
     made: dict[str, Any] = dict(found.more)
     n = 0
     if found.after is not None and found.before is not None:

@@ -109,7 +109,7 @@ def prepare(run: Run | Judge, folder: Path) -> Plan:
     record, texts = Record(run, folder), Texts(run.data)
     source: TrainPlan | Judged | Delta
     if isinstance(run, Judge):
-        source = prepare_judgement(run, record)
+        source = prepare_judgement(run, record, _swept())
         models = source.models
     else:
         if record.results is None:
@@ -131,8 +131,12 @@ def prepare(run: Run | Judge, folder: Path) -> Plan:
 
 def _shares(run: Run) -> bool:
     """Whether the trials of a sweep in this process use one model, which adapters would change."""
-    swept = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-    return not run.layers.lora and (run.share.when == "always" or (run.share.when == "auto" and swept))
+    return not run.layers.lora and (run.share.when == "always" or (run.share.when == "auto" and _swept()))
+
+
+def _swept() -> bool:
+    """Whether this is a trial of a sweep."""
+    return bool(HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN)
 
 
 def changed_weights(plan: Plan, tracker: Tracker) -> Delta:

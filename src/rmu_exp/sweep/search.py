@@ -23,7 +23,7 @@ from omegaconf import DictConfig
 
 from rmu_exp.report import objectives
 from rmu_exp.support.errors import UserError, first_line
-from rmu_exp.sweep import trials
+from rmu_exp.sweep import trials, worst_case
 from rmu_exp.sweep.overrides import split, sweep_of, trial_name
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 DIGITS = 4  # of a number drawn from an interval, so that names stay short and a trial can be repeated by hand
 WORKER, AGAIN = "worker", "again"  # attributes of Optuna's trials
+REPEATS = 50  # proposals in a row that were tried before: then all there is has been tried
 
 
 def run(launcher: Launcher, config: DictConfig, arguments: list[str]) -> None:
@@ -74,6 +75,7 @@ class Search:
         """
         with self.lock:  # two processes must not both make the tables
             self.study = self._open()
+            self.study.sampler = self._sampler()
             self._ask_again()
         count, wanted = self._count(), self.settings["n_trials"]
         print(f"search: {count} of {wanted} trials done before: {self.folder}", file=sys.stderr)
@@ -88,7 +90,7 @@ class Search:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         address = self.settings["storage"] or f"sqlite:///{self.folder / 'study.db'}"
         ways = optuna.study.StudyDirection
-        directions = [ways.MAXIMIZE if n == "general" else ways.MINIMIZE for n in self.settings["objectives"]]
+        directions = [ways.MAXIMIZE if n in objectives.UP else ways.MINIMIZE for n in self.settings["objectives"]]
         name = self.settings["study"]
         try:
             return optuna.create_study(storage=address, study_name=name, directions=directions, load_if_exists=True)
@@ -108,22 +110,50 @@ class Search:
         with self.lock:
             missing = self.settings["n_trials"] - self._count() + len(self._listed("WAITING"))
             for _ in range(min(self.settings["n_jobs"], missing)):
-                self.study.sampler = self._sampler()
-                trial = self.study.ask()
-                words = [self._suggest(trial, override) for override in self.swept]
-                trial.set_user_attr(WORKER, f"{socket.gethostname()}:{os.getpid()}")
-                trial.set_user_attr("trial", trial_name(words))
-                batch.append((trial.number, words))
+                if (found := self._next()) is None:
+                    print("search: all that the ranges hold was tried", file=sys.stderr)
+                    break
+                batch.append(found)
         return batch
+
+    def _next(self) -> tuple[int, list[str]] | None:
+        """A trial that is new; None: the sampler finds none. A repeated one gets the values of the first."""
+        from optuna.trial import TrialState
+
+        for _ in range(REPEATS):
+            self.study.sampler = self._sampler()
+            trial = self.study.ask()
+            words = [self._suggest(trial, override) for override in self.swept]
+            name = trial_name(words)
+            before = [t for t in self._listed() if t.user_attrs.get("trial") == name and t.number != trial.number]
+            trial.set_user_attr("trial", name)
+            if AGAIN in trial.user_attrs or not before:
+                trial.set_user_attr(WORKER, f"{socket.gethostname()}:{os.getpid()}")
+                return trial.number, words
+            trial.set_user_attr(AGAIN, True)
+            if values := next((t.values for t in before if t.values), None):
+                self.study.tell(trial, values)
+            else:
+                self.study.tell(trial, state=TrialState.FAIL)
+        return None
 
     def _sampler(self) -> optuna.samplers.BaseSampler:
         """A sampler seeded anew for each trial: a search that is resumed must not draw the same numbers again."""
         from optuna.samplers import NSGAIISampler, RandomSampler, TPESampler
 
         seed = int.from_bytes(sha256(f"{self.settings['seed']}:{len(self._listed())}".encode()).digest()[:4])
+        within = self._excess if self.settings.get("bound") is not None else None
         if self.settings["sampler"] == "tpe":
-            return TPESampler(seed=seed, constant_liar=True)
-        return NSGAIISampler(seed=seed) if self.settings["sampler"] == "nsga2" else RandomSampler(seed=seed)
+            return TPESampler(seed=seed, constant_liar=True, constraints_func=within)
+        if self.settings["sampler"] == "nsga2":
+            return NSGAIISampler(seed=seed, constraints_func=within)
+        return RandomSampler(seed=seed)
+
+    def _excess(self, asked: optuna.trial.FrozenTrial) -> tuple[float]:
+        """By how much an attack exceeds its bound on general accuracy; 0 or less: it keeps it."""
+        trial = trials.read_one(self.folder / asked.user_attrs["trial"], {})
+        kept = worst_case.kept(trial.results)
+        return (0.0 if kept is None else self.settings["bound"] - kept,)
 
     def _suggest(self, trial: optuna.Trial, override: Override) -> str:
         key = override.get_key_element()

@@ -108,8 +108,8 @@ def _search(sweeper: DictConfig, swept: Sequence[Override]) -> None:
     if sweeper.sampler not in ("tpe", "nsga2", "random"):
         raise UserError(f"hydra.sweeper.sampler: got {sweeper.sampler!r}, allowed is tpe, nsga2, random")
     objectives.known("hydra.sweeper.objectives", sweeper.objectives)
-    if sweeper.prune_on is not None and "worst" in sweeper.objectives:
-        raise UserError("hydra.sweeper.prune_on: attacks come after the questions; leave out either it or worst")
+    if sweeper.prune_on is not None and (late := {"worst", *objectives.ATTACKED}.intersection(sweeper.objectives)):
+        raise UserError(f"hydra.sweeper.prune_on: attacks come after the questions; leave out it or {min(late)}")
 
 
 def begin(
@@ -180,7 +180,8 @@ def finish(folder: Path, why: str = "") -> int:
         why: what ended it early.
     """
     notes = Notes.read(folder)
-    listed = report.write(folder, notes.objectives, notes.asked, Tracking(**notes.tracking))
+    bound = notes.settings.get("attacker", {}).get("bound")
+    listed = report.write(folder, notes.objectives, notes.asked, Tracking(**notes.tracking), bound)
     mine = set(notes.trials) or {t.name for t in listed}
     bad = [t for t in listed if t.name in mine and t.state in ("failed", "unfinished")]
     for trial in bad:
