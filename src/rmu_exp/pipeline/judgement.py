@@ -85,6 +85,12 @@ class Judged:
             )
 
 
+def refuse_missing(judge: Judge) -> None:
+    """Refuse an unlearned model that is not there, before any trial of a search asks for it (UserError)."""
+    if not is_run(judge.unlearned):
+        named(judge.unlearned, "unlearned", judge.model)
+
+
 def prepare_judgement(judge: Judge, record: Record, shared: bool = False) -> Judged:
     """Find both models. Raises UserError when there is nothing to do, or the two do not belong together.
 

@@ -21,6 +21,7 @@ from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
+from rmu_exp.record.results import Results
 from rmu_exp.report import objectives
 from rmu_exp.support.errors import UserError, first_line
 from rmu_exp.sweep import trials, worst_case
@@ -75,7 +76,6 @@ class Search:
         """
         with self.lock:  # two processes must not both make the tables
             self.study = self._open()
-            self.study.sampler = self._sampler()
             self._ask_again()
         count, wanted = self._count(), self.settings["n_trials"]
         print(f"search: {count} of {wanted} trials done before: {self.folder}", file=sys.stderr)
@@ -118,8 +118,6 @@ class Search:
 
     def _next(self) -> tuple[int, list[str]] | None:
         """A trial that is new; None: the sampler finds none. A repeated one gets the values of the first."""
-        from optuna.trial import TrialState
-
         for _ in range(REPEATS):
             self.study.sampler = self._sampler()
             trial = self.study.ask()
@@ -131,10 +129,7 @@ class Search:
                 trial.set_user_attr(WORKER, f"{socket.gethostname()}:{os.getpid()}")
                 return trial.number, words
             trial.set_user_attr(AGAIN, True)
-            if values := next((t.values for t in before if t.values), None):
-                self.study.tell(trial, values)
-            else:
-                self.study.tell(trial, state=TrialState.FAIL)
+            self._report(trial.number, name)
         return None
 
     def _sampler(self) -> optuna.samplers.BaseSampler:
@@ -142,18 +137,9 @@ class Search:
         from optuna.samplers import NSGAIISampler, RandomSampler, TPESampler
 
         seed = int.from_bytes(sha256(f"{self.settings['seed']}:{len(self._listed())}".encode()).digest()[:4])
-        within = self._excess if self.settings.get("bound") is not None else None
         if self.settings["sampler"] == "tpe":
-            return TPESampler(seed=seed, constant_liar=True, constraints_func=within)
-        if self.settings["sampler"] == "nsga2":
-            return NSGAIISampler(seed=seed, constraints_func=within)
-        return RandomSampler(seed=seed)
-
-    def _excess(self, asked: optuna.trial.FrozenTrial) -> tuple[float]:
-        """By how much an attack exceeds its bound on general accuracy; 0 or less: it keeps it."""
-        trial = trials.read_one(self.folder / asked.user_attrs["trial"], {})
-        kept = worst_case.kept(trial.results)
-        return (0.0 if kept is None else self.settings["bound"] - kept,)
+            return TPESampler(seed=seed, constant_liar=True)
+        return NSGAIISampler(seed=seed) if self.settings["sampler"] == "nsga2" else RandomSampler(seed=seed)
 
     def _suggest(self, trial: optuna.Trial, override: Override) -> str:
         key = override.get_key_element()
@@ -183,10 +169,20 @@ class Search:
             axes = objectives.choose(names, [trial.results], asked)
             values = [m.value for axis in axes if (m := axis.of(trial.results))]
         if len(values) == len(names):
+            self._bound(number, trial.results)
             self.study.tell(number, values)
             return True
         self.study.tell(number, state=TrialState.FAIL)
         return False
+
+    def _bound(self, number: int, results: Results | None) -> None:
+        """Tell Optuna by how much an attack exceeds its bound on general accuracy; 0 or less: it keeps it."""
+        from optuna.trial import Trial
+
+        bound, kept = self.settings.get("bound"), worst_case.kept(results)
+        if bound is not None and kept is not None:
+            (asked,) = (t for t in self._listed() if t.number == number)
+            Trial(self.study, asked._trial_id).set_constraint("general", bound - kept)
 
     def _ask_again(self) -> None:
         """Trials of processes of this machine that are gone: reported, if they went through; else asked again."""

@@ -21,6 +21,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 from pydantic import BaseModel, ValidationError
 
+from rmu_exp.pipeline.judgement import refuse_missing
 from rmu_exp.record import rundir
 from rmu_exp.report import objectives
 from rmu_exp.settings import Judge, Run, Tracking, digest_of, result_settings
@@ -138,6 +139,8 @@ def begin(
     before = Notes.read(folder) if (folder / NOTES).is_file() else None
     one = before.one or one if before else one
     now = settings([*plain, *one])
+    if isinstance(now, Judge) and not combinations:
+        refuse_missing(now)
     if before:
         _same(folder, before, keys, now)
     own = {key: list(config.hydra.sweeper.get(key) or value) for key, value in compared.items()}
