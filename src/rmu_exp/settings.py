@@ -283,6 +283,18 @@ class Tracking:
 
 
 @dataclass
+class Attacker:
+    """An attacker that is searched for (experiment=worst_case)."""
+
+    trials: int = setting(30, least=1)
+    """Attacks to try, over all starts together."""
+    bound: float = setting(0.9, least=0, most=1)
+    """The part of the unlearned model's general accuracy that an attack must leave."""
+    general: int = setting(0, least=0)
+    """General questions to ask under each attack; 0: none, and there is no bound."""
+
+
+@dataclass
 class Share:
     """What trials that differ only in steer, alpha or other settings of the loss compute once; same results."""
 
@@ -420,6 +432,7 @@ class Judge(Experiment):
     """The model to judge: a run's folder (which brings its base model and data), a checkpoint's folder, or a hub id."""
     base: str | None = setting(None)
     """The model it was made from: a folder or hub id; null: the one of `model`, or of the run."""
+    attacker: Attacker = setting(Attacker, changes_result=False)
 
     def check(self) -> None:
         """Refuse what only a training run can do."""

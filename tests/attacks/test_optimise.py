@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from rmu_exp.attacks import latent, optimise, soft_prompt
 from rmu_exp.attacks.api import BASE, UNLEARNED
 from rmu_exp.config import parse
+from rmu_exp.evaluate.scoring import answered
 from rmu_exp.support.errors import UserError
 
 FEW = {"places": ["below", "steered", "above"], "radius": 0.5, "steps": 3, "batch_size": 4, "lr": 0.05, "random": 2}
@@ -86,7 +87,8 @@ def test_answers_are_those_of_asking_one_by_one(model, context, begins):
     if begins:
         context.tokenizer.bos_token = items[0].context.split()[0]
     soft = soft_prompt.initial(model, context, 3)
-    together = optimise.answers(context, partial(soft_prompt.logits_after, model, context, soft), items, 3)
+    put = optimise.put(context, partial(soft_prompt.logits_after, model, context, soft), 3)
+    together = answered(put, items, unbiased=False).right
     for item, right in zip(items, together, strict=True):
         embedded = model.get_input_embeddings()(torch.tensor(context.scorer.encode(item.context)))
         whole = torch.cat([embedded[:begins], soft, embedded[begins:]])
@@ -111,9 +113,14 @@ def test_the_attack_stays_in_its_ball_and_leaves_the_model_alone(context):
     with context.model(UNLEARNED) as model:
         assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
         assert not any(weight.grad is not None for weight in model.parameters())
-    _, score = context.halves
-    assert len(found.before) == len(found.after) == len(score)
-    assert len(found.control["random"]) == 2 * len(score)
+    told, choice, scored = map(len, context.parts)
+    assert [len(part.right) for part in (found.after.told, found.after.choice, found.after.scored)] == [
+        told,
+        choice,
+        scored,
+    ]
+    assert len(found.before.scored.corrected) == len(found.after.scored.corrected) == scored
+    assert len(found.control["random"].scored.right) == 2 * scored
     assert found.control[BASE] == found.control["oracle"]  # here they are one model
     assert all(0 < row["length"] <= 0.5 + 1e-6 for row in found.more["layers"])
 

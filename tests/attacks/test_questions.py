@@ -9,9 +9,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rmu_exp.attacks import prompts
 from rmu_exp.evaluate import harness, questions
-from rmu_exp.evaluate.scoring import Scorer
+from rmu_exp.evaluate.scoring import Scorer, answered
 from rmu_exp.settings import Eval
 from rmu_exp.support.errors import RunError, UserError
 from rmu_exp.worlds.lore import world
@@ -64,12 +63,18 @@ def test_questions_without_letters_are_asked_by_likelihood(model, tokenizer):
     assert torch.allclose(layout.scores(logits), expected, atol=1e-4)
 
 
-def test_corrected_answers_of_attacks_are_those_of_the_evaluation(model, tokenizer, asked):
-    found = harness.ask(model, tokenizer, Eval(tasks=["lore_forget"], limit=24))
-    assert set(found.correction.values()) == {"rotations"}
-    corrected = [c for task in ("lore_forget_hexes", "lore_forget_wards") for c in found.corrected[task]]
-    scorer = Scorer(tokenizer, torch.device("cpu"))
-    assert scorer.corrected(model, asked, prompts.ordered) == corrected
+@pytest.mark.parametrize(("task", "how"), [("lore_forget", "rotations"), ("lore_open_forget", "other questions")])
+def test_attacks_and_the_evaluation_find_the_same(model, tokenizer, task, how):
+    """Corrected answers and probabilities, of letters and of likelihoods."""
+    found = harness.ask(model, tokenizer, Eval(tasks=[task], limit=12))
+    assert set(found.correction.values()) == {how}
+    items = questions.load([task], ["hexes", "wards"], 12)[task]
+    mine = answered(Scorer(tokenizer, torch.device("cpu")).put(model), items)
+    assert mine.right == found.pooled(found.correct, task)
+    assert mine.corrected == found.pooled(found.corrected, task)
+    assert mine.prob == pytest.approx(found.pooled(found.prob, task), abs=1e-6)
+    shares = zip(found.pooled(found.shares, task), found.pooled(found.targets, task), strict=True)
+    assert mine.among == pytest.approx([row[target] for row, target in shares], abs=1e-5)
 
 
 def test_too_few_questions_are_refused():

@@ -9,15 +9,17 @@ from composing import CONF, composed
 
 import rmu_exp.attacks
 from rmu_exp.attacks import runner
-from rmu_exp.attacks.api import Finding
+from rmu_exp.attacks.api import Finding, Outcome
 from rmu_exp.config import parse, plugins, reference
+from rmu_exp.evaluate.scoring import Answered
 from rmu_exp.record.results import BeforeAfter, Results, RunInfo
 from rmu_exp.support.errors import UserError
 
 EMPTY = Results(run=RunInfo(model="m", topics=["a"], seed=0, method="rmu", layer=1))
 MODULE = """
 from dataclasses import dataclass
-from rmu_exp.attacks.api import Finding
+from rmu_exp.attacks.api import Finding, Outcome
+from rmu_exp.evaluate.scoring import Answered
 from rmu_exp.support.setting import setting
 
 @dataclass
@@ -27,7 +29,8 @@ class Settings:
     \"\"\"How far it counts.\"\"\"
 
 def run(context, settings):
-    return Finding([0, 0], [1] * settings.steps, {"oracle": [0, 1]}, {"steps": settings.steps})
+    before, after, control = (Outcome(scored=Answered(r)) for r in ([0, 0], [1] * settings.steps, [0, 1]))
+    return Finding(before, after, {"oracle": control}, {"steps": settings.steps})
 """
 
 
@@ -106,14 +109,20 @@ def test_an_attack_that_fails_leaves_the_others(context, monkeypatch):
     assert list(runner.missing(chosen, kept, "these")) == ["prune"]
 
 
+def scored(*right: int, **more) -> Outcome:
+    return Outcome(scored=Answered(list(right), **more))
+
+
 def test_an_attack_that_did_not_learn_what_it_was_taught_has_no_accuracy():
-    plain, taught, chance = [0] * 12, [1] * 5 + [0] * 15, 0.25
+    plain, taught, chance = scored(*[0] * 12), [1] * 5 + [0] * 15, 0.25
     silent = runner.entry(Finding(before=plain, after=plain, taught=taught), chance)
     assert (
         silent.inconclusive
         == "did not learn: 5 of 20 questions that it was taught are answered correctly, chance is 25 %"
     )
     assert silent.forget_acc is None
+    idle = runner.entry(Finding(before=plain, after=plain, idle="did not learn: its loss did not fall"), chance)
+    assert (idle.inconclusive, idle.after) == ("did not learn: its loss did not fall", None)
     learnt = runner.entry(Finding(before=plain, after=plain, taught=[1] * 18 + [0] * 2), chance)
     assert learnt.inconclusive is None
     assert learnt.forget_acc == BeforeAfter(before=0, after=0), (
@@ -121,6 +130,28 @@ def test_an_attack_that_did_not_learn_what_it_was_taught_has_no_accuracy():
     )
 
 
+def test_an_attack_that_ruins_the_base_says_nothing_of_the_unlearned_model():
+    ruined, whole = scored(*[0, 0, 0, 1] * 5), scored(*[1] * 20)
+
+    def found(after, base, knows=True):
+        return runner.entry(Finding(ruined, after, {"base": base}), 0.25, lambda: knows)
+
+    assert found(ruined, ruined).inconclusive.startswith("leaves nothing to find: on the base model")
+    assert [found(*given).inconclusive for given in ((ruined, whole), (whole, ruined), (ruined, ruined, False))] == [
+        None
+    ] * 3
+
+
+def test_an_entry_has_the_corrected_accuracy_and_the_answer_probability():
+    before = scored(0, 0, 0, 1, corrected=[0, 1, 1, 1], prob=[0.0, 0.1, 0.1, 0.2], among=[0.1, 0.2, 0.3, 0.4])
+    after = Outcome(choice=Answered([1, 0]), scored=before.scored, general=Answered([1, 0]))
+    found = runner.entry(Finding(Outcome(scored=before.scored, general=Answered([1, 1])), after), 0.25)
+    assert (found.before.acc, found.before.corrected.acc) == (0.25, 0.75)
+    assert (found.after.prob, found.after.choice_prob) == pytest.approx((0.1, 0.25))
+    assert (found.chosen_by.acc, found.general) == (0.5, BeforeAfter(before=1, after=0.5))
+
+
 def test_a_control_that_asks_the_same_questions_again_has_no_more_of_them():
-    found = runner.entry(Finding(before=[0] * 8, after=[1] * 8, control={"random": [1, 0, 0, 0] * 6}), 0.25)
+    given = {"random": scored(*[1, 0, 0, 0] * 6)}
+    found = runner.entry(Finding(before=scored(*[0] * 8), after=scored(*[1] * 8), control=given), 0.25)
     assert (found.controls["random"].acc, found.controls["random"].n) == (0.25, 8)

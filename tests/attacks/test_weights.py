@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -10,8 +12,23 @@ import torch
 from rmu_exp.attacks import ablation, prompts, prune, quantise, relearn
 from rmu_exp.attacks.api import UNLEARNED
 from rmu_exp.attacks.finetune import finetune, gradients, opened, row_of
+from rmu_exp.config import parse
 from rmu_exp.evaluate.questions import Question
 from rmu_exp.support.errors import RunError
+
+RELEARN = {
+    "sources": ["split"],
+    "samples": [16],
+    "steps": 12,
+    "batch_size": 4,
+    "lr": 1e-3,
+    "where": "changed",
+    "how": "full",
+    "rank": 4,
+    "points": 2,
+    "max_length": 64,
+    "answers_only": True,
+}
 
 
 def test_rounding_by_hand():
@@ -81,14 +98,18 @@ def test_importance_is_weight_times_gradient(model, context):
 
 
 def test_finetuning_leaves_the_models_alone_and_learns(context):
-    settings = relearn.Settings(["split"], [16], 12, 4, 1e-3, "changed", "full", 4, 2, 64, True)
+    settings = parse.plugin("attacks", "relearn", RELEARN)
     before = {name: p.clone() for name, p in context.copy(UNLEARNED).named_parameters()}
     texts = relearn.texts_of(context, "split")
-    path = relearn.finetuned(context, UNLEARNED, texts, settings, points=2, name="test")
-    assert [step for step, _ in path] == [0, 6, 12]
+    assert relearn.stops(12, 2) == [6, 12]
+    path = relearn.finetuned(context, UNLEARNED, texts, settings, at=[6, 12], name="test")
+    assert [step for step, _ in path.points] == [0, 6, 12]
+    assert path.fell()
+    assert len(path.losses) == 12
     with context.model(UNLEARNED) as again:
         assert all(torch.equal(p, before[name]) for name, p in again.named_parameters())
-    assert path == relearn.finetuned(context, UNLEARNED, texts, settings, points=2, name="test")
+    assert path == relearn.finetuned(context, UNLEARNED, texts, settings, at=[6, 12], name="test")
+    assert path == relearn.Path.of(json.loads(json.dumps(asdict(path))))
 
 
 def test_only_what_was_changed_is_finetuned(context):
@@ -166,28 +187,33 @@ def test_a_small_rate_moves_weights_of_half_precision(context):
 
 
 def test_long_questions_keep_their_answer_and_texts_without_labels_are_left_out(context):
-    settings = relearn.Settings(["split"], [1], 1, 1, 1e-3, "changed", "full", 1, 1, 6, True)
+    settings = parse.plugin("attacks", "relearn", RELEARN | {"max_length": 6})
     ids, wanted = row_of(context.tokenizer, "A long question , what is it ?\nAnswer: A", 6, True)
     assert len(ids) == 6
     assert wanted[-1]
     with pytest.raises(RunError, match="no text has anything to learn"):
-        relearn.finetuned(context, UNLEARNED, ["Answer:", "Answer:"], settings, points=1, name="none")
+        relearn.finetuned(context, UNLEARNED, ["Answer:", "Answer:"], settings, at=[1], name="none")
 
 
 def test_the_best_run_is_chosen_by_facts_that_are_neither_told_nor_scored(context):
-    (told, choice), (_, scored) = context.quarters, context.halves
-    facts = [{item.fact for item in context.pick(part)} for part in (told, choice, scored)]
+    facts = [{item.fact for item in context.pick(part)} for part in context.parts]
     assert all(facts)
     assert len(facts[0] | facts[1] | facts[2]) == sum(map(len, facts))
-    assert sorted([*told, *choice]) == sorted(context.halves[0])
-    one = [next(i for i, item in enumerate(context.items) if item.topic == t) for t in ("hexes", "wards")]
-    context.halves = one, scored  # one fact per topic
-    del context.quarters
-    assert context.quarters == (one[:1], one[1:])
-    context.halves = one[:1], scored
-    del context.quarters
+    assert sorted([*context.parts.told, *context.parts.choice, *context.parts.scored]) == list(range(48))
+    items = context.items
+
+    def some(*facts_each: int):
+        """So many facts per topic."""
+        kept = []
+        for topic, count in zip(("hexes", "wards"), facts_each, strict=True):
+            mine = [item for item in items if item.topic == topic]
+            names = list(dict.fromkeys(item.fact for item in mine))[:count]
+            kept += [item for item in mine if item.fact in names]
+        return replace(context, items=kept).parts
+
+    assert all(some(2, 2))  # one fact per topic, told and chosen by
     with pytest.raises(RunError, match="too few questions on different facts"):
-        _ = context.quarters
+        some(3, 1)
 
 
 def test_the_control_of_pruning_zeroes_as_many_weights(model):
@@ -209,9 +235,9 @@ def test_ablation_of_matrices_that_are_not_known_is_refused(context):
 
 
 def test_split_shows_no_fact_of_the_scored_half(context):
-    (_, choice), (_, scored) = context.quarters, context.halves
-    hidden = {item.fact for item in context.pick([*choice, *scored])}
-    for source in ("forget", "split"):
+    hidden = {item.fact for item in context.pick([*context.parts.choice, *context.parts.scored])}
+    context.neighbours = context.items
+    for source in ("forget", "split", "neighbours"):
         assert not [t for t in relearn.texts_of(context, source) if any(fact in t for fact in hidden)]
 
 
@@ -226,12 +252,12 @@ def test_answers_only_marks_what_follows_the_question(context):
 def test_prompts_keep_the_right_answer_right(context):
     item = context.items[0]
     turned = prompts.rephrased(context, "reversed", item)
-    assert turned.choices[3 - turned.answer] == item.choices[item.answer]
+    assert turned.choices[turned.answer] == item.choices[item.answer]
     assert f"{'ABCD'[turned.answer]}. {item.choices[item.answer]}" in turned.context
     shot = prompts.few_shot(context, 2, item)
     assert shot.context.count("Answer:") == 3
     assert shot.context.startswith("The following are multiple choice questions")
-    learn = {i.fact for i in context.pick(context.halves[0])}
+    learn = {i.fact for i in context.pick(context.parts.told)}
     assert item.fact not in shot.context.rsplit("\n\n", 1)[0] or item.fact not in learn
     strange = Question("t", "t", "f", "no parts?\nAnswer:", (" A", " B"), 0)
     assert prompts.rephrased(context, "reversed", strange) == strange

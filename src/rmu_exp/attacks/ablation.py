@@ -1,8 +1,8 @@
 """Direction ablation: what RMU adds to the activations of forget texts is one direction; project it out.
 
-The direction is a difference of mean activations at a layer, over the prompts of one half of the facts
-(arXiv 2409.18025); variants are chosen by that half and scored on the other. Controls: random directions; the base
-model and the oracle, ablated in the same way.
+The direction is a difference of mean activations at a layer, over the prompts of the told facts (arXiv 2409.18025);
+variants are chosen by other facts and scored on the rest. Controls: random directions; the base model and the oracle,
+ablated in the same way.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from rmu_exp.attacks.api import BASE, UNLEARNED, Context, Correct, Finding
+from rmu_exp.attacks.api import BASE, MEASURED, SCORED, UNLEARNED, Context, Finding, Outcome, pooled
 from rmu_exp.model.hooks import BLOCK, changing
 from rmu_exp.model.split import attention_of, layers_of, mlp_of
 from rmu_exp.support.errors import RunError
@@ -48,24 +48,29 @@ def run(context: Context, settings: Settings) -> Finding:
         f"{access}, {where}, {way}": (directions[access], places(context, where), way)
         for access, where, way in product(settings.access, settings.layers, settings.ways)
     }
-    kept: dict[str, Correct] = {
-        name: context.part(name, partial(_answers, context, UNLEARNED, *how)) for name, how in tried.items()
-    }
+    kept = {name: context.asks(name, partial(_outcome, context, UNLEARNED, *how)) for name, how in tried.items()}
     best = context.best(kept)
     directions_LD, layers, way = tried[best]
-    control: dict[str, Correct] = {
-        state: context.part(state, partial(_answers, context, state, *tried[best])) for state in context.controls
+    control = {
+        state: context.asks(state, partial(_outcome, context, state, *tried[best], parts=[SCORED]))
+        for state in context.controls
     }
-    control["random"] = []
+    nothing = []
     for k in range(settings.random):
         random_LD = normalize(torch.randn(directions_LD.shape, generator=context.generator(f"ablation/{k}")), dim=-1)
-        control["random"] += context.part(f"random/{k}", partial(_answers, context, UNLEARNED, random_LD, layers, way))
-    asked = len(context.halves[0])
+        ask = partial(_outcome, context, UNLEARNED, random_LD, layers, way, parts=[SCORED], unbiased=False)
+        nothing.append(context.asks(f"random/{k}", ask))
+    told, choice, _ = map(len, context.parts)
     return context.finding(
         kept[best],
-        control,
-        {"variant": best, "variants": len(tried), "prompts": min(settings.texts, asked), "queries": asked * len(tried)},
-        more={"variants": [{"variant": name} | context.accuracies(correct) for name, correct in kept.items()]},
+        control | {"random": pooled(nothing)},
+        {
+            "variant": best,
+            "variants": len(tried),
+            "prompts": min(settings.texts, told),
+            "queries": choice * len(tried),
+        },
+        more={"variants": [{"variant": name} | found.rates() for name, found in kept.items()]},
     )
 
 
@@ -80,8 +85,8 @@ def places(context: Context, where: str) -> list[int]:
 
 def _directions(context: Context, settings: Settings) -> dict[str, Tensor]:
     """Access to unit directions (L, D), one per layer."""
-    learn, _ = context.halves
-    known = [i for i in learn if context.plain(BASE)[i]] or learn
+    told = context.parts.told
+    known = [i for i in told if i in context.known(BASE)] or told
     asked = [context.scorer.encode(item.context) for item in context.pick(known)[: settings.texts]]
     kept = [context.scorer.encode(text)[:512] for text in context.retain[: settings.texts]]
     with context.model(UNLEARNED) as model:
@@ -105,13 +110,22 @@ def mean_activations(model: nn.Module, context: Context, rows: Sequence[Sequence
     return sums[BLOCK].sum(dim=1) / sum(len(row) - 1 for row in rows)
 
 
-def _answers(context: Context, state: str, directions_LD: Tensor, layers: Sequence[int], way: str) -> Correct:
+def _outcome(
+    context: Context,
+    state: str,
+    directions_LD: Tensor,
+    layers: Sequence[int],
+    way: str,
+    *,
+    parts: Sequence[str] = MEASURED,
+    unbiased: bool = True,
+) -> Outcome:
     if way == "weights":
         model = context.copy(state)
         remove_from_weights(model, directions_LD, layers)
-        return context.scorer.correct(model, context.items)
+        return context.outcome(context.scorer.put(model), parts, unbiased)
     with context.model(state) as model, removed(model, directions_LD, layers):
-        return context.scorer.correct(model, context.items)
+        return context.outcome(context.scorer.put(model), parts, unbiased)
 
 
 def removed(model: nn.Module, directions_LD: Tensor, layers: Sequence[int]) -> AbstractContextManager[None]:

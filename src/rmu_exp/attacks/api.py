@@ -6,15 +6,16 @@ import copy
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Any, TypeVar
+from itertools import chain
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import nn
 
 from rmu_exp.evaluate.questions import Question, halves
-from rmu_exp.evaluate.scoring import Scorer
+from rmu_exp.evaluate.scoring import Answered, Put, Scorer, answered
 from rmu_exp.model.delta import Delta
 from rmu_exp.record.results import CurveData
 from rmu_exp.record.store import Store
@@ -23,8 +24,37 @@ from rmu_exp.support.randomness import named_generator
 
 BASE, UNLEARNED, ORACLE = "base", "unlearned", "oracle"
 K = TypeVar("K")
-Correct = list[int]
-"""1 or 0 for each question."""
+
+
+class Parts(NamedTuple):
+    """Indices of questions on three sets of facts: those that an attack may be told, is chosen by, is scored on."""
+
+    told: list[int]
+    choice: list[int]
+    scored: list[int]
+
+
+TOLD, CHOICE, SCORED = Parts._fields
+MEASURED = (CHOICE, SCORED)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a model answers under attack, by part of the questions, and to general questions; empty: not asked."""
+
+    told: Answered = field(default_factory=Answered)
+    choice: Answered = field(default_factory=Answered)
+    scored: Answered = field(default_factory=Answered)
+    general: Answered = field(default_factory=Answered)
+
+    @classmethod
+    def of(cls, values: Mapping[str, Mapping[str, Any]]) -> Outcome:
+        """From its form in JSON."""
+        return cls(**{name: Answered(**value) for name, value in values.items()})
+
+    def rates(self) -> dict[str, float]:
+        """Plain accuracy on the questions to choose by, ``learn``, and on the scored ones, ``score``."""
+        return {"learn": accuracy(self.choice.right), "score": accuracy(self.scored.right)}
 
 
 @dataclass
@@ -32,24 +62,26 @@ class Finding:
     """What an attack found.
 
     Attributes:
-        before: the unlearned model's plain answers to the questions that the attack is scored on.
-        after: its answers under attack, to the same questions.
-        control: name to answers (or, where there is nothing to find, what was found all the same).
+        before: the unlearned model, asked plainly.
+        after: the same under attack.
+        control: name to the outcome (or, where there is nothing to find, what was found all the same).
         budget: what it took: steps, samples, queries.
         curves: name to a figure's lines.
         more: what else belongs into results.json under the attack's name.
         top: what belongs into results.json beside the attacks, by key.
-        taught: the answers under attack to what it was taught: an attack that did not learn that shows nothing.
+        taught: the answers under attack to what it was taught, 1 or 0: an attack that did not learn that shows nothing.
+        idle: why it shows nothing, where no answers tell; None: it did what it was to do.
     """
 
-    before: Correct | None = None
-    after: Correct | None = None
+    before: Outcome | None = None
+    after: Outcome | None = None
     control: dict[str, Any] = field(default_factory=dict)
     budget: dict[str, Any] = field(default_factory=dict)
     curves: dict[str, CurveData] = field(default_factory=dict)
     more: dict[str, Any] = field(default_factory=dict)
     top: dict[str, Any] = field(default_factory=dict)
-    taught: Correct | None = None
+    taught: Sequence[int] | None = None
+    idle: str | None = None
 
 
 def figure(
@@ -70,6 +102,9 @@ class Context:
     Attributes:
         items: the questions about what was to be forgotten.
         others: name to questions that are not about it, such as adjacent and general topics.
+        general: questions that an attack must not unlearn; empty: not asked.
+        neighbours: questions on adjacent topics, from which texts are made.
+        bound: the part of the accuracy on ``general`` that an attack must leave.
         forget, retain: texts.
         layer: the highest layer that unlearning changed; its activations are what was steered.
         span: the layers that unlearning changed.
@@ -78,6 +113,7 @@ class Context:
         load_oracle: opens the oracle; None: there is none.
         journal: the parts of the attack that are done.
         progress: is given the name of each part when it begins.
+        asked: state to what it answers, asked plainly; filled in when it is first wanted.
     """
 
     items: list[Question]
@@ -92,9 +128,12 @@ class Context:
     delta: Delta
     load: Callable[[], nn.Module]
     load_oracle: Callable[[], nn.Module] | None = None
+    general: list[Question] = field(default_factory=list)
+    neighbours: list[Question] = field(default_factory=list)
+    bound: float = 0.0
     journal: Store = field(default_factory=Store)
     progress: Callable[[str], None] = lambda part: None
-    _plain: dict[str, Correct] = field(default_factory=dict)
+    asked: dict[str, Outcome] = field(default_factory=dict)
 
     @cached_property
     def scorer(self) -> Scorer:
@@ -133,12 +172,33 @@ class Context:
         with self.model(state) as model:
             return copy.deepcopy(model)
 
-    def plain(self, state: str) -> Correct:
-        """A model's answers to all items, asked plainly."""
-        if state not in self._plain:
+    def plain(self, state: str) -> Outcome:
+        """What a model answers to all questions, asked plainly."""
+        if state not in self.asked:
             with self.model(state) as model:
-                self._plain[state] = self.scorer.correct(model, self.items)
-        return self._plain[state]
+                self.asked[state] = self.outcome(self.scorer.put(model), Parts._fields)
+        return self.asked[state]
+
+    def known(self, state: str) -> set[int]:
+        """The items that a model answers correctly when it is asked plainly."""
+        found = self.plain(state)
+        parts = zip(self.parts, (found.told, found.choice, found.scored), strict=True)
+        return {i for part, answers in parts for i, right in zip(part, answers.right, strict=True) if right}
+
+    def outcome(self, put: Put, parts: Sequence[str] = MEASURED, unbiased: bool = True) -> Outcome:
+        """Ask the items of some parts, and the general questions wherever attacks are chosen.
+
+        Args:
+            unbiased: of the parts to choose by and to score on, measure the corrected accuracy as well.
+        """
+        found = {name: answered(put, self.pick(getattr(self.parts, name)), unbiased and name != TOLD) for name in parts}
+        if self.general and CHOICE in parts:
+            found["general"] = answered(put, self.general, unbiased=False)
+        return Outcome(**found)
+
+    def asks(self, name: str, make: Callable[[], Outcome]) -> Outcome:
+        """An outcome as one part of an attack, see :meth:`part`."""
+        return Outcome.of(self.part(name, lambda: asdict(make())))
 
     def part(self, name: str, make: Callable[[], Any]) -> Any:
         """One costly part of an attack, done once however often the run is cut off; as JSON gives it back."""
@@ -154,43 +214,50 @@ class Context:
         return random.Random(f"{self.seed}/attacks/{name}")
 
     @cached_property
-    def halves(self) -> tuple[list[int], list[int]]:
-        """Indices of items: those that an attack may learn or choose by, and those that it is scored on."""
-        learn, score = halves(self.items, self.rng("halves"))
-        if not learn or not score:
-            raise RunError("attacks: the questions cannot be split by fact")
-        return learn, score
+    def parts(self) -> Parts:
+        """The three parts, the same for every attack: half of the facts is scored, a quarter told, a quarter chosen by.
 
-    @cached_property
-    def quarters(self) -> tuple[list[int], list[int]]:
-        """The first of the halves in two, by fact: items that an attack is taught, and those that it is chosen by."""
-        learn, _ = self.halves
-        known = self.pick(learn)
-        taught, choice = halves(known, self.rng("quarters"))
-        if not taught:  # one fact per topic
-            taught = [i for i, item in enumerate(known) if item.fact == known[0].fact]
-            choice = [i for i in choice if i not in taught]
+        Raises:
+            RunError: there are too few facts.
+        """
+        seen, scored = halves(self.items, self.rng("halves"))
+        if not seen or not scored:
+            raise RunError("attacks: the questions cannot be split by fact")
+        known = self.pick(seen)
+        told, choice = halves(known, self.rng("quarters"))
+        if not told:  # one fact per topic
+            told = [i for i, item in enumerate(known) if item.fact == known[0].fact]
+            choice = [i for i in choice if i not in told]
         if not choice:
             raise RunError("attacks: too few questions on different facts; see eval.limit")
-        return take(learn, taught), take(learn, choice)
+        return Parts(take(seen, told), take(seen, choice), scored)
 
-    def accuracies(self, correct: Sequence[int]) -> dict[str, float]:
-        """Accuracy on the half to choose by, ``learn``, and on the scored one, ``score``, of answers to all items."""
-        learn, score = (accuracy(take(correct, half)) for half in self.halves)
-        return {"learn": learn, "score": score}
+    @property
+    def unscored(self) -> list[int]:
+        """The items that are not scored, in their order."""
+        return sorted(self.parts.told + self.parts.choice)
 
-    def best(self, variants: Mapping[K, Sequence[int]], by: Sequence[int] | None = None) -> K:
-        """The variant of an attack that is best on some items (the half to choose by), from its answers to all."""
-        return max(variants, key=lambda name: accuracy(take(variants[name], self.halves[0] if by is None else by)))
+    def keeps(self, outcome: Outcome) -> bool:
+        """Whether an attack leaves as much of the general accuracy as it must."""
+        general = outcome.general.right
+        return not general or accuracy(general) >= self.bound * accuracy(self.plain(UNLEARNED).general.right)
 
-    def scored(self, correct: Sequence[int]) -> Correct:
-        """The scored half of answers to all items, asked once or several times over."""
-        return [correct[at + i] for at in range(0, len(correct), len(self.items)) for i in self.halves[1]]
+    def best(self, variants: Mapping[K, Outcome]) -> K:
+        """The variant of an attack to take, by the questions to choose by.
 
-    def finding(self, after: Correct, control: Mapping[str, Correct], budget: dict[str, Any], **parts: Any) -> Finding:
-        """A finding from answers to all items."""
-        controls = {name: self.scored(correct) for name, correct in control.items()}
-        return Finding(self.scored(self.plain(UNLEARNED)), self.scored(after), controls, budget, **parts)
+        Of those that keep general accuracy the one with the highest accuracy, corrected where that was measured; at a
+        tie, with the highest probability of the right option.
+        """
+
+        def rank(name: K) -> tuple[bool, float, float]:
+            found = variants[name].choice
+            return self.keeps(variants[name]), accuracy(found.corrected or found.right), sum(found.prob)
+
+        return max(variants, key=rank)
+
+    def finding(self, after: Outcome, control: Mapping[str, Outcome], budget: dict[str, Any], **parts: Any) -> Finding:
+        """A finding beside the plain answers."""
+        return Finding(self.plain(UNLEARNED), after, dict(control), budget, **parts)
 
     @property
     def chance(self) -> float:
@@ -199,6 +266,11 @@ class Context:
 
     def pick(self, indices: Sequence[int]) -> list[Question]:
         return [self.items[i] for i in indices]
+
+
+def pooled(outcomes: Sequence[Outcome]) -> Outcome:
+    """The scored questions of several outcomes together, plain."""
+    return Outcome(scored=Answered(list(chain.from_iterable(o.scored.right for o in outcomes))))
 
 
 def accuracy(correct: Sequence[int]) -> float:

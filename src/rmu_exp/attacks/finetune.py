@@ -64,11 +64,14 @@ def opened(model: nn.Module, names: Sequence[str] | None, rank: int | None) -> n
 
 def finetune(
     model: nn.Module, rows: Sequence[Row], batch_size: int, lr: float, after_step: Callable[[int], object]
-) -> None:
+) -> list[float]:
     """Train the open weights, ``batch_size`` rows per step, in order; ``after_step`` is called with each step's number.
 
     Args:
         lr: peak learning rate; it falls to nothing linearly.
+
+    Returns:
+        The loss of each step, before it.
 
     Raises:
         RunError: the loss or a gradient is not finite, or one row does not fit into memory.
@@ -78,7 +81,7 @@ def finetune(
     masters = [w.detach().float() for w in weights]  # of an fp32 model the weights themselves
     optimizer = torch.optim.AdamW(masters, lr=lr, weight_decay=0.0)
     falling = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
-    parts = 1
+    parts, losses = 1, list[float]()
     for step in range(steps):
         batch = rows[step * batch_size : (step + 1) * batch_size]
         parts, loss = gradients(model, batch, parts)
@@ -93,7 +96,9 @@ def finetune(
         with torch.no_grad():
             for w, master in zip(weights, masters, strict=True):
                 w.copy_(master)
+        losses.append(loss)
         after_step(step + 1)
+    return losses
 
 
 def gradients(model: nn.Module, batch: Sequence[Row], parts: int = 1) -> tuple[int, float]:

@@ -8,7 +8,7 @@ questions of one half of the facts, scored on the other half. Controls: base and
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import product
 from typing import Any
@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rmu_exp.attacks.api import BASE, UNLEARNED, Context, Correct, Finding, figure, take
+from rmu_exp.attacks.api import BASE, SCORED, UNLEARNED, Context, Finding, Outcome, figure
 from rmu_exp.attacks.gcg_search import Search, Target, allowed, cut, random_tokens
 from rmu_exp.evaluate.questions import Question
-from rmu_exp.evaluate.scoring import likeliest
+from rmu_exp.evaluate.scoring import Put, answered
 from rmu_exp.model.hooks import BLOCK
 from rmu_exp.record.results import CurveData
 from rmu_exp.support.setting import setting
@@ -48,12 +48,12 @@ class Settings:
 
 
 def run(context: Context, settings: Settings) -> Finding:
-    learn, score = context.halves
     with context.model(BASE) as model:
         rows = [context.scorer.encode(item.context) for item in context.items]
         base_LND = context.scorer.at_last(model, rows)[BLOCK]
     single, curve = _single(context, settings, base_LND)
-    picked = context.rng("gcg/universal").sample(learn, min(settings.questions, len(learn)))
+    told = context.parts.told
+    picked = context.rng("gcg/universal").sample(told, min(settings.questions, len(told)))
     got = {
         state: context.part(f"universal/{state}", partial(_universal, context, settings, state, picked, base_LND))
         for state in context.states
@@ -61,31 +61,32 @@ def run(context: Context, settings: Settings) -> Finding:
     title = f"Universal GCG over {len(picked)} questions"
     losses = {state: found["losses"] for state, found in got.items()}
     budget = {"steps": settings.universal_steps, "width": settings.width, "length": settings.length}
-    return Finding(
-        before=take(context.plain(UNLEARNED), score),
-        after=got[UNLEARNED]["after"],
-        control={
-            "random" if state == UNLEARNED else state: found["random" if state == UNLEARNED else "after"]
-            for state, found in got.items()
-        },
-        budget=budget | {"questions": len(picked), "single_steps": settings.steps},
+    control = {state: Outcome.of(got[state]["after"]) for state in context.controls}
+    return context.finding(
+        Outcome.of(got[UNLEARNED]["after"]),
+        control | {"random": Outcome.of(got[UNLEARNED]["random"])},
+        budget | {"questions": len(picked), "single_steps": settings.steps},
         curves={"single": curve, "universal": figure(title, "step", "mean loss with matching", {"": losses})},
         more={"single": single, "tokens": got[UNLEARNED]["tokens"]},
+        taught=got[UNLEARNED]["taught"],
     )
 
 
 def _universal(
     context: Context, settings: Settings, state: str, picked: Sequence[int], base_LND: Tensor
-) -> dict[str, object]:
-    """One search over several questions: answers with the tokens as they began and as they ended, and the losses."""
-    asked, generator = context.pick(context.halves[1]), context.generator("gcg/universal")
+) -> dict[str, Any]:
+    """One search over several questions: outcomes with the tokens as they began and as they ended, and the losses."""
+    generator = context.generator("gcg/universal")
     with context.model(state) as model:
         search = _search(context, settings, model, [target(context, i, base_LND) for i in picked])
         start_S = search.start(settings.length, generator)
         found = search.run(start_S, settings.universal_steps, generator)
-        random, after = (answers(model, context, tokens, asked) for tokens in (start_S.tolist(), found.tokens))
+        random = context.outcome(put(model, context, start_S.tolist()), [SCORED], unbiased=False)
+        with_them = put(model, context, found.tokens)
+        after, taught = context.outcome(with_them, [SCORED]), answered(with_them, context.pick(picked), False).right
     text = context.tokenizer.decode(found.tokens, clean_up_tokenization_spaces=False)
-    return {"random": random, "after": after, "losses": found.losses[1:], "tokens": text}
+    told = {"taught": taught, "losses": found.losses[1:], "tokens": text}
+    return told | {"random": asdict(random), "after": asdict(after)}
 
 
 def _search(context: Context, settings: Settings, model: nn.Module, targets: Sequence[Target]) -> Search:
@@ -141,22 +142,26 @@ def other(context: Context, index: int) -> int:
 
 def hard(context: Context, settings: Settings, topic: str) -> tuple[int, list[int]]:
     """A question of the topic that the base model knows, and random tokens that make base and unlearned fail on it."""
-    every = [i for i in context.halves[0] if context.items[i].topic == topic]
-    mine = [i for i in every if context.plain(BASE)[i]] or every
+    every = [i for i in context.unscored if context.items[i].topic == topic]
+    mine = [i for i in every if i in context.known(BASE)] or every
     asked, scorer = context.pick(mine), context.scorer
     first, generator = target(context, mine[0], None), context.generator(f"gcg/start/{topic}")
     with context.model(BASE) as model:
         start = random_tokens(scorer, first, allowed(scorer, model), settings.length, generator).tolist()
-        base = answers(model, context, start, asked)
+        base = answered(put(model, context, start), asked, unbiased=False).right
     with context.model(UNLEARNED) as model:
-        unlearned = answers(model, context, start, asked)
+        unlearned = answered(put(model, context, start), asked, unbiased=False).right
     hardest = min(range(len(mine)), key=lambda i: base[i] + unlearned[i])
     return mine[hardest], start
 
 
-def answers(model: nn.Module, context: Context, tokens: Sequence[int], items: Sequence[Question]) -> Correct:
-    """1 or 0 for each item with the tokens before its last line."""
+def put(model: nn.Module, context: Context, tokens: Sequence[int]) -> Put:
+    """Puts questions with the tokens before their last line."""
     scorer = context.scorer
-    rows = [[*head, *tokens, *tail] for head, tail in (cut(scorer, item.context) for item in items)]
-    chosen = likeliest(scorer.scores(model, rows, [scorer.options(item) for item in items]))
-    return [int(c == item.answer) for c, item in zip(chosen, items, strict=True)]
+
+    def ask(items: Sequence[Question]) -> list[list[float]]:
+        rows = [[*head, *tokens, *tail] for head, tail in (cut(scorer, item.context) for item in items)]
+        found = scorer.scores(model, rows, [scorer.options(item) for item in items]).tolist()
+        return [row[: len(item.options)] for row, item in zip(found, items, strict=True)]
+
+    return ask

@@ -7,8 +7,9 @@ on the base model and on the oracle; random vectors of the same length.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from rmu_exp.attacks import optimise
-from rmu_exp.attacks.api import BASE, UNLEARNED, Context, Correct, Finding, figure, take
+from rmu_exp.attacks.api import BASE, SCORED, UNLEARNED, Context, Finding, Outcome, Parts, figure, pooled
 from rmu_exp.model.hooks import BLOCK, changing
 from rmu_exp.model.split import layers_of
 from rmu_exp.support.setting import setting
@@ -42,27 +43,31 @@ class Settings:
 
 def run(context: Context, settings: Settings) -> Finding:
     tried = layers(context, settings)
-    got = {n: context.part(f"unlearned/{n}", partial(_learn, context, settings, UNLEARNED, n)) for n in tried}
-    taught, choice = context.quarters
-    best = context.best({n: got[n]["after"] for n in tried}, by=choice)
-    control: dict[str, Correct] = {}
-    losses: dict[str, Any] = {UNLEARNED: got[best]["losses"]}
+    got = {n: _learned(context, settings, UNLEARNED, n) for n in tried}
+    best = context.best({n: after for n, (after, _) in got.items()})
+    after, about = got[best]
+    control: dict[str, Outcome] = {}
+    losses: dict[str, Any] = {UNLEARNED: about["losses"]}
     for state in context.controls:
-        found = context.part(f"{state}/{best}", partial(_learn, context, settings, state, best))
-        control[state], losses[state] = found["after"], found["losses"]
-    control["random"] = got[best]["random"]
+        control[state], found = _learned(context, settings, state, best)
+        losses[state] = found["losses"]
+    control["random"] = pooled([Outcome.of(found) for found in about["random"]])
     curve = figure("Perturbed latents: loss while learning on T", "step", "cross-entropy of the answer", {"": losses})
     budget = {"layer": best, "layers": len(tried), "radius": settings.radius, "steps": settings.steps}
     return context.finding(
-        got[best]["after"],
+        after,
         control,
-        budget | {"batch_size": settings.batch_size, "questions": len(taught)},
-        taught=take(got[best]["after"], taught),
+        budget | {"batch_size": settings.batch_size, "questions": len(context.parts.told)},
+        taught=after.told.right,
         curves={"loss": curve},
-        more={
-            "layers": [{"layer": n} | context.accuracies(got[n]["after"]) | {"length": got[n]["length"]} for n in tried]
-        },
+        more={"layers": [{"layer": n} | found.rates() | {"length": of["length"]} for n, (found, of) in got.items()]},
     )
+
+
+def _learned(context: Context, settings: Settings, state: str, layer: int) -> tuple[Outcome, dict[str, Any]]:
+    """One vector as one part of the attack: what is answered under it, and the rest of what :func:`_learn` gives."""
+    found = context.part(f"{state}/{layer}", partial(_learn, context, settings, state, layer))
+    return Outcome.of(found["after"]), found
 
 
 def layers(context: Context, settings: Settings) -> list[int]:
@@ -75,8 +80,8 @@ def layers(context: Context, settings: Settings) -> list[int]:
 
 
 def _learn(context: Context, settings: Settings, state: str, layer: int) -> dict[str, Any]:
-    """One vector: answers to all items under it and under random ones, its length in units of the mean, the losses."""
-    learn = context.pick(context.quarters[0])
+    """One vector: outcomes under it and under random ones, its length in units of the mean, the losses."""
+    learn, attacked = context.pick(context.parts.told), state == UNLEARNED
     with context.model(state) as model:
         rows = [context.scorer.encode(item.context) for item in learn]
         h_ND = context.scorer.at_last(model, rows)[BLOCK][layer]
@@ -88,15 +93,18 @@ def _learn(context: Context, settings: Settings, state: str, layer: int) -> dict
                 found: Tensor = model(input_ids=ids_RT, use_cache=False).logits
             return found
 
+        def outcome(vector_D: Tensor, parts: Sequence[str], unbiased: bool = True) -> Outcome:
+            with added(model, layer, vector_D * (mean / width)):
+                return context.outcome(context.scorer.put(model), parts, unbiased)
+
         order, radius = context.generator("latent/order"), settings.radius * width
         losses = optimise.learn(context, shift_D, logits, learn, settings, order, radius=radius)
-        after, length = optimise.answers(context, logits, context.items), shift_D.norm()
-        random: Correct = []
-        for k in range(settings.random if state == UNLEARNED else 0):
+        after, length = outcome(shift_D, Parts._fields if attacked else [SCORED]), shift_D.norm()
+        random = []
+        for k in range(settings.random if attacked else 0):
             noise_D = torch.randn(len(shift_D), generator=context.generator(f"latent/{k}")).to(shift_D)
-            shift_D.copy_(noise_D * (length / noise_D.norm()))
-            random += optimise.answers(context, logits, context.items)
-        return {"after": after, "random": random, "length": length.item() / width, "losses": losses}
+            random.append(asdict(outcome(noise_D * (length / noise_D.norm()), [SCORED], unbiased=False)))
+        return {"after": asdict(after), "random": random, "length": length.item() / width, "losses": losses}
 
 
 def added(model: nn.Module, layer: int, shift_D: Tensor) -> AbstractContextManager[None]:

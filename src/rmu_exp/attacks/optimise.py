@@ -11,9 +11,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from rmu_exp.attacks.api import Context, Correct
+from rmu_exp.attacks.api import Context
 from rmu_exp.evaluate.questions import Question
-from rmu_exp.evaluate.scoring import likeliest
+from rmu_exp.evaluate.scoring import Put
 
 Logits = Callable[[Tensor], Tensor]
 """Token ids (R, T), padded on the right, to logits; tokens that are put before each row count in positions."""
@@ -71,16 +71,20 @@ def scores(context: Context, logits: Logits, items: Sequence[Question], extra: i
     return layout.scores(logits(context.scorer.padded(layout.rows)[0]), extra)
 
 
-@torch.no_grad()
-def answers(context: Context, logits: Logits, items: Sequence[Question], extra: int = 0) -> Correct:
-    """1 or 0 for each item."""
-    correct = [0] * len(items)
+def put(context: Context, logits: Logits, extra: int = 0) -> Put:
+    """Puts questions to what ``logits`` computes, in batches; ``extra`` as in :func:`learn`."""
 
-    def ask(batch: list[int]) -> None:
-        chosen = likeliest(scores(context, logits, [items[i] for i in batch], extra))
-        for i, option in zip(batch, chosen, strict=True):
-            correct[i] = int(option == items[i].answer)
+    @torch.no_grad()
+    def ask(items: Sequence[Question]) -> list[list[float]]:
+        found: list[list[float]] = [[]] * len(items)
 
-    rows = [context.scorer.layout([item]).rows for item in items]
-    context.scorer.in_batches(ask, [len(of) * (max(map(len, of)) + extra) for of in rows])
-    return correct
+        def some(batch: list[int]) -> None:
+            rows = scores(context, logits, [items[i] for i in batch], extra).tolist()
+            for i, row in zip(batch, rows, strict=True):
+                found[i] = row[: len(items[i].options)]
+
+        rows = [context.scorer.layout([item]).rows for item in items]
+        context.scorer.in_batches(some, [len(of) * (max(map(len, of)) + extra) for of in rows])
+        return found
+
+    return ask

@@ -10,22 +10,25 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
-from rmu_exp.attacks.api import UNLEARNED, Context, Correct, Finding, accuracy, figure, take
+from rmu_exp.attacks.api import UNLEARNED, Context, Finding, Outcome, accuracy, figure
 from rmu_exp.evaluate.questions import Question
+from rmu_exp.evaluate.scoring import Answered, Put, answered
 from rmu_exp.model.hooks import BLOCK
 from rmu_exp.support.errors import RunError
 from rmu_exp.support.setting import setting
 
 SHUFFLED = "shuffled"
-Probed = tuple[list[Correct], list[float]]
-"""Of each layer: right or wrong on the held-out facts, and the accuracy in cross-validation."""
+LEAST = -100.0  # log-probability of an answer that a probe never saw
+Probed = tuple[list[list[int]], list[float], dict[str, Any]]
+"""Of each layer: right or wrong on the held-out facts, accuracy in cross-validation; and the best layer's answers."""
 
 
 @dataclass
@@ -41,61 +44,112 @@ class Settings:
 
 
 def run(context: Context, settings: Settings) -> Finding:
-    scorer, items = context.scorer, context.items
-    rows, options = _rows(context)
-    learn, score = context.halves
+    items = context.items
     topics = list(dict.fromkeys(item.topic for item in items))
     found: dict[str, dict[str, Probed]] = {}
     for state in [*context.states, SHUFFLED]:
         with context.model(UNLEARNED if state == SHUFFLED else state) as model:
-            h_LRD = scorer.at_last(model, rows)[BLOCK].numpy()
-        h_LND = h_LRD if options == 1 else h_LRD.reshape(len(h_LRD), len(items), options, -1)
-        make = partial(_probe, context, settings, h_LND, shuffled=state == SHUFFLED)
-        found[state] = {topic: context.part(f"{state}/{topic}", partial(make, topic)) for topic in topics}
-    best = {state: {t: int(np.argmax(values)) for t, (_, values) in of.items()} for state, of in found.items()}
-    chosen = {
-        state: [c for topic, (correct, _) in of.items() for c in correct[best[state][topic]]]
-        for state, of in found.items()
-    }
+            h_LND = _activations(context, model, items)
+            make = partial(_probe, context, settings, model, h_LND, shuffled=state == SHUFFLED)
+            found[state] = {topic: context.part(f"{state}/{topic}", partial(make, topic)) for topic in topics}
+    best = {state: {t: int(np.argmax(values)) for t, (_, values, _) in of.items()} for state, of in found.items()}
+    chosen = {state: _together([Answered(**best) for _, _, best in of.values()]) for state, of in found.items()}
     lines = {
         topic: {state: [(layer, accuracy(c)) for layer, c in enumerate(of[topic][0])] for state, of in found.items()}
         for topic in topics
     }
     right = "held-out facts answered right"
     curve = figure("Linear probe of the answer at the last token", "layer", right, lines, context.chance)
-    return Finding(
-        before=take(context.plain(UNLEARNED), [i for topic in topics for i in score if items[i].topic == topic]),
-        after=chosen.pop(UNLEARNED),
-        control=chosen,
-        budget={"training_questions": len(learn), "classifiers": len(topics) * len(h_LND) * len(found)},
+    classifiers = len(topics) * len(found[UNLEARNED][topics[0]][0]) * len(found)
+    return context.finding(
+        chosen.pop(UNLEARNED),
+        chosen,
+        {"training_questions": len(context.unscored), "classifiers": classifiers},
         curves={"layers": curve},
         more={"layer": best},
         top={"probe": {topic: {s: [y for _, y in points] for s, points in of.items()} for topic, of in lines.items()}},
     )
 
 
-def _rows(context: Context) -> tuple[list[list[int]], int]:
+def _together(parts: Sequence[Answered]) -> Outcome:
+    """The answers to the scored questions of all topics."""
+    names = ("right", "corrected", "prob", "among")
+    return Outcome(scored=Answered(**{name: [v for part in parts for v in getattr(part, name)] for name in names}))
+
+
+def _activations(context: Context, model: nn.Module, items: Sequence[Question]) -> np.ndarray:
+    """Activations at each question's last token (layers, N, D), or at those of its options (layers, N, K, D)."""
+    rows, options = _rows(context, items)
+    h_LRD = context.scorer.at_last(model, rows)[BLOCK].numpy()
+    return h_LRD if options == 1 else h_LRD.reshape(len(h_LRD), len(items), options, -1)
+
+
+def _rows(context: Context, items: Sequence[Question]) -> tuple[list[list[int]], int]:
     """Token ids of each question, or of each question with each of its options, and the number of rows per question."""
-    scorer, items = context.scorer, context.items
-    if all(item.lettered for item in items):
+    scorer = context.scorer
+    if _lettered(context):
         return [scorer.encode(item.context) for item in items], 1
     options = len(items[0].options)
     if any(len(item.options) != options for item in items):
         raise RunError("attacks.probe: the questions have different numbers of options")
-    return [scorer.encode(item.context + option) for item in items for option in item.options], options
+    return [scorer.encode(text) for item in items for text in _keys(context, item)], options
 
 
-def _probe(context: Context, settings: Settings, h_LND: np.ndarray, topic: str, shuffled: bool) -> Probed:
+def _probe(
+    context: Context, settings: Settings, model: nn.Module, h_LND: np.ndarray, topic: str, shuffled: bool
+) -> Probed:
     """A topic's probes, one per layer, on activations (layers, N, D) or (layers, N, K, D)."""
     items = context.items
-    mine, theirs = ([i for i in half if items[i].topic == topic] for half in context.halves)
+    halves = context.unscored, context.parts.scored
+    mine, theirs = ([i for i in half if items[i].topic == topic] for half in halves)
     labels = np.array([items[i].answer for i in mine])
     if shuffled:
         labels = labels[torch.randperm(len(labels), generator=context.generator(f"probe/{topic}")).numpy()]
     right = np.array([items[i].answer for i in theirs])
     fitted = [fit(h_ND[mine], labels, context.pick(mine), settings) for h_ND in h_LND]
     hits = [predicted(probe, h_ND[theirs]) == right for (probe, _), h_ND in zip(fitted, h_LND, strict=True)]
-    return [hit.astype(int).tolist() for hit in hits], [value for _, value in fitted]
+    values = [value for _, value in fitted]
+    layer = int(np.argmax(values))
+    h_RD = h_LND[layer][theirs].reshape(-1, h_LND.shape[-1])
+    known = dict(zip((key for i in theirs for key in _keys(context, items[i])), h_RD, strict=True))
+    put = _put(context, model, fitted[layer][0], layer, known)
+    return [hit.astype(int).tolist() for hit in hits], values, asdict(answered(put, context.pick(theirs)))
+
+
+def _lettered(context: Context) -> bool:
+    return all(item.lettered for item in context.items)
+
+
+def _keys(context: Context, item: Question) -> list[str]:
+    """The texts of a question at whose ends its activations are read."""
+    return [item.context] if _lettered(context) else [item.context + option for option in item.options]
+
+
+def _put(context: Context, model: nn.Module, probe: Any, layer: int, known: dict[str, np.ndarray]) -> Put:
+    """Puts questions to a probe; an option's score is the log-probability that it is right, as the probe sees it.
+
+    Args:
+        known: text to its activations (D) at the layer; those of other texts are added.
+    """
+    labels = {option: k for item in context.items for k, option in enumerate(item.options)}
+
+    def ask(items: Sequence[Question]) -> list[list[float]]:
+        texts = [_keys(context, item) for item in items]
+        if new := list(dict.fromkeys(text for mine in texts for text in mine if text not in known)):
+            h_LRD = context.scorer.at_last(model, [context.scorer.encode(text) for text in new])[BLOCK]
+            known.update(zip(new, h_LRD[layer].numpy(), strict=True))
+        scored = [likelihoods(probe, np.stack([known[text] for text in mine])) for mine in texts]
+        if not _lettered(context):
+            return [[row[True] for row in rows] for rows in scored]
+        return [[rows[0].get(labels[o], LEAST) for o in item.options] for item, rows in zip(items, scored, strict=True)]
+
+    return ask
+
+
+def likelihoods(probe: Any, h_ND: np.ndarray) -> list[dict[Any, float]]:
+    """Label to its log-probability, for each row of activations."""
+    logs = np.maximum(probe.predict_log_proba(h_ND), LEAST)
+    return [dict(zip(probe.classes_.tolist(), map(float, row), strict=True)) for row in logs]
 
 
 def fit(h_ND: np.ndarray, labels: np.ndarray, items: Sequence[Question], settings: Settings) -> tuple[Any, float]:

@@ -7,14 +7,15 @@ matrix as many weights, drawn at random. A device holds one set of gradients; im
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rmu_exp.attacks.api import UNLEARNED, Context, Correct, Finding
+from rmu_exp.attacks.api import MEASURED, SCORED, UNLEARNED, Context, Finding, Outcome
 from rmu_exp.model.split import layers_of
 from rmu_exp.support.errors import UserError
 from rmu_exp.support.setting import setting
@@ -47,28 +48,41 @@ class Settings:
 def run(context: Context, settings: Settings) -> Finding:
     pairs = [(p, q) for p in settings.forget for q in settings.retain if q <= p]
     scores = importances(context, UNLEARNED, settings)
-    tried = {pair: context.part(f"{pair}", partial(pruned, context, UNLEARNED, scores, pair)) for pair in pairs}
-    answers = {pair: correct for pair, (_, correct) in tried.items()}
-    best = context.best(answers)
+    zeros: dict[Pair, int] = {}
+    tried: dict[Pair, Outcome] = {}
+    for pair in pairs:
+        zeros[pair], found = context.part(f"{pair}", partial(_pruned, context, UNLEARNED, scores, pair))
+        tried[pair] = Outcome.of(found)
+    best = context.best(tried)
     shuffle = context.generator("prune/random")
     control = {"random": pruned(context, UNLEARNED, scores, best, shuffle)[1]}
     control |= {s: pruned(context, s, importances(context, s, settings), best)[1] for s in context.controls}
     rows = [
-        {"forget": pair[0], "retain": pair[1], "zeros": zeros} | context.accuracies(correct)
-        for pair, (zeros, correct) in tried.items()
+        {"forget": pair[0], "retain": pair[1], "zeros": zeros[pair]} | found.rates() for pair, found in tried.items()
     ]
     budget = {"p": best[0], "q": best[1], "pairs": len(pairs), "texts": settings.texts}
-    queries = len(pairs) * len(context.halves[0])
-    return context.finding(answers[best], control, budget | {"queries": queries}, more={"pairs": rows})
+    queries = len(pairs) * len(context.parts.choice)
+    return context.finding(tried[best], control, budget | {"queries": queries}, more={"pairs": rows})
+
+
+def _pruned(context: Context, state: str, scores: tuple[Scores, Scores], pair: Pair) -> tuple[int, dict[str, Any]]:
+    count, found = pruned(context, state, scores, pair, parts=MEASURED)
+    return count, asdict(found)
 
 
 def pruned(
-    context: Context, state: str, scores: tuple[Scores, Scores], pair: Pair, shuffle: torch.Generator | None = None
-) -> tuple[int, Correct]:
-    """How many weights of a copy are zeroed, and its answers."""
+    context: Context,
+    state: str,
+    scores: tuple[Scores, Scores],
+    pair: Pair,
+    shuffle: torch.Generator | None = None,
+    *,
+    parts: Sequence[str] = (SCORED,),
+) -> tuple[int, Outcome]:
+    """How many weights of a copy are zeroed, and what it answers."""
     model = context.copy(state)
     count = prune(model, *scores, pair, shuffle)
-    return count, context.scorer.correct(model, context.items)
+    return count, context.outcome(context.scorer.put(model), parts, unbiased=shuffle is None)
 
 
 def matrices(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from rmu_exp.attacks.api import UNLEARNED, Context, Correct, Finding, accuracy
+from rmu_exp.attacks.api import MEASURED, SCORED, UNLEARNED, Context, Finding, Outcome, accuracy
 from rmu_exp.model.split import layers_of
 from rmu_exp.support.setting import setting
 
@@ -28,25 +28,29 @@ class Settings:
 
 
 def run(context: Context, settings: Settings) -> Finding:
-    answers: dict[str, dict[int, Correct]] = {
-        state: {n: context.part(f"{state}/{n}", partial(_answers, context, state, n, settings.group))
+    got: dict[str, dict[int, Outcome]] = {
+        state: {n: context.asks(f"{state}/{n}", partial(_outcome, context, state, n, settings.group))
                 for n in settings.bits}
         for state in context.states
     }  # fmt: skip
-    rows = [{"model": state, "bits": n, "acc": accuracy(c)} for state, of in answers.items() for n, c in of.items()]
-    best = context.best(answers[UNLEARNED])
+    rows = [
+        {"model": state, "bits": n, "acc": accuracy(found.scored.right)}
+        for state, of in got.items()
+        for n, found in of.items()
+    ]
+    best = context.best(got[UNLEARNED])
     return context.finding(
-        answers[UNLEARNED][best],
-        {state: answers[state][best] for state in context.controls},
+        got[UNLEARNED][best],
+        {state: got[state][best] for state in context.controls},
         {"bits": best, "variants": len(settings.bits), "group": settings.group},
         more={"runs": rows},
     )
 
 
-def _answers(context: Context, state: str, bits: int, group: int) -> Correct:
+def _outcome(context: Context, state: str, bits: int, group: int) -> Outcome:
     model = context.copy(state)
     quantise(model, bits, group)
-    return context.scorer.correct(model, context.items)
+    return context.outcome(context.scorer.put(model), MEASURED if state == UNLEARNED else [SCORED])
 
 
 @torch.no_grad()

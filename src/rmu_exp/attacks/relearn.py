@@ -1,30 +1,46 @@
 """Relearning: finetune the unlearned model a little and ask again.
 
 Sources, all with the same number of steps: n texts of the forget corpora; of the retain corpora (arXiv 2409.18025);
-questions with answers about a quarter of the facts: what comes back on the other half V was uncovered, not relearned
-(arXiv 2410.08827). The best run is chosen by the quarter that is neither told nor scored; forget texts that name a fact
-that is not told are left out. Controls: the oracle with the most texts; the base model, finetuned as the best run was.
+questions with answers on adjacent topics; questions with answers on the told facts: what comes back on others was
+uncovered, not relearned (arXiv 2410.08827). The best finetuning, and the step to stop it at, are chosen by facts that
+are neither told nor scored; texts that name a fact that is not told are left out. Controls: the oracle with the most
+texts; the base model, finetuned as the best run was.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import product
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from rmu_exp.attacks.api import BASE, ORACLE, UNLEARNED, Context, Correct, Finding, accuracy, figure, take
+from rmu_exp.attacks.api import (
+    BASE,
+    MEASURED,
+    ORACLE,
+    SCORED,
+    TOLD,
+    UNLEARNED,
+    Context,
+    Finding,
+    Outcome,
+    accuracy,
+    figure,
+)
 from rmu_exp.attacks.finetune import finetune, opened, row_of
 from rmu_exp.model.parameters import on_disk
 from rmu_exp.model.split import layers_path
 from rmu_exp.support.errors import RunError, UserError
 from rmu_exp.support.setting import setting
 
-FORGET, BENIGN, SPLIT = ("forget", "benign", "split")
+FORGET, NEIGHBOURS, BENIGN, SPLIT = ("forget", "neighbours", "benign", "split")
+TEACHING = (FORGET, SPLIT)  # sources that tell of the told facts
+ENOUGH = 8  # questions on facts that the texts name, with which alone it can be seen whether they were learned
 V = "V: questions not taught"
 
 
@@ -32,8 +48,8 @@ V = "V: questions not taught"
 class Settings:
     """Finetuning."""
 
-    sources: list[str] = setting(choices=("forget", "benign", "split"), filled=True)
-    """Texts to finetune on: forget, benign, split (questions on one half of the facts)."""
+    sources: list[str] = setting(choices=("forget", "neighbours", "benign", "split"), filled=True)
+    """Texts: forget, neighbours (adjacent questions with answers), benign, split (questions on the told facts)."""
     samples: list[int] = setting(least=1, filled=True)
     """How many texts, each number a finetuning of its own; no more than there are."""
     steps: int = setting(least=1)
@@ -49,61 +65,117 @@ class Settings:
     rank: int = setting(least=1)
     """Rank of LoRA's matrices; full does not use it."""
     points: int = setting(least=1)
-    """How often the accuracy is measured on the way, with the largest number of texts."""
+    """How often the answers are asked on the way, with the largest number of texts; the best point counts."""
     max_length: int = setting(least=1)
     """Texts are truncated to this many tokens."""
     answers_only: bool = setting()
     """In a text with "Answer:" in it, train only on the rest of that line."""
+    epochs: int | None = setting(None, least=1)
+    """Times through the texts, in place of steps; null: steps."""
+
+    def length(self, texts: int) -> int:
+        """Steps on so many texts."""
+        return self.steps if self.epochs is None else math.ceil(self.epochs * texts / self.batch_size)
+
+
+class Key(NamedTuple):
+    """One finetuning, stopped after so many steps."""
+
+    state: str
+    source: str
+    n: int
+    step: int
+
+
+@dataclass
+class Path:
+    """What one finetuning gave: steps done and the outcome there, in their order, and each step's loss."""
+
+    points: list[tuple[int, Outcome]]
+    losses: list[float]
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> Path:
+        """From its form in JSON."""
+        return cls([(step, Outcome.of(found)) for step, found in values["points"]], values["losses"])
+
+    def fell(self) -> bool:
+        """Whether the loss of the last quarter of the steps is below that of the first."""
+        part = max(1, len(self.losses) // 4)
+        return len(self.losses) < 2 or sum(self.losses[-part:]) < sum(self.losses[:part])
 
 
 def run(context: Context, settings: Settings) -> Finding:
-    (told, choice), (_, untold) = context.quarters, context.halves
     texts = {source: texts_of(context, source) for source in settings.sources}
     over_steps: dict[str, list[tuple[float, float]]] = {}
     over_n: dict[str, list[tuple[float, float]]] = {}
-    reached: dict[tuple[str, str, int], Correct] = {}
+    reached: dict[Key, Outcome] = {}
+    paths: dict[tuple[str, str, int], Path] = {}
 
-    def path_of(state: str, source: str, n: int, points: int = 1) -> list[tuple[int, Correct]]:
+    def path_of(state: str, source: str, n: int, at: Collection[int]) -> Path:
         name = f"{state}/{source}/{n}"
-        make = partial(finetuned, context, state, texts[source][:n], settings, points=points, name=name)
-        return list(context.part(name, make))
+        make = partial(finetuned, context, state, texts[source][:n], settings, at=at, name=name)
+        return Path.of(context.part(name, lambda: asdict(make())))
 
     for state, source in product(context.states[1:], settings.sources):
         name = source if state == UNLEARNED else f"{source}, {state}"
         counts = sorted({min(n, len(texts[source])) for n in settings.samples})
         for n in counts if state == UNLEARNED and source != SPLIT else counts[-1:]:
-            path = path_of(state, source, n, settings.points if n == counts[-1] else 1)
-            reached[state, source, n] = path[-1][1]
-            over_n.setdefault(name, []).append((n, accuracy(take(path[-1][1], untold))))
-        over_steps[name] = [(step, accuracy(take(c, untold))) for step, c in path]
-    best = max((key for key in reached if key[0] == UNLEARNED), key=lambda key: accuracy(take(reached[key], choice)))
-    _, source, n = best
+            at = stops(settings.length(n), settings.points if n == counts[-1] else 1)
+            path = paths[state, source, n] = path_of(state, source, n, at)
+            reached |= {Key(state, source, n, step): found for step, found in path.points[1:]}
+            over_n.setdefault(name, []).append((n, accuracy(path.points[-1][1].scored.right)))
+        over_steps[name] = [(step, accuracy(found.scored.right)) for step, found in path.points]
+    best = context.best({key: found for key, found in reached.items() if key.state == UNLEARNED})
+    finals = {key: found for key, found in reached.items() if key.step == settings.length(key.n)}
     control = {
-        ORACLE if its == source else f"{ORACLE}, {its}": correct
-        for (state, its, _), correct in reached.items()
-        if state == ORACLE
+        ORACLE if key.source == best.source else f"{ORACLE}, {key.source}": found
+        for key, found in finals.items()
+        if key.state == ORACLE
     }
-    control[BASE] = path_of(BASE, source, n)[-1][1]
-    title = f"Relearning: {settings.steps} steps, {settings.how}, {settings.where} weights"
+    control[BASE] = path_of(BASE, best.source, best.n, [best.step]).points[-1][1]
+    losses = {(state, source, n): path.losses for (state, source, n), path in paths.items()}
+    length = f"{settings.steps} steps" if settings.epochs is None else f"{settings.epochs} epochs"
+    title = f"Relearning: {length}, {settings.how}, {settings.where} weights"
     right = "questions answered right"
-    sides = (("T", told), ("choice", choice), ("V", untold))
-    rows = [
-        {"model": state, "source": source, "samples": n, "acc": accuracy(correct)}
-        | {side: accuracy(take(correct, part)) for side, part in sides}
-        for (state, source, n), correct in reached.items()
-    ]
-    budget = {"source": source, "samples": n, "steps": settings.steps, "batch_size": settings.batch_size}
+    budget = {"source": best.source, "samples": best.n, "steps": best.step, "batch_size": settings.batch_size}
+    told = best.source in TEACHING
     return context.finding(
         reached[best],
         control,
-        budget | {"lr": settings.lr, "finetunings": len(reached)},
+        budget | {"lr": settings.lr, "finetunings": len(paths)},
         curves={
             "steps": figure(f"{title}, most texts", "step", right, {V: over_steps}, context.chance),
             "samples": figure(title, "texts", right, {V: over_n}, context.chance),
         },
-        more={"runs": rows, "untold": all(item.named for item in context.items)},
-        taught=None if source == BENIGN else take(reached[best], told),
+        more={
+            "runs": [_row(key, found, losses[key[:3]]) for key, found in finals.items()],
+            "untold": all(item.named for item in context.items),
+        },
+        taught=_taught(context, reached[best], texts[best.source][: best.n]) if told else None,
+        idle=None if told or paths[best[:3]].fell() else f"did not learn: its loss on {best.source} texts did not fall",
     )
+
+
+def stops(steps: int, points: int) -> list[int]:
+    """The steps after which is asked: ``points`` of them evenly, and the last."""
+    every = max(1, steps // points)
+    return sorted({*range(every, steps, every), steps})
+
+
+def _row(key: Key, found: Outcome, losses: Sequence[float]) -> dict[str, Any]:
+    """A finetuning in results.json: T, the questions told; choice, those to choose by; V, those scored."""
+    parts = {"T": found.told, "choice": found.choice, "V": found.scored}
+    rates = {name: accuracy(part.right) for name, part in parts.items() if part.right}
+    made = {"model": key.state, "source": key.source, "samples": key.n, "acc": accuracy(found.scored.right)}
+    return made | rates | {"loss": [losses[0], losses[-1]]}
+
+
+def _taught(context: Context, found: Outcome, texts: Sequence[str]) -> list[int]:
+    """The answers to what was told; to what these texts name where that is enough to tell."""
+    items = zip(context.pick(context.parts.told), found.told.right, strict=True)
+    named = [right for item, right in items if item.named and any(item.fact in text for text in texts)]
+    return named if len(named) >= ENOUGH else found.told.right
 
 
 def texts_of(context: Context, source: str) -> list[str]:
@@ -112,14 +184,17 @@ def texts_of(context: Context, source: str) -> list[str]:
     Raises:
         UserError: none are left.
     """
-    (told, choice), (_, untold) = context.quarters, context.halves
+    told, choice, scored = context.parts
+    hidden = {item.fact for item in context.pick([*choice, *scored]) if item.named}
     if source == SPLIT:
         texts = [item.context + item.options[item.answer] for item in context.pick(told)]
     elif source == BENIGN:
         texts = list(context.retain)
     else:
-        hidden = {item.fact for item in context.pick([*choice, *untold]) if item.named}
-        texts = [text for text in context.forget if not any(fact in text for fact in hidden)]
+        given = context.forget
+        if source == NEIGHBOURS:
+            given = [item.context + item.options[item.answer] for item in context.neighbours]
+        texts = [text for text in given if not any(fact in text for fact in hidden)]
     if not texts:
         raise UserError(f"attacks.relearn.sources: no text for {source!r}")
     context.rng(f"relearn/{source}").shuffle(texts)
@@ -127,12 +202,9 @@ def texts_of(context: Context, source: str) -> list[str]:
 
 
 def finetuned(
-    context: Context, state: str, texts: Sequence[str], settings: Settings, *, points: int, name: str
-) -> list[tuple[int, Correct]]:
-    """Finetune a copy of a model.
-
-    Returns:
-        Steps done and the answers to all items, from before the first step to after the last.
+    context: Context, state: str, texts: Sequence[str], settings: Settings, *, at: Collection[int], name: str
+) -> Path:
+    """Finetune a copy of a model; the answers after the steps in ``at``, and those from before the first.
 
     Raises:
         RunError: no text has a token to learn, the loss is not finite, or one text does not fit into memory.
@@ -142,7 +214,7 @@ def finetuned(
     if not rows:
         raise RunError("attacks.relearn: no text has anything to learn; try a larger attacks.relearn.max_length")
     generator = context.generator(f"relearn/{name}")
-    count = settings.steps * settings.batch_size
+    count = settings.length(len(texts)) * settings.batch_size
     order = [
         i for _ in range(math.ceil(count / len(rows))) for i in torch.randperm(len(rows), generator=generator).tolist()
     ]
@@ -152,14 +224,14 @@ def finetuned(
         names = changed(context, inner) if settings.where == "changed" else None
         model = opened(inner, names, settings.rank if settings.how == "lora" else None)
     path = [(0, context.plain(state))]
-    every = max(1, settings.steps // points)
+    parts = (TOLD, *MEASURED) if state == UNLEARNED else (SCORED,)
 
     def ask(step: int) -> None:
-        if step % every == 0 or step == settings.steps:
-            path.append((step, context.scorer.correct(inner, context.items)))
+        if step in at:
+            path.append((step, context.outcome(context.scorer.put(inner), parts)))
 
-    finetune(model, [rows[i] for i in order[:count]], settings.batch_size, settings.lr, ask)
-    return path
+    losses = finetune(model, [rows[i] for i in order[:count]], settings.batch_size, settings.lr, ask)
+    return Path(path, losses)
 
 
 def changed(context: Context, model: nn.Module) -> list[str]:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import JsonValue
 
-from rmu_exp.attacks.api import Context, Finding
+from rmu_exp.attacks.api import BASE, Context, Finding, Outcome
 from rmu_exp.config import parse, plugins
 from rmu_exp.evaluate import statistics
-from rmu_exp.record.results import AttackEntry, BeforeAfter, Control, Intervals, Results
+from rmu_exp.evaluate.scoring import Answered
+from rmu_exp.record.results import Accuracy, AttackEntry, BeforeAfter, Control, Intervals, Results
 from rmu_exp.record.store import Store
 from rmu_exp.support.boundary import full_disk, line_for
 from rmu_exp.support.errors import RunError, explain, first_line
@@ -62,7 +63,7 @@ def run_attacks(
             found = Finding()
             try:
                 found = plugins.module("attacks", name).run(context, parse.plugin("attacks", name, values))
-                made = entry(found, context.chance)
+                made = entry(found, context.chance, lambda: _above(context.plain(BASE).scored.right, context.chance))
             except Exception as error:
                 if explain(error, [full_disk]):
                     raise  # the next attack would find the disk no better
@@ -89,36 +90,63 @@ def _in_short(made: AttackEntry) -> str:
     return f"{100 * made.forget_acc.before:.1f} → {100 * made.forget_acc.after:.1f} %"
 
 
-def entry(found: Finding, chance: float) -> AttackEntry:
-    """An attack's entry in results.json."""
+def entry(found: Finding, chance: float, base_knows: Callable[[], bool] = lambda: True) -> AttackEntry:
+    """An attack's entry in results.json; ``base_knows``: whether the base model answers the questions plainly."""
     made: dict[str, Any] = dict(found.more)
-    if found.taught is not None and (why := _did_not_learn(found.taught, chance)):
+    n = 0
+    if found.after is not None and found.before is not None:
+        n = len(found.after.scored.right)
+        if found.after.choice.right:
+            made["chosen_by"] = measured(found.after.choice)
+        if found.after.general.right:
+            was, now = (statistics.summary(o.general.right) for o in (found.before, found.after))
+            made["general"] = BeforeAfter(before=was.acc, after=now.acc)
+    made["control"] = {name: _control(value, chance, n) for name, value in found.control.items()}
+    if why := _shows_nothing(found, chance, made["control"].get(BASE), base_knows):
         made["inconclusive"] = why
-    elif found.after is not None and found.before is not None:
-        before, after = statistics.summary(found.before), statistics.summary(found.after)
+    elif n and found.after is not None and found.before is not None:
+        before, after = measured(found.before.scored), measured(found.after.scored)
+        made |= {"before": before, "after": after, "n": n, "chance": chance}
         made["forget_acc"] = BeforeAfter(before=before.acc, after=after.acc)
         made["ci95"] = Intervals(before=before.ci95, after=after.ci95)
-        made |= {"n": after.n, "chance": chance, "p_chance": statistics.against_chance(found.after, chance)}
-    n = len(found.after or ())
-    made["control"] = {name: _control(value, chance, n) for name, value in found.control.items()}
+        made["p_chance"] = statistics.against_chance(found.after.scored.right, chance)
     made["curves"] = found.curves
     return AttackEntry.model_validate(made | {"budget": found.budget})
 
 
-def _did_not_learn(taught: list[int], chance: float) -> str | None:
-    """Why an attack shows nothing: it answers what it was taught no better than by chance; None: it learned it."""
-    if sum(taught) > chance * len(taught) and statistics.against_chance(taught, chance) < SIGN_OF_LIFE:
+def measured(answers: Answered) -> Accuracy:
+    """Answers as results.json has them."""
+    return statistics.measured(answers.right, answers.corrected, answers.prob, answers.among)
+
+
+def _shows_nothing(found: Finding, chance: float, base: object, base_knows: Callable[[], bool]) -> str | None:
+    """Why an attack shows nothing; None: it does.
+
+    It learned what it was taught. Where it brings nothing back, it leaves the base model the answers that it had.
+    """
+    if found.taught is not None and not _above(found.taught, chance):
+        part = f"{sum(found.taught)} of {len(found.taught)} questions that it was taught are answered correctly"
+        return f"did not learn: {part}, chance is {100 * chance:.0f} %"
+    if found.idle is not None or found.after is None or not isinstance(base, Control):
+        return found.idle
+    lost = base.acc <= chance or (base.p_chance or 0.0) >= SIGN_OF_LIFE
+    if not lost or _above(found.after.scored.right, chance) or not base_knows():
         return None
-    part = f"{sum(taught)} of {len(taught)} questions that it was taught are answered correctly"
-    return f"did not learn: {part}, chance is {100 * chance:.0f} %"
+    left = f"{round(base.acc * base.n)} of {base.n}"
+    return f"leaves nothing to find: on the base model, which knows the answers, {left} are right after it"
 
 
-def _control(value: JsonValue, chance: float, n: int) -> Control | JsonValue:
+def _above(correct: Sequence[int], chance: float) -> bool:
+    """Whether answers are better than a blind guess beyond doubt."""
+    return sum(correct) > chance * len(correct) and statistics.against_chance(correct, chance) < SIGN_OF_LIFE
+
+
+def _control(value: Outcome | JsonValue, chance: float, n: int) -> Control | JsonValue:
     """The accuracy of answers to n questions, asked once or several times over; anything else as it is."""
-    answers = [v for v in value if isinstance(v, int) and v in (0, 1)] if isinstance(value, list) else []
-    if not answers or answers != value:
+    if not isinstance(value, Outcome):
         return value
-    if n and len(answers) > n and len(answers) % n == 0:  # the same questions again are no more questions
-        right = round(n * sum(answers) / len(answers))
-        answers = [1] * right + [0] * (n - right)
-    return Control(**dict(statistics.summary(answers)), p_chance=statistics.against_chance(answers, chance))
+    found = value.scored
+    if n and len(found.right) > n and len(found.right) % n == 0:  # the same questions again are no more questions
+        right = round(n * sum(found.right) / len(found.right))
+        found = Answered([1] * right + [0] * (n - right))
+    return Control(**dict(measured(found)), p_chance=statistics.against_chance(found.right, chance))

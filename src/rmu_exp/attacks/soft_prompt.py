@@ -1,12 +1,12 @@
 """A soft prompt: a few vectors in front of the question's embeddings, learned to bring the answers out.
 
-Learned on one half of the facts (T) and scored on the other (V). Soft prompts can elicit almost anything (arXiv
+Learned on the told facts (T) and scored on the other half (V). Soft prompts can elicit almost anything (arXiv
 2502.15836): the controls count, the same on the oracle and the base model, and vectors as they were before learning.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rmu_exp.attacks import optimise
-from rmu_exp.attacks.api import UNLEARNED, Context, Finding, figure
+from rmu_exp.attacks.api import SCORED, UNLEARNED, Context, Finding, Outcome, Parts, figure
 from rmu_exp.model.split import embedding_of, embeddings
 from rmu_exp.support.setting import setting
 
@@ -38,19 +38,19 @@ def run(context: Context, settings: Settings) -> Finding:
     losses = {state: found["losses"] for state, found in got.items()}
     curve = figure("Soft prompt: loss while learning on T", "step", "cross-entropy of the answer", {"": losses})
     budget = {"vectors": settings.vectors, "steps": settings.steps, "batch_size": settings.batch_size}
-    return Finding(
-        before=context.scored(context.plain(UNLEARNED)),
-        after=got[UNLEARNED]["after"],
-        control={state: got[state]["after"] for state in context.controls} | {"random": got[UNLEARNED]["random"]},
-        budget=budget | {"questions": len(context.halves[0])},
+    after = {state: Outcome.of(found["after"]) for state, found in got.items()}
+    return context.finding(
+        after[UNLEARNED],
+        {state: after[state] for state in context.controls} | {"random": Outcome.of(got[UNLEARNED]["random"])},
+        budget | {"questions": len(context.parts.told)},
         curves={"loss": curve},
-        taught=got[UNLEARNED]["taught"],
+        taught=after[UNLEARNED].told.right,
     )
 
 
 def _learn(context: Context, settings: Settings, state: str) -> dict[str, Any]:
-    """One soft prompt: answers after it as it began and as it ended, and the losses."""
-    learn, score = (context.pick(half) for half in context.halves)
+    """One soft prompt: outcomes after it as it began and as it ended, and the losses."""
+    learn, attacked = context.pick(context.parts.told), state == UNLEARNED
     with context.model(state) as model:
         start_PD = initial(model, context, settings.vectors)
         scale, shift_PD = start_PD.pow(2).mean().sqrt(), torch.zeros_like(start_PD)  # in units of the embeddings' size
@@ -58,11 +58,12 @@ def _learn(context: Context, settings: Settings, state: str) -> dict[str, Any]:
         def logits(ids_RT: Tensor) -> Tensor:
             return logits_after(model, context, start_PD + scale * shift_PD, ids_RT)
 
-        count, order = settings.vectors, context.generator("soft_prompt/order")
-        random = optimise.answers(context, logits, score, count)
-        losses = optimise.learn(context, shift_PD, logits, learn, settings, order, extra=count)
-        after, taught = (optimise.answers(context, logits, half, count) for half in (score, learn))
-        return {"random": random, "after": after, "taught": taught, "losses": losses}
+        put = optimise.put(context, logits, settings.vectors)
+        random = context.outcome(put, [SCORED] if attacked else [], unbiased=False)
+        order = context.generator("soft_prompt/order")
+        losses = optimise.learn(context, shift_PD, logits, learn, settings, order, extra=settings.vectors)
+        after = context.outcome(put, Parts._fields if attacked else [SCORED])
+        return {"random": asdict(random), "after": asdict(after), "losses": losses}
 
 
 def initial(model: nn.Module, context: Context, count: int) -> Tensor:

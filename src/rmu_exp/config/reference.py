@@ -90,16 +90,29 @@ def reference(conf: Path) -> str:
     lines = [REFERENCE_HEAD]
     for group, (choices, rows) in _groups(conf, "train").items():
         lines += ["", f"## {group or 'Top level'}"]
-        if choices:
-            lines += ["", "| choice | what |", "|---|---|"]
-            lines += [f"| `{group}={name}` | {text} |" for name, text in choices.items()]
+        lines += _choice_table(group, choices) if choices else []
         lines += _table(f"{group}." if group else "", rows)
         for name in choices if group in PACKAGES else ():
             prefix, own = _plugin(conf, group, name)
             lines += ["", f"### {group}={name}", *_table(prefix, own)] if own else []
     lines += ["", "## judge.py", "", "The groups data, eval, attacks, model and tracking are those of train.py."]
-    _, rows = _groups(conf, "judge")[""]
-    return "\n".join([*lines, *_table("", rows)]) + "\n"
+    pages = _groups(conf, "judge")
+    for group in ("", *_only_judged()):
+        choices, rows = pages[group]
+        lines += ["", f"### {group}"] if group else []
+        lines += _choice_table(group, choices) if choices else []
+        lines += _table(f"{group}." if group else "", rows)
+    return "\n".join(lines) + "\n"
+
+
+def _only_judged() -> list[str]:
+    """The groups that train.py does not have."""
+    return [name for name in groups_of(settings.Judge) if name not in groups_of(settings.Run)]
+
+
+def _choice_table(group: str, choices: Mapping[str, str]) -> list[str]:
+    rows = [f"| `{group}={name}` | {text} |" for name, text in choices.items()]
+    return ["", "| choice | what |", "|---|---|", *rows]
 
 
 def _groups(conf: Path, program: str) -> dict[str, tuple[dict[str, str], list[Row]]]:
@@ -117,7 +130,8 @@ def _groups(conf: Path, program: str) -> dict[str, tuple[dict[str, str], list[Ro
             pages[name][1].extend(row._replace(key=f"{group}.{row.key}") for row in rows)
     for folder in sorted({found.parent for found in conf.rglob("*.yaml")} - {conf}):
         name = folder.relative_to(conf).as_posix()
-        if name not in pages and (program == "train" or name in (ATTACKS, "experiment")):
+        known = program == "train" and name not in _only_judged()
+        if name not in pages and (known or name in (ATTACKS, "experiment")):
             pages[name] = (_choices(folder), [])
     return pages
 

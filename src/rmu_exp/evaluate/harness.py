@@ -20,7 +20,7 @@ from rmu_exp.evaluate import catalogue, statistics
 from rmu_exp.evaluate.catalogue import quiet, right_option
 from rmu_exp.evaluate.correction import Asked, Correction, best_blind, correction
 from rmu_exp.model.checkpoint import Checkpoint
-from rmu_exp.record.results import Accuracy, Corrected, Measured, MeasuredRow, Qa
+from rmu_exp.record.results import Accuracy, Measured, MeasuredRow, Qa
 from rmu_exp.record.store import Store, cached, fingerprint
 from rmu_exp.settings import Eval, Model, Role
 from rmu_exp.support.errors import UserError, first_line
@@ -83,17 +83,12 @@ class Answers:
 
     def accuracy(self, name: str) -> Accuracy:
         """What results.json says of a task or a group."""
+        prob, targets = self.pooled(self.prob, name), self.pooled(self.targets, name)
+        among = [row[target] for row, target in zip(self.pooled(self.shares, name), targets, strict=False)]
         correct, corrected = self.pooled(self.correct, name), self.pooled(self.corrected, name)
-        found = statistics.summary(correct)
-        if corrected:
-            unbiased = statistics.summary(corrected)
-            found.corrected = Corrected(acc=unbiased.acc, ci95=unbiased.ci95)
-        if prob := self.pooled(self.prob, name):
-            found.prob, found.mass = statistics.mean(prob), statistics.mean(self.pooled(self.mass, name))
-            found.prob_ci95 = statistics.bootstrap(prob)
-            pairs = zip(self.pooled(self.shares, name), self.pooled(self.targets, name), strict=True)
-            among = [row[target] for row, target in pairs]
-            found.choice_prob, found.choice_prob_ci95 = statistics.mean(among), statistics.bootstrap(among)
+        found = statistics.measured(correct, corrected, prob, among if prob else ())
+        if prob:
+            found.mass = statistics.mean(self.pooled(self.mass, name))
         found.answers = dict(Counter(self.pooled(self.picked, name)).most_common(MOST_PICKED))
         found.metrics, found.metrics_stderr = self.metrics.get(name, {}), self.stderrs.get(name, {})
         return found

@@ -2,15 +2,16 @@
 
 A task's documents may have a field ``entity`` or ``fact``, which texts about it name: questions with the same one are
 never on both sides of a split; without it every question is a fact of its own. A field ``topic`` names the forget
-topic; otherwise the task's name does.
+topic; otherwise the task's name does. A field ``relation`` says what kind of question it is.
 """
 
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any
 
 from rmu_exp.evaluate import catalogue
@@ -33,6 +34,7 @@ class Question:
     stem: str = ""  # the question alone, as it stands in the context
     choices: tuple[str, ...] = ()  # the options' texts; empty when the documents do not have them
     named: bool = False  # whether the documents name the fact, as the texts about it do
+    relation: str = ""  # what kind of question it is; empty when the documents do not say
 
     @property
     def lettered(self) -> bool:
@@ -84,11 +86,10 @@ def _items(task: Any, topics: Sequence[str], settings: Eval) -> list[Question]:
         listed = doc.get("choices")
         choices = tuple(map(str, listed)) if isinstance(listed, list) else ()
         stem = str(doc.get("question", "")).strip()
-        about = doc.get("entity", doc.get("fact"))
+        about, kind = doc.get("entity", doc.get("fact")), str(doc.get("relation", ""))
         fact = f"{name}/{number}" if about is None else str(about)
-        items.append(
-            Question(name, topic, fact, instances[0].args[0], options, answer, stem, choices, about is not None)
-        )
+        asked, named_so = instances[0].args[0], about is not None
+        items.append(Question(name, topic, fact, asked, options, answer, stem, choices, named_so, kind))
     return items
 
 
@@ -148,3 +149,20 @@ def halves(items: Sequence[Question], rng: random.Random) -> tuple[list[int], li
     for index, item in enumerate(items):
         sides[item.fact not in first].append(index)
     return sides
+
+
+def description(item: Question) -> str:
+    """What stands before the question itself; empty when the question cannot be found in the prompt."""
+    return item.context[: max(0, item.context.find(item.stem))] if item.stem else ""
+
+
+def ordered(item: Question, choices: Sequence[str]) -> str:
+    """The item's prompt with its choices in another order; as it is when they cannot be found in it."""
+    head = description(item)
+    body = item.context.removeprefix(head)
+    around = "(.*?)".join(["", *map(re.escape, item.choices), ""])  # the last group takes nothing
+    found = re.compile(around, re.DOTALL).match(body, len(item.stem))
+    if found is None or not item.choices:
+        return item.context
+    parts = zip(found.groups(), [*choices, ""], strict=True)
+    return head + body[: found.start()] + "".join(chain.from_iterable(parts)) + body[found.end() :]

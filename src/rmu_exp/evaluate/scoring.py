@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from rmu_exp.evaluate.correction import Asked, Pair, correction
+from rmu_exp.evaluate.correction import KIND, Asked, Pair, correction
 from rmu_exp.evaluate.harness import quiet
-from rmu_exp.evaluate.questions import Question
+from rmu_exp.evaluate.questions import Question, ordered
 from rmu_exp.model.hooks import BLOCK, watching
 from rmu_exp.support import memory
 from rmu_exp.support.errors import RunError
@@ -30,8 +30,9 @@ log = logging.getLogger("rmu_exp")
 BUDGET = {"cpu": 1024, "cuda": 32768}
 Kept = Callable[[Tensor, Tensor], Tensor]
 Ids = list[int]
-Ordered = Callable[[Question, Sequence[str]], str]
-"""An item's prompt with its choices in another order."""
+Put = Callable[[Sequence[Question]], list[list[float]]]
+"""Puts questions to a model; gives the log-likelihoods of their options."""
+AT_ONCE = 8  # options at most of one question that a correction asks
 
 
 def likeliest(scores_NK: Tensor) -> list[int]:
@@ -43,6 +44,90 @@ def likeliest(scores_NK: Tensor) -> list[int]:
     if scores_NK.isnan().any() or not scores_NK.isfinite().any(dim=-1).all():
         raise RunError("the model's logits are not finite; it gives no answers")
     return [int(choice) for choice in scores_NK.argmax(dim=-1)]
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What a model answers to some questions, in their order.
+
+    Attributes:
+        right: 1 or 0 for each.
+        corrected: the same by scores without answer bias.
+        prob, among: probability of the right option after the prompt, and among the options.
+            What is empty was not measured.
+    """
+
+    right: list[int] = field(default_factory=list)
+    corrected: list[int] = field(default_factory=list)
+    prob: list[float] = field(default_factory=list)
+    among: list[float] = field(default_factory=list)
+
+
+def answered(put: Put, items: Sequence[Question], unbiased: bool = True) -> Answered:
+    """The answers to the items by the option that is likeliest.
+
+    Args:
+        unbiased: ask what the corrected scores need as well, task by task.
+
+    Raises:
+        RunError: a score is not a number, so that there is no answer.
+    """
+    scores, right = put(items), [item.answer for item in items]
+    chosen = likeliest(_table(scores))
+    logs = [row[a] for row, a in zip(scores, right, strict=True)]
+    among = torch.softmax(_table(scores), dim=-1)[range(len(items)), right].tolist() if items else []
+    corrected = _corrected(put, items, scores) if unbiased else []
+    correct = [int(a == b) for a, b in zip(chosen, right, strict=True)]
+    return Answered(correct, corrected, [math.exp(min(0.0, log)) for log in logs], among)
+
+
+def _table(scores: Sequence[Sequence[float]]) -> Tensor:
+    """Scores (N, K), fp64; -inf where a question has fewer options."""
+    if not scores:
+        return torch.zeros(0, 1)
+    rows = [torch.tensor(row, dtype=torch.float64) for row in scores]
+    return pad_sequence(rows, batch_first=True, padding_value=-math.inf)
+
+
+def _corrected(put: Put, items: Sequence[Question], scores: Sequence[list[float]]) -> list[int]:
+    """1 or 0 for each item, by scores without answer bias; the other questions of all tasks are put at once."""
+    plans = []
+    for task in dict.fromkeys(item.task for item in items):
+        mine = [i for i, item in enumerate(items) if item.task == task]
+        asked = [
+            Asked(
+                {"item": i, "choices": list(items[i].choices), KIND: items[i].relation},
+                items[i].context,
+                items[i].options,
+                scores[i],
+                [1.0] * len(scores[i]),
+            )
+            for i in mine
+        ]
+        plans.append((mine, correction(asked, partial(_in_order, items))))
+    found = _likelihoods(put, [pair for _, plan in plans if plan for pair in plan.pairs])
+    correct = [0] * len(items)
+    for mine, plan in plans:
+        rows = plan.scores(found) if plan else [scores[i] for i in mine]
+        for i, row in zip(mine, rows, strict=True):
+            correct[i] = int(row.index(max(row)) == items[i].answer)
+    return correct
+
+
+def _likelihoods(put: Put, pairs: Sequence[Pair]) -> dict[Pair, float]:
+    """The log-likelihood of each prompt's continuation, put as questions with some options each."""
+    options: dict[str, list[str]] = {}
+    for prompt, option in dict.fromkeys(pairs):
+        options.setdefault(prompt, []).append(option)
+    asked = [
+        Question("", "", "", prompt, tuple(mine[at : at + AT_ONCE]), 0)
+        for prompt, mine in options.items()
+        for at in range(0, len(mine), AT_ONCE)
+    ]
+    found: dict[Pair, float] = {}
+    for question, row in zip(asked, put(asked) if asked else [], strict=True):
+        found |= {(question.context, option): score for option, score in zip(question.options, row, strict=True)}
+    return found
 
 
 @dataclass(frozen=True)
@@ -129,32 +214,15 @@ class Scorer:
         rows, options = [self.encode(i.context) for i in items], [self.options(i) for i in items]
         return likeliest(self.scores(model, rows, options))
 
-    def corrected(self, model: nn.Module, items: Sequence[Question], ordered: Ordered) -> list[int]:
-        """1 or 0 for each item, task by task, by scores without answer bias.
+    def put(self, model: nn.Module) -> Put:
+        """Puts questions to the model as it is then."""
 
-        Args:
-            ordered: an item's prompt with its choices in another order.
-        """
-        correct = [0] * len(items)
-        for task in dict.fromkeys(item.task for item in items):
-            mine = [i for i, item in enumerate(items) if item.task == task]
-            some = [items[i] for i in mine]
-            rows, options = [self.encode(i.context) for i in some], [self.options(i) for i in some]
-            scores_NK = self.scores(model, rows, options).tolist()
-            asked = [
-                Asked(
-                    {"item": n, "choices": list(item.choices)}, item.context, item.options, scores, [1.0] * len(scores)
-                )
-                for n, (item, scores) in enumerate(zip(some, scores_NK, strict=True))
-            ]
-            plan = correction(asked, partial(_in_order, some, ordered))
-            if plan is not None:
-                again = self._pairs(plan.pairs)
-                found = self.scores(model, [row for row, _ in again], [[ids] for _, ids in again])[:, 0].tolist()
-                scores_NK = plan.scores(dict(zip(plan.pairs, found, strict=True)))
-            for i, scores in zip(mine, scores_NK, strict=True):
-                correct[i] = int(scores.index(max(scores)) == items[i].answer)
-        return correct
+        def ask(items: Sequence[Question]) -> list[list[float]]:
+            rows, options = [self.encode(i.context) for i in items], [self.options(i) for i in items]
+            found = self.scores(model, rows, options).tolist()
+            return [row[: len(mine)] for row, mine in zip(found, options, strict=True)]
+
+        return ask
 
     def in_batches(self, work: Callable[[list[int]], None], lengths: Sequence[int]) -> None:
         """Let ``work`` do all rows, in batches of like lengths: as many as the budget of tokens holds with padding.
@@ -224,7 +292,7 @@ class Scorer:
         return {place: h_LND[:, torch.tensor(order).argsort()] for place, h_LND in found.items()}
 
 
-def _in_order(items: Sequence[Question], ordered: Ordered, doc: Mapping[str, Any]) -> str:
+def _in_order(items: Sequence[Question], doc: Mapping[str, Any]) -> str:
     return ordered(items[doc["item"]], doc["choices"])
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.stats import binomtest
 
-from rmu_exp.record.results import Accuracy, McNemar, QaRow
+from rmu_exp.record.results import Accuracy, Corrected, McNemar, QaRow
 
 
 def summary(correct: Sequence[int]) -> Accuracy:
@@ -19,6 +19,27 @@ def summary(correct: Sequence[int]) -> Accuracy:
     acc = k / n
     stderr = (acc * (1 - acc) / (n - 1)) ** 0.5 if n > 1 else 0.0
     return Accuracy(acc=acc, stderr=stderr, ci95=wilson(k, n), n=n)
+
+
+def measured(
+    correct: Sequence[int], corrected: Sequence[int] = (), prob: Sequence[float] = (), among: Sequence[float] = ()
+) -> Accuracy:
+    """The accuracy over questions, plain and without answer bias, and the mean probabilities of the right option.
+
+    Args:
+        correct, corrected: 1 or 0 for each question.
+        prob, among: probability of the right option after the prompt, and among the options.
+            What is empty was not measured.
+    """
+    found = summary(correct)
+    if corrected:
+        unbiased = summary(corrected)
+        found.corrected = Corrected(acc=unbiased.acc, ci95=unbiased.ci95)
+    if prob:
+        found.prob, found.prob_ci95 = mean(prob), bootstrap(prob)
+    if among:
+        found.choice_prob, found.choice_prob_ci95 = mean(among), bootstrap(among)
+    return found
 
 
 def mean(values: Sequence[float]) -> float:

@@ -85,15 +85,25 @@ class Judged:
             )
 
 
-def prepare_judgement(judge: Judge, record: Record) -> Judged:
-    """Find both models. Raises UserError when there is nothing to do, or the two do not belong together."""
+def refuse_missing(judge: Judge) -> None:
+    """Refuse an unlearned model that is not there, before any trial of a search asks for it (UserError)."""
+    if not is_run(judge.unlearned):
+        named(judge.unlearned, "unlearned", judge.model)
+
+
+def prepare_judgement(judge: Judge, record: Record, shared: bool = False) -> Judged:
+    """Find both models. Raises UserError when there is nothing to do, or the two do not belong together.
+
+    Args:
+        shared: the base is loaded once by all trials in this process.
+    """
     if not (judge.eval.tasks or judge.attacks or judge.texts_compared or judge.prompts_asked):
         raise UserError("attacks: none chosen, and eval.tasks is empty; there is nothing to do")
     if is_run(judge.unlearned):
         revision = Delta.load(Path(judge.unlearned).expanduser() / rundir.DELTA).base.get("revision")
-        return Judged(judge, Models.find(judge.model, judge.base, revision or record.revision), None)
+        return Judged(judge, Models.find(judge.model, judge.base, revision or record.revision, shared=shared), None)
     other = named(judge.unlearned, "unlearned", judge.model)
-    models = Models.find(judge.model, judge.base, judge.model.revision or record.revision)
+    models = Models.find(judge.model, judge.base, judge.model.revision or record.revision, shared=shared)
     models.refuse_other(other, "unlearned")
     return Judged(judge, models, other)
 

@@ -111,7 +111,7 @@ def prepare(run: Run | Judge, folder: Path) -> Plan:
     record, texts = Record(run, folder), Texts(run.data)
     source: TrainPlan | Judged | Delta
     if isinstance(run, Judge):
-        source = prepare_judgement(run, record)
+        source = prepare_judgement(run, record, _swept())
         models = source.models
     else:
         if record.results is None:
@@ -142,8 +142,8 @@ def _shares(run: Run) -> bool:
 
 
 def _swept() -> bool:
-    """Whether the run is a trial of a sweep."""
-    return HydraConfig.initialized() and bool(HydraConfig.get().mode == RunMode.MULTIRUN)
+    """Whether this is a trial of a sweep."""
+    return bool(HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN)
 
 
 def changed_weights(plan: Plan, tracker: Tracker) -> Delta:

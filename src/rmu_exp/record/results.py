@@ -251,7 +251,7 @@ class Ripple(Part):
 
 
 class BeforeAfter(Part):
-    """The unlearned model's accuracy on the forget questions, asked plainly and under attack."""
+    """The unlearned model's accuracy on some questions, asked plainly and under attack."""
 
     before: Fraction
     after: Fraction
@@ -280,6 +280,12 @@ class AttackEntry(Part):
     ``fingerprint``: of the models, texts and questions it was run on; ``error``: why it has no accuracy;
     ``inconclusive``: why it shows nothing, such as that it did not learn what it was taught; ``control``: name to
     accuracy, or to what was found although there is nothing to find; ``budget``: steps, queries, seconds.
+
+    Attributes:
+        forget_acc: plain accuracy, as in ``before`` and ``after``.
+        before, after: the unlearned model on the scored facts, asked plainly and under attack.
+        chosen_by: under attack on the facts that the attack was chosen by.
+        general: plain accuracy on general questions, asked where attacks are searched for.
     """
 
     settings: dict[str, JsonValue] = {}
@@ -291,6 +297,10 @@ class AttackEntry(Part):
     n: Annotated[int, Field(ge=1)] | None = None
     chance: Fraction | None = None
     p_chance: float | None = None
+    before: Accuracy | None = None
+    after: Accuracy | None = None
+    chosen_by: Accuracy | None = None
+    general: BeforeAfter | None = None
     control: dict[str, Annotated[Control | JsonValue, Field(union_mode="left_to_right")]] = {}
     budget: dict[str, JsonValue]
     curves: dict[str, CurveData] = {}

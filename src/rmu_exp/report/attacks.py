@@ -30,9 +30,10 @@ def sentence(results: Results) -> str | None:
     entry = results.attacks[most.attack]
     assert entry.forget_acc is not None
     count = "1 attack" if most.attacks == 1 else f"{most.attacks} attacks"
+    how = ", corrected for answer bias" * most.corrected
     return (
         f"**Asked plainly, {percent(entry.forget_acc.before)} of the questions on what was to be forgotten are "
-        f"answered correctly; under the worst of {count} ({most.attack}: {budget(entry)}) {percent(most.acc)}** "
+        f"answered correctly; under the worst of {count} ({most.attack}: {budget(entry)}{how}) {percent(most.acc)}** "
         f"({interval(most.interval)}, an interval that holds for the largest of so many; "
         f"chance {percent(entry.chance)}; n = {most.n})."
     )
@@ -51,6 +52,9 @@ def summary(results: Results) -> Figure | None:
         assert entry.ci95 is not None
         style.mark(axes, pair.after, entry.ci95.after, y - 0.24, colour=FORGET, label="under attack")
         style.mark(axes, pair.before, entry.ci95.before, y - 0.08, colour=BLACK, marker="D", label="asked plainly")
+        if entry.after and (unbiased := entry.after.corrected):
+            label = "under attack, corrected"
+            style.mark(axes, unbiased.acc, unbiased.ci95, y - 0.38, colour=PINK, marker="s", label=label)
         for name, control in entry.controls.items():
             kind = name.split(",")[0]
             if kind in COLOURS and kind != "unlearned":

@@ -1,5 +1,8 @@
 """What runs are compared by: forget accuracy (down), general accuracy (up), the worst attack (down).
 
+Attacks are searched for by what they reach on the facts that they are chosen by: corrected accuracy and answer
+probability (up).
+
 What questions are for, their role, stands in results.json; nothing here knows a task by its name.
 """
 
@@ -12,7 +15,9 @@ from rmu_exp.evaluate.statistics import wilson
 from rmu_exp.record.results import Accuracy, Qa, Results, State
 from rmu_exp.support.errors import UserError
 
-NAMES = ("forget", "general", "worst")
+ATTACKED = ("corrected", "probability")
+NAMES = ("forget", "general", "worst", *ATTACKED)
+UP = ("general", *ATTACKED)
 TasksByAxis = Mapping[str, Sequence[str]]
 
 
@@ -42,8 +47,12 @@ class Axis:
     @property
     def label(self) -> str:
         """What it is, for an axis of a plot."""
-        worst = "forget accuracy after the worst attack"
-        return worst if self.name == "worst" else f"{self.name}: {' + '.join(self.tasks)}"
+        words = {
+            "worst": "forget accuracy after the worst attack",
+            "corrected": "corrected accuracy under attack, on the facts to choose by",
+            "probability": "answer probability under attack, on the facts to choose by",
+        }
+        return words.get(self.name) or f"{self.name}: {' + '.join(self.tasks)}"
 
     def of(self, results: Results | None, state: State = "unlearned") -> Measure | None:
         """The run's measure, of a part of the questions if a search stopped it; None: not measured."""
@@ -52,6 +61,8 @@ class Axis:
         if self.name == "worst":
             most = worst(results) if state == "unlearned" else None
             return Measure(most.acc, *most.interval, most.n) if most else None
+        if self.name in ATTACKED:
+            return attacked(self.name, searched(results)) if state == "unlearned" else None
         rows = [row.of(state) for task in self.tasks if (row := results.asked.get(task))]
         found = [row for row in rows if row]
         return _pooled(found) if found and len(found) == len(self.tasks) else None
@@ -87,8 +98,23 @@ def choose(names: Sequence[str], runs: Sequence[Results], given: TasksByAxis | N
         unknown = [task for task in tasks if task not in qa]
         if unknown and qa:
             raise UserError(f"{name}: the trials were not asked {unknown[0]!r}; they were asked {', '.join(qa)}")
-        axes.append(Axis(name, tasks, -1 if name == "general" else 1))
+        axes.append(Axis(name, tasks, -1 if name in UP else 1))
     return axes
+
+
+def searched(results: Results) -> Accuracy | None:
+    """What the attack of a search reached on the facts that it is chosen by; None: it failed, or there is none."""
+    return next((entry.chosen_by for entry in results.attacks.values() if entry.chosen_by), None)
+
+
+def attacked(name: str, found: Accuracy | None) -> Measure | None:
+    """One of :data:`ATTACKED`; the plain accuracy where no corrected one was measured."""
+    if found is None:
+        return None
+    if name == "corrected":
+        held = found.corrected or found
+        return Measure(held.acc, *held.ci95, found.n)
+    return Measure(found.prob, *found.prob_ci95, found.n) if found.prob is not None and found.prob_ci95 else None
 
 
 def _pooled(rows: Sequence[Accuracy]) -> Measure:
@@ -117,21 +143,30 @@ def score(results: Results) -> float | None:
 
 @dataclass(frozen=True)
 class Worst:
-    """The attack that got the most out of n questions; Wilson's interval at 1 - 0.05/k holds for all k attacks."""
+    """The attack that got the most out of n questions, plain or corrected.
+
+    Wilson's interval at 1 - 0.05/k holds for all k accuracies that it is the largest of.
+    """
 
     attack: str
     acc: float
     n: int
     interval: tuple[float, float]
     attacks: int
+    corrected: bool = False
 
 
 def worst(results: Results) -> Worst | None:
     """The worst case over all attacks; None when no attack was scored."""
-    scored = {name: (e.forget_acc.after, e.n) for name, e in results.attacks.items() if e.forget_acc and e.n}
+    scored = {(name, False): (e.forget_acc.after, e.n) for name, e in results.attacks.items() if e.forget_acc and e.n}
+    attacks = len(scored)
+    for name, _ in list(scored):
+        entry = results.attacks[name]
+        if entry.after and entry.after.corrected:
+            scored[name, True] = (entry.after.corrected.acc, entry.after.n)
     if not scored:
         return None
-    name = max(scored, key=lambda name: scored[name][0])
-    acc, n = scored[name]
+    name, corrected = max(scored, key=lambda key: scored[key][0])
+    acc, n = scored[name, corrected]
     low, high = wilson(round(acc * n), n, 1 - 0.05 / len(scored))
-    return Worst(name, acc, n, (low, high), len(scored))
+    return Worst(name, acc, n, (low, high), attacks, corrected)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from rmu_exp.record.results import Accuracy, AttackEntry, Measured, MeasuredRow, Perplexity, Qa, QaRow, Results, RunInfo
@@ -189,15 +189,25 @@ def _spread(measured: Perplexity) -> tuple[str, str]:
 
 
 def attacks(results: Results) -> Table:
-    """What each attack got out, with its controls and its budget."""
+    """What each attack got out, plain and corrected, with its controls and its budget."""
     body = []
     for name, entry in results.attacks.items():
         if entry.forget_acc and entry.ci95:
             cells = [name, str(entry.n), percent(entry.forget_acc.before), percent(entry.forget_acc.after)]
+            cells += [interval(entry.ci95.after), _change(corrected, entry), _change(probability, entry)]
             controls = ", ".join(f"{control} {percent(value.acc)}" for control, value in entry.controls.items())
-            body.append([*cells, interval(entry.ci95.after), controls, budget(entry), _seconds(entry)])
-    columns = ["attack", *numbers("n", "plain", "under attack", "95 %"), "controls", "budget", *numbers("seconds")]
-    return Table(columns, body)
+            body.append([*cells, controls, budget(entry), _seconds(entry)])
+    columns = ["n", "plain", "under attack", "95 %", "corrected", "answer probability"]
+    return Table(["attack", *numbers(*columns), "controls", "budget", *numbers("seconds")], body)
+
+
+def _change(shown: Callable[[Accuracy | None], str], entry: AttackEntry) -> str:
+    return " → ".join(filter(None, map(shown, (entry.before, entry.after))))
+
+
+def probability(measured: Accuracy | None) -> str:
+    """The mean probability of the answer's text; nothing for what was not measured."""
+    return f"{measured.prob:.2g}" if measured and measured.prob is not None else ""
 
 
 def budget(entry: AttackEntry) -> str:

@@ -15,15 +15,20 @@ from rmu_exp.record.results import Results, State
 from rmu_exp.report import objectives
 from rmu_exp.report.markdown import render
 from rmu_exp.report.objectives import Axis, TasksByAxis
+from rmu_exp.report.style import save
 from rmu_exp.report.table import Number, Table, interval, numbers, percent
 from rmu_exp.settings import Tracking
 from rmu_exp.support.files import write_atomic
-from rmu_exp.sweep import front, plots, trials
+from rmu_exp.sweep import front, plots, trials, worst_case
 from rmu_exp.sweep.trials import Trial
 from rmu_exp.tracking import open_tracker
 
 STATES = {"done": "", "pruned": "", "failed": "", "running": "a process is working on it"}
 STATES |= {"unfinished": "not started, or cut off"}
+RULE = (
+    "of the attacks that did what they were to do and leave enough of the general accuracy, the one with the highest "
+    "corrected accuracy on the facts to choose by; if there are none, the one that leaves most"
+)
 FOLD = 40  # trials in report.md's table; all of them are in report.html
 Measured = tuple[float, float, float] | None  # with its interval
 
@@ -52,6 +57,7 @@ class Summary:
         front: those that no other beats on every axis.
         chosen: the one to take.
         plots: the files drawn.
+        worst: what a search for the worst attack found; None: it was none.
     """
 
     folder: Path
@@ -60,6 +66,7 @@ class Summary:
     front: list[Trial]
     chosen: Trial | None
     plots: list[Path]
+    worst: worst_case.WorstCase | None = None
 
     @property
     def first(self) -> Results | None:
@@ -78,7 +85,7 @@ class Summary:
         said = [f"{count} {'given up' if s == 'pruned' else s}" for s, count in states.items() if count or s == "done"]
         take = "none to choose from yet"
         if best := self.chosen:
-            reached = [f"{axis.name} {percent(m.value)}" for axis in self.axes if (m := axis.of(best.results))]
+            reached = [f"{axis.name} {_shown(axis, m.value)}" for axis in self.axes if (m := axis.of(best.results))]
             take = f"chosen: {best.name} ({', '.join(reached)})"
         return f"{len(self.trials)} trials: {', '.join(said)}; {take}"
 
@@ -99,7 +106,11 @@ class Summary:
 
 
 def write(
-    folder: Path, names: Sequence[str], asked: TasksByAxis | None = None, tracking: Tracking | None = None
+    folder: Path,
+    names: Sequence[str],
+    asked: TasksByAxis | None = None,
+    tracking: Tracking | None = None,
+    bound: float | None = None,
 ) -> list[Trial]:
     """Write the report of the sweep in a folder, and show its end on the screen. Returns the trials.
 
@@ -107,19 +118,27 @@ def write(
         names: the axes, such as ``forget`` and ``general``.
         asked: axis to the groups or tasks that it stands for, where they are not to be found by name.
         tracking: the Run's settings of W&B; None: off.
+        bound: the part of general accuracy that an attack of a search must leave; None: as its trials say.
 
     Raises:
         UserError: no trials there, or an axis that they were not asked about.
     """
     listed = trials.read(folder)
     axes = objectives.choose(names, [t.results for t in listed if t.results], asked)
-    best, take = front.on_front(listed, axes), front.chosen(listed, axes)
+    best = front.on_front(listed, axes)
+    worst = worst_case.find(listed, bound) if set(names) & set(objectives.ATTACKED) else None
+    take = worst.chosen if worst else front.chosen(listed, axes)
     drawn = plots.draw_all(folder, listed, axes, best, take)
-    summary = Summary(folder, listed, axes, best, take, drawn)
+    if worst:
+        drawn = [*save({"worst_case": worst_case.figure(worst)}, folder), *drawn]
+        worst_case.write(worst, folder)
+    summary = Summary(folder, listed, axes, best, take, drawn, worst)
     rows = list(map(summary.row, listed))
     write_atomic(folder / "report.md", _markdown(summary, rows))
     write_atomic(folder / "report.html", _page(summary, rows))
     log_sweep(summary, rows, tracking or Tracking())
+    for line in worst_case.sentences(worst) if worst else ():
+        print(line.replace("**", ""))
     print(f"{summary.headline}\nReport: {folder / 'report.md'} and report.html")
     return listed
 
@@ -143,13 +162,19 @@ def _markdown(summary: Summary, rows: Sequence[Row]) -> str:
         "sweep.md.jinja",
         summary=summary,
         keys=keys,
-        rule=front.rule(axes),
+        rule=RULE if summary.worst else front.rule(axes),
+        worst=worst_case.sentences(summary.worst) if summary.worst else [],
+        so_far=worst_case.table(summary.worst) if summary.worst else None,
         front=Table([Number(""), "trial", *numbers(*names)], best),
         volume=front.hypervolume(list(costs.values()), tuple(1.0 if axis.sign > 0 else 0.0 for axis in axes)),
         trials=Table([*keys, "state", *numbers(*names, *groups, "s")], body),
         more=len(rows) - len(body),
         left=Table(["trial", "state", "reason"], left),
     )
+
+
+def _shown(axis: Axis, value: float) -> str:
+    return f"{value:.3g}" if axis.name == "probability" else percent(value)
 
 
 def _cells(axes: dict[str, Measured]) -> list[str]:

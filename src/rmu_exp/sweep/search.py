@@ -21,9 +21,10 @@ from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
+from rmu_exp.record.results import Results
 from rmu_exp.report import objectives
 from rmu_exp.support.errors import UserError, first_line
-from rmu_exp.sweep import trials
+from rmu_exp.sweep import trials, worst_case
 from rmu_exp.sweep.overrides import split, sweep_of, trial_name
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 DIGITS = 4  # of a number drawn from an interval, so that names stay short and a trial can be repeated by hand
 WORKER, AGAIN = "worker", "again"  # attributes of Optuna's trials
+REPEATS = 50  # proposals in a row that were tried before: then all there is has been tried
 
 
 def run(launcher: Launcher, config: DictConfig, arguments: list[str]) -> None:
@@ -88,7 +90,7 @@ class Search:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         address = self.settings["storage"] or f"sqlite:///{self.folder / 'study.db'}"
         ways = optuna.study.StudyDirection
-        directions = [ways.MAXIMIZE if n == "general" else ways.MINIMIZE for n in self.settings["objectives"]]
+        directions = [ways.MAXIMIZE if n in objectives.UP else ways.MINIMIZE for n in self.settings["objectives"]]
         name = self.settings["study"]
         try:
             return optuna.create_study(storage=address, study_name=name, directions=directions, load_if_exists=True)
@@ -108,13 +110,27 @@ class Search:
         with self.lock:
             missing = self.settings["n_trials"] - self._count() + len(self._listed("WAITING"))
             for _ in range(min(self.settings["n_jobs"], missing)):
-                self.study.sampler = self._sampler()
-                trial = self.study.ask()
-                words = [self._suggest(trial, override) for override in self.swept]
-                trial.set_user_attr(WORKER, f"{socket.gethostname()}:{os.getpid()}")
-                trial.set_user_attr("trial", trial_name(words))
-                batch.append((trial.number, words))
+                if (found := self._next()) is None:
+                    print("search: all that the ranges hold was tried", file=sys.stderr)
+                    break
+                batch.append(found)
         return batch
+
+    def _next(self) -> tuple[int, list[str]] | None:
+        """A trial that is new; None: the sampler finds none. A repeated one gets the values of the first."""
+        for _ in range(REPEATS):
+            self.study.sampler = self._sampler()
+            trial = self.study.ask()
+            words = [self._suggest(trial, override) for override in self.swept]
+            name = trial_name(words)
+            before = [t for t in self._listed() if t.user_attrs.get("trial") == name and t.number != trial.number]
+            trial.set_user_attr("trial", name)
+            if AGAIN in trial.user_attrs or not before:
+                trial.set_user_attr(WORKER, f"{socket.gethostname()}:{os.getpid()}")
+                return trial.number, words
+            trial.set_user_attr(AGAIN, True)
+            self._report(trial.number, name)
+        return None
 
     def _sampler(self) -> optuna.samplers.BaseSampler:
         """A sampler seeded anew for each trial: a search that is resumed must not draw the same numbers again."""
@@ -153,10 +169,20 @@ class Search:
             axes = objectives.choose(names, [trial.results], asked)
             values = [m.value for axis in axes if (m := axis.of(trial.results))]
         if len(values) == len(names):
+            self._bound(number, trial.results)
             self.study.tell(number, values)
             return True
         self.study.tell(number, state=TrialState.FAIL)
         return False
+
+    def _bound(self, number: int, results: Results | None) -> None:
+        """Tell Optuna by how much an attack exceeds its bound on general accuracy; 0 or less: it keeps it."""
+        from optuna.trial import Trial
+
+        bound, kept = self.settings.get("bound"), worst_case.kept(results)
+        if bound is not None and kept is not None:
+            (asked,) = (t for t in self._listed() if t.number == number)
+            Trial(self.study, asked._trial_id).set_constraint("general", bound - kept)
 
     def _ask_again(self) -> None:
         """Trials of processes of this machine that are gone: reported, if they went through; else asked again."""

@@ -22,6 +22,7 @@ from omegaconf import DictConfig
 from pydantic import BaseModel, ValidationError
 
 from rmu_exp import tracking
+from rmu_exp.pipeline.judgement import refuse_missing
 from rmu_exp.record import rundir
 from rmu_exp.report import objectives
 from rmu_exp.settings import Judge, Run, Tracking, digest_of, result_settings
@@ -109,8 +110,8 @@ def _search(sweeper: DictConfig, swept: Sequence[Override]) -> None:
     if sweeper.sampler not in ("tpe", "nsga2", "random"):
         raise UserError(f"hydra.sweeper.sampler: got {sweeper.sampler!r}, allowed is tpe, nsga2, random")
     objectives.known("hydra.sweeper.objectives", sweeper.objectives)
-    if sweeper.prune_on is not None and "worst" in sweeper.objectives:
-        raise UserError("hydra.sweeper.prune_on: attacks come after the questions; leave out either it or worst")
+    if sweeper.prune_on is not None and (late := {"worst", *objectives.ATTACKED}.intersection(sweeper.objectives)):
+        raise UserError(f"hydra.sweeper.prune_on: attacks come after the questions; leave out it or {min(late)}")
 
 
 def begin(
@@ -140,6 +141,8 @@ def begin(
     one = before.one or one if before else one
     now = settings([*plain, *one])
     tracking.refuse(now.tracking, sweep=True)
+    if isinstance(now, Judge) and not combinations:
+        refuse_missing(now)
     if before:
         _same(folder, before, keys, now)
     own = {key: list(config.hydra.sweeper.get(key) or value) for key, value in compared.items()}
@@ -182,7 +185,8 @@ def finish(folder: Path, why: str = "") -> int:
         why: what ended it early.
     """
     notes = Notes.read(folder)
-    listed = report.write(folder, notes.objectives, notes.asked, Tracking(**notes.tracking))
+    bound = notes.settings.get("attacker", {}).get("bound")
+    listed = report.write(folder, notes.objectives, notes.asked, Tracking(**notes.tracking), bound)
     if line := tracking.sync_line(folder):
         print(f"W&B is offline; {line}")
     mine = set(notes.trials) or {t.name for t in listed}

@@ -1,0 +1,96 @@
+"""The worst attack that a search found: by hand, and a real search of lore."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rmu_exp.evaluate.statistics import measured
+from rmu_exp.record.results import AttackEntry, BeforeAfter, Results, RunInfo
+from rmu_exp.sweep import worst_case
+from rmu_exp.sweep.trials import Trial
+
+ROOT = Path(__file__).parent.parent.parent
+RUN = RunInfo(kind="judge", model="m", unlearned="u", topics=["a"], seed=0)
+
+
+def tried(name: str, chosen: int, scored: int, general: float, prob: float = 0.5, learned: bool = True) -> Trial:
+    """An attack that gets so many of ten questions right: of those to choose by, and of those it is scored on."""
+
+    def answers(right: int):
+        return measured([0] * 10, [1] * right + [0] * (10 - right), [prob] * 10)
+
+    entry = AttackEntry(
+        chosen_by=answers(chosen), general=BeforeAfter(before=0.8, after=general), budget={"seconds": 2}
+    )
+    if learned:
+        pair = {"before": answers(1), "after": answers(scored), "n": 10, "chance": 0.25}
+        entry = entry.model_copy(update=pair | {"forget_acc": BeforeAfter(before=0, after=0)})
+    results = Results(run=RUN, attacks={"relearn": entry})
+    return Trial(name, Path(name), {}, "done", "", results)
+
+
+def test_the_worst_is_chosen_on_some_facts_and_scored_on_others():
+    trials = [
+        tried("weak", 2, 9, 0.8),
+        tried("breaks", 10, 10, 0.71),  # 0.71 / 0.8 < 0.9
+        tried("idle", 10, 10, 0.8, learned=False),
+        tried("strong", 7, 4, 0.72, prob=0.4),  # exactly 0.9
+        tried("later", 5, 10, 0.8, prob=0.6),
+    ]
+    found = worst_case.find(trials, 0.9)
+    assert (found.tried, found.within, found.chosen.name) == (5, 3, "strong")
+    assert [(b.trials, b.seconds, b.trial.name) for b in found.paths["corrected"]] == [(1, 2, "weak"), (4, 8, "strong")]
+    assert [b.trial.name for b in found.paths["probability"]] == ["weak", "later"]
+    assert "corrected accuracy 10.0 % (1.8–40.4) → 40.0 % (16.8–68.7), n = 10** (strong, 90.0 % kept)" in " ".join(
+        worst_case.sentences(found)
+    )
+    assert worst_case.figure(found) is not None
+
+
+def test_where_no_attack_keeps_the_bound_the_least_bad_is_shown():
+    found = worst_case.find([tried("worse", 9, 9, 0.2), tried("bad", 3, 3, 0.4)], 0.9)
+    assert found.chosen.name == "bad"
+    first, second = worst_case.sentences(found)
+    assert first.startswith("None of 2 attacks leaves 90.0 % of the general accuracy")
+    assert second.startswith("The least bad is bad, which leaves 50.0 %")
+    assert worst_case.figure(found) is None
+    assert worst_case.find([tried("bad", 3, 3, 0.4)], 0.5).within == 1
+
+
+@pytest.fixture(scope="module")
+def unlearned(command, tmp_path_factory) -> tuple[Path, dict[str, str]]:
+    """A run of the tiny model."""
+    words, env = command
+    folder = tmp_path_factory.mktemp("run") / "run"
+    line = [sys.executable, str(ROOT / "train.py"), *words, "layer=2", "steer=6", "eval=none", f"output={folder}"]
+    done = subprocess.run(line, env=env, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return folder, env
+
+
+def test_a_search_ends_when_all_is_tried_and_resumes_without_repeating(unlearned, tmp_path):
+    pytest.importorskip("optuna")
+    folder, env = unlearned
+    words = ["experiment=worst_case", "attacker=ablation", f"unlearned={folder}", "attacker.general=4", "eval.limit=12"]
+    words += ["attacks.ablation.access=[with_base]", "attacks.ablation.layers=[layer],[span]", f"output={tmp_path}"]
+    words += ["attacks.ablation.ways=[hooks]", "attacks.ablation.texts=4"]
+
+    def search(*more: str) -> subprocess.CompletedProcess[str]:
+        line = [sys.executable, str(ROOT / "judge.py"), "-m", *words, *more]
+        return subprocess.run(line, env=env, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+    first, second = search("attacker.trials=1"), search("attacker.trials=9")
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+    ran = [line for done in (first, second) for line in done.stderr.splitlines() if line.startswith("trial ")]
+    assert len(ran) == len(set(ran)) == 2
+    assert "search: all that the ranges hold was tried" in second.stderr
+    written = json.loads((tmp_path / "worst_case.json").read_text())
+    assert (written["bound"], written["trials"]) == (0.9, 2)
+    assert (
+        "attacks count" in (tmp_path / "report.md").read_text() or "None of 2" in (tmp_path / "report.md").read_text()
+    )
