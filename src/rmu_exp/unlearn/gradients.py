@@ -82,7 +82,7 @@ class Gradients:
                 with torch.no_grad():
                     for w, f in zip(self.masters, forget, strict=True):
                         w.add_(f * (self.wrap.sam / whole))
-                _, forget, _ = self._apart(batch, number)
+                _, forget, _ = self._apart(batch, number, both=False)
             finally:
                 with torch.no_grad():
                     for w, own in zip(self.masters, before, strict=True):
@@ -93,13 +93,13 @@ class Gradients:
             w.grad = f + r
         return numbers
 
-    def _apart(self, batch: Batch, number: int) -> tuple[Numbers, list[Tensor], list[Tensor]]:
-        """The step's numbers, and the gradients of the forget loss and of the rest."""
+    def _apart(self, batch: Batch, number: int, both: bool = True) -> tuple[Numbers, list[Tensor], list[Tensor]]:
+        """The step's numbers, and the gradients of the forget loss and of the rest (zeros without ``both``)."""
         forget, rest = ([torch.zeros_like(w, requires_grad=False) for w in self.masters] for _ in range(2))
 
         def take(losses: Losses) -> None:
             own = losses["forget_loss"]
-            for total, part, again in ((forget, own, True), (rest, losses["loss"] - own, False)):
+            for total, part, again in ((forget, own, both), (rest, losses["loss"] - own, False))[: 1 + both]:
                 found = torch.autograd.grad(part, self.masters, retain_graph=again, materialize_grads=True)
                 for kept, more in zip(total, found, strict=True):
                     kept += more

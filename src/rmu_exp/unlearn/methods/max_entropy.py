@@ -26,7 +26,7 @@ from rmu_exp.unlearn.step import Step
 class Settings:
     """Maximum entropy's settings."""
 
-    towards: str = setting(choices=("uniform", "entropy"))
+    towards: str = setting("uniform", choices=("uniform", "entropy"))
     """What is minimised: uniform, KL(uniform ‖ π); or entropy, KL(π ‖ uniform)."""
 
 

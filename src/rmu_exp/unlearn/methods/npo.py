@@ -27,10 +27,10 @@ class Settings:
 
     beta: float = setting(above=0)
     """β, the inverse temperature: the smaller, the nearer to gradient ascent."""
-    reward: str = setting(choices=("sum", "mean"))
-    """What log π(y) is: the sum over the text's tokens, as in the paper, or their mean."""
     retain: str = setting(choices=("nll", "kl"))
     """The retain loss: nll, or kl to the frozen model."""
+    reward: str = setting("sum", choices=("sum", "mean"))
+    """What log π(y) is: the sum over the text's tokens, as in the paper, or their mean."""
 
 
 class Method(method.Method):

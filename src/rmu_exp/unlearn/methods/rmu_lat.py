@@ -33,7 +33,7 @@ class Settings(rmu.Family):
     """Steps of the adversary for each step of the model."""
     inner_lr: float = setting(above=0)
     """The adversary's learning rate."""
-    updates: int = setting(least=1)
+    updates: int = setting(1, least=1)
     """Steps of the model on each batch, under one shift; they count in train.max_batches."""
     below: int = setting(least=0)
     """How many layers below `layer` the shift is added; no lower than what the lowest trained layer reads."""
