@@ -68,6 +68,7 @@ class Worked:
         every = range(checkpoint.depth if depth is None else depth)
         self.trained = resolve(self.model, layers or [i for i in every if i >= LAYER - 1], ["mlp.down_proj.weight"])
         self.masters = originals(self.model, self.trained, torch.float32)
+        self.method.start(self.trained, self.masters)
         generator = torch.Generator().manual_seed(5)
         with torch.no_grad():
             for w in self.masters:

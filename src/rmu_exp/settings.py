@@ -246,6 +246,12 @@ class Train:
     """Steps, counted over all topics together."""
     schedule: str = setting("constant", choices=("constant", "linear"))
     """Learning rate over the steps: constant as published, or linear, down to nothing at the end."""
+    sam: float = setting(0.0, least=0)
+    """SAM's ρ: the forget loss is differentiated so far up its own gradient from the weights; 0: at the weights."""
+    sign_mask: bool = setting(False)
+    """Leave out of the forget loss's gradient what has the other sign than the rest's, weight by weight."""
+    folds: int = setting(1, least=1)
+    """Layered unlearning: stage i of so many forgets the first i folds of each forget corpus and retains the others."""
     check_every: int = setting(0, least=0)
     """Steps between checks on questions that should stay, with the full model in memory; 0: none."""
     check_questions: int = setting(32, least=4)
@@ -254,6 +260,11 @@ class Train:
     """Training stops when it has cost more than this of the accuracy on them."""
     save_every: float | None = setting(None, least=0, changes_result=False)
     """Seconds between two snapshots to resume from; null: as often as costs no more than 1 % of the time."""
+
+    @property
+    def around(self) -> list[str]:
+        """What is chosen of the settings that wrap any method's loss."""
+        return [key for key in ("sam", "sign_mask", "folds") if getattr(self, key) != getattr(Train, key)]
 
 
 @dataclass
@@ -392,6 +403,11 @@ class Run(Experiment):
         return bool(getattr(self.method, "faithful", False))
 
     @property
+    def steers_by_length(self) -> bool:
+        """Whether steer is the length of a vector; ablation takes a factor."""
+        return bool(getattr(self.method, "target", "") != "ablate")
+
+    @property
     def parameters(self) -> list[str] | None:
         """Names of the trained tensors inside a layer; None: the MLP's output matrix."""
         return self.layers.parameters or self.model.parameters
@@ -414,10 +430,16 @@ class Run(Experiment):
             raise UserError("model.name: not given; add model.name=ORG/NAME, or model.path=FOLDER")
         if self.steer != AUTO:
             self.steer = per_topic("steer", self.steer, self.topics)
+        elif not self.steers_by_length:
+            raise UserError(
+                "steer: got 'auto', which is a length; method.target=ablate takes a factor, such as steer=2"
+            )
         self.alpha = per_topic("alpha", self.alpha, self.topics)
         if self.faithful and self.train.schedule != "constant":
             schedule = self.train.schedule
             raise UserError(f"train.schedule: got {schedule!r}, but method.faithful=true has a constant rate")
+        if self.faithful and self.train.around:
+            raise UserError(f"train.{self.train.around[0]}: the published loop (method.faithful=true) has none of it")
         if self.eval.backend not in ("fast", "stock") and not self.export:
             raise UserError(f"eval.backend: {self.eval.backend} evaluates the exported checkpoint; add export=true")
 

@@ -54,7 +54,7 @@ def train(checkpoint, cache, faithful=False, steer=(6.5, 3.0), steps=4, lr=1e-3)
     layers_of(model)[0].register_forward_hook(lambda module, args, out: seen.append(args[0][..., 0].numel()))
     kind = dtype if faithful else torch.float32
     context = Context(LAYER, ["a", "b"], steer, [40.0, 20.0], 32, CPU, steps, faithful=faithful, dtype=kind)
-    method = rmu.Method(rmu.Settings(faithful), context)
+    method = rmu.Method(rmu.Settings(faithful=faithful), context)
     values = unlearn(model, resolve(model, [2, 3, 4], None), batches, method, lr, cache=cache)
     return values, sum(seen) - 1  # one token asks for the form of a layer's answer
 

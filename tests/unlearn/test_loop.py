@@ -70,7 +70,7 @@ def two_models(checkpoint, dtype=torch.float32):
 def method_of(checkpoint, faithful, dtype=torch.float32):
     sizes = checkpoint.hidden_size, CPU, STEPS
     about = Context(LAYER, ["a", "b"], STEER, ALPHA, *sizes, seed=SEED, faithful=faithful, dtype=dtype)
-    return rmu.Method(rmu.Settings(faithful), about)
+    return rmu.Method(rmu.Settings(faithful=faithful), about)
 
 
 def ours(checkpoint, batches, faithful, dtype=torch.float32):

@@ -13,11 +13,15 @@ from worked import FORGET, LAYER, RETAIN, STEPS, Worked, batch, context, logits,
 from rmu_exp.config import plugins
 from rmu_exp.data.batches import Batch, pack
 from rmu_exp.model.checkpoint import Checkpoint
+from rmu_exp.model.delta import Delta
 from rmu_exp.model.split import layers_of
-from rmu_exp.unlearn import lm_losses
+from rmu_exp.pipeline.train import repeated
+from rmu_exp.support.errors import RunError
+from rmu_exp.unlearn import directions, lm_losses
 from rmu_exp.unlearn import step as steps
 from rmu_exp.unlearn.loop import unlearn
-from rmu_exp.unlearn.methods import adaptive_rmu, elm, max_entropy, npo, rmu, rr, ssd
+from rmu_exp.unlearn.methods import adaptive_rmu, elm, jensun, max_entropy, npo, rmu, rr, ssd
+from rmu_exp.unlearn.methods import undo as undo_file
 from rmu_exp.unlearn.step import after_marker
 
 log = math.log
@@ -66,7 +70,7 @@ def test_npo_and_simnpo_by_hand():
 
 
 def test_npo_of_a_moved_model_the_obvious_way(checkpoint):
-    work = Worked(checkpoint, "npo", moved=0.1, beta=0.5)
+    work = Worked(checkpoint, "npo", moved=0.1, beta=0.5, reward="sum")
     before = torch.stack([nll(work.full, text).sum() for text in FORGET])
     loss = work.loss()
     work.put()
@@ -76,8 +80,19 @@ def test_npo_of_a_moved_model_the_obvious_way(checkpoint):
     assert loss["retain_loss"].item() == pytest.approx(mean(work.full, RETAIN), rel=1e-5)
 
 
+def test_npos_mean_reward_is_the_code_of_unlearn_smooth(checkpoint):
+    """One text per step there: −(2/β) log σ(β · (mean NLL now − mean NLL before))."""
+    work = Worked(checkpoint, "npo", moved=0.1, beta=0.5, reward="mean")
+    before = torch.stack([nll(work.full, text).mean() for text in FORGET])
+    loss = work.loss()
+    work.put()
+    gained = torch.stack([nll(work.full, text).mean() for text in FORGET]) - before
+    expected = (-4 * torch.sigmoid(0.5 * gained).log()).mean().item()
+    assert loss["forget_loss"].item() == pytest.approx(expected, rel=1e-5)
+
+
 def test_npo_of_a_small_beta_is_gradient_ascent(checkpoint):
-    work = Worked(checkpoint, "npo", moved=0.1, beta=1e-4, about={"alpha": [0.0, 0.0]})
+    work = Worked(checkpoint, "npo", moved=0.1, beta=1e-4, reward="sum", about={"alpha": [0.0, 0.0]})
     step = work.step()
     ascent = -torch.stack([text.sum() for text in own_nll(work, step)]).mean()
     expected = torch.autograd.grad(ascent, work.masters)
@@ -103,6 +118,76 @@ def test_max_entropy_by_hand():
     assert max_entropy.from_uniform(torch.zeros(2, 7)).item() == pytest.approx(0, abs=1e-6)
     value = max_entropy.from_uniform(torch.tensor([[log(3.0), 0.0]])).item()  # p = 3/4, 1/4
     assert value == pytest.approx(-(log(3 / 4) + log(1 / 4)) / 2 - log(2), rel=1e-5)
+    assert max_entropy.lacking_entropy(torch.zeros(2, 7)).item() == pytest.approx(0, abs=1e-6)
+    value = max_entropy.lacking_entropy(torch.tensor([[log(3.0), 0.0]])).item()
+    assert value == pytest.approx(3 / 4 * log(3 / 4) + 1 / 4 * log(1 / 4) + log(2), rel=1e-5)
+
+
+@pytest.mark.parametrize("towards", ["uniform", "entropy"])
+def test_max_entropy_the_obvious_way(checkpoint, towards):
+    work = Worked(checkpoint, "max_entropy", moved=0.1, towards=towards)
+    before = torch.cat([logits(work.full, text).log_softmax(-1)[:-1] for text in RETAIN])
+    loss = work.loss()
+    work.put()
+    found = torch.cat([logits(work.full, text).softmax(-1)[:-1] for text in FORGET])
+    uniform = torch.full_like(found, 1 / found.shape[1])
+    p, q = (uniform, found) if towards == "uniform" else (found, uniform)
+    assert loss["forget_loss"].item() == pytest.approx((p * (p / q).log()).sum(-1).mean().item(), rel=1e-4)
+    after = torch.cat([logits(work.full, text).log_softmax(-1)[:-1] for text in RETAIN])
+    kl = (before.exp() * (before - after)).sum(-1).mean()
+    assert loss["retain_loss"].item() == pytest.approx(kl.item(), rel=1e-4)
+
+
+def test_jensun_the_obvious_way(checkpoint):
+    """JSD from probabilities; the refusal's tokens take turns along each text."""
+    work = Worked(checkpoint, "jensun", moved=0.1, refusal="river bridge")
+    ids = checkpoint.tokenizer()("river bridge", add_special_tokens=False)["input_ids"]
+    assert len(ids) == 2
+
+    def divergence(p, q):
+        m = (p + q) / 2
+        return (torch.xlogy(p, p / m) + torch.xlogy(q, q / m)).sum(-1) / 2
+
+    before = torch.cat([logits(work.full, text).softmax(-1)[:-1] for text in RETAIN])
+    loss = work.loss()
+    work.put()
+    now, targets = [], []
+    for text in FORGET:
+        now.append(logits(work.full, text).softmax(-1)[:-1])
+        wanted = torch.tensor([ids[i % 2] for i in range(len(text) - 1)])
+        targets.append(torch.nn.functional.one_hot(wanted, now[-1].shape[1]).float())
+    forget = divergence(torch.cat(now), torch.cat(targets)).mean()
+    assert 0.5 < forget < log(2)
+    assert loss["forget_loss"].item() == pytest.approx(forget.item(), rel=1e-4)
+    after = torch.cat([logits(work.full, text).softmax(-1)[:-1] for text in RETAIN])
+    assert loss["retain_loss"].item() == pytest.approx(divergence(before, after).mean().item(), rel=1e-3)
+    # p = 1/2 of the token: ½ [½ log ½ − 3/2 log 3/2] + log 2
+    by_hand = (0.5 * log(0.5) - 1.5 * log(1.5)) / 2 + log(2)
+    assert jensun.from_token(torch.zeros(1, 2), torch.tensor([1])).item() == pytest.approx(by_hand, rel=1e-5)
+
+
+def test_undo_shrinks_and_is_taught_by_what_it_was(checkpoint, tmp_path):
+    work = Worked(checkpoint, "rmu", layers=[2, 3], moved=0.1)
+    Delta.from_trained(work.trained, work.masters, None, [], checkpoint).save(tmp_path / "delta.safetensors")
+    undo = Worked(checkpoint, "undo", layers=[2, 3, 4], teacher=str(tmp_path), shrink=0.25)
+    base = undo.trained[2].read(layers_of(undo.full)[4])
+    for w, own in zip(undo.masters, [*work.masters, base], strict=True):
+        torch.testing.assert_close(w, 0.75 * own)
+    for t, w in zip(work.trained, work.masters, strict=True):
+        t.view(layers_of(undo.full)[t.layer]).copy_(w.detach())
+    teacher = torch.cat([logits(undo.full, text).log_softmax(-1)[:-1] for text in RETAIN])
+    loss = undo.loss()
+    undo.put()
+    student = torch.cat([logits(undo.full, text).log_softmax(-1)[:-1] for text in RETAIN])
+    kl = (teacher.exp() * (teacher - student)).sum(-1).mean()
+    assert kl > 1e-3
+    assert loss["loss"].item() == pytest.approx(kl.item(), rel=1e-3)
+    noisy = undo_file.shrunk(torch.ones(200, 100), 0.5, 0.4, torch.Generator())
+    assert noisy.mean().item() == pytest.approx(0.5, abs=1e-3)
+    assert noisy.std().item() == pytest.approx(0.5 * 0.4 * math.sqrt(2 / 300), rel=0.02), (
+        "Xavier's variance, 2 / (m + n)"
+    )
+    assert undo_file.shrunk(torch.ones(3), 0.5, 0.4, torch.Generator()).tolist() == [0.5] * 3
 
 
 def test_llmu_learns_completions_of_other_texts(checkpoint):
@@ -131,7 +216,8 @@ def place(packed, token):
 def test_scrub_disobeys_for_a_share_of_the_steps(checkpoint):
     work = Worked(checkpoint, "scrub", moved=0.1, task=0.5)
     early, late = work.loss(number=STEPS // 2), work.loss(number=STEPS // 2 + 1)
-    assert early["loss"].item() == pytest.approx((late["loss"] + late["forget_loss"]).item(), rel=1e-6)
+    assert late["forget_loss"].item() == 0
+    assert early["loss"].item() == pytest.approx((late["loss"] + early["forget_loss"]).item(), rel=1e-6)
     before = {name: [logits(work.full, t).log_softmax(-1) for t in texts] for name, texts in both()}
     work.put()
     after = {name: [logits(work.full, t).log_softmax(-1) for t in texts] for name, texts in both()}
@@ -183,13 +269,31 @@ def test_rerouting_by_hand(checkpoint):
     assert rr.rerouted(h, g).item() == pytest.approx((24 / 25 + 0 + 0) / 3)
     assert rr.held(h, g).item() == pytest.approx((math.sqrt(2) + 2 + math.sqrt(29)) / 3)
     work = Worked(checkpoint, "rr", remove=3.0, offsets=[-1, 0])
-    loss = work.loss()
-    assert loss["forget_loss"].item() == pytest.approx(2, rel=1e-5), "one a layer: nothing has turned yet"
-    assert loss["loss"].item() == pytest.approx(6, rel=1e-5)
+    loss = work.loss(number=2)
+    assert loss["loss"].item() == pytest.approx(3 * (1 - 2 / (2 * STEPS)), rel=1e-5), "nothing has turned yet"
     assert all(torch.isfinite(g).all() for g in work.gradients(number=3)), "‖h − g‖ at 0 has a gradient"
-    moved = Worked(checkpoint, "rr", remove=3.0, offsets=[-1, 0], moved=0.1).loss(number=3)
-    expected = 3 * 0.75 * moved["forget_loss"] + 2.0 * 0.25 * moved["retain_loss"]
-    assert moved["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_rerouting_the_obvious_way(checkpoint):
+    """The published code's loss, from transformers' own hidden states: the first are the embeddings."""
+    work = Worked(checkpoint, "rr", remove=3.0, offsets=[-1, 0], moved=0.1)
+
+    def states(texts):
+        own = [work.full.model(input_ids=torch.tensor([t]), output_hidden_states=True).hidden_states for t in texts]
+        return torch.cat([torch.stack(hidden[: LAYER + 2])[:, 0] for hidden in own], 1)
+
+    with torch.no_grad():
+        before = [states(texts) for texts in (FORGET, RETAIN)]
+        loss = work.loss(number=3)
+        work.put()
+        after = [states(texts) for texts in (FORGET, RETAIN)]
+    turned = torch.cosine_similarity(before[0][-2:], after[0][-2:], dim=-1).relu().mean()
+    held = (after[1] - before[1]).norm(dim=-1).mean()
+    assert held > 0.01
+    assert loss["retain_loss"].item() == pytest.approx(held.item(), rel=1e-4)
+    gone = 3 / (2 * STEPS)
+    expected = 3 * (1 - gone) * turned + 2.0 * gone * held
+    assert loss["loss"].item() == pytest.approx(expected.item(), rel=1e-4)
 
 
 def test_erasure_by_hand(checkpoint):
@@ -207,8 +311,27 @@ def test_erasure_by_hand(checkpoint):
     )
     expected = torch.cat([logits(work.full, prompt + text)[len(prompt) :] for text in rows])
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+    assert elm.growing(1000, 4).tolist() == [1, 334, 667, 1000]
     still = Worked(checkpoint, "elm", strength=0.0, about={"alpha": [0.0, 0.0]})
     assert max(g.abs().max() for g in still.gradients()) < 1e-6, "η = 0 asks for what the model says already"
+
+
+def test_erasure_the_obvious_way(checkpoint):
+    """Each text alone, η along it, over the tokens that have a following one."""
+    sentences = {"novice": "quiet mill {topic}", "expert": "{topic} over seven stones"}
+    work = Worked(checkpoint, "elm", strength=3.0, moved=0.1, **sentences)
+    ids = [checkpoint.tokenizer()(text)["input_ids"] for text in ("quiet mill river", "river over seven stones")]
+    targets = []
+    for text in FORGET:
+        eta = torch.linspace(1, 3, len(text))[:, None]
+        novice, expert = (logits(work.full, prompt + text)[len(prompt) :].log_softmax(-1) for prompt in ids)
+        targets.append((logits(work.full, text).log_softmax(-1) + eta * (novice - expert)).softmax(-1)[:-1])
+    kept = [logits(work.full, text).softmax(-1)[:-1] for text in RETAIN]
+    loss = work.loss()
+    work.put()
+    for name, wanted, texts in (("forget", targets, FORGET), ("retain", kept, RETAIN)):
+        now = torch.cat([logits(work.full, text).log_softmax(-1)[:-1] for text in texts])
+        assert loss[f"{name}_loss"].item() == pytest.approx(-(torch.cat(wanted) * now).sum(-1).mean().item(), rel=1e-4)
 
 
 def test_erasure_has_one_bos_a_row(checkpoint):
@@ -258,6 +381,44 @@ def test_multi_layer_of_one_layer_is_rmu(checkpoint):
         for i in (2, 3)
     )
     assert two.loss()["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_where_forget_activations_go(checkpoint):
+    """h* = c·u, g + c·u (RAd) and g − c·(g·u)·u (RAb), the latter from the projection matrix."""
+    found = {}
+    for target in ("constant", "add", "ablate"):
+        work = Worked(checkpoint, "rmu", moved=0.1, target=target, layers=[2, 3], offsets=[-1, 0])
+        step = work.step()
+        h, g, c, u = step.updated().h, step.frozen().h, 6.5, work.method.control_KD[0] / 6.5
+        away = {
+            "constant": {i: (c * u).expand_as(g[i]["forget"]) for i in g},
+            "add": {i: g[i]["forget"] + c * u for i in g},
+            "ablate": {i: g[i]["forget"] @ (torch.eye(len(u)) - c * torch.outer(u, u)) for i in g},
+        }[target]
+        expected = sum(((h[i]["forget"] - away[i]) ** 2).mean() for i in (2, 3))
+        found[target] = work.method.loss(step)["forget_loss"].item()
+        assert found[target] == pytest.approx(expected.item(), rel=1e-5)
+        assert torch.allclose(work.method.forget_target(step), away[LAYER], atol=1e-5)
+    assert len({f"{value:.3f}" for value in found.values()}) == 3
+    assert rmu.ablated(torch.tensor([[3.0, 4.0]]), torch.tensor([1.0, 0.0])).tolist() == [[0, 4]], "c = 1 takes it out"
+    assert rmu.ablated(torch.tensor([[3.0, 4.0]]), torch.tensor([0.0, 2.0])).tolist() == [[3, -4]], "c = 2 turns it"
+
+
+def test_directions_of_the_models_own(checkpoint, monkeypatch):
+    texts = (["river bridge", "quiet mill"], ["seven stones over"])
+    monkeypatch.setitem(directions.TEXTS, "truth", texts)
+    work = Worked(checkpoint, "rmu", direction="truth")
+    means = []
+    for side in texts:
+        ids = [torch.tensor([checkpoint.tokenizer()(text)["input_ids"]]) for text in side]
+        own = [work.full.model(input_ids=i, output_hidden_states=True).hidden_states[LAYER + 1] for i in ids]
+        means.append(torch.stack([x[0, -1] for x in own]).mean(0))
+    along = means[0] - means[1]
+    expected = torch.tensor([[6.5], [3.0]]) * along / along.norm()
+    torch.testing.assert_close(work.method.control_KD, expected, rtol=1e-4, atol=1e-4)
+    monkeypatch.setitem(directions.TEXTS, "truth", (texts[0], texts[0]))
+    with pytest.raises(RunError, match=r"^method\.direction: this model does not tell the texts of 'truth' apart"):
+        Worked(checkpoint, "rmu", direction="truth")
 
 
 def test_rna_adds_noise_of_its_variance(checkpoint):
@@ -316,6 +477,25 @@ def test_a_shift_that_cannot_be_applied_is_no_shift_that_is_left_out(checkpoint,
     with pytest.raises(ValueError, match=rf"^shifts: got layers \[{layer}\], allowed are 1 to 5$"):
         step.updated(shifts={layer: [shift]})
     step.updated(shifts={LAYER - 2: [shift]})  # what the lowest trained layer reads
+
+
+def test_four_updates_under_one_shift(checkpoint):
+    """A batch's steps share a shift; a resumed run goes on under it."""
+    work = Worked(checkpoint, "rmu_lat", inner_steps=2, updates=4)
+    found = []
+    for number in range(1, 6):
+        work.loss(number=number)
+        found.append(work.method.shifts[0])
+        with torch.no_grad():
+            work.masters[0] += 0.1
+    assert all(torch.equal(found[0], shift) for shift in found[1:4])
+    assert not torch.equal(found[0], found[4])
+    again = Worked(checkpoint, "rmu_lat", inner_steps=2, updates=4)
+    again.method.restore(work.method.state())
+    again.loss(number=8)
+    assert torch.equal(again.method.shifts[0], found[4])
+    batches = [batch(0), batch(1)]
+    assert [b.topic for b in repeated(iter(batches), 4, 7)] == [0] * 4 + [1] * 3
 
 
 def test_rmu_lat_in_a_tiny_ball_is_rmu(checkpoint):

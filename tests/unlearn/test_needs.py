@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import tiny
+import torch
 from families import make_checkpoint
 from safetensors.torch import load_file, save_file
 
 from rmu_exp.cli import compose
 from rmu_exp.model.checkpoint import Checkpoint
+from rmu_exp.model.delta import Delta
 from rmu_exp.pipeline.run import prepare
 from rmu_exp.pipeline.train import TrainPlan
 from rmu_exp.support.errors import UserError
@@ -42,6 +44,13 @@ def preflight(folder: Path, model: Path, texts: Path, *words: str) -> TrainPlan:
     return source
 
 
+@pytest.mark.parametrize("words", ["train.sam=0.1", "train.sign_mask=true", "train.folds=2"])
+def test_ssd_takes_no_steps_to_wrap(tmp_path, texts, words):
+    model = make_checkpoint("mistral", tmp_path / "model")
+    with pytest.raises(UserError, match=rf"^{words.split('=')[0]}: ssd does not descend on its loss step by step"):
+        preflight(tmp_path / "run", model, texts, "method=ssd", "train.batch_size=2", words)
+
+
 @pytest.mark.parametrize("name", ["npo", "rmu_lat", "ssd"])
 def test_logits_without_a_head(tmp_path, texts, name):
     headless = make_checkpoint("mistral", tmp_path / "headless", head=False)
@@ -49,6 +58,26 @@ def test_logits_without_a_head(tmp_path, texts, name):
     with pytest.raises(UserError, match=f"method: {name} needs logits, but .*headless has no language-model head"):
         preflight(tmp_path / "run", headless, texts, f"method={name}")
     assert not (tmp_path / "run").exists()
+
+
+def test_undos_teacher(tmp_path, texts):
+    model = make_checkpoint("mistral", tmp_path / "model")
+    given = ["method=undo", "train.batch_size=2", f"method.teacher={tmp_path}"]
+    with pytest.raises(UserError, match=r"^method\.teacher: not given; add method\.teacher=FOLDER"):
+        preflight(tmp_path / "run", model, texts, *given[:2])
+    with pytest.raises(UserError, match=r"delta\.safetensors: no such file"):
+        preflight(tmp_path / "run", model, texts, *given)
+    base = Checkpoint("model", model)
+    name = "model.layers.1.mlp.down_proj.weight"
+    Delta({name: load_file(model / "model.safetensors")[name]}, base=base.about()).save(tmp_path / "delta.safetensors")
+    preflight(tmp_path / "run", model, texts, *given)
+    with pytest.raises(UserError, match=rf"^method\.teacher: it changed {name}, which is not trained here"):
+        preflight(tmp_path / "run", model, texts, *given, "layers.span=1")
+    with pytest.raises(UserError, match=r"^layers\.lora: undo changes the tensors themselves; use layers=all$"):
+        preflight(tmp_path / "run", model, texts, *given, "layers=lora")
+    Delta({name: torch.zeros(1)}, base={"digest": "other"}).save(tmp_path / "delta.safetensors")
+    with pytest.raises(UserError, match=r"^method\.teacher: this Delta was made for another model"):
+        preflight(tmp_path / "run", model, texts, *given)
 
 
 def test_a_head_tied_to_the_embedding_is_one(tmp_path, texts):

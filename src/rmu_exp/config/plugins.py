@@ -94,12 +94,18 @@ def declared(group: str, name: str) -> dict[str, Declared]:
 
 
 def declarations(file: Path, name: str) -> dict[str, Declared]:
-    """The settings that a class declares, and those of its bases in the same file, without importing it."""
+    """The settings that a class declares, and those of its bases here or in a file beside it (``rmu.Family``).
+
+    Nothing is imported.
+    """
     classes = _classes(file)
     found: dict[str, Declared] = {}
     for base in classes[name].bases:
-        if isinstance(base, ast.Name) and base.id in classes:
-            found |= declarations(file, base.id)
+        match base:
+            case ast.Name(id=own) if own in classes:
+                found |= declarations(file, own)
+            case ast.Attribute(value=ast.Name(id=other), attr=its):
+                found |= declarations(file.with_name(f"{other}.py"), its)
     for item, after in pairwise(classes[name].body):
         match item, after:
             case (

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -114,6 +115,41 @@ def shuffled(
     for corpus in (*forget, *retain):
         check_enough(len(corpus.ids), batch_size, corpus.source)
     return _shuffled(forget, retain, batch_size, steps, seed, pad)
+
+
+def layered(
+    forget: Sequence[Tokens], retain: Sequence[Tokens], batch_size: int, steps: int, seed: int, pad: int, *, folds: int
+) -> Iterator[Batch]:
+    """Layered unlearning (arXiv 2505.09500, Algorithm 1): the default order in stages of equal length.
+
+    Each topic's forget corpus is split at random into F₁ … F_k. Stage i forgets F₁ ∪ … ∪ F_i and retains
+    R ∪ F_i₊₁ ∪ … ∪ F_k, each drawn as one corpus; one fold is :func:`shuffled`.
+
+    Raises:
+        UserError: a fold is shorter than a batch.
+    """
+    for corpus in forget if folds > 1 else ():
+        if len(corpus.ids) // folds < batch_size:
+            few = f"{corpus.source or 'the corpus'} has {len(corpus.ids)} texts, fewer than train.batch_size per fold"
+            raise UserError(f"train.folds: got {folds}, but {few}; take fewer folds")
+    parts = [_folds(corpus, folds, seed, k) for k, corpus in enumerate(forget)]
+    ends = [steps * i // folds // len(forget) * len(forget) for i in range(folds)] + [
+        steps
+    ]  # whole rounds of the topics
+    stages = []
+    for i, (begin, end) in enumerate(pairwise(ends), 1):
+        gone = [Tokens(list(chain(*own[:i])), source=f.source) for own, f in zip(parts, forget, strict=True)]
+        kept = [Tokens(list(chain(r.ids, *own[i:])), source=r.source) for own, r in zip(parts, retain, strict=True)]
+        stages.append(shuffled(gone, kept, batch_size, end - begin, seed, pad))
+    return chain(*stages)
+
+
+def _folds(corpus: Tokens, folds: int, seed: int, topic: int) -> list[list[list[int]]]:
+    """A corpus in parts of nearly equal numbers of texts, at random; one is the corpus in its order."""
+    if folds == 1:
+        return [corpus.ids]
+    order = torch.randperm(len(corpus.ids), generator=named_generator(seed, f"folds/{topic}")).tolist()
+    return [[corpus.ids[i] for i in order[part::folds]] for part in range(folds)]
 
 
 def _shuffled(

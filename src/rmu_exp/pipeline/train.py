@@ -37,6 +37,7 @@ from rmu_exp.support.files import write_atomic
 from rmu_exp.unlearn import lora
 from rmu_exp.unlearn import method as methods
 from rmu_exp.unlearn.activation_cache import ActivationCache, shared
+from rmu_exp.unlearn.gradients import Wrap
 from rmu_exp.unlearn.guards import Guard
 from rmu_exp.unlearn.loop import frozen_norms, originals, unlearn
 from rmu_exp.unlearn.snapshot import Snapshots
@@ -97,6 +98,11 @@ def prepare_training(run: Run, models: Models, texts: Texts) -> TrainPlan:
     depth = base.depth if module.Method.logits else max(targets) + 1
     trained = trained_tensors(run, models, targets, depth)
     module.Method.refuse(settings, run.layer, min(t.layer for t in trained), run.train.max_batches)
+    module.Method.refuse_tensors(settings, base, trained)
+    if run.layers.lora and module.Method.start is not methods.Method.start:
+        raise UserError(f"layers.lora: {run.method.name} changes the tensors themselves; use layers=all")
+    if module.Method.optimizer is not methods.Method.optimizer and (around := run.train.around):
+        raise UserError(f"train.{around[0]}: {run.method.name} does not descend on its loss step by step; leave it out")
     steps, batches, notes = order_of_texts(run, models, texts)
     if relative(run) and steps < len(run.topics):
         raise UserError(
@@ -157,7 +163,8 @@ def order_of_texts(run: Run, models: Models, texts: Texts) -> tuple[int, Iterato
         raise UserError(f"data.max_length: got {run.data.max_length}, but {base.name} has {base.context} positions")
     notes += [f"{s}: {t.truncated} texts truncated to {run.data.max_length} tokens" for s, t in known.items()]
     tokens = ([known[c.source] for c in forget], [known[c.source] for c in retain])
-    return steps, batching.shuffled(*tokens, size, steps, run.seed, tokenizer.pad_token_id), notes
+    order = batching.layered(*tokens, size, steps, run.seed, tokenizer.pad_token_id, folds=run.train.folds)
+    return steps, order, notes
 
 
 def train(plan: TrainPlan, folder: Path, made_from: str, on_step: Callable[[Metrics], None] | None = None) -> Trained:
@@ -192,9 +199,10 @@ def train(plan: TrainPlan, folder: Path, made_from: str, on_step: Callable[[Metr
             values = unlearn(
                 model,
                 trained,
-                batching.ahead(batches),
+                repeated(batching.ahead(batches), plan.method.repeats(plan.settings), plan.steps),
                 method,
                 lr,
+                wrap=Wrap(run.train.sam, run.train.sign_mask),
                 decay_over=plan.steps if run.train.schedule == "linear" else None,
                 on_metrics=seen.add,
                 cache=cache,
@@ -216,9 +224,14 @@ def train(plan: TrainPlan, folder: Path, made_from: str, on_step: Callable[[Metr
     return Trained(Delta.from_trained(plan.trained, values, method.control_KD, run.topics, models.base), took)
 
 
+def repeated(batches: Iterator[Batch], times: int, steps: int) -> Iterator[Batch]:
+    """Each batch as many times in a row as the method has it, for so many steps."""
+    return itertools.islice((batch for batch in batches for _ in range(times)), steps)
+
+
 def relative(run: Run) -> bool:
     """Whether steer counts in median norms of the frozen model's forget activations."""
-    return run.steer == AUTO or run.steering.kind == "relative"
+    return run.steers_by_length and (run.steer == AUTO or run.steering.kind == "relative")
 
 
 def lengths_of_targets(
@@ -236,8 +249,9 @@ def lengths_of_targets(
     if relative(run):
         steer = [float(f"{c * medians[topic]:.4g}") for c, topic in zip(steer, run.topics, strict=True)]
     for c, (topic, median) in zip(steer, medians.items(), strict=False):
-        log.info("%s: forget target of length %.4g, frozen median norm %.4g at layer %d", topic, c, median, run.layer)
-        if 0 < c < median:
+        goal = "forget target of length" if run.steers_by_length else "ablated by a factor of"
+        log.info("%s: %s %.4g, frozen median norm %.4g at layer %d", topic, goal, c, median, run.layer)
+        if 0 < c < median and getattr(run.method, "target", "constant") == "constant":
             log.warning("steer: %s: %.4g is below the frozen norm %.4g, so it shortens activations", topic, c, median)
     return steer, medians, itertools.chain(first, batches)
 

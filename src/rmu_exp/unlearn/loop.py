@@ -18,7 +18,7 @@ from rmu_exp.model.parameters import TrainedTensor, assemble
 from rmu_exp.model.split import SplitModel, layers_of
 from rmu_exp.support import signals
 from rmu_exp.unlearn.activation_cache import ActivationCache
-from rmu_exp.unlearn.gradients import Gradients, Numbers
+from rmu_exp.unlearn.gradients import Gradients, Numbers, Wrap
 from rmu_exp.unlearn.guards import Guard
 from rmu_exp.unlearn.method import Context, Method
 from rmu_exp.unlearn.snapshot import Snapshots
@@ -38,6 +38,7 @@ def unlearn(
     lr: float,
     *,
     decay_over: int | None = None,
+    wrap: Wrap | None = None,
     on_metrics: Callable[[Metrics], None] = lambda metrics: None,
     cache: ActivationCache | None = None,
     snapshots: Snapshots | None = None,
@@ -47,6 +48,7 @@ def unlearn(
 
     Args:
         decay_over: steps over which the learning rate falls to nothing, linearly; None: it is constant.
+        wrap: what stands around the loss.
         on_metrics: called with one dictionary per step, some steps late.
         cache, snapshots: activations that other runs have computed; the state, kept and resumed from.
 
@@ -60,8 +62,9 @@ def unlearn(
     context = method.context
     split = SplitModel(model, min(t.layer for t in trained))
     masters = originals(model, trained, None if context.faithful else torch.float32)
+    method.start(trained, masters)
     optimizer = method.optimizer(masters, lr)
-    layers = sorted({context.layer, *method.targets(method.settings, context.layer)})
+    layers = sorted({context.layer, *method.kept(method.settings, context.layer, split.first)})
     guard, keep, cache = guard or Guard(), snapshots or Snapshots(), cache or ActivationCache()
     meter = Meter(context, on_metrics, guard)
     method.begin(split)
@@ -73,7 +76,7 @@ def unlearn(
         looks = measured(number, context.steps, len(context.topics))
         return same(batch=batch, weights=assemble(model, trained, masters), number=number, measured=looks)
 
-    gradients = Gradients(method, masters, step_of, context.device)
+    gradients = Gradients(method, masters, step_of, context.device, wrap)
     for number, batch in enumerate(batches, 1):
         if number <= keep.steps:
             continue

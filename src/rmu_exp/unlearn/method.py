@@ -10,11 +10,14 @@ import torch
 from torch import Tensor
 
 from rmu_exp.data.batches import FORGET, RETAIN
+from rmu_exp.model.checkpoint import Checkpoint
+from rmu_exp.model.parameters import TrainedTensor
 from rmu_exp.model.split import SplitModel
 from rmu_exp.unlearn.step import Step
 
 Losses = dict[str, Tensor]
-"""``loss`` is what is minimised; further scalars, such as ``forget_loss`` and ``retain_loss``, are logged."""
+"""``loss`` is what is minimised, ``forget_loss`` the part of it about the forget texts, its weight included; further
+scalars, such as ``retain_loss``, are logged."""
 
 TOKENS = {FORGET: "tokens", RETAIN: "tokens"}
 SUCCESSORS = {FORGET: "successors", RETAIN: "successors"}
@@ -69,7 +72,7 @@ class Method:
     """
 
     logits: ClassVar[bool] = False
-    mean_over: ClassVar[Mapping[str, str] | None] = None
+    mean_over: Mapping[str, str] | None = None
     control_KD: Tensor | None = None
 
     def __init__(self, settings: Any, context: Context) -> None:
@@ -81,8 +84,25 @@ class Method:
         return [layer]
 
     @classmethod
+    def kept(cls, settings: Any, layer: int, lowest: int) -> list[int]:
+        """The layers whose activations a step keeps; ``lowest`` is the lowest trained one."""
+        return cls.targets(settings, layer)
+
+    @classmethod
+    def repeats(cls, settings: Any) -> int:
+        """How many steps in a row have the same batch."""
+        return 1
+
+    @classmethod
     def refuse(cls, settings: Any, layer: int, lowest: int, steps: int) -> None:
         """Raise UserError where it cannot work: ``lowest`` is the lowest trained layer. Nothing is loaded yet."""
+
+    @classmethod
+    def refuse_tensors(cls, settings: Any, base: Checkpoint, trained: Sequence[TrainedTensor]) -> None:
+        """Raise UserError where it cannot work with this base model or these trained tensors. Nothing is loaded yet."""
+
+    def start(self, trained: Sequence[TrainedTensor], masters: Sequence[Tensor]) -> None:
+        """Called once, before :meth:`begin`: may give the trained tensors other values than the base model's."""
 
     def begin(self, split: SplitModel) -> None:
         """Called once, with the frozen model, before the first step."""

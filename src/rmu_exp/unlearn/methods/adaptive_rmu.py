@@ -15,14 +15,15 @@ import torch
 from torch import Tensor
 
 from rmu_exp.data.batches import FORGET
+from rmu_exp.support.errors import UserError
 from rmu_exp.support.setting import setting
 from rmu_exp.unlearn.method import Context
 from rmu_exp.unlearn.methods import rmu
 from rmu_exp.unlearn.step import Step
 
 
-@dataclass
-class Settings:
+@dataclass(kw_only=True)
+class Settings(rmu.Family):
     """Adaptive RMU's settings."""
 
     scale: float = setting(above=0)
@@ -30,8 +31,13 @@ class Settings:
     norm: str = setting(choices=("topic", "token"))
     """Whose frozen norm: topic, the mean over the topic's first batch; or token, each token's own."""
 
+    def check(self) -> None:
+        """Ablation takes a factor, and here c is a length."""
+        if self.target == "ablate":
+            raise UserError("method.target: got 'ablate', allowed with adaptive_rmu is constant, add")
 
-class Method(rmu.Method):
+
+class Method(rmu.Steering):
     """Adaptive RMU."""
 
     mean_over = None  # the norm is that of a whole batch
@@ -40,7 +46,7 @@ class Method(rmu.Method):
         super().__init__(settings, replace(context, steer=[1.0] * len(context.topics)))
         self.directions_KD = self.control_KD.clone()
 
-    def forget_target(self, step: Step) -> Tensor:
+    def control(self, step: Step) -> Tensor:
         each = self.settings.norm == "token"
         if not each and step.number > len(self.context.topics):  # topics take turns
             return self.control_KD[step.topic]

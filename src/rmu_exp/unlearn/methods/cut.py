@@ -2,7 +2,8 @@
 
     L_forget = mean (h − (g + c·d))²,   d = (novice − expert) / ‖novice − expert‖;   L_retain as in RMU
 
-novice and expert are the frozen model's activations at ℓ, at the last token of two prompts about a keyword.
+novice and expert are the frozen model's activations at ℓ, at the last token of two prompts about a keyword, drawn anew
+at each step. It is RMU with ``method.target=add`` and a direction of the model's own.
 """
 
 from __future__ import annotations
@@ -12,16 +13,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rmu_exp.data.batches import FORGET, Batch, pack
 from rmu_exp.model.split import SplitModel
 from rmu_exp.support.randomness import named_generator
 from rmu_exp.support.setting import setting
+from rmu_exp.unlearn.directions import last_states
 from rmu_exp.unlearn.methods import rmu
 from rmu_exp.unlearn.step import Step
 
 
-@dataclass
-class Settings:
+@dataclass(kw_only=True)
+class Settings(rmu.Family):
     """CUT's settings."""
 
     keywords: dict[str, list[str]] = setting()
@@ -32,7 +33,7 @@ class Settings:
     """The prompt that they are pushed away from."""
 
 
-class Method(rmu.Method):
+class Method(rmu.Steering):
     """CUT."""
 
     directions: list[Tensor]
@@ -43,18 +44,13 @@ class Method(rmu.Method):
         first = torch.stack([d_WD[0] for d_WD in self.directions])
         self.control_KD = first * torch.tensor(self.context.steer, device=first.device)[:, None]
 
-    def forget_target(self, step: Step) -> Tensor:
-        g_ND = step.frozen().h[self.context.layer][FORGET]
+    def control(self, step: Step) -> Tensor:
         d_WD = self.directions[step.topic]
         word = int(torch.randint(len(d_WD), (1,), generator=named_generator(self.context.seed, f"cut/{step.number}")))
-        return g_ND + self.context.steer[step.topic] * d_WD[word]
+        return self.context.steer[step.topic] * d_WD[word]
 
     def _direction(self, split: SplitModel, keyword: str) -> Tensor:
-        prompts = {"novice": self.settings.novice, "expert": self.settings.expert}
-        ids = {
-            role: self.context.tokenizer(text.format(keyword=keyword))["input_ids"] for role, text in prompts.items()
-        }
-        prompted = Batch(0, [pack({role: [row] for role, row in ids.items()}, 0)], sum(map(len, ids.values())))
-        g = Step(split, prompted, {}, [self.context.layer]).frozen().h[self.context.layer]
-        towards_D = g["novice"][-1] - g["expert"][-1]
+        prompts = [text.format(keyword=keyword) for text in (self.settings.novice, self.settings.expert)]
+        novice_D, expert_D = last_states(split, prompts, self.context.layer, self.context.tokenizer)
+        towards_D = novice_D - expert_D
         return towards_D / torch.linalg.vector_norm(towards_D).clamp(min=1e-12)

@@ -3,8 +3,9 @@
     target(x) ∝ P(x) · (P(x | novice) / P(x | expert))^η
     L = CE(target, updated) on the forget texts  +  α · CE(frozen, updated) on the retain texts
 
-P is the frozen model, without and with a sentence before the text. The paper's third loss, for fluent text after such a
-prompt, is not here; it adapts layers 4 to 8 of 32. ``steer`` is not used.
+P is the frozen model, without and with a sentence before the text. As in the published code η grows evenly along a
+text, from 1 at its first token to its value at the last, and layers 4 to 7 of 32 are adapted. The paper's third loss,
+for fluent text after such a prompt, is not here. ``steer`` is not used.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class Settings:
     """ELM's settings."""
 
     strength: float = setting(least=0)
-    """η: how far the target moves from the expert to the novice."""
+    """η: how far the target moves from the expert to the novice, at a text's last token."""
     novice: str = setting()
     """The sentence that makes the model a novice."""
     expert: str = setting()
@@ -49,7 +50,9 @@ class Method(method.Method):
         seen, frozen = step.updated(logits=True), step.frozen(logits=True)
         rows_M = step.following(FORGET).rows_M
         novice, expert = (self.prompted(step, ids[step.topic])[rows_M] for ids in (self.novices, self.experts))
-        target_MV = erased(frozen.logits[FORGET][rows_M], novice, expert, self.settings.strength)
+        texts = lm_losses.all_texts(step.batch, FORGET)
+        eta_N = torch.cat([growing(self.settings.strength, len(text)) for text in texts]).to(novice)
+        target_MV = erased(frozen.logits[FORGET][rows_M], novice, expert, eta_N[rows_M, None])
         forget = cross_entropy(seen.logits[FORGET][rows_M], target_MV)
         kept_MV = lm_losses.counted(step, frozen, RETAIN).softmax(-1)
         retain = cross_entropy(lm_losses.counted(step, seen, RETAIN), kept_MV)
@@ -68,7 +71,12 @@ class Method(method.Method):
         return torch.cat([seen.logits[role][len(prompt) - n :] for role, n in zip(rows, again, strict=True)])
 
 
-def erased(plain_NV: Tensor, novice_NV: Tensor, expert_NV: Tensor, strength: float) -> Tensor:
-    """The target's probabilities, from three models' logits."""
+def growing(strength: float, length: int) -> Tensor:
+    """η of each token of a text, (T): evenly from 1, or from less where the last is less."""
+    return torch.linspace(min(1.0, strength), strength, length)
+
+
+def erased(plain_NV: Tensor, novice_NV: Tensor, expert_NV: Tensor, strength: Tensor | float) -> Tensor:
+    """The target's probabilities, from three models' logits; ``strength`` is η, one for all or (N, 1)."""
     away = log_softmax(novice_NV, -1) - log_softmax(expert_NV, -1)
     return (log_softmax(plain_NV, -1) + strength * away).softmax(-1)

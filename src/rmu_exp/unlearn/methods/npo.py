@@ -3,7 +3,8 @@
     L = −(2/β) · E log σ(−β · log π(y)/π_ref(y)) + α · NLL(retain)        or  + α · KL(frozen ‖ updated)
 
 over forget texts y, π_ref the frozen model. As β → 0 its gradient is that of gradient ascent; for any other β it fades
-where a text has already become unlikely. ``steer`` is not used.
+where a text has already become unlikely. The paper's log π(y) is a sum over the text's tokens; the WMDP code of
+Unlearn-Smooth and Unlearn-Simple has their mean, to which its β belongs. ``steer`` is not used.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ class Settings:
     """β, the inverse temperature: the smaller, the nearer to gradient ascent."""
     retain: str = setting(choices=("nll", "kl"))
     """The retain loss: nll, or kl to the frozen model."""
+    reward: str = setting("sum", choices=("sum", "mean"))
+    """What log π(y) is: the sum over the text's tokens, as in the paper, or their mean."""
 
 
 class Method(method.Method):
@@ -39,10 +42,11 @@ class Method(method.Method):
     def loss(self, step: Step) -> Losses:
         seen, wanted = step.updated(logits=True), step.following(FORGET)
         frozen = step.frozen(FORGET, *([RETAIN] if self.settings.retain == "kl" else []), logits=True)
-        own, _ = lm_losses.text_nll(seen, FORGET, wanted)
+        own, lengths = lm_losses.text_nll(seen, FORGET, wanted)
         reference, _ = lm_losses.text_nll(frozen, FORGET, wanted)
+        reward = (reference - own) / (lengths if self.settings.reward == "mean" else 1)
         retain = lm_losses.retain_loss(self.settings.retain, step, seen, RETAIN)
-        return summed(npo_loss(reference - own, self.settings.beta), retain, self.context.alpha[step.topic])
+        return summed(npo_loss(reward, self.settings.beta), retain, self.context.alpha[step.topic])
 
 
 def npo_loss(reward: Tensor, beta: float, margin: float = 0.0) -> Tensor:

@@ -1,9 +1,10 @@
 """Representation rerouting, the loss of circuit breakers (arXiv 2406.04313).
 
-    L = r·(1 − t/2T) · Σ mean ReLU(cos(h, g)) over forget tokens  +  α·(t/2T) · Σ mean ‖h − g‖ over retain tokens
+    L = r·(1 − t/2T) · mean ReLU(cos(h, g)) over forget tokens  +  α·(t/2T) · mean ‖h − g‖ over retain tokens
 
-at several layers, t of T steps: forget activations are turned at right angles to what they were, and retain ones are
-held the more the further it goes. LoRA on every layer up to the highest such one, unless ``layers`` says otherwise.
+t of T steps: forget activations are turned at right angles to what they were, and retain ones are held the more the
+further it goes. As in the published code the first mean is over the rerouted layers, the second over the embeddings and
+all layers up to the highest of them. LoRA on each of these, unless ``layers`` says otherwise.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch.nn.functional import cosine_similarity
 from rmu_exp.data.batches import FORGET, RETAIN
 from rmu_exp.support.setting import setting
 from rmu_exp.unlearn import method
-from rmu_exp.unlearn.method import Losses
+from rmu_exp.unlearn.method import Losses, summed
 from rmu_exp.unlearn.step import Step
 
 
@@ -26,7 +27,7 @@ class Settings:
     """Representation rerouting's settings."""
 
     remove: float = setting(least=0)
-    """r: weight of the forget loss at the first step; it falls to half."""
+    """r: weight of the forget loss at first; it falls to half."""
     offsets: list[int] = setting(filled=True)
     """The rerouted layers, counted from `layer`."""
 
@@ -38,14 +39,19 @@ class Method(method.Method):
     def targets(cls, settings: Settings, layer: int) -> list[int]:
         return sorted({layer + offset for offset in settings.offsets})
 
+    @classmethod
+    def kept(cls, settings: Settings, layer: int, lowest: int) -> list[int]:
+        return sorted({*cls.targets(settings, layer), *range(lowest, max(cls.targets(settings, layer)) + 1)})
+
     def loss(self, step: Step) -> Losses:
         h, g = step.updated().h, step.frozen().h
         layers = self.targets(self.settings, self.context.layer)
-        forget = torch.stack([rerouted(h[i][FORGET], g[i][FORGET]) for i in layers]).sum()
-        retain = torch.stack([held(h[i][RETAIN], g[i][RETAIN]) for i in layers]).sum()
-        gone = (step.number - 1) / (2 * self.context.steps)
-        loss = self.settings.remove * (1 - gone) * forget + self.context.alpha[step.topic] * gone * retain
-        return {"loss": loss, "forget_loss": forget, "retain_loss": retain}
+        gone = step.number / (2 * self.context.steps)
+        turned = torch.stack([rerouted(h[i][FORGET], g[i][FORGET]) for i in layers]).mean()
+        # below the lowest trained layer nothing moves: those hidden states count in the mean, with distance 0
+        far = [held(h[i][RETAIN], g[i][RETAIN]) for i in h if i <= max(layers)]
+        retain = torch.stack(far).sum() / (max(layers) + 2)
+        return summed(self.settings.remove * (1 - gone) * turned, retain, self.context.alpha[step.topic] * gone)
 
 
 def rerouted(h_ND: Tensor, g_ND: Tensor) -> Tensor:

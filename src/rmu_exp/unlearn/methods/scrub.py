@@ -33,10 +33,9 @@ class Method(method.Method):
 
     def loss(self, step: Step) -> Losses:
         student, _ = step.updated(logits=True), step.frozen(logits=True)  # the teacher, of both kinds of texts at once
-        forget = -lm_losses.retain_loss("kl", step, student, FORGET)
+        asked = step.number <= self.settings.ascent_share * self.context.steps
+        forget = -lm_losses.retain_loss("kl", step, student, FORGET) * float(asked)
         retain = lm_losses.retain_loss("kl", step, student, RETAIN)
         task = lm_losses.nll(step, student, RETAIN)
-        loss = self.context.alpha[step.topic] * retain + self.settings.task * task
-        if step.number <= self.settings.ascent_share * self.context.steps:
-            loss = loss + forget
+        loss = forget + self.context.alpha[step.topic] * retain + self.settings.task * task
         return {"loss": loss, "forget_loss": forget, "retain_loss": retain, "task_loss": task}
