@@ -24,6 +24,7 @@ from rmu_exp.model.weight_files import LAYER
 from rmu_exp.record.results import Rate
 from rmu_exp.support.errors import UserError
 
+HELD, SHORT, FEW = 64, 64, 8  # texts that a budget may read, tokens of them, how many it reads
 BUDGET = {"cpu": 1024, "cuda": 8192}  # tokens of a batch; its logits are there twice
 Z95 = 1.959964
 
@@ -80,8 +81,20 @@ def encode(tokenizer: Any, texts: Sequence[str], source: str, count: int, length
         if len(rows) == count:
             break
     if not rows:
-        raise UserError(f"eval.damage: {source}: no text has a token to predict; give longer texts")
+        raise UserError(f"data: {source}: no text has a token to predict; give more or longer texts")
     return rows
+
+
+def held(texts: Sequence[str]) -> int:
+    """How many texts at the end of neutral text are kept for a budget of KL, which damage does not read then."""
+    return min(HELD, len(texts) // 2)
+
+
+def encode_held(tokenizer: Any, texts: Sequence[str], source: str, length: int) -> list[Ids]:
+    """The few longest of the texts held for a budget, truncated alike. Raises UserError: there is none."""
+    kept = list(texts[len(texts) - held(texts) :])
+    rows = encode(tokenizer, kept, source, len(kept), min(SHORT, length))
+    return sorted(rows, key=len, reverse=True)[:FEW]
 
 
 def compare(model: nn.Module, delta: Delta, tokenizer: Any, rows: Sequence[Ids]) -> Compared:
