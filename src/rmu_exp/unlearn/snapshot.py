@@ -103,12 +103,15 @@ class Snapshots:
 
 
 def _read(file: Path, of: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """A snapshot's tensors, and what it says about itself; nothing when it is damaged or belongs to something else."""
+    """A snapshot's tensors, and what it says about itself; nothing when it is damaged or belongs to something else.
+
+    The tensors are copies: kernels may round differently on memory that is aligned as it is in a file.
+    """
     try:
         with safe_open(file, "pt") as found:
             about = found.metadata() or {}
             if about.get("of") != of:
                 return {}, {}
-            return {name: found.get_tensor(name) for name in found.keys()}, about  # noqa: SIM118
+            return {name: found.get_tensor(name).clone() for name in found.keys()}, about  # noqa: SIM118
     except (SafetensorError, OSError):
         return {}, {}

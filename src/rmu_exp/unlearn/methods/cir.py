@@ -32,6 +32,7 @@ from rmu_exp.unlearn.method import Context, Losses
 from rmu_exp.unlearn.step import Step, Weights
 
 ITERATIONS = 8  # of the subspace iteration on a covariance; as good as twice as many on the vectors themselves
+MORE = 8  # directions that it follows beside those that are wanted, so that these are found well
 
 
 @dataclass
@@ -73,8 +74,9 @@ class Sums:
             with torch.random.fork_rng(devices=[mean_D.device] if mean_D.is_cuda else []):
                 torch.manual_seed(seed)
                 rank = min(directions - 1, len(mean_D))
-                _, _, components_DK = torch.svd_lowrank(covariance_DD, q=rank, niter=ITERATIONS)
-            self.basis_KD = torch.cat([self.basis_KD, components_DK.mT])
+                more = min(rank + MORE, len(mean_D))
+                _, _, components_DK = torch.svd_lowrank(covariance_DD, q=more, niter=ITERATIONS)
+            self.basis_KD = torch.cat([self.basis_KD, components_DK.mT[:rank]])
         for total in (self.count, self.sum_D, self.outer_DD):
             total.zero_()
 
