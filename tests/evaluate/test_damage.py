@@ -59,5 +59,5 @@ def test_texts_are_the_first_with_something_to_predict(tmp_path: Path) -> None:
     tokenizer = locate(None, str(families.make_checkpoint("llama", tmp_path / "model"))).tokenizer()
     texts = ["w1 w2 w3 w4", "w1", "w5 w6", "w7 w8"]
     assert [len(row) for row in damage.encode(tokenizer, texts, "a.txt", 2, 3)] == [3, 2]
-    with pytest.raises(UserError, match=r"eval\.damage: a\.txt: no text has a token to predict"):
+    with pytest.raises(UserError, match=r"data: a\.txt: no text has a token to predict"):
         damage.encode(tokenizer, ["w1", ""], "a.txt", 2, 3)

@@ -35,7 +35,15 @@ SMALL = [
     "attacks.relearn.steps=4",
     "attacks.quantise.bits=[4]",
 ]
-ASIDE = ("seconds", "seconds_saving", "seconds_per_step", "peak_memory_bytes", "command", "save_every")
+ASIDE = (
+    "seconds",
+    "seconds_saving",
+    "seconds_measuring",
+    "seconds_per_step",
+    "peak_memory_bytes",
+    "command",
+    "save_every",
+)
 
 
 def start(folder: Path, *words: str) -> subprocess.Popen[str]:

@@ -505,7 +505,12 @@ def test_rmu_lat_in_a_tiny_ball_is_rmu(checkpoint):
 
 @pytest.mark.parametrize("name", plugins.files("method"))
 def test_every_method_takes_finite_steps_and_leaves_the_model(checkpoint, name):
-    quick = {"rr": {"offsets": [-1, 0]}, "multi_layer": {"offsets": [-1, 0]}, "rmu_lat": {"inner_steps": 2}}
+    quick = {
+        "cir": {"refit": 2, "mlps": 2},
+        "rr": {"offsets": [-1, 0]},
+        "multi_layer": {"offsets": [-1, 0]},
+        "rmu_lat": {"inner_steps": 2},
+    }
     work = Worked(checkpoint, name, **quick.get(name, {}))
     before = [p.clone() for p in work.model.parameters()]
     seen: list[dict] = []

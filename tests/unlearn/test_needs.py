@@ -122,6 +122,23 @@ def test_ssd_needs_a_step_for_each_half(tmp_path, texts):
         preflight(tmp_path / "run", model, texts, "method=ssd", "train.batch_size=2", "train.max_batches=1")
 
 
+@pytest.mark.parametrize("name", ["ssd", "repselect", "cir"])
+def test_methods_that_have_nothing_to_train_an_adapter_by(tmp_path, texts, name):
+    model = make_checkpoint("mistral", tmp_path / "model")
+    words = [f"method={name}", "layer=2", "train.batch_size=2", "train.max_batches=60"]
+    words += ["method.mlps=2"] if name == "cir" else []
+    preflight(tmp_path / "run", model, texts, *words)
+    with pytest.raises(UserError, match=f"^layers.lora: {name} changes matrices as they are; use layers.lora=false$"):
+        preflight(tmp_path / "run", model, texts, *words, "layers.lora=true")
+
+
+def test_collapsed_gradients_need_matrices_of_their_own(tmp_path, texts):
+    words = ["method=cir", "layer=2", "method.mlps=2", "train.batch_size=2", "train.max_batches=60"]
+    with pytest.raises(UserError, match=r"^layers\.parameters: .*experts.* is part of a fused tensor"):
+        preflight(tmp_path / "run", make_checkpoint("mixtral", tmp_path / "model"), texts, *words)
+    preflight(tmp_path / "run", tmp_path / "model", texts, "method=repselect", *words[3:])
+
+
 def test_only_as_deep_as_the_method_needs(tmp_path, texts):
     model = make_checkpoint("mistral", tmp_path / "model")
     depth = {

@@ -27,6 +27,7 @@ from rmu_exp.support.errors import UserError
 
 BUDGET = {"cpu": 1024, "cuda": 8192}  # tokens of a batch
 POSITIONS = 256  # of which the logits are there at a time, twice
+HELD, SHORT, FEW = 64, 64, 8  # texts that a budget may read, tokens of them, how many it reads
 Z95 = 1.959964
 
 
@@ -82,8 +83,20 @@ def encode(tokenizer: Any, texts: Sequence[str], source: str, count: int, length
         if len(rows) == count:
             break
     if not rows:
-        raise UserError(f"eval.damage: {source}: no text has a token to predict; give longer texts")
+        raise UserError(f"data: {source}: no text has a token to predict; give more or longer texts")
     return rows
+
+
+def held(texts: Sequence[str]) -> int:
+    """How many texts at the end of neutral text are kept for a budget of KL, which damage does not read then."""
+    return min(HELD, len(texts) // 2)
+
+
+def encode_held(tokenizer: Any, texts: Sequence[str], source: str, length: int) -> list[Ids]:
+    """The few longest of the texts held for a budget, truncated alike. Raises UserError: there is none."""
+    kept = list(texts[len(texts) - held(texts) :])
+    rows = encode(tokenizer, kept, source, len(kept), min(SHORT, length))
+    return sorted(rows, key=len, reverse=True)[:FEW]
 
 
 def compare(model: nn.Module, delta: Delta, tokenizer: Any, rows: Sequence[Ids]) -> Compared:
@@ -121,13 +134,11 @@ def _batch(split: SplitModel, delta: Delta, rows: Sequence[Ids], device: torch.d
     predicts_BT = torch.arange(ids_BT.shape[1], device=device) < torch.tensor(counts, device=device)[:, None]
     ids_N, next_N = ids_BT[predicts_BT], ids_BT.roll(-1, 1)[predicts_BT]
     both_2ND = torch.stack([base_BTD[predicts_BT], unlearned_BTD[predicts_BT]])
-    values_4N = torch.cat(
-        [
-            _positions(*(split.logits(h_ND[:, None], ids_N[some, None])[:, 0] for h_ND in both_2ND[:, some]), next_N[some])
-            for some in torch.arange(len(ids_N), device=device).split(POSITIONS)
-        ],
-        dim=1,
-    )
+    parts = []
+    for some in torch.arange(len(ids_N), device=device).split(POSITIONS):
+        base_NV, unlearned_NV = (split.logits(h_ND[some, None], ids_N[some, None])[:, 0] for h_ND in both_2ND)
+        parts.append(_positions(base_NV, unlearned_NV, next_N[some]))
+    values_4N = torch.cat(parts, dim=1)
     return [tuple(part_4N.sum(dim=1).tolist()) for part_4N in values_4N.split(counts, dim=1)]
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -144,7 +144,8 @@ def _read(model: Any, rows: list[Ids], longest: int, device: torch.device) -> Dy
             model.base_model(input_ids=ids_BT, past_key_values=cache, use_cache=True)
             if cache.get_seq_length() != length or not all(type(layer) is DynamicLayer for layer in cache.layers):
                 return None
-            parts = [(layer.keys, layer.values) for layer in cache.layers]
+            layers = cast(list[DynamicLayer], cache.layers)
+            parts = [cast(tuple[Tensor, Tensor], (layer.keys, layer.values)) for layer in layers]
             sizes = [[(len(rows), x.shape[1], longest - 1, x.shape[3]) for x in part] for part in parts]
             kept = kept or [(k.new_zeros(a), v.new_zeros(b)) for (k, v), (a, b) in zip(parts, sizes, strict=True)]
             for whole, part in zip(kept, parts, strict=True):

@@ -16,10 +16,11 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from rmu_exp.model.split import MLP as MLPS
 from rmu_exp.model.split import layers_of, layers_path
 from rmu_exp.support.errors import UserError
 
-ALL = "all"
+ALL, MLP = "all", "mlp"
 DOWN = (
     "mlp.down_proj.weight",
     "mlp.dense_4h_to_h.weight",
@@ -127,7 +128,7 @@ def resolve(model: nn.Module, layers: Sequence[int], names: Sequence[str] | None
     Args:
         layers: layer indices.
         names: names inside a layer as on disk, globs allowed; ``all``: every tensor of the layer;
-            None: the MLP's output matrix.
+            ``mlp``: every matrix of its MLP or experts, the router aside; None: the MLP's output matrix.
 
     Returns:
         Without repetition, layer by layer, in each layer's published order.
@@ -138,12 +139,14 @@ def resolve(model: nn.Module, layers: Sequence[int], names: Sequence[str] | None
     patterns = [names] if isinstance(names, str) else list(names or [])
     if names is not None and not patterns:
         raise UserError("layers.parameters: got an empty list; name at least one tensor, or leave it null")
-    found: list[TrainedTensor] = []
+    found, model_layers = list[TrainedTensor](), layers_of(model)
     for layer in layers:
         known = _slots(model, layer)
         chosen: set[str] = set()
         for pattern in patterns or [down_projection(model, layer)]:
             matched = {t.name for n, t in known.items() if pattern == ALL or fnmatchcase(n, pattern)}
+            if pattern == MLP:
+                matched = {t.name for n, t in known.items() if _in_mlp(n, t.view(model_layers[layer]))}
             if not matched:
                 raise UserError(
                     f"layers.parameters: {pattern!r} matches nothing in layer {layer}; there are {_listed(known)}"
@@ -151,6 +154,11 @@ def resolve(model: nn.Module, layers: Sequence[int], names: Sequence[str] | None
             chosen |= matched
         found += [t for t in known.values() if t.name in chosen]
     return found
+
+
+def _in_mlp(name: str, value: Tensor) -> bool:
+    """Whether a tensor, by its name inside a layer, is a matrix of the MLP or of an expert."""
+    return name.split(".")[0] in MLPS and value.dim() > 1 and not name.endswith("gate.weight")
 
 
 def by_index(model: nn.Module, layer: int, ids: Sequence[int]) -> list[str]:

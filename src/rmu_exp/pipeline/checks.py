@@ -1,4 +1,4 @@
-"""Questions that are asked while training: what should stay must not collapse."""
+"""What is looked at while training: questions that should stay, and text on which a model should stay as it was."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from itertools import chain, islice, zip_longest
 
 import torch
 
-from rmu_exp.evaluate import questions
+from rmu_exp.evaluate import damage, questions
 from rmu_exp.evaluate.questions import Question
-from rmu_exp.evaluate.scoring import Scorer
+from rmu_exp.evaluate.scoring import Ids, Scorer
 from rmu_exp.model.delta import Delta
 from rmu_exp.model.parameters import TrainedTensor
-from rmu_exp.pipeline.models import Models
+from rmu_exp.pipeline.models import Models, Texts
 from rmu_exp.settings import Run
 from rmu_exp.support.errors import UserError
 from rmu_exp.unlearn.guards import Accuracy
@@ -31,6 +31,18 @@ def check_questions(run: Run) -> list[Question]:
     if not (asked := list(islice(in_turn, run.train.check_questions))):
         raise UserError("train.check_every: eval.tasks has no multiple-choice questions beside the forget questions")
     return asked
+
+
+def neutral_rows(run: Run, models: Models, texts: Texts) -> list[Ids]:
+    """The neutral texts on which a budget measures KL, as tokens; damage reads others.
+
+    Raises UserError: there are none, or the model has no head to predict with.
+    """
+    base, neutral = models.base, texts.neutral
+    assert neutral is not None
+    if not base.has_head:
+        raise UserError(f"train.kl_budget: KL needs logits, but {base.name} has no language-model head")
+    return damage.encode_held(base.tokenizer(), neutral.texts, neutral.source, base.context)
 
 
 def accuracy_of(

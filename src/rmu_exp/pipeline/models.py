@@ -113,6 +113,11 @@ class Texts:
         """Forget and retain. Raises UserError for a source that is missing, damaged or empty."""
         return data.load(self.settings)
 
+    @cached_property
+    def neutral(self) -> Corpus | None:
+        """Held-out text that damage is measured on; None: none is named. Warns where it is the retain corpus."""
+        return data.neutral(self.settings)
+
     @property
     def digests(self) -> dict[str, str]:
         """Corpus to the sha256 of its texts."""

@@ -52,7 +52,15 @@ def depth(run: Run) -> int | None:
     """How many layers of the base a run loads; None: all, which whoever asks questions needs."""
     method = plugins.module("method", run.method.name)
     looks = run.texts_compared or run.prompts_asked
-    whole = run.eval.tasks or run.eval.perplexity or looks or run.attacks or run.export or run.train.check_every
+    whole = (
+        run.eval.tasks
+        or run.eval.perplexity
+        or looks
+        or run.attacks
+        or run.export
+        or run.train.check_every
+        or run.train.kl_budget
+    )
     if whole or method.Method.logits:
         return None
     return int(max(method.Method.targets(plugins.settings_of(run.method), run.layer))) + 1

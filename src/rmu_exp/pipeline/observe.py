@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from rmu_exp import data, worlds
+from rmu_exp import worlds
 from rmu_exp.data.sources import Corpus
 from rmu_exp.evaluate import catalogue, damage, fluency, generate, questions, ripple
 from rmu_exp.evaluate.damage import Compared
@@ -82,7 +82,9 @@ def prepare_observation(run: Run | Judge, models: Models, texts: Texts, results:
         ripples = bool(_levels(run)) or bool(run.texts_compared)
     if compares:
         _ = texts.corpora
-    neutral = data.neutral(run.data) if compares else None
+    neutral = texts.neutral if compares else None
+    if neutral and isinstance(run, Run) and run.train.kl_budget:
+        neutral = dataclasses.replace(neutral, texts=neutral.texts[: len(neutral.texts) - damage.held(neutral.texts)])
     return Observation(run, models, texts, prompts, neutral, compares, ripples)
 
 

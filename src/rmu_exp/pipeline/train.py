@@ -21,11 +21,12 @@ from rmu_exp.config import plugins
 from rmu_exp.data import batches as batching
 from rmu_exp.data.batches import Batch
 from rmu_exp.evaluate.questions import Question
+from rmu_exp.evaluate.scoring import Ids
 from rmu_exp.model import parameters
 from rmu_exp.model.delta import Delta
 from rmu_exp.model.parameters import TrainedTensor
 from rmu_exp.model.split import layers_of
-from rmu_exp.pipeline.checks import accuracy_of, check_questions
+from rmu_exp.pipeline.checks import accuracy_of, check_questions, neutral_rows
 from rmu_exp.pipeline.models import Models, Texts, once
 from rmu_exp.record import provenance, rundir
 from rmu_exp.record.results import Published, Results, RunInfo, Training
@@ -37,6 +38,7 @@ from rmu_exp.support.files import write_atomic
 from rmu_exp.unlearn import lora
 from rmu_exp.unlearn import method as methods
 from rmu_exp.unlearn.activation_cache import ActivationCache, shared
+from rmu_exp.unlearn.budget import Budget
 from rmu_exp.unlearn.gradients import Wrap
 from rmu_exp.unlearn.guards import Guard
 from rmu_exp.unlearn.loop import frozen_norms, originals, unlearn
@@ -57,6 +59,7 @@ class TrainPlan:
         depth: how many layers are loaded.
         notes: what the log says about the texts.
         asked: questions that are asked while training.
+        neutral: texts that KL to the base is measured on; none: it is not.
     """
 
     run: Run
@@ -70,6 +73,7 @@ class TrainPlan:
     batches: Iterator[Batch]
     notes: list[str]
     asked: list[Question]
+    neutral: list[Ids]
 
 
 @dataclass(frozen=True)
@@ -95,8 +99,10 @@ def prepare_training(run: Run, models: Models, texts: Texts) -> TrainPlan:
         raise UserError(f"method: {run.method.name} looks at layers {targets}, {base.name} has {base.depth} layers")
     if module.Method.logits and not base.has_head:
         raise UserError(f"method: {run.method.name} needs logits, but {base.name} has no language-model head")
+    if run.layers.lora and (module.Method.at_once or module.Method.linear):
+        raise UserError(f"layers.lora: {run.method.name} changes matrices as they are; use layers.lora=false")
     depth = base.depth if module.Method.logits else max(targets) + 1
-    trained = trained_tensors(run, models, targets, depth)
+    trained = trained_tensors(run, models, targets, depth, module.Method.linear)
     module.Method.refuse(settings, run.layer, min(t.layer for t in trained), run.train.max_batches)
     module.Method.refuse_tensors(settings, base, trained)
     if run.layers.lora and module.Method.start is not methods.Method.start:
@@ -110,11 +116,14 @@ def prepare_training(run: Run, models: Models, texts: Texts) -> TrainPlan:
             f"the texts give {steps}; allow more steps, or use steering=absolute with a number for steer"
         )
     asked = check_questions(run) if run.train.check_every else []
-    return TrainPlan(run, models, texts, module.Method, settings, trained, depth, steps, batches, notes, asked)
+    neutral = neutral_rows(run, models, texts) if run.train.kl_budget else []
+    return TrainPlan(run, models, texts, module.Method, settings, trained, depth, steps, batches, notes, asked, neutral)
 
 
-def trained_tensors(run: Run, models: Models, targets: list[int], depth: int) -> list[TrainedTensor]:
-    """The trained tensors, by name.
+def trained_tensors(
+    run: Run, models: Models, targets: list[int], depth: int, linear: bool = False
+) -> list[TrainedTensor]:
+    """The trained tensors, by name; ``linear``: of linear modules only.
 
     Raises UserError: a name that no layer has, or that the checkpoint on disk spells otherwise.
     """
@@ -124,7 +133,8 @@ def trained_tensors(run: Run, models: Models, targets: list[int], depth: int) ->
     if run.layers.param_ids is not None:
         names = parameters.by_index(model, run.layer, run.layers.param_ids)
     found = parameters.resolve(model, run.trained_layers(targets, depth), names)
-    found = lora.matrices(model, found) if run.layers.lora else found
+    if run.layers.lora or linear:
+        found = lora.matrices(model, found, "layers.rank" if run.layers.lora else "layers.parameters")
     if lacking := models.base.lacking(t.name for t in found):
         raise UserError(
             f"layers.parameters: {lacking[0]} is not in the files of {models.base.name} under this name, so its new "
@@ -183,7 +193,7 @@ def train(plan: TrainPlan, folder: Path, made_from: str, on_step: Callable[[Metr
     for note in plan.notes:
         log.info("%s", note)
     log.info("trained: %s", ", ".join(t.name for t in plan.trained))
-    model = models.open(None if plan.method.logits else plan.depth)
+    model = models.open(None if plan.method.logits or plan.neutral else plan.depth)
     layers, adapters = run.layers, None
     if layers.lora:
         adapters = lora.Adapters(model, plan.trained, layers.rank, layers.rank_alpha, run.seed)
@@ -193,6 +203,9 @@ def train(plan: TrainPlan, folder: Path, made_from: str, on_step: Callable[[Metr
     method = plan.method(plan.settings, _context(plan, lengths))
     snapshots = Snapshots(folder / rundir.STATE / "training.safetensors", made_from, run.train.save_every)
     accuracy = accuracy_of(plan.asked, models, plan.trained, adapters) if plan.asked else None
+    budget = None
+    if run.train.kl_budget:
+        budget = Budget(run.train.kl_budget, plan.neutral, plan.steps, plan.method.at_once)
     with metrics_log(folder / rundir.METRICS, snapshots.steps, plan.steps, on_step) as seen:
         cache = _activations(plan, len(layers_of(model)))
         with signals.deferred():
@@ -208,6 +221,7 @@ def train(plan: TrainPlan, folder: Path, made_from: str, on_step: Callable[[Metr
                 cache=cache,
                 snapshots=snapshots,
                 guard=Guard(accuracy, run.train.check_every, run.train.collapse, plan.steps),
+                budget=budget,
             )
         values = adapters.merged(values) if adapters else values
     took = Training(
@@ -220,6 +234,7 @@ def train(plan: TrainPlan, folder: Path, made_from: str, on_step: Callable[[Metr
         norms=medians,
         targets=dict(zip(run.topics, lengths, strict=True)),
         reached=seen.reached,
+        **_kept(budget),
     )
     return Trained(Delta.from_trained(plan.trained, values, method.control_KD, run.topics, models.base), took)
 
@@ -227,6 +242,14 @@ def train(plan: TrainPlan, folder: Path, made_from: str, on_step: Callable[[Metr
 def repeated(batches: Iterator[Batch], times: int, steps: int) -> Iterator[Batch]:
     """Each batch as many times in a row as the method has it, for so many steps."""
     return itertools.islice((batch for batch in batches for _ in range(times)), steps)
+
+
+def _kept(budget: Budget | None) -> dict[str, Any]:
+    """What results.json says of a budget."""
+    if budget is None:
+        return {}
+    kept = {f"kl_{name}": value for name, value in vars(budget.kept).items() if name != "kl"}
+    return {"kl_budget": budget.limit, "kl": budget.kept.kl, "seconds_measuring": budget.spent} | kept
 
 
 def relative(run: Run) -> bool:

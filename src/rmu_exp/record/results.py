@@ -372,6 +372,11 @@ class Training(Part):
         norms: topic to the median norm of the frozen model's forget activations at the layer, first tokens left out.
         targets: topic to the length of its forget target.
         reached: topic to how far its forget activations went towards the target, at the last look: 0 nowhere, 1 there.
+        kl_budget: KL(base || updated) at which training was to end, nats per token on neutral text.
+        kl, kl_step: what it is at the kept weights, and at which step they are; a fraction lies between two steps.
+        kl_scale: for a method that acts at once: how many times its own step was taken.
+        kl_reached: whether the budget was reached.
+        seconds_measuring: what measuring it took, of ``seconds``.
     """
 
     steps: Count
@@ -383,6 +388,12 @@ class Training(Part):
     norms: dict[str, float] = {}
     targets: dict[str, float] = {}
     reached: dict[str, float] = {}
+    kl_budget: float | None = None
+    kl: float | None = None
+    kl_step: float | None = None
+    kl_scale: float | None = None
+    kl_reached: bool | None = None
+    seconds_measuring: float | None = None
 
 
 Word = Literal["forgot", "partly", "nothing happened", "broken", "not measured"]

@@ -18,6 +18,7 @@ from rmu_exp.model.parameters import TrainedTensor, assemble
 from rmu_exp.model.split import SplitModel, layers_of
 from rmu_exp.support import signals
 from rmu_exp.unlearn.activation_cache import ActivationCache
+from rmu_exp.unlearn.budget import Budget
 from rmu_exp.unlearn.gradients import Gradients, Numbers, Wrap
 from rmu_exp.unlearn.guards import Guard
 from rmu_exp.unlearn.method import Context, Method
@@ -43,14 +44,16 @@ def unlearn(
     cache: ActivationCache | None = None,
     snapshots: Snapshots | None = None,
     guard: Guard | None = None,
+    budget: Budget | None = None,
 ) -> list[Tensor]:
-    """Train ``trained`` by a method's loss; ``model``, as deep as the method needs, is left as it was.
+    """Train ``trained`` by a method's loss; ``model``, as deep as the method needs or deeper, is left as it was.
 
     Args:
         decay_over: steps over which the learning rate falls to nothing, linearly; None: it is constant.
         wrap: what stands around the loss.
         on_metrics: called with one dictionary per step, some steps late.
         cache, snapshots: activations that other runs have computed; the state, kept and resumed from.
+        budget: how much damage ends the training; it takes the full model with its head.
 
     Returns:
         The new values, in the order of ``trained``, in the masters' dtype.
@@ -68,7 +71,9 @@ def unlearn(
     guard, keep, cache = guard or Guard(), snapshots or Snapshots(), cache or ActivationCache()
     meter = Meter(context, on_metrics, guard)
     method.begin(split)
-    keep.restore(masters, optimizer, method)
+    if budget:
+        budget.begin(split, trained)
+    keep.restore(masters, optimizer, method, budget)
 
     same = partial(Step, split, layers=layers, marker=context.marker, faithful=context.faithful, cache=cache)
 
@@ -84,14 +89,20 @@ def unlearn(
         if decay_over:
             optimizer.param_groups[0]["lr"] = lr * max(0.0, 1 - (number - 1) / decay_over)
         optimizer.step()
+        if budget:
+            meter.measured(budget, number, masters, numbers)
         meter.add(number, batch, optimizer.param_groups[0]["lr"], numbers)
         guard.check(number, masters)
+        if budget and budget.over:
+            break
         if keep.due():
             meter.flush()  # which refuses a state that has gone wrong
-            keep.save(number, masters, optimizer, method)
+            keep.save(number, masters, optimizer, method, budget)
             if signals.asked():
                 raise signals.Stopped
     meter.flush()
+    if budget:
+        budget.settle(masters)
     return [w.detach() for w in masters]
 
 
@@ -137,6 +148,14 @@ class Meter:
         self.pending.append((number, line, numbers))
         if len(self.pending) == FLUSH:
             self.flush()
+
+    def measured(self, budget: Budget, step: int, masters: Sequence[Tensor], numbers: Numbers) -> None:
+        """Note KL to the base where the budget looks at it; the time that this takes is not the step's."""
+        before = budget.spent
+        kl = budget.look(step, masters)
+        self.last += budget.spent - before
+        if kl is not None and kl < float("inf"):
+            numbers["kl"] = torch.tensor(kl, device=self.context.device)
 
     def flush(self) -> None:
         """Read what is pending; the time since the last reading is shared evenly among the steps."""

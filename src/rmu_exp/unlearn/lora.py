@@ -19,8 +19,8 @@ WEIGHT = ".weight"
 ADAPTER = "default"
 
 
-def matrices(model: nn.Module, trained: Sequence[TrainedTensor]) -> list[TrainedTensor]:
-    """Those of the named tensors that are the weight of a linear module.
+def matrices(model: nn.Module, trained: Sequence[TrainedTensor], key: str = "layers.rank") -> list[TrainedTensor]:
+    """Those of the named tensors that are the weight of a linear module; ``key``: the setting that asks for it.
 
     Raises:
         UserError: there are none, or one is an expert of a fused mixture.
@@ -28,7 +28,7 @@ def matrices(model: nn.Module, trained: Sequence[TrainedTensor]) -> list[Trained
     layers = layers_of(model)
     fused = [t.name for t in trained if t.index is not None]
     if fused:
-        raise UserError(f"layers.rank: {fused[0]} is part of a fused tensor; LoRA needs matrices of their own")
+        raise UserError(f"{key}: {fused[0]} is part of a fused tensor; this needs matrices of their own")
     linear = [
         t
         for t in trained
@@ -36,7 +36,7 @@ def matrices(model: nn.Module, trained: Sequence[TrainedTensor]) -> list[Trained
         and isinstance(layers[t.layer].get_submodule(t.parameter.removesuffix(WEIGHT)), nn.Linear)
     ]
     if not linear:
-        raise UserError(f"layers.rank: none of {', '.join(t.name for t in trained[:3])} is a linear module's weight")
+        raise UserError(f"{key}: none of {', '.join(t.name for t in trained[:3])} is a linear module's weight")
     return linear
 
 

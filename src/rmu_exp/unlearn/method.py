@@ -68,11 +68,16 @@ class Method:
         logits: whether it needs the full model with its head; otherwise no layer above its highest target is loaded.
         mean_over: what the losses are means over, by role: ``tokens``, ``successors`` (tokens with one that count) or
             ``texts``. When memory runs out a step then goes through in parts; None: it needs all its texts at once.
+        at_once: whether the weights change at the last step only, in one direction whose length is free: a budget of
+            damage then chooses that length.
+        linear: whether it trains weights of linear modules only.
         control_KD: forget targets, one per topic, saved with the Delta; None for methods without.
     """
 
     logits: ClassVar[bool] = False
     mean_over: Mapping[str, str] | None = None
+    at_once: ClassVar[bool] = False
+    linear: ClassVar[bool] = False
     control_KD: Tensor | None = None
 
     def __init__(self, settings: Any, context: Context) -> None:

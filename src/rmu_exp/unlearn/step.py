@@ -8,7 +8,7 @@ Axes: R rows, T positions, N tokens of a role, M those whose following token cou
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -96,15 +96,17 @@ class Step:
         moved = [packed.to(self.split.device) for packed in self.batch.passes]
         return [(packed, self.cache.trunk(self.split, packed)) for packed in moved]
 
-    def updated(self, logits: bool = False, shifts: Mapping[int, Sequence[Tensor]] | None = None) -> Activations:
-        """What the model being updated makes of the texts.
+    def updated(
+        self, *roles: str, logits: bool = False, shifts: Mapping[int, Sequence[Tensor]] | None = None
+    ) -> Activations:
+        """What the model being updated makes of the texts of some roles (none named: of all).
 
         Args:
             logits: run it to its head; otherwise to the highest layer that is kept.
             shifts: layer to what is added to its output, a tensor (R, T, D) for each of the packed rows.
         """
         parts = [(packed, trunk, packed.tokens) for packed, trunk in self.trunks]
-        self._updated = self._seen(parts, self.weights, logits, shifts or {})
+        self._updated = self._seen(self.holding(roles) if roles else parts, self.weights, logits, shifts or {})
         return self._updated
 
     @torch.no_grad()
@@ -118,7 +120,7 @@ class Step:
             wanted &= set(roles)
         known = self._frozen
         if known is None or not wanted <= set(known.h[self.layers[0]]) or (logits and not known.logits):
-            parts = [part for i in range(len(self.batch.passes)) if (part := self._holding(i, wanted))]
+            parts = self.holding(wanted)
             if logits:
                 self._frozen = self._seen(parts, {}, True, {})
                 return self._frozen
@@ -159,6 +161,10 @@ class Step:
             left, whole = (torch.linalg.vector_norm(x[FORGET].float() - target.float(), dim=-1) for x in (h, g))
             found["reached_forget"] = (1 - left / whole).where(self.inside(FORGET), torch.nan).nanmedian()
         return found
+
+    def holding(self, roles: Collection[str]) -> list[Part]:
+        """The packed rows that hold texts of the roles, and no others."""
+        return [part for i in range(len(self.batch.passes)) if (part := self._holding(i, roles))]
 
     def _holding(self, i: int, roles: Iterable[str]) -> Part | None:
         """Those of the packed rows that hold texts of the roles; None: there are none."""

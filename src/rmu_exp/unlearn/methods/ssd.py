@@ -37,6 +37,7 @@ class Method(method.Method):
     """SSD."""
 
     logits = True
+    at_once = True
 
     @classmethod
     def refuse(cls, settings: Settings, layer: int, lowest: int, steps: int) -> None:
