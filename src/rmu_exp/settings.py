@@ -81,7 +81,7 @@ class Layers:
     span: int = setting(3, least=0)
     """How many layers are trained: `layer` and the ones below it; 0: all that the method loads."""
     parameters: list[str] | None = setting(None)
-    """Names inside a layer as on disk, globs allowed; all; mlp, its matrices; null: model.parameters."""
+    """Names inside a layer as on disk, globs allowed; all; mlp; null: model.parameters."""
     lora: bool = setting(False)
     """Train LoRA adapters on these matrices instead, merged into the Delta."""
     rank: int = setting(16, least=1)
@@ -259,7 +259,7 @@ class Train:
     collapse: float = setting(0.3, least=0)
     """Training stops when it has cost more than this of the accuracy on them."""
     kl_budget: float | None = setting(None, above=0)
-    """Training ends where KL to the base on data.neutral reaches this, in nats per token; null: it is not measured."""
+    """Training ends where KL to the base on data.neutral is this many nats per token; null: it is not measured."""
     save_every: float | None = setting(None, least=0, changes_result=False)
     """Seconds between two snapshots to resume from; null: as often as costs no more than 1 % of the time."""
 

@@ -240,6 +240,10 @@ def test_a_run_says_what_was_kept(tmp_path, monkeypatch):
         rows,
     )
     assert found.per_token(found.kl).mean == pytest.approx(train["kl"], rel=1e-3)
+    for name in ("first", "second"):  # trials of a sweep, which share the model and activations
+        a_run.carry_out([*words, "share.when=always"], tmp_path / name)
+        same = [(tmp_path / folder / "delta.safetensors").read_bytes() for folder in ("run", name)]
+        assert same[0] == same[1]
 
 
 @pytest.mark.parametrize(

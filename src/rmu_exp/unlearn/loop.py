@@ -150,7 +150,7 @@ class Meter:
             self.flush()
 
     def measured(self, budget: Budget, step: int, masters: Sequence[Tensor], numbers: Numbers) -> None:
-        """Note KL to the base where the budget looks at it; the time that this takes is not the step's."""
+        """Note KL to the base where the budget measures it; the time that this takes is not the step's."""
         before = budget.spent
         kl = budget.look(step, masters)
         self.last += budget.spent - before
