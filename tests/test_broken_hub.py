@@ -126,6 +126,7 @@ def train(env: dict[str, str], cwd: Path, *words: str) -> subprocess.CompletedPr
     )
 
 
+@pytest.mark.slow
 def test_a_run_whose_weights_break_off_goes_on_by_the_same_command(hub, env, tmp_path):
     hub.fail("org/stalls/model.safetensors", at=2000)
     began = time.perf_counter()

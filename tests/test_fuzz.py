@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -207,7 +208,7 @@ def use(folder: Path) -> None:
     checkpoint.open(None, torch.float32, torch.device("cpu"))
 
 
-@many(100)
+@many(60)
 @given(data=st.data(), name=st.sampled_from(WRITTEN), use=st.sampled_from(READERS))
 def test_run_folders(tiny_run, data, name, use):
     """A run's folder with one file changed, given to what reads run folders."""
@@ -225,13 +226,17 @@ def test_run_folders(tiny_run, data, name, use):
         elif use == "export":
             fuzz.command(main, ["export", str(folder), str(Path(parent) / "out")])
         elif use == "resume":
-            given = [*a_run.words(tiny_run.parent), "attacks=[norms]", "export=true", "output=x"]
-            (run,) = compose.composed(given, a_run.CONF)
-            fuzz.told(lambda: prepare(run, folder))
+            fuzz.told(lambda: prepare(run_of(tiny_run.parent), folder))
         else:
             judged = [f"unlearned={folder}", "eval.tasks=[lore_forget]", "model.oracle=null", "output=x"]
             fuzz.told(lambda: start_judging(judged))
         assert fuzz.contents(folder) == before
+
+
+@cache
+def run_of(folder: Path) -> Run:
+    given = [*a_run.words(folder), "attacks=[norms]", "export=true", "output=x"]
+    return compose.composed(given, a_run.CONF)[0]
 
 
 def start_judging(given: list[str]) -> None:

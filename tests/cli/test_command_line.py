@@ -8,14 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import program
 import pytest
 from families import make_checkpoint, save_tokenizer
+from program import ROOT
 
 from rmu_exp.cli import compose
 from rmu_exp.pipeline.run import prepare
 from rmu_exp.support.errors import UserError
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -23,15 +23,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkpoint("mistral", tmp_path_factory.mktemp("base"), shard="12KB")
 
 
-def train(*words: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), *words],
-        cwd=cwd,
-        env=os.environ | {"RMU_EXP_CACHE": str(cwd / ".cache")} | env,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+def train(*words: str, cwd: Path, **env: object) -> subprocess.CompletedProcess[str]:
+    return program.run("train.py", *words, cwd=cwd, RMU_EXP_CACHE=cwd / ".cache", **env)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +33,7 @@ def train(*words: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str
         (["stear=6.5"], "stear: no such key, did you mean steer?"),
         (["model=lore", "data=lore", "layer=99"], "layer: got 99, allowed is 0 to "),
         (["-m", "layer=3,5,99x"], "layer: got '99x', allowed is a whole number"),
-        (["data.forget=[nowhere.jsonl,lore:wards]"], "nowhere.jsonl: no such file"),
+        (["model=lore", "data.forget=[nowhere.jsonl,lore:wards]"], "nowhere.jsonl: no such file"),
         (["hydra.run.dir=file/x"], "output: cannot write to file/x"),
         (["output=file/run"], "output: cannot write to file/run"),
         (["--config-path", "nowhere"], "nowhere"),
@@ -169,7 +162,10 @@ def test_shell_completion(tmp_path):
 def test_a_hub_that_cannot_be_reached_is_status_1_and_leaves_nothing(tmp_path):
     (tmp_path / "a.txt").write_text("w1 w2\n\n" * 8)
     words = ["model=hf", "model.name=org/model", *LOCAL[2:], "tracking=off", "output=out/deep"]
-    done = train(*words, cwd=tmp_path, HF_ENDPOINT="http://127.0.0.1:9", HF_HOME=str(tmp_path / "home"))
+    env = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "home")}  # read by imports
+    done = subprocess.run(
+        [sys.executable, ROOT / "train.py", *words], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert "org/model: the hub cannot be reached" in line

@@ -152,8 +152,3 @@ def test_revisions_and_refusals(hub, folder, tmp_path):
     assert "may not read" in reader
     assert "refuses the token" in wrong
     assert not downloaded(hub)
-
-
-def test_no_network(hub, tmp_path):
-    (answer,) = ask(environment(hub, tmp_path) | {"HF_ENDPOINT": "http://127.0.0.1:9"}, {"name": "org/model"})
-    assert "cannot be reached" in answer["RunError"]

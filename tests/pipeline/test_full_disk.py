@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import program
 import pytest
 from small_disk import mounted, remount
 
@@ -18,17 +19,8 @@ from rmu_exp.support.boundary import line_for
 from rmu_exp.support.files import write_atomic
 
 HERE = Path(__file__).parents[1]
-ROOT = HERE.parent
-SMALL = [
-    "model=lore",
-    "data=lore",
-    "layer=7",
-    "train.max_batches=4",
-    "train.batch_size=4",
-    "eval.tasks=[lore_forget]",
-    "eval.limit=5",
-]
-SMALL += ["attacks=[quantise]", "attacks.quantise.bits=[8]", "export=true"]
+SMALL = """model=lore data=lore layer=7 train.max_batches=4 train.batch_size=4 eval.tasks=[lore_forget] eval.limit=5
+    attacks=[quantise] attacks.quantise.bits=[8] export=true"""
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +37,17 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def runs(shim: Path, folder: Path, where: str, error: str, every: int, *words: str) -> list[dict[str, Any]]:
     """What full_disk.py tells: of the undisturbed run, and of those whose disk failed."""
     env = os.environ | {"LD_PRELOAD": str(shim), "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, HERE / "full_disk.py", where, error, folder, str(every), *SMALL, "tracking=off", *words]
+    command = [
+        sys.executable,
+        HERE / "full_disk.py",
+        where,
+        error,
+        folder,
+        str(every),
+        *SMALL.split(),
+        "tracking=off",
+        *words,
+    ]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
@@ -65,7 +67,7 @@ def check_resumable(line: dict[str, Any], folder: Path, words: str) -> None:
 @pytest.mark.parametrize(
     ("error", "every", "words"),
     [
-        ("ENOSPC", 37, "no space left on "),
+        ("ENOSPC", 50, "no space left on "),
         pytest.param("ENOSPC", 1, "no space left on ", marks=pytest.mark.slow),
         pytest.param("EROFS", 15, "has become read-only", marks=pytest.mark.slow),
         pytest.param("EIO", 15, "input/output error", marks=pytest.mark.slow),
@@ -96,11 +98,8 @@ def disk(tmp_path: Path) -> Iterator[Path]:
         yield place
 
 
-def train(*words: str, cache: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
-    command = [sys.executable, ROOT / "train.py", *SMALL, *words]
-    env = inherited | {"RMU_EXP_CACHE": str(cache)} | env
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
+def train(*words: str, cache: Path) -> subprocess.CompletedProcess[str]:
+    return program.run("train.py", *SMALL.split(), *words, RMU_EXP_CACHE=cache)
 
 
 def whole(folder: Path) -> None:

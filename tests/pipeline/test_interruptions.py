@@ -7,60 +7,35 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from program import Program
 
 from rmu_exp.cli import job
 from rmu_exp.settings import Run
 from rmu_exp.support.signals import Stopped
 
-ROOT = Path(__file__).parents[2]
-SMALL = [
-    "model=lore",
-    "data=lore",
-    "layer=7",
-    "steer=6.5",
-    "tracking=off",
-    "model.threads=1",
-    "train.max_batches=30",
-    "train.save_every=0",
-    "eval.limit=8",
-    "eval.perplexity=lore:herbs",
-    "attacks=[relearn,quantise]",
-    "attacks.relearn.samples=[4]",
-    "attacks.relearn.steps=4",
-    "attacks.quantise.bits=[4]",
-]
-ASIDE = (
-    "seconds",
-    "seconds_saving",
-    "seconds_measuring",
-    "seconds_per_step",
-    "peak_memory_bytes",
-    "command",
-    "save_every",
-)
+SMALL = """model=lore data=lore layer=7 steer=6.5 tracking=off model.threads=1 train.max_batches=30 train.save_every=0
+    eval.tasks=[lore_forget,lore_general] eval.limit=8 eval.perplexity=lore:herbs attacks=[relearn,quantise]
+    attacks.relearn.samples=[4] attacks.relearn.steps=4 attacks.quantise.bits=[4]"""
+ASIDE = ("seconds", "seconds_saving", "seconds_measuring", "seconds_per_step")
+ASIDE += ("peak_memory_bytes", "command", "save_every")
 
 
-def start(folder: Path, *words: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "train.py", *(words or (*SMALL, f"output={folder}"))]
-    quiet = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command, cwd=ROOT, env=quiet, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
-    )
+def start(folder: Path, *words: str) -> Program:
+    return Program("train.py", *(words or (*SMALL.split(), f"output={folder}")))
 
 
-def resume(folder: Path) -> subprocess.Popen[str]:
+def resume(folder: Path) -> Program:
     """As a user would: by resume=, or by the same command where nothing had been written yet."""
     return start(folder, f"resume={folder}") if (folder / "config.yaml").is_file() else start(folder)
 
 
-def finish(process: subprocess.Popen[str]) -> None:
-    out, errors = process.communicate(timeout=300)
+def finish(process: Program) -> None:
+    out, errors = process.communicate()
     assert process.returncode == 0, out + errors
 
 
@@ -81,10 +56,9 @@ def outcome(folder: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
     """A cache of this module's own, so that the base is asked anew under interruption as well."""
-    before = os.environ.get("RMU_EXP_CACHE")
-    os.environ["RMU_EXP_CACHE"] = str(tmp_path_factory.mktemp("cache"))
-    yield Path(os.environ["RMU_EXP_CACHE"])
-    os.environ.pop("RMU_EXP_CACHE") if before is None else os.environ.update(RMU_EXP_CACHE=before)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RMU_EXP_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield Path(os.environ["RMU_EXP_CACHE"])
 
 
 @pytest.fixture(scope="module")
@@ -95,10 +69,10 @@ def undisturbed(cache, tmp_path_factory):
     return outcome(folder), time.monotonic() - began
 
 
-def wait_for(file: Path, process: subprocess.Popen[str], least: int = 1) -> None:
-    """Until a file has some bytes in it."""
+def wait_for(file: Path, process: Program) -> None:
+    """Until there is something in a file."""
     deadline = time.monotonic() + 120
-    while not (file.is_file() and file.stat().st_size >= least):
+    while not (file.is_file() and file.stat().st_size):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -107,7 +81,7 @@ def wait_for(file: Path, process: subprocess.Popen[str], least: int = 1) -> None
 def test_killed_in_each_stage(undisturbed, cache, tmp_path):
     """SIGKILL while training and inside of an attack."""
     folder = tmp_path / "run"
-    for file in cache.glob("base/*"):
+    for file in cache.glob("base_answers/*"):
         file.unlink()
     for name in ("training.safetensors", "attack-relearn.jsonl"):
         process = resume(folder)
@@ -141,7 +115,7 @@ def refuse_second(folder: Path) -> None:
 def test_a_stop_that_is_asked_for(undisturbed, tmp_path, number, sign):
     """What is done is kept, one line says how to go on, and the end is that of an undisturbed run."""
     folder = tmp_path / "run"
-    words = [*SMALL, "train.save_every=null", f"output={folder}"]
+    words = [*SMALL.split(), "train.save_every=null", f"output={folder}"]
     process = start(folder, *words)
     wait_for(folder / "metrics.jsonl", process)
     if number == signal.SIGTERM:
@@ -186,7 +160,7 @@ def test_killed_fifty_times_at_random(undisturbed, cache, tmp_path):
     chance, kills, ends = random.Random(0), 0, 0
     while kills < 50:
         folder = tmp_path / f"run{ends}"
-        for file in cache.glob("base/*"):
+        for file in cache.glob("base_answers/*"):
             file.unlink()
         began = time.monotonic()
         while kills < 50:

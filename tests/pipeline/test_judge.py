@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
+import program
 import pytest
 import tiny
 import torch
+from program import ROOT
 from safetensors.torch import load_file, save_file
 
 from rmu_exp.__main__ import main
@@ -22,19 +22,11 @@ from rmu_exp.pipeline import run
 from rmu_exp.report import methods
 from rmu_exp.support.errors import UserError
 
-ROOT = Path(__file__).parents[2]
 LORE = ROOT / "src/rmu_exp/worlds/lore/weights"
 
 
 def judge(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "judge.py"), *words],
-        cwd=cwd,
-        env=os.environ | {"RMU_EXP_CACHE": str(cwd / ".cache")},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    return program.run("judge.py", *words, cwd=cwd, RMU_EXP_CACHE=cwd / ".cache")
 
 
 @pytest.fixture(scope="module")

@@ -3,40 +3,26 @@
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import subprocess
-import sys
 from pathlib import Path
 
+import program
 import pytest
 import wandb_file
 
-ROOT = Path(__file__).parents[2]
 
-
-@pytest.fixture(scope="session")
-def cache(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="session")
-def job(tmp_path_factory, cache):
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
     """Runs ``train.py`` once for each set of words; gives the run's folder and what was printed."""
     done: dict[tuple[str, ...], tuple[Path, subprocess.CompletedProcess[str]]] = {}
+    cache = tmp_path_factory.mktemp("cache")
 
     def run(*words: str) -> tuple[Path, subprocess.CompletedProcess[str]]:
         if words not in done:
             folder = tmp_path_factory.mktemp("run") / "run"
-            finished = subprocess.run(
-                [sys.executable, str(ROOT / "train.py"), *words, f"output={folder}"],
-                env={k: v for k, v in os.environ.items() if not k.startswith("WANDB_")} | {"RMU_EXP_CACHE": str(cache)},
-                capture_output=True,
-                text=True,
-                timeout=600,
-            )
-            assert finished.returncode == 0, finished.stderr
-            done[words] = folder, finished
+            done[words] = folder, program.run("train.py", *words, f"output={folder}", RMU_EXP_CACHE=cache, timeout=600)
+            assert done[words][1].returncode == 0, done[words][1].stderr
         return done[words]
 
     return run
@@ -69,14 +55,7 @@ def test_forgets_to_chance_and_keeps_the_rest(job, seeds):
     assert max(general) <= 0.03, general
 
 
-def test_same_seed_twice_gives_the_same_bytes(job):
-    first, again = job(*MAIN)[0], job(*MAIN, OFF, "export=true")[0]
-    assert (first / "delta.safetensors").read_bytes() == (again / "delta.safetensors").read_bytes()
-    assert results(first)["qa"] == results(again)["qa"]
-    other = job(*MAIN, OFF, "eval=none", "seed=1")[0]
-    assert (first / "delta.safetensors").read_bytes() != (other / "delta.safetensors").read_bytes()
-
-
+@pytest.mark.slow
 def test_a_small_steer_leaves_the_knowledge(job):
     words = ("eval.tasks=[lore_forget]", "eval.corrected=false")
     assert results(job(*LORE, "steer=0.5", OFF, *words)[0])["qa"]["lore_forget"]["unlearned"]["acc"] > 0.8
@@ -114,27 +93,6 @@ def test_what_a_run_writes(job):
     assert "lore_forget" in finished.stdout
     assert "wandb sync" in finished.stderr
     assert "Traceback" not in finished.stderr
-
-
-def test_export_judged_by_lm_eval_itself(job, tmp_path):
-    folder, _ = job(*MAIN, OFF, "export=true")
-    tasks = "lore_forget,lore_adjacent,lore_general"
-    subprocess.run(
-        [
-            *(str(Path(sys.executable).parent / "lm_eval"), "run", "--model", "hf"),
-            *("--model_args", f"pretrained={folder / 'model'},dtype=float32", "--device", "cpu"),
-            *("--include_path", str(ROOT / "src/rmu_exp/worlds/lore/tasks"), "--tasks", tasks, "--batch_size", "64"),
-            *("--output_path", str(tmp_path)),
-        ],
-        check=True,
-        capture_output=True,
-        timeout=600,
-    )
-    (file,) = tmp_path.rglob("results_*.json")
-    judged = json.loads(file.read_text())["results"]
-    for name, row in results(folder)["qa"].items():
-        if "_open" not in name:
-            assert judged[name]["acc,none"] == pytest.approx(row["unlearned"]["acc"], abs=1e-12), name
 
 
 def test_offline_wandb_run_holds_everything(job):

@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import program
 import pytest
+from program import ROOT
 
 from rmu_exp.model.gguf import PACKAGES
 from rmu_exp.support.errors import UserError
 
-ROOT = Path(__file__).parents[2]
 TASKS = ROOT / "src/rmu_exp/worlds/atlas/tasks"
 try:
     PACKAGES["smollm2_135m"].file()
@@ -25,8 +26,8 @@ except UserError:
 
 def train(folder: Path, *words: str) -> tuple[dict[str, Any], str]:
     """The results of the default command, and what was printed."""
-    line = [sys.executable, str(ROOT / "train.py"), "layer=7", "steer=6.5", "tracking=off", *words, f"output={folder}"]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=1500)
+    line = ("train.py", "layer=7", "steer=6.5", "tracking=off", *words, f"output={folder}")
+    done = program.run(*line, timeout=1500)
     assert done.returncode == 0, done.stderr
     return json.loads((folder / "results.json").read_text()), done.stdout
 
@@ -34,9 +35,11 @@ def train(folder: Path, *words: str) -> tuple[dict[str, Any], str]:
 @pytest.fixture(scope="module")
 def short(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], str]:
     folder = tmp_path_factory.mktemp("real") / "run"
-    results, printed = train(
-        folder, "train.max_batches=4", "eval.limit=4", "export=true", "eval.samples=2", "eval.damage=2"
+    words = (
+        "train.max_batches=4 data.max_length=64 export=true eval.tasks=[atlas_forget,atlas_general_people] eval.limit=4"
     )
+    more = "eval.samples=1 eval.tokens=8 eval.damage=2"
+    results, printed = train(folder, *words.split(), *more.split())
     return folder, results, printed
 
 

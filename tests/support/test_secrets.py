@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import a_run
+import program
 import pytest
 import wandb_file
+from program import ROOT
 
 from rmu_exp.cli import compose
 from rmu_exp.support import redaction
 from rmu_exp.support.errors import RunError, UserError
 
-ROOT = Path(__file__).parents[2]
 HUB, OTHER, KEY, PASSWORD = (
     "hf_" + "aB3dE5" * 6,
     "hf_" + "zY7xW9" * 6,
@@ -33,17 +32,15 @@ ENVIRONMENT = {
 }
 
 
-def train(folder: Path, *given: str) -> subprocess.CompletedProcess[bytes]:
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB_", "HF_"))} | ENVIRONMENT
-    env |= {"RMU_EXP_CACHE": str(folder / "cache"), "HOME": str(folder / "home"), "PYTHONPATH": str(ROOT / "src")}
+def train(folder: Path, name: object, *given: str) -> subprocess.CompletedProcess[str]:
     words = [w for w in a_run.words(folder) if not w.startswith("tracking")]
-    line = [sys.executable, str(ROOT / "train.py"), *words, *given]
-    return subprocess.run(line, env=env, cwd=folder, capture_output=True, timeout=240)
+    places = {"RMU_EXP_CACHE": folder / "cache", "HOME": folder / "home"}
+    return program.run(name, *words, *given, "output=run", cwd=folder, **ENVIRONMENT, **places)
 
 
-def found_in(folder: Path, done: subprocess.CompletedProcess[bytes]) -> list[str]:
+def found_in(folder: Path, done: subprocess.CompletedProcess[str]) -> list[str]:
     """Where one of the planted stands, in files (W&B's records unpacked, too) and names of files, and on the screen."""
-    texts = {"stdout": done.stdout, "stderr": done.stderr}
+    texts = {"stdout": done.stdout.encode(), "stderr": done.stderr.encode()}
     for file in folder.rglob("*"):
         texts[f"name of {file}"] = str(file.relative_to(folder)).encode()
         if file.is_file():
@@ -54,7 +51,7 @@ def found_in(folder: Path, done: subprocess.CompletedProcess[bytes]) -> list[str
 
 
 def test_a_run_with_wandb_and_export_writes_none(tmp_path):
-    done = train(tmp_path, "export=true", "attacks=[norms]", "output=run")
+    done = train(tmp_path, "train.py", "export=true", "attacks=[norms]")
     assert done.returncode == 0, done.stderr
     assert list((tmp_path / "run").rglob("*.wandb"))
     assert found_in(tmp_path, done) == []
@@ -72,15 +69,13 @@ harness.ask = fail
 
 
 def test_a_run_that_fails_with_them_in_its_error_tells_none(tmp_path):
-    program = tmp_path / "failing.py"
+    failing = tmp_path / "failing.py"
     (tmp_path / "conf").symlink_to(ROOT / "conf")
-    program.write_text((ROOT / "train.py").read_text().replace("if __name__", f"{FAILING}if __name__"))
-    env = os.environ | ENVIRONMENT | {"RMU_EXP_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT / "src")}
-    line = [sys.executable, str(program), *a_run.words(tmp_path), "output=run"]
-    done = subprocess.run(line, env=env, cwd=tmp_path, capture_output=True, timeout=240)
-    program.unlink()
+    failing.write_text((ROOT / "train.py").read_text().replace("if __name__", f"{FAILING}if __name__"))
+    done = train(tmp_path, failing, "tracking=off")
+    failing.unlink()
     assert done.returncode == 1
-    assert b"cannot reach https://***@host with ***, token=***" in done.stderr
+    assert "cannot reach https://***@host with ***, token=***" in done.stderr
     assert b"Traceback" in (tmp_path / "run" / "run.log").read_bytes()
     assert found_in(tmp_path, done) == []
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
+import time
 from pathlib import Path
 
 import a_run
+import program
 import pytest
 import yaml
 from sweep_rows import HEAD, TRAIN, row
-
-ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture
@@ -38,48 +36,48 @@ def make_trial(tmp_path):
 
 
 @pytest.fixture(scope="session")
-def command(tmp_path_factory):
-    """The words of a sweep of a tiny random model, a few steps and questions a trial, and its environment."""
+def words(tmp_path_factory) -> list[str]:
+    """A sweep of a tiny random model: a few steps and questions per trial."""
     words = a_run.words(tmp_path_factory.mktemp("tiny"))
-    words = [word for word in words if not word.startswith(("layer=", "steer=", "eval.limit="))] + ["eval.limit=3"]
-    env = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
-    env |= {"RMU_EXP_CACHE": str(tmp_path_factory.mktemp("cache")), "OMP_NUM_THREADS": "1"}
-    env["PYTHONPATH"] = str(ROOT / "src")
-    return words, env
+    return [word for word in words if not word.startswith(("layer=", "steer=", "eval.limit="))] + ["eval.limit=3"]
 
 
 @pytest.fixture(scope="session")
-def train(command):
-    """Runs train.py on the tiny model; gives the finished process."""
-    words, env = command
+def start(words, tmp_path_factory):
+    """Starts train.py on the tiny model."""
+    cache = tmp_path_factory.mktemp("cache")
 
-    def run(*more: str, multirun: bool = True, **extra: str) -> subprocess.CompletedProcess[str]:
-        flag = ["-m"] if multirun else []
-        line = [sys.executable, str(ROOT / "train.py"), *flag, *words, *more]
-        return subprocess.run(line, env=env | extra, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    def begin(*more: str, **env: object) -> program.Program:
+        return program.Program("train.py", *words, *more, **({"RMU_EXP_CACHE": cache} | env))
+
+    return begin
+
+
+@pytest.fixture(scope="session")
+def train(start):
+    """Runs train.py on the tiny model; gives the finished process."""
+
+    def run(*more: str, multirun: bool = True, **env: object) -> subprocess.CompletedProcess[str]:
+        started = start(*["-m"] * multirun, *more, **env)
+        out, told = started.communicate()
+        return subprocess.CompletedProcess(started.args, started.returncode, out, told)
 
     return run
 
 
 @pytest.fixture(scope="session")
-def swept(tmp_path_factory, command, train):
+def swept(tmp_path_factory, start, train):
     """A sweep of four trials, two of which fail, killed after its first trial and started again.
 
     Gives its folder, the second start's process, and when the first trial's Delta was written.
     """
     folder = tmp_path_factory.mktemp("sweep") / "s"
     more = ["layer=1,9", "steer=2,6", f"output={folder}"]
-    words, env = command
-    log = folder.parent / "first.log"
-    with log.open("w") as file:
-        first = subprocess.Popen(
-            [sys.executable, str(ROOT / "train.py"), "-m", *words, *more], env=env, stdout=file, stderr=file
-        )
-        done = folder / "layer=1,steer=2" / "report.md"
-        while not done.is_file() and first.poll() is None:
-            pass
-        first.kill()
-        first.wait()
-    assert done.is_file(), log.read_text()
+    first, done = start("-m", *more), folder / "layer=1,steer=2" / "report.md"
+    while not done.is_file() and first.poll() is None:
+        time.sleep(0.01)
+    first.kill()
+    told = first.communicate()
+    assert done.is_file(), told
     written = (done.parent / "delta.safetensors").stat().st_mtime_ns
     return folder, train(*more), written

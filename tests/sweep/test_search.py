@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -17,7 +16,6 @@ from hydra.core.override_parser.overrides_parser import OverridesParser  # noqa:
 from rmu_exp.sweep.overrides import trial_name, trial_settings  # noqa: E402
 from rmu_exp.sweep.search import AGAIN, WORKER, Search, rounded  # noqa: E402
 
-ROOT = Path(__file__).parent.parent.parent
 RANGES = ["layer=range(1,4)", "steer=tag(log,interval(0.5,30))", "alpha=choice(5,10)", "seed=int(interval(0,9))"]
 
 
@@ -101,14 +99,12 @@ def test_numbers_of_four_digits_stay_inside():
     assert rounded(0.00012345, 0, 1) == 0.0001234
 
 
-def test_two_processes_share_a_search_and_give_up_what_is_beaten(command, make_trial, tmp_path):
+def test_two_processes_share_a_search_and_give_up_what_is_beaten(start, make_trial, tmp_path):
     """Real trials beside one made up that beats them all; the two together run what was asked for, each trial once."""
     make_trial({"layer": 0, "steer": 0}, forget=0, general=100)
-    words, env = command
     more = ["hydra/sweeper=rmu_optuna", "hydra.sweeper.n_trials=3", "hydra.sweeper.prune_on=3", "layer=range(1,4)"]
-    line = [sys.executable, str(ROOT / "train.py"), "-m", *words, *more, "steer=interval(1,20)", f"output={tmp_path}"]
-    started = [subprocess.Popen(line, env=env, stderr=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(2)]
-    told = [process.communicate(timeout=300)[1] for process in started]
+    started = [start("-m", *more, "steer=interval(1,20)", f"output={tmp_path}") for _ in range(2)]
+    told = [process.communicate()[1] for process in started]
     assert [process.returncode for process in started] == [0, 0], told
     ran = re.findall(r"^trial (\S+)", "\n".join(told), re.M)
     assert len(ran) == len(set(ran)) == 3

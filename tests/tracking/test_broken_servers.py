@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import program
 import pytest
 import wandb_file
 from wandb_server import GONE, KEY, SILENT, SLOW, WandbServer
 
-ROOT = Path(__file__).parent.parent.parent
 INIT, WAIT = 8, 20  # seconds, in place of the usual 30 and 60
 SLACK = 45  # importing, and all others at the same time on one core; unbounded would be hours
 TRACK = """
@@ -68,15 +65,20 @@ class Tracked:
         return [line["step"] for line in wandb_file.logged(file)[0] if "train/loss" in line]
 
 
+def tracking(folder: Path) -> Path:
+    """The program, beside a folder that it tracks."""
+    file = folder.with_suffix(".py")
+    file.write_text(TRACK)
+    return file
+
+
 def track(folder: Path, fault: int | str | None, after: str | None) -> Tracked:
     folder.mkdir(parents=True)
     with WandbServer() as server:
         if fault is not None:
             server.fail(fault, after)
         began = time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, "-c", TRACK, str(folder)], env=server.env(), capture_output=True, text=True, timeout=200
-        )
+        done = program.run(tracking(folder), folder, env=server.env())
         took = time.perf_counter() - began
     assert done.returncode == 0, done.stderr
     times = json.loads(done.stdout.splitlines()[-1])
@@ -118,12 +120,9 @@ def test_a_server_that_works_gets_every_step(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_wandb_cannot_use_ends_nothing(tmp_path: Path) -> None:
-    env = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "wandb").write_text("a file where W&B wants a folder")
-    done = subprocess.run(
-        [sys.executable, "-c", TRACK, str(tmp_path / "run")], env=env, capture_output=True, text=True, timeout=200
-    )
+    done = program.run(tracking(tmp_path / "run"), tmp_path / "run")
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     (line,) = done.stderr.splitlines()

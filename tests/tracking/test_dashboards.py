@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import program
 import pytest
 
 pytest.importorskip("wandb_workspaces")
@@ -125,9 +124,7 @@ def test_a_server_that_does_not_answer_well_is_one_line(fault, tmp_path):
 
 def dashboard(words, env):
     """Exit status and standard error of the command."""
-    done = subprocess.run(
-        [sys.executable, "-m", "rmu_exp", "dashboard", *words], env=env, capture_output=True, text=True, timeout=100
-    )
+    done = program.run("src/rmu_exp/__main__.py", "dashboard", *words, env=env)
     return done.returncode, done.stderr.strip()
 
 
@@ -140,4 +137,4 @@ def dashboard(words, env):
 )
 def test_refusals_are_one_line(words, line, tmp_path):
     env = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "RMU_EXP_CACHE": str(tmp_path / "cache")}
-    assert dashboard(words, env | {"PYTHONPATH": ":".join(sys.path)}) == (2, line)
+    assert dashboard(words, env) == (2, line)

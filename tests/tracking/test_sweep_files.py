@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import subprocess
 import sys
-from pathlib import Path
 
+import program
 import pytest
 import yaml
+from program import ROOT
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 from rmu_exp.cli import compose
 
-ROOT = Path(__file__).parent.parent.parent
 FILES = sorted((ROOT / "sweeps").glob("*.yaml"))
 
 
@@ -64,9 +62,7 @@ def test_a_command_line_runs_and_logs_the_metric(tmp_path):
     line = command(yaml.safe_load((ROOT / "sweeps/grid.yaml").read_text()), random.Random(0))
     short = ["model=lore", "data=lore", "train.max_batches=4", "eval.limit=2", "eval.tasks=[lore_forget,lore_general]"]
     short.append(f"output={tmp_path / 'run'}")
-    env = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
-    env |= {"WANDB_MODE": "offline", "RMU_EXP_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*line, *short], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+    done = program.run(*line[2:], *short, WANDB_MODE="offline", RMU_EXP_CACHE=tmp_path / "cache")
     assert done.returncode == 0, done.stderr
     (file,) = (tmp_path / "run" / "wandb").rglob("run-*.wandb")
     history, summary = wandb_file.logged(file)

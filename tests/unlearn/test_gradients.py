@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-import os
-import subprocess
 import sys
-from pathlib import Path
 
+import program
 import pytest
 import tiny
 import torch
@@ -22,7 +20,6 @@ from rmu_exp.support.errors import RunError
 from rmu_exp.unlearn.gradients import Gradients
 from rmu_exp.unlearn.step import Step
 
-ROOT = Path(__file__).parents[2]
 IN_PARTS = [name for name in plugins.files("method") if plugins.module("method", name).Method.mean_over is not None]
 
 
@@ -97,9 +94,7 @@ def test_a_real_limit_on_memory(tmp_path):
     words += ["steer=5", "alpha=10", "train.lr=1e-3", "train.batch_size=16", "train.max_batches=1"]
     told, deltas = [], []
     for limit in ("null", "0.5"):  # it takes about 1 GB without one
-        command = [sys.executable, "train.py", *words, f"model.memory={limit}", f"output={tmp_path / limit}"]
-        quiet = os.environ | {"OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, cwd=ROOT, env=quiet, capture_output=True, text=True)
+        done = program.run("train.py", *words, f"model.memory={limit}", f"output={tmp_path / limit}")
         assert done.returncode == 0, done.stderr
         told.append("out of memory: each step now goes through in" in done.stderr)
         deltas.append(load_file(tmp_path / limit / "delta.safetensors"))
