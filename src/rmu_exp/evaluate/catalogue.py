@@ -95,7 +95,7 @@ def find(entries: Sequence[str], include_path: Sequence[str] = ()) -> Tasks:
     folders = [_folder("eval.include_path", path) for path in include_path]
     for entry in entries:
         if not entry.strip():
-            raise UserError("eval.tasks: an entry is empty; name a task, a file or a folder")
+            raise UserError("eval.tasks: an entry is empty, allowed is a task, a file or a folder")
         if own_questions.is_file(entry):
             name = own_questions.task_name(entry)
             if name in declared:
