@@ -20,8 +20,7 @@ def copy(tmp_path_factory) -> Path:
     """The project with the page's files, two for each thing, and nothing else changed."""
     root = tmp_path_factory.mktemp("copy")
     shutil.copytree(ROOT / "conf", root / "conf")
-    left = shutil.ignore_patterns("weights", "__pycache__")
-    shutil.copytree(ROOT / "src/rmu_exp", root / "src/rmu_exp", symlinks=True, ignore=left)
+    shutil.copytree(ROOT / "src/rmu_exp", root / "src/rmu_exp", ignore=shutil.ignore_patterns("weights", "__pycache__"))
     (root / "src/rmu_exp/worlds/lore/weights").symlink_to(ROOT / "src/rmu_exp/worlds/lore/weights")
     shutil.copy(ROOT / "train.py", root)
     page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
@@ -43,17 +42,26 @@ def train(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_method_a_model_and_a_world_run(copy):
-    words = ["method=rmu_norm", "method.power=1", "model=my_lore", "data=rivers", "eval=tasks", "steer=100"]
-    done = train(copy, *words, "train.batch_size=2")
+def test_it_runs(copy):
+    done = train(copy, "model=lore", "data=lore", "method=rmu_norm", "train.max_batches=4", "method.power=1")
     assert done.returncode == 0, done.stderr
     results = json.loads((copy / "run/results.json").read_text())
-    assert (results["run"]["method"], results["run"]["settings"]) == ("rmu_norm", {"power": 1})
-    assert (results["run"]["layer"], results["run"]["alpha"], results["train"]["steps"]) == (6, [30.0], 6)
-    assert (results["qa"]["rivers_forget"]["base"]["n"], results["qa"]["rivers_forget"]["chance"]) == (4, 0.25)
-    first = json.loads((copy / "run/metrics.jsonl").read_text().splitlines()[0])  # nothing has moved yet: h = g
-    expected = abs(first["norm_forget_frozen"] - 100)
+    assert results["run"]["method"] == "rmu_norm"
+    assert results["run"]["settings"] == {"power": 1}
+    lines = [json.loads(line) for line in (copy / "run/metrics.jsonl").read_text().splitlines()]
+    first = lines[0]  # nothing has moved yet: h = g
+    expected = abs(first["norm_forget_frozen"] - 6.5)
     assert first["forget_loss"] == pytest.approx(expected, rel=0.02), "mean |‖h‖ − c| of lengths that are all below c"
+
+
+def test_a_model_and_a_world_run(copy):
+    words = ["model=my_lore", "data=rivers", "eval=tasks", f"output={copy / 'other'}", "train.batch_size=2"]
+    done = train(copy, *words)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((copy / "other/results.json").read_text())
+    assert (results["run"]["layer"], results["run"]["steer"], results["train"]["steps"]) == (6, [5.0], 6)
+    assert results["qa"]["rivers_forget"]["base"]["n"] == 4
+    assert results["qa"]["rivers_forget"]["chance"] == 0.25
 
 
 def test_its_settings_are_checked_and_shown(copy):

@@ -117,7 +117,7 @@ def test_offline_wandb_run_holds_everything(job):
     qa = results(folder)["qa"]
     assert summary["qa/lore_forget/unlearned"] == qa["lore_forget"]["unlearned"]["acc"]
     assert config["layer"] == 7
-    assert config["steer"] == [6.5, 6.5]
+    assert config["steer"] == 6.5
     assert "rmu" in tags
     assert "layer7" in name
     logged = {"/".join(key.split("/")[:2]) for h in history for key in h}  # of images and tables every field has a key
