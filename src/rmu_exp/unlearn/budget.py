@@ -56,7 +56,7 @@ class Budget:
         limit: the budget, nats per token.
         rows: token ids of the texts, two or more each.
         steps: how many there will be.
-        at_once: the weights change at the last step only.
+        at_once: only the last weights count, and any part of the whole change may be taken.
 
     Attributes:
         kept: what was kept, after :meth:`settle`.
