@@ -33,7 +33,7 @@ def page(report: str, folder: Path, written: Table) -> str:
 
     Args:
         report: report.md's text; its figures are read from ``folder``. What is HTML in it is shown as text.
-        written: every prompt with what both models wrote, behind a line to open.
+        written: every prompt with what both models wrote; it is folded up.
     """
     reader = MarkdownIt("commonmark", {"html": False}).enable("table")
     reader.add_render_rule("image", _image)
