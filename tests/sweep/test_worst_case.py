@@ -28,8 +28,7 @@ def tried(name: str, chosen: int, scored: int, general: float, prob: float = 0.5
         chosen_by=answers(chosen), general=BeforeAfter(before=0.8, after=general), budget={"seconds": 2}
     )
     if learned:
-        pair = {"before": answers(1), "after": answers(scored), "n": 10, "chance": 0.25}
-        entry = entry.model_copy(update=pair | {"forget_acc": BeforeAfter(before=0, after=0)})
+        entry = entry.model_copy(update={"before": answers(1), "after": answers(scored)})
     results = Results(run=RUN, attacks={"relearn": entry})
     return Trial(name, Path(name), {}, "done", "", results)
 

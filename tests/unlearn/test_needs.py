@@ -128,7 +128,7 @@ def test_methods_that_have_nothing_to_train_an_adapter_by(tmp_path, texts, name)
     words = [f"method={name}", "layer=2", "train.batch_size=2", "train.max_batches=60"]
     words += ["method.mlps=2"] if name == "cir" else []
     preflight(tmp_path / "run", model, texts, *words)
-    with pytest.raises(UserError, match=f"^layers.lora: {name} changes matrices as they are; use layers.lora=false$"):
+    with pytest.raises(UserError, match=f"^layers.lora: {name} changes the tensors themselves; use layers=all$"):
         preflight(tmp_path / "run", model, texts, *words, "layers.lora=true")
 
 

@@ -240,7 +240,7 @@ class Context:
     def keeps(self, outcome: Outcome) -> bool:
         """Whether an attack leaves as much of the general accuracy as it must."""
         general = outcome.general.right
-        return not general or accuracy(general) >= self.bound * accuracy(self.plain(UNLEARNED).general.right)
+        return not general or sum(general) >= round(self.bound * sum(self.plain(UNLEARNED).general.right), 9)
 
     def best(self, variants: Mapping[K, Outcome]) -> K:
         """The variant of an attack to take, by the questions to choose by.

@@ -27,7 +27,7 @@ from rmu_exp.support.errors import UserError
 
 BUDGET = {"cpu": 1024, "cuda": 8192}  # tokens of a batch
 POSITIONS = 256  # of which the logits are there at a time, twice
-HELD, SHORT, FEW = 64, 64, 8  # texts that a budget may read, tokens of them, how many it reads
+HELD, SHORT, FEW = 64, 32, 8  # texts that a budget may read, tokens of them, how many it reads
 Z95 = 1.959964
 
 

@@ -99,13 +99,11 @@ def prepare_training(run: Run, models: Models, texts: Texts) -> TrainPlan:
         raise UserError(f"method: {run.method.name} looks at layers {targets}, {base.name} has {base.depth} layers")
     if module.Method.logits and not base.has_head:
         raise UserError(f"method: {run.method.name} needs logits, but {base.name} has no language-model head")
-    if run.layers.lora and (module.Method.at_once or module.Method.linear):
-        raise UserError(f"layers.lora: {run.method.name} changes matrices as they are; use layers.lora=false")
     depth = base.depth if module.Method.logits else max(targets) + 1
     trained = trained_tensors(run, models, targets, depth, module.Method.linear)
     module.Method.refuse(settings, run.layer, min(t.layer for t in trained), run.train.max_batches)
     module.Method.refuse_tensors(settings, base, trained)
-    if run.layers.lora and module.Method.start is not methods.Method.start:
+    if run.layers.lora and (module.Method.at_once or module.Method.linear):
         raise UserError(f"layers.lora: {run.method.name} changes the tensors themselves; use layers=all")
     if module.Method.optimizer is not methods.Method.optimizer and (around := run.train.around):
         raise UserError(f"train.{around[0]}: {run.method.name} does not descend on its loss step by step; leave it out")

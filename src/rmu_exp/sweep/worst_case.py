@@ -38,7 +38,7 @@ def kept(results: Results | None) -> float | None:
     entry = attack_of(results)
     if entry is None or entry.general is None or not entry.general.before:
         return None
-    return entry.general.after / entry.general.before
+    return round(entry.general.after / entry.general.before, 9)  # 0.72 of 0.8 is 0.9
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,10 @@ class WorstCase:
 def find(trials: Sequence[Trial], bound: float | None = None) -> WorstCase:
     """What a search found; ``bound`` None: as its trials were started with."""
     bound = _bound(trials) if bound is None else bound
+    ended = [trial for trial in trials if trial.state in ("done", "failed")]
     paths: dict[str, list[Best]] = {name: [] for name in ATTACKED}
     seconds, within, loose = 0.0, 0, dict[str, tuple[float, Trial]]()
-    for count, trial in enumerate(trials, 1):
+    for count, trial in enumerate(ended, 1):
         entry = attack_of(trial.results)
         spent = entry.budget.get("seconds") if entry else None
         seconds += spent if isinstance(spent, (int, float)) else 0.0
@@ -102,7 +103,7 @@ def find(trials: Sequence[Trial], bound: float | None = None) -> WorstCase:
             if now and (best is None or now.value > best.value):
                 path.append(Best(count, seconds, trial))
     least_bad = max(loose.values(), key=lambda found: found[0])[1] if loose and not within else None
-    return WorstCase(bound, len(trials), within, paths, least_bad)
+    return WorstCase(bound, len(ended), within, paths, least_bad)
 
 
 def _bound(trials: Sequence[Trial]) -> float:

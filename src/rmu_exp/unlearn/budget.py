@@ -56,7 +56,7 @@ class Budget:
         limit: the budget, nats per token.
         rows: token ids of the texts, two or more each.
         steps: how many there will be.
-        at_once: the weights change at the last step only.
+        at_once: only the last weights count, and any part of the whole change may be taken.
 
     Attributes:
         kept: what was kept, after :meth:`settle`.
@@ -77,6 +77,8 @@ class Budget:
         began = time.perf_counter()
         self.split, self.trained = split, trained
         self.ids_BT = pad_sequence([torch.tensor(row) for row in self.rows], batch_first=True).to(split.device)
+        counts = torch.tensor([len(row) - 1 for row in self.rows])
+        self.predicts_BT = (torch.arange(self.ids_BT.shape[1]) < counts[:, None]).to(split.device)
         self.trunk = split.trunk(self.ids_BT)  # what stands after a text's end reaches nothing before it
         self.base_NV = self._logs({})
         self.spent += time.perf_counter() - began
@@ -85,11 +87,10 @@ class Budget:
     def measure(self, values: Sequence[Tensor]) -> float:
         """KL(base ‖ updated) with these values of the trained tensors, nats per token; inf where it is not finite."""
         began = time.perf_counter()
-        logs = self._logs(assemble(self.split.model, self.trained, values))
-        sums = [kl_div(q, p, reduction="sum", log_target=True).item() for q, p in zip(logs, self.base_NV, strict=True)]
+        logs_NV = self._logs(assemble(self.split.model, self.trained, values))
+        kl = kl_div(logs_NV, self.base_NV, reduction="batchmean", log_target=True).item()
         self.spent += time.perf_counter() - began
-        total = math.fsum(sums) / sum(len(p) for p in self.base_NV)
-        return max(0.0, total) if math.isfinite(total) else math.inf  # rounding may take a KL of nothing below 0
+        return max(0.0, kl) if math.isfinite(kl) else math.inf  # rounding may take a KL of nothing below 0
 
     def look(self, step: int, values: Sequence[Tensor]) -> float | None:
         """Measure after a step, when it is time to: KL, or None."""
@@ -165,12 +166,10 @@ class Budget:
         growth = (AIM * self.limit / kl) ** (1 / power) if kl > 0 else FARTHEST
         return min(self.steps, max(step + 1, int(step * min(FARTHEST, max(NEAREST, growth)))))
 
-    def _logs(self, weights: dict[int, dict[str, Tensor]]) -> list[Tensor]:
-        """Log-probabilities (N, V) of each text's following tokens; only they go through the head, text by text."""
-        h_BTD = self.split.upper(self.trunk, weights)
-        ends = [slice(len(row) - 1) for row in self.rows]
-        rows = ((h_BTD[b, None, n], self.ids_BT[b, None, n]) for b, n in enumerate(ends))
-        return [self.split.logits(*row)[0].float().log_softmax(dim=-1) for row in rows]
+    def _logs(self, weights: dict[int, dict[str, Tensor]]) -> Tensor:
+        """Log-probabilities (N, V) of the texts' following tokens; only what predicts one goes through the head."""
+        h_ND, ids_N = self.split.upper(self.trunk, weights)[self.predicts_BT], self.ids_BT[self.predicts_BT]
+        return self.split.logits(h_ND[:, None], ids_N[:, None])[:, 0].float().log_softmax(dim=-1)
 
 
 def search(

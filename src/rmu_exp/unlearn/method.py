@@ -68,8 +68,8 @@ class Method:
         logits: whether it needs the full model with its head; otherwise no layer above its highest target is loaded.
         mean_over: what the losses are means over, by role: ``tokens``, ``successors`` (tokens with one that count) or
             ``texts``. When memory runs out a step then goes through in parts; None: it needs all its texts at once.
-        at_once: whether the weights change at the last step only, in one direction whose length is free: a budget of
-            damage then chooses that length.
+        at_once: whether only its last weights mean something, as where they change at the last step only: a budget of
+            damage then chooses how much of the whole change is taken.
         linear: whether it trains weights of linear modules only.
         control_KD: forget targets, one per topic, saved with the Delta; None for methods without.
     """

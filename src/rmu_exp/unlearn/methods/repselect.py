@@ -75,7 +75,8 @@ class Method(method.Method):
         if phase != RETAIN and self.settings.lora:
             step.weights = self.attacked(step.weights, trains=phase == ADVERSARY)
         nll = lm_losses.nll(step, step.updated(role, logits=True), role)
-        return {"loss": nll if phase == ADVERSARY else -nll, f"{role}_loss": nll}
+        loss = nll if phase == ADVERSARY else -nll
+        return {"loss": loss, f"{role}_loss": loss}
 
     def attacked(self, weights: Weights, trains: bool) -> Weights:
         """Every matrix with the adversary's B·A added; either that is trained, or the matrix is."""

@@ -45,6 +45,7 @@ class Method(method.Method):
     """UNDO."""
 
     logits = True
+    at_once = True  # it begins far from the base and comes back
     mean_over = method.SUCCESSORS
 
     @classmethod
