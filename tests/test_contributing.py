@@ -20,7 +20,8 @@ def copy(tmp_path_factory) -> Path:
     """The project with the page's files, two for each thing, and nothing else changed."""
     root = tmp_path_factory.mktemp("copy")
     shutil.copytree(ROOT / "conf", root / "conf")
-    shutil.copytree(ROOT / "src/rmu_exp", root / "src/rmu_exp", ignore=shutil.ignore_patterns("weights", "__pycache__"))
+    left = shutil.ignore_patterns("weights", "__pycache__")
+    shutil.copytree(ROOT / "src/rmu_exp", root / "src/rmu_exp", symlinks=True, ignore=left)
     (root / "src/rmu_exp/worlds/lore/weights").symlink_to(ROOT / "src/rmu_exp/worlds/lore/weights")
     shutil.copy(ROOT / "train.py", root)
     page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
