@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
+import program
 import pytest
 
 from rmu_exp.evaluate.statistics import measured
@@ -14,7 +14,6 @@ from rmu_exp.record.results import AttackEntry, BeforeAfter, Results, RunInfo
 from rmu_exp.sweep import worst_case
 from rmu_exp.sweep.trials import Trial
 
-ROOT = Path(__file__).parent.parent.parent
 RUN = RunInfo(kind="judge", model="m", unlearned="u", topics=["a"], seed=0)
 
 
@@ -62,26 +61,22 @@ def test_where_no_attack_keeps_the_bound_the_least_bad_is_shown():
 
 
 @pytest.fixture(scope="module")
-def unlearned(command, tmp_path_factory) -> tuple[Path, dict[str, str]]:
+def unlearned(train, tmp_path_factory) -> Path:
     """A run of the tiny model."""
-    words, env = command
     folder = tmp_path_factory.mktemp("run") / "run"
-    line = [sys.executable, str(ROOT / "train.py"), *words, "layer=2", "steer=6", "eval=none", f"output={folder}"]
-    done = subprocess.run(line, env=env, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = train("layer=2", "steer=6", "eval=none", f"output={folder}", multirun=False)
     assert done.returncode == 0, done.stderr
-    return folder, env
+    return folder
 
 
 def test_a_search_ends_when_all_is_tried_and_resumes_without_repeating(unlearned, tmp_path):
     pytest.importorskip("optuna")
-    folder, env = unlearned
-    words = ["experiment=worst_case", "attacker=ablation", f"unlearned={folder}", "attacker.general=4", "eval.limit=12"]
+    words = ["experiment=worst_case", "attacker=ablation", f"unlearned={unlearned}", "attacker.general=4"]
     words += ["attacks.ablation.access=[with_base]", "attacks.ablation.layers=[layer],[span]", f"output={tmp_path}"]
-    words += ["attacks.ablation.ways=[hooks]", "attacks.ablation.texts=4"]
+    words += ["attacks.ablation.ways=[hooks]", "attacks.ablation.texts=4", "eval.limit=12"]
 
     def search(*more: str) -> subprocess.CompletedProcess[str]:
-        line = [sys.executable, str(ROOT / "judge.py"), "-m", *words, *more]
-        return subprocess.run(line, env=env, cwd=ROOT, capture_output=True, text=True, timeout=300)
+        return program.run("judge.py", "-m", *words, *more, RMU_EXP_CACHE=unlearned.parent / "cache")
 
     first, second = search("attacker.trials=1"), search("attacker.trials=9")
     assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
