@@ -123,6 +123,7 @@ def test_a_judgement_has_no_training_settings():
     assert {f.name for f in dataclasses.fields(judge)} == {f.name for f in dataclasses.fields(settings.Experiment)} | {
         "unlearned",
         "base",
+        "attacker",
     }
     with pytest.raises(UserError, match=r"eval.backend: got 'hf', allowed here is fast, stock"):
         parse.parse_judge(config("unlearned=x", "eval.backend=hf", name="judge"))

@@ -78,6 +78,9 @@ def test_a_search_ends_when_all_is_tried_and_resumes_without_repeating(unlearned
     def search(*more: str) -> subprocess.CompletedProcess[str]:
         return program.run("judge.py", "-m", *words, *more, RMU_EXP_CACHE=unlearned.parent / "cache")
 
+    refused = search()
+    assert (refused.returncode, "attacker.general: needs questions" in refused.stderr) == (2, True)
+    words.append("data.questions.general=[lore_general]")
     first, second = search("attacker.trials=1"), search("attacker.trials=9")
     assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
     ran = [line for done in (first, second) for line in done.stderr.splitlines() if line.startswith("trial ")]

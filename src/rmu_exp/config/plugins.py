@@ -31,7 +31,6 @@ def files(group: str) -> dict[str, Path]:
     return {name: file for name, (_, file) in _found(group).items()}
 
 
-@cache
 def _found(group: str) -> dict[str, tuple[str, Path]]:
     """Name to package and file; what the project has comes before what others add."""
     marked, found = f"\nclass {SETTINGS}", dict[str, tuple[str, Path]]()
