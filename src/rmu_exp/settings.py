@@ -429,6 +429,14 @@ class Judge(Experiment):
         super().check()
         if self.eval.backend not in ("fast", "stock"):
             raise UserError(f"eval.backend: got {self.eval.backend!r}, allowed here is fast, stock")
+        if self.attacker.general and not self.general_tasks:
+            raise UserError("attacker.general: needs questions; give data.questions.general, or attacker.general=0")
+
+    @property
+    def general_tasks(self) -> list[str]:
+        """The tasks that show what an attack must leave."""
+        adjacent = self.data.questions.adjacent
+        return self.data.questions.general or [task for task in self.other_tasks if task not in adjacent]
 
 
 def is_result_key(key: str) -> bool:

@@ -83,6 +83,9 @@ def test_a_search_ends_when_all_is_tried_and_resumes_without_repeating(unlearned
         line = [sys.executable, str(ROOT / "judge.py"), "-m", *words, *more]
         return subprocess.run(line, env=env, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
+    refused = search()
+    assert (refused.returncode, "attacker.general: needs questions" in refused.stderr) == (2, True)
+    words.append("data.questions.general=[lore_general]")
     first, second = search("attacker.trials=1"), search("attacker.trials=9")
     assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
     ran = [line for done in (first, second) for line in done.stderr.splitlines() if line.startswith("trial ")]

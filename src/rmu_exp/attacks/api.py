@@ -27,7 +27,7 @@ K = TypeVar("K")
 
 
 class Parts(NamedTuple):
-    """Indices of questions on three sets of facts: those that an attack may be told, is chosen by, is scored on."""
+    """Indices of questions on three sets of facts: those that an attack may learn from, is chosen by, is scored on."""
 
     told: list[int]
     choice: list[int]

@@ -72,7 +72,7 @@ def _debiased(found: Outcome) -> Outcome:
 
 
 def few_shot(context: Context, shots: int, item: Question) -> Question:
-    """The item after answered questions of its topic, of other facts, from those that an attack may be told."""
+    """The item after answered questions of its topic, of other facts, from those that an attack may learn from."""
     others = [o for o in context.pick(context.parts.told) if o.topic == item.topic and o.fact != item.fact]
     picked = context.rng(f"prompts/{item.context}").sample(others, min(shots, len(others)))
     head = description(item)

@@ -89,11 +89,12 @@ def prepare_attacks(run: Run | Judge, models: Models, texts: Texts) -> AttackPla
         raise UserError(f"attacks.relearn.sources: {NEIGHBOURS} needs questions; give data.questions.adjacent")
     general = list[Question]()
     if isinstance(run, Judge) and run.attacker.general:
-        tasks = _kept(models, "general questions", [*given, roles.general], lambda: load(roles.general))
+        asks = run.general_tasks
+        tasks = _kept(models, "general questions", [*given, asks], lambda: load(asks))
         in_turn = (item for item in chain.from_iterable(zip_longest(*tasks.values())) if item is not None)
         general = [item for item, _ in zip(in_turn, range(run.attacker.general), strict=False)]
         if not general:
-            raise UserError("attacker.general: needs questions; give data.questions.general, or attacker.general=0")
+            raise UserError(f"attacker.general: {', '.join(asks)} have no multiple-choice questions; name others")
     return AttackPlan(run, models, texts, asked, others, general, list(chain.from_iterable(neighbours.values())))
 
 
