@@ -471,7 +471,7 @@ class Judge(Experiment):
 
     @property
     def general_tasks(self) -> list[str]:
-        """The tasks whose questions an attack must not unlearn."""
+        """The tasks that show what an attack must leave."""
         adjacent = self.data.questions.adjacent
         return self.data.questions.general or [task for task in self.other_tasks if task not in adjacent]
 

@@ -68,7 +68,7 @@ def test_attacks_and_the_evaluation_find_the_same(model, tokenizer, task, how):
     """Corrected answers and probabilities, of letters and of likelihoods."""
     found = harness.ask(model, tokenizer, Eval(tasks=[task], limit=12))
     assert set(found.correction.values()) == {how}
-    items = questions.load([task], ["hexes", "wards"], 12)[task]
+    items = questions.load([task], ["hexes", "wards"], Eval(limit=12))[task]
     mine = answered(Scorer(tokenizer, torch.device("cpu")).put(model), items)
     assert mine.right == found.pooled(found.correct, task)
     assert mine.corrected == found.pooled(found.corrected, task)

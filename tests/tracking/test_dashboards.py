@@ -36,9 +36,9 @@ class Logged:
     def __init__(self, folder: Path) -> None:
         self.keys: set[str] = set()
         self.dir = str(folder / "wandb" / "files")
-        self.id, self.summary = "x", self
+        self.id, self.summary, self.config = "x", self, self
 
-    def update(self, values) -> None:
+    def update(self, values, allow_val_change=False) -> None:
         self.keys |= set(values)
 
     log = update

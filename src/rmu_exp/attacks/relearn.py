@@ -172,7 +172,7 @@ def _row(key: Key, found: Outcome, losses: Sequence[float]) -> dict[str, Any]:
 
 
 def _taught(context: Context, found: Outcome, texts: Sequence[str]) -> list[int]:
-    """The answers to what it learned from; to what these texts name where that is enough to tell."""
+    """The answers on the told facts; to what these texts name where that is enough to tell."""
     items = zip(context.pick(context.parts.told), found.told.right, strict=True)
     named = [right for item, right in items if item.named and any(item.fact in text for text in texts)]
     return named if len(named) >= ENOUGH else found.told.right
