@@ -73,6 +73,7 @@ def test_fetch_takes_what_the_run_says(asked, tmp_path, capsys):
             "tasks": ["wmdp_bio", "wmdp_cyber", "wmdp_chem", "mmlu"],
             "depth": None,
             "trust_remote_code": False,
+            "include_path": [],
         }
     ]
     first, _, _, last = capsys.readouterr().out.splitlines()

@@ -118,7 +118,7 @@ def test_what_was_measured_with_intervals(results: dict[str, Any]) -> None:
     for line in (
         "| wmdp_bio | 100 | 60.0 % | 50.2–69.1 | 30.0 % | 21.9–39.6 |  |  | 25.0 % |",
         "| `held_out.txt` | 500 | 10.00 | 9.07–11.03 | 11.00 |  |",
-        "| relearn | 100 | 30.0 % | 55.0 % | 45.2–64.4 |  |  | 1 |",
+        "| relearn | 100 | 30.0 % | 55.0 % | 45.2–64.4 |  |  |  |  | 1 |",
     ):
         assert f"\n{line}\n" in text
     assert "No attack" not in text

@@ -56,7 +56,7 @@ def test_what_was_seen_is_read_back_from_the_offline_file(tiny_seen, tmp_path, m
     for file in ("samples.jsonl", "report.html"):
         (tmp_path / file).write_bytes((tiny_seen / file).read_bytes())
     found = results_json.load(tiny_seen / "results.json")
-    tracker(tmp_path).finish(found, [], tmp_path / "none")
+    tracker(tmp_path).finish(found, [], tmp_path)
     wandb.teardown()
     (file,) = (tmp_path / "wandb").rglob("run-*.wandb")
     history, summary = wandb_file.logged(file)

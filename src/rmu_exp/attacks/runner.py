@@ -130,6 +130,8 @@ def _shows_nothing(found: Finding, chance: float, base: object, base_knows: Call
     if found.idle is not None or found.after is None or not isinstance(base, Control):
         return found.idle
     lost = base.acc <= chance or (base.p_chance or 0.0) >= SIGN_OF_LIFE
+    if base.corrected is not None and base.corrected.ci95[0] > chance:
+        lost = False  # answers that only a bias hid
     if not lost or _above(found.after.scored.right, chance) or not base_knows():
         return None
     left = f"{round(base.acc * base.n)} of {base.n}"
