@@ -20,6 +20,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -191,8 +192,9 @@ def _make(path: Path, folder: Path, key: str) -> None:
     """Dequantise into a temporary folder beside ``folder``, and rename it into place."""
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".making-"))
     try:
-        facts, tokens = _inspect(path, key)
-        _convert(path, temporary, key, tokens)
+        with _read_once():
+            facts, tokens = _inspect(path, key)
+            _convert(path, temporary, key, tokens)
         write_atomic(temporary / NOTE, json.dumps({"file": path.name, "sha256": folder.name} | facts, indent=1) + "\n")
         temporary.chmod(0o755)
         if folder.exists():  # damaged, or _whole would have been content with it
@@ -200,6 +202,28 @@ def _make(path: Path, folder: Path, key: str) -> None:
         temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _read_once() -> Iterator[None]:
+    """Inside the block a file is indexed once, and so are the names of an architecture's tensors.
+
+    transformers asks for the first at each of its steps and for the second at each module: most of the time it takes.
+    """
+    try:
+        import gguf
+    except ImportError:  # said by the one who needs it
+        yield
+        return
+    names = ("GGUFReader", "get_tensor_name_map")
+    before = [getattr(gguf, name) for name in names]
+    try:
+        for name, made in zip(names, before, strict=True):
+            setattr(gguf, name, cache(made))
+        yield
+    finally:
+        for name, made in zip(names, before, strict=True):
+            setattr(gguf, name, made)
 
 
 def _inspect(path: Path, key: str) -> tuple[dict[str, str], int]:
@@ -210,7 +234,7 @@ def _inspect(path: Path, key: str) -> tuple[dict[str, str], int]:
     except ImportError as error:
         raise UserError(f"{key}: reading {path} needs the package gguf; pip install gguf") from error
     try:
-        reader = gguf.GGUFReader(path)
+        reader = gguf.GGUFReader(str(path))
         architecture = str(reader.fields[_ARCHITECTURE].contents())
         tokens = len(reader.fields[_TOKENS].data) if _TOKENS in reader.fields else 0
         called = reader.fields.get("general.name")
