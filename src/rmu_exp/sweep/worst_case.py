@@ -20,11 +20,11 @@ from rmu_exp.report import objectives
 from rmu_exp.report.objectives import ATTACKED
 from rmu_exp.report.style import FORGET, GREY, RETAIN, bare, figure_of, legend
 from rmu_exp.report.table import Table, interval, numbers, percent
+from rmu_exp.settings import Attacker
 from rmu_exp.support.files import write_atomic
 from rmu_exp.sweep.trials import Trial
 
 NAME = "worst_case.json"
-BOUND = 0.9
 WORDS = {"corrected": "corrected accuracy", "probability": "answer probability"}
 
 
@@ -113,7 +113,7 @@ def _bound(trials: Sequence[Trial]) -> float:
         attacker = origin.config.get("attacker") if origin else None
         if isinstance(attacker, dict) and isinstance(bound := attacker.get("bound"), (int, float)):
             return float(bound)
-    return BOUND
+    return Attacker.bound
 
 
 def sentences(found: WorstCase) -> list[str]:
