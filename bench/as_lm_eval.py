@@ -20,7 +20,7 @@ from typing import Any
 
 import lm_eval
 
-from rmu_exp.evaluate import catalogue, harness
+from rmu_exp.evaluation import catalogue, harness
 from rmu_exp.settings import Eval
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from rmu_exp.attacks.gcg_search import Search, Target, cut
-from rmu_exp.evaluate import questions
-from rmu_exp.evaluate.scoring import Scorer
+from rmu_exp.evaluation import questions
+from rmu_exp.evaluation.scoring import Scorer
 from rmu_exp.model.checkpoint import locate
 from rmu_exp.model.hooks import BLOCK, watching
 from rmu_exp.settings import Eval

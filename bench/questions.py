@@ -98,7 +98,7 @@ def random_model(args: argparse.Namespace) -> Any:
 
 def real_model(args: argparse.Namespace) -> tuple[Any, Any, list[Pair]]:
     """A checkpoint, its tokenizer, and atlas's questions: each prompt with its four options."""
-    from rmu_exp.evaluate import questions
+    from rmu_exp.evaluation import questions
     from rmu_exp.model.checkpoint import locate
     from rmu_exp.settings import Eval
 
@@ -180,7 +180,7 @@ def compare(args: argparse.Namespace, model: Any, tokenizer: Any, pairs: list[Pa
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
-    from rmu_exp.evaluate.engine import Engine
+    from rmu_exp.evaluation.engine import Engine
 
     requests = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
 

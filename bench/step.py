@@ -37,9 +37,9 @@ from torch import Tensor
 from rmu_exp.data.batches import Batch, Tokens, shuffled
 from rmu_exp.model.parameters import resolve
 from rmu_exp.model.split import drop_norm, layers_of
-from rmu_exp.unlearn.loop import unlearn
-from rmu_exp.unlearn.method import Context
-from rmu_exp.unlearn.methods import rmu
+from rmu_exp.unlearning.loop import unlearn
+from rmu_exp.unlearning.method import Context
+from rmu_exp.unlearning.methods import rmu
 
 SHAPES = {
     "zephyr": {"layers": 32, "hidden": 4096, "vocab": 32000},

@@ -23,9 +23,9 @@ import step
 import torch
 
 from rmu_exp.data.batches import Batch
-from rmu_exp.unlearn.activation_cache import ActivationCache
-from rmu_exp.unlearn.loop import unlearn
-from rmu_exp.unlearn.methods import rmu
+from rmu_exp.unlearning.activation_cache import ActivationCache
+from rmu_exp.unlearning.loop import unlearn
+from rmu_exp.unlearning.methods import rmu
 
 
 def trial(ours: step.Ours, batches: list[Batch], number: int, cache: ActivationCache) -> list[torch.Tensor]:

@@ -22,7 +22,7 @@ from rmu_exp.cli import compose, job
 from rmu_exp.settings import Run
 
 ROOT = Path(__file__).parent.parent
-HEAVY = ["rmu_exp.pipeline.run", "rmu_exp.evaluate.engine", "rmu_exp.model.export", "transformers.trainer"]
+HEAVY = ["rmu_exp.pipeline.run", "rmu_exp.evaluation.engine", "rmu_exp.model.export", "transformers.trainer"]
 HEAVY += ["transformers.models.mistral.modeling_mistral", "lm_eval.tasks", "lm_eval.models.huggingface"]
 ENDS_EARLY = ("metrics.jsonl", "run.log")
 CHANGES = ("results.json", "report.md", "report.html", "README.md")  # they have seconds in them

@@ -21,7 +21,7 @@ from pathlib import Path
 from threading import Lock, Thread
 
 ROOT = Path(__file__).parents[1]
-IMPORTED = ["rmu_exp.cli.job", "rmu_exp.model.export", "rmu_exp.sweep.session", "rmu_exp.evaluate.engine"]
+IMPORTED = ["rmu_exp.cli.job", "rmu_exp.model.export", "rmu_exp.sweep.session", "rmu_exp.evaluation.engine"]
 IMPORTED += ["transformers.models.mistral.modeling_mistral", "transformers.convert_slow_tokenizer", "matplotlib.pyplot"]
 IMPORTED += ["lm_eval.tasks", "lm_eval.evaluator", "lm_eval.models.huggingface"]  # not wandb: forks shared its folder
 ASKING = Lock()

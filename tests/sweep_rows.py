@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rmu_exp.evaluate import statistics
+from rmu_exp.evaluation import statistics
 from rmu_exp.record.results import Results
 
 RUN = {"model": "m", "layer": 1, "steer": [1.0], "alpha": [1.0], "method": "rmu", "seed": 0, "topics": ["a"]}

@@ -22,7 +22,7 @@ ASK = """
 import json, sys, time
 from rmu_exp.data import sources
 from rmu_exp.support.errors import RunError, UserError
-from rmu_exp.evaluate.catalogue import find, loading
+from rmu_exp.evaluation.catalogue import find, loading
 from rmu_exp.model.checkpoint import locate
 
 def model(name):

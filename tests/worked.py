@@ -11,9 +11,9 @@ from rmu_exp.config import plugins
 from rmu_exp.data import batches as batching
 from rmu_exp.model.parameters import assemble, resolve
 from rmu_exp.model.split import SplitModel
-from rmu_exp.unlearn import method as methods
-from rmu_exp.unlearn.loop import originals
-from rmu_exp.unlearn.step import Step
+from rmu_exp.unlearning import method as methods
+from rmu_exp.unlearning.loop import originals
+from rmu_exp.unlearning.step import Step
 
 torch.set_num_threads(1)
 CPU = torch.device("cpu")

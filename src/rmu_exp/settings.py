@@ -395,7 +395,7 @@ class Run(Experiment):
     steering: Steering = setting(Steering)
     retain: Retain = setting(Retain)
     method: Any = setting({})
-    """The method's own settings: `name`, and what its file in unlearn/methods/ declares."""
+    """The method's own settings: `name`, and what its file in unlearning/methods/ declares."""
     train: Train = setting(Train)
     share: Share = setting(Share, changes_result=False)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rmu_exp.attacks.api import Context
-from rmu_exp.evaluate import questions
+from rmu_exp.evaluation import questions
 from rmu_exp.model.checkpoint import locate
 from rmu_exp.model.delta import Delta
 from rmu_exp.settings import Eval

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rmu_exp.attacks import gcg
 from rmu_exp.attacks.gcg_search import Search, Target, cut, random_tokens, survives
-from rmu_exp.evaluate.scoring import Scorer
+from rmu_exp.evaluation.scoring import Scorer
 from rmu_exp.model.hooks import BLOCK
 
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from rmu_exp.attacks import latent, optimise, soft_prompt
 from rmu_exp.attacks.api import BASE, UNLEARNED
 from rmu_exp.config import parse
-from rmu_exp.evaluate.scoring import answered
+from rmu_exp.evaluation.scoring import answered
 from rmu_exp.support.errors import UserError
 
 FEW = {"places": ["below", "steered", "above"], "radius": 0.5, "steps": 3, "batch_size": 4, "lr": 0.05, "random": 2}

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from rmu_exp.attacks import lens, probe
-from rmu_exp.evaluate.questions import Question
-from rmu_exp.evaluate.scoring import Scorer
+from rmu_exp.evaluation.questions import Question
+from rmu_exp.evaluation.scoring import Scorer
 from rmu_exp.model import hooks
 
 

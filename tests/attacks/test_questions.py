@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rmu_exp.evaluate import harness, questions
-from rmu_exp.evaluate.scoring import Scorer, answered
+from rmu_exp.evaluation import harness, questions
+from rmu_exp.evaluation.scoring import Scorer, answered
 from rmu_exp.settings import Eval
 from rmu_exp.support.errors import RunError, UserError
 from rmu_exp.worlds.lore import world

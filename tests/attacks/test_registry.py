@@ -11,7 +11,7 @@ import rmu_exp.attacks
 from rmu_exp.attacks import runner
 from rmu_exp.attacks.api import Finding, Outcome
 from rmu_exp.config import parse, plugins, reference
-from rmu_exp.evaluate.scoring import Answered
+from rmu_exp.evaluation.scoring import Answered
 from rmu_exp.record.results import BeforeAfter, Results, RunInfo
 from rmu_exp.support.errors import UserError
 
@@ -19,7 +19,7 @@ EMPTY = Results(run=RunInfo(model="m", topics=["a"], seed=0, method="rmu", layer
 MODULE = """
 from dataclasses import dataclass
 from rmu_exp.attacks.api import Finding, Outcome
-from rmu_exp.evaluate.scoring import Answered
+from rmu_exp.evaluation.scoring import Answered
 from rmu_exp.support.setting import setting
 
 @dataclass

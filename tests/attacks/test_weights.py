@@ -13,7 +13,7 @@ from rmu_exp.attacks import ablation, prompts, prune, quantise, relearn
 from rmu_exp.attacks.api import UNLEARNED
 from rmu_exp.attacks.finetune import finetune, gradients, opened, row_of
 from rmu_exp.config import parse
-from rmu_exp.evaluate.questions import Question
+from rmu_exp.evaluation.questions import Question
 from rmu_exp.support.errors import RunError
 
 RELEARN = {

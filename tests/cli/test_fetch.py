@@ -31,7 +31,7 @@ import json
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from rmu_exp.data import sources
-from rmu_exp.evaluate.catalogue import find
+from rmu_exp.evaluation.catalogue import find
 from rmu_exp.model.checkpoint import locate
 trunk = locate("org/model").open(2, torch.float32, torch.device("cpu"))
 model = AutoModelForCausalLM.from_pretrained("org/model")

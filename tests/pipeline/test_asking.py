@@ -17,7 +17,7 @@ from lm_eval.tasks import TaskManager
 
 from rmu_exp.__main__ import main
 from rmu_exp.cli import compose
-from rmu_exp.evaluate import catalogue, harness
+from rmu_exp.evaluation import catalogue, harness
 from rmu_exp.pipeline import run
 from rmu_exp.record import rundir
 from rmu_exp.settings import Eval

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rmu_exp.cli import compose
-from rmu_exp.evaluate import harness
-from rmu_exp.evaluate.harness import Answers
+from rmu_exp.evaluation import harness
+from rmu_exp.evaluation.harness import Answers
 from rmu_exp.model.checkpoint import locate
 from rmu_exp.model.delta import Delta
 from rmu_exp.pipeline.evaluate import EarlyStop

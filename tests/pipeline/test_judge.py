@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from rmu_exp.__main__ import main
 from rmu_exp.cli import compose
-from rmu_exp.evaluate import generate
+from rmu_exp.evaluation import generate
 from rmu_exp.model.checkpoint import locate
 from rmu_exp.pipeline import run
 from rmu_exp.report import methods

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from rmu_exp.__main__ import main
-from rmu_exp.evaluate import generate
-from rmu_exp.evaluate.perplexity import perplexity
+from rmu_exp.evaluation import generate
+from rmu_exp.evaluation.perplexity import perplexity
 from rmu_exp.model.checkpoint import locate
 from rmu_exp.model.delta import Delta
 from rmu_exp.pipeline import observe

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from sweep_rows import attack
 
-from rmu_exp.evaluate.statistics import summary
+from rmu_exp.evaluation.statistics import summary
 from rmu_exp.record.results import Results
 from rmu_exp.report import card as cards
 

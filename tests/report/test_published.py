@@ -9,7 +9,7 @@ import pytest
 from sweep_rows import HEAD
 
 from rmu_exp.cli.compose import composed
-from rmu_exp.evaluate.statistics import summary
+from rmu_exp.evaluation.statistics import summary
 from rmu_exp.record.results import Results
 from rmu_exp.report.markdown import text
 from rmu_exp.report.published import PUBLISHED, SUBJECTS, changed, table

@@ -58,7 +58,7 @@ def test_a_run_with_wandb_and_export_writes_none(tmp_path):
 
 
 FAILING = f"""
-from rmu_exp.evaluate import harness
+from rmu_exp.evaluation import harness
 
 def fail(*_, **__):
     raise ValueError("cannot reach https://someone:{PASSWORD}@host with {KEY}, token={HUB}")

@@ -9,7 +9,7 @@ from pathlib import Path
 import program
 import pytest
 
-from rmu_exp.evaluate.statistics import measured
+from rmu_exp.evaluation.statistics import measured
 from rmu_exp.record.results import AttackEntry, BeforeAfter, Results, RunInfo
 from rmu_exp.sweep import worst_case
 from rmu_exp.sweep.trials import Trial

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import nn
 
-from rmu_exp.evaluate.questions import Question, halves
-from rmu_exp.evaluate.scoring import Answered, Put, Scorer, answered
+from rmu_exp.evaluation.questions import Question, halves
+from rmu_exp.evaluation.scoring import Answered, Put, Scorer, answered
 from rmu_exp.model.delta import Delta
 from rmu_exp.record.results import CurveData
 from rmu_exp.record.store import Store

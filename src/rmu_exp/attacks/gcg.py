@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from rmu_exp.attacks.api import BASE, SCORED, UNLEARNED, Context, Finding, Outcome, figure
 from rmu_exp.attacks.gcg_search import Search, Target, allowed, cut, random_tokens
-from rmu_exp.evaluate.questions import Question
-from rmu_exp.evaluate.scoring import Put, answered
+from rmu_exp.evaluation.questions import Question
+from rmu_exp.evaluation.scoring import Put, answered
 from rmu_exp.model.hooks import BLOCK
 from rmu_exp.record.results import CurveData
 from rmu_exp.support.setting import setting

@@ -16,8 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rmu_exp.evaluate.forward import Forward, Layers, shared
-from rmu_exp.evaluate.scoring import Scorer
+from rmu_exp.evaluation.forward import Forward, Layers, shared
+from rmu_exp.evaluation.scoring import Scorer
 from rmu_exp.model.hooks import Observer, watching
 from rmu_exp.model.split import embeddings
 from rmu_exp.support.errors import RunError

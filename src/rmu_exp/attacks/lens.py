@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from rmu_exp.attacks.api import SCORED, UNLEARNED, Context, Finding, Outcome, accuracy, figure, take
-from rmu_exp.evaluate.questions import Question
-from rmu_exp.evaluate.scoring import Answered, Put, likeliest
+from rmu_exp.evaluation.questions import Question
+from rmu_exp.evaluation.scoring import Answered, Put, likeliest
 from rmu_exp.model.split import head_of, norm_of
 from rmu_exp.support.setting import setting
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from rmu_exp.attacks.api import Context
-from rmu_exp.evaluate.questions import Question
-from rmu_exp.evaluate.scoring import Put
+from rmu_exp.evaluation.questions import Question
+from rmu_exp.evaluation.scoring import Put
 
 Logits = Callable[[Tensor], Tensor]
 """Token ids (R, T), padded on the right, to logits; tokens that are put before each row count in positions."""

@@ -19,8 +19,8 @@ import torch
 from torch import nn
 
 from rmu_exp.attacks.api import UNLEARNED, Context, Finding, Outcome, accuracy, figure
-from rmu_exp.evaluate.questions import Question
-from rmu_exp.evaluate.scoring import Answered, Put, answered
+from rmu_exp.evaluation.questions import Question
+from rmu_exp.evaluation.scoring import Answered, Put, answered
 from rmu_exp.model.hooks import BLOCK
 from rmu_exp.support.errors import RunError
 from rmu_exp.support.setting import setting

@@ -13,8 +13,8 @@ from functools import partial
 from torch import nn
 
 from rmu_exp.attacks.api import MEASURED, SCORED, UNLEARNED, Context, Finding, Outcome, accuracy
-from rmu_exp.evaluate.questions import Question, description, ordered
-from rmu_exp.evaluate.scoring import answered
+from rmu_exp.evaluation.questions import Question, description, ordered
+from rmu_exp.evaluation.scoring import answered
 from rmu_exp.support.setting import setting
 
 CORRECTED = "corrected"

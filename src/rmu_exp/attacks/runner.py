@@ -11,8 +11,8 @@ from pydantic import JsonValue
 
 from rmu_exp.attacks.api import BASE, Context, Finding, Outcome
 from rmu_exp.config import parse, plugins
-from rmu_exp.evaluate import statistics
-from rmu_exp.evaluate.scoring import Answered
+from rmu_exp.evaluation import statistics
+from rmu_exp.evaluation.scoring import Answered
 from rmu_exp.record.results import Accuracy, AttackEntry, BeforeAfter, Control, Intervals, Results
 from rmu_exp.record.store import Store
 from rmu_exp.support.boundary import full_disk, line_for

@@ -16,7 +16,7 @@ from pydantic import BaseModel, JsonValue
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
-from rmu_exp.evaluate import statistics
+from rmu_exp.evaluation import statistics
 from rmu_exp.model.delta import Delta
 from rmu_exp.model.diff import distances
 from rmu_exp.record.results import McNemar

@@ -71,7 +71,7 @@ def fetch(
             if sources.dataset(source) is not None:
                 yield f"corpus {sources.read(source, on_bad_line='skip').describe()}"
         if tasks:
-            from rmu_exp.evaluate.catalogue import find, loading
+            from rmu_exp.evaluation.catalogue import find, loading
 
             with loading(tasks):  # lm-eval fetches its own; those of groups are counted one by one
                 found = len(find(tasks, include_path).load(list(tasks))["tasks"])

@@ -36,13 +36,13 @@ def run(config: DictConfig) -> float:
         return trial.run(lambda: checked(config, given), folder, hydra)
     named = any(word.startswith(("output=", "hydra.run.dir=")) for word in (*given, *hydra.overrides.hydra))
     if not named and DEFAULT.fullmatch(str(hydra.run.dir)):
-        folder = _unused(folder)
+        folder = unused(folder)
     if status := execute(lambda: checked(config, given), folder):
         sys.exit(status)
     return trial.metric(folder)
 
 
-def _unused(folder: Path) -> Path:
+def unused(folder: Path) -> Path:
     """The default folder; one beside it when another run has begun in the same second."""
     for number in itertools.count(1):
         place = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")

@@ -20,7 +20,7 @@ from typing import cast
 from pydantic import JsonValue
 
 from rmu_exp import data
-from rmu_exp.evaluate import harness, statistics
+from rmu_exp.evaluation import harness, statistics
 from rmu_exp.model import diff
 from rmu_exp.model.checkpoint import locate, named
 from rmu_exp.model.delta import Delta

@@ -1,6 +1,6 @@
 """Methods and attacks by name: a module with a dataclass ``Settings``, and a file in ``conf/`` that holds the values.
 
-There is no list of them. ``method=npo`` is ``unlearn/methods/npo.py`` and ``conf/method/npo.yaml``,
+There is no list of them. ``method=npo`` is ``unlearning/methods/npo.py`` and ``conf/method/npo.yaml``,
 ``attacks=[relearn]`` is ``attacks/relearn.py`` and ``conf/attacks/relearn.yaml``. Other distributions add theirs by
 entry points of the groups ``rmu_exp.method``, ``rmu_exp.attacks`` and ``rmu_exp.conf``, each naming a package. What a
 file declares is read from its source, so that help imports no torch. Checks no value: :mod:`rmu_exp.config.parse` does.
@@ -22,7 +22,7 @@ from rmu_exp.support.errors import UserError, first_line
 from rmu_exp.support.setting import Allowed
 
 METHODS, ATTACKS = "method", "attacks"  # the groups of conf/
-PACKAGES = {METHODS: "rmu_exp.unlearn.methods", ATTACKS: "rmu_exp.attacks"}
+PACKAGES = {METHODS: "rmu_exp.unlearning.methods", ATTACKS: "rmu_exp.attacks"}
 SETTINGS = "Settings"
 
 

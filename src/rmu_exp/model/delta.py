@@ -112,6 +112,22 @@ class Delta:
         Raises:
             UserError: a name or shape that the model does not have; the model is unchanged.
         """
+        views = self._views(model)
+        before = {name: view.clone() for name, view in views.items()}
+        try:
+            self.put(model)
+            yield model
+        finally:
+            for name, view in views.items():
+                view.copy_(before[name])
+
+    def put(self, model: nn.Module) -> None:
+        """Put the Delta into a model for good, in the model's dtype. Raises as :meth:`applied`."""
+        for name, view in self._views(model).items():
+            view.copy_(self.tensors[name])
+
+    def _views(self, model: nn.Module) -> dict[str, Tensor]:
+        """Each changed tensor's place in a model."""
         known, layers = on_disk(model), layers_of(model)
         views: dict[str, Tensor] = {}
         for name, value in self.tensors.items():
@@ -121,14 +137,7 @@ class Delta:
             if views[name].shape != value.shape:
                 has, given = tuple(views[name].shape), tuple(value.shape)
                 raise UserError(f"delta: {name} is {given}, the model has {has}; it was made for {self._base()}")
-        before = {name: view.clone() for name, view in views.items()}
-        try:
-            for name, view in views.items():
-                view.copy_(self.tensors[name])
-            yield model
-        finally:
-            for name, view in views.items():
-                view.copy_(before[name])
+        return views
 
     def _base(self) -> str:
         return self.base.get("name") or "another model"

@@ -13,8 +13,8 @@ import torch
 from rmu_exp.attacks import runner
 from rmu_exp.attacks.api import Context, Outcome
 from rmu_exp.attacks.relearn import NEIGHBOURS
-from rmu_exp.evaluate import questions
-from rmu_exp.evaluate.questions import Question
+from rmu_exp.evaluation import questions
+from rmu_exp.evaluation.questions import Question
 from rmu_exp.model.delta import Delta
 from rmu_exp.model.weight_files import LAYER
 from rmu_exp.pipeline.models import Models, Texts, once

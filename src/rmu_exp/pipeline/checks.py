@@ -8,16 +8,16 @@ from itertools import chain, islice, zip_longest
 
 import torch
 
-from rmu_exp.evaluate import damage, questions
-from rmu_exp.evaluate.questions import Question
-from rmu_exp.evaluate.scoring import Ids, Scorer
+from rmu_exp.evaluation import damage, questions
+from rmu_exp.evaluation.questions import Question
+from rmu_exp.evaluation.scoring import Ids, Scorer
 from rmu_exp.model.delta import Delta
 from rmu_exp.model.parameters import TrainedTensor
 from rmu_exp.pipeline.models import Models, Texts
 from rmu_exp.settings import Run
 from rmu_exp.support.errors import UserError
-from rmu_exp.unlearn.guards import Accuracy
-from rmu_exp.unlearn.lora import Adapters
+from rmu_exp.unlearning.guards import Accuracy
+from rmu_exp.unlearning.lora import Adapters
 
 
 def check_questions(run: Run) -> list[Question]:

@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 from rmu_exp import data
 from rmu_exp.data.sources import Corpus
-from rmu_exp.evaluate import harness
-from rmu_exp.evaluate.harness import Answers
-from rmu_exp.evaluate.perplexity import perplexity
+from rmu_exp.evaluation import harness
+from rmu_exp.evaluation.harness import Answers
+from rmu_exp.evaluation.perplexity import perplexity
 from rmu_exp.model.delta import Delta
 from rmu_exp.pipeline.models import Models
 from rmu_exp.pipeline.record import Record, made_from

@@ -9,7 +9,7 @@ from pathlib import Path
 from rmu_exp import worlds
 from rmu_exp.config import plugins
 from rmu_exp.data import sources
-from rmu_exp.evaluate import own_questions
+from rmu_exp.evaluation import own_questions
 from rmu_exp.model import gguf
 from rmu_exp.settings import Run
 

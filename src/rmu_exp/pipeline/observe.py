@@ -15,11 +15,11 @@ from torch import nn
 
 from rmu_exp import worlds
 from rmu_exp.data.sources import Corpus
-from rmu_exp.evaluate import catalogue, damage, fluency, generate, questions, ripple
-from rmu_exp.evaluate.damage import Compared
-from rmu_exp.evaluate.generate import Written
-from rmu_exp.evaluate.perplexity import LONGEST
-from rmu_exp.evaluate.prompts import Prompt, evenly, from_file, from_questions
+from rmu_exp.evaluation import catalogue, damage, fluency, generate, questions, ripple
+from rmu_exp.evaluation.damage import Compared
+from rmu_exp.evaluation.generate import Written
+from rmu_exp.evaluation.perplexity import LONGEST
+from rmu_exp.evaluation.prompts import Prompt, evenly, from_file, from_questions
 from rmu_exp.model.delta import Delta
 from rmu_exp.pipeline.models import Models, Texts
 from rmu_exp.pipeline.record import Record

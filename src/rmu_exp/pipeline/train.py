@@ -20,8 +20,8 @@ import torch
 from rmu_exp.config import plugins
 from rmu_exp.data import batches as batching
 from rmu_exp.data.batches import Batch
-from rmu_exp.evaluate.questions import Question
-from rmu_exp.evaluate.scoring import Ids
+from rmu_exp.evaluation.questions import Question
+from rmu_exp.evaluation.scoring import Ids
 from rmu_exp.model import parameters
 from rmu_exp.model.delta import Delta
 from rmu_exp.model.parameters import TrainedTensor
@@ -35,14 +35,14 @@ from rmu_exp.settings import AUTO, AUTO_STEER, Run
 from rmu_exp.support import progress, signals
 from rmu_exp.support.errors import UserError
 from rmu_exp.support.files import write_atomic
-from rmu_exp.unlearn import lora
-from rmu_exp.unlearn import method as methods
-from rmu_exp.unlearn.activation_cache import ActivationCache, shared
-from rmu_exp.unlearn.budget import Budget
-from rmu_exp.unlearn.gradients import Wrap
-from rmu_exp.unlearn.guards import Guard
-from rmu_exp.unlearn.loop import frozen_norms, originals, unlearn
-from rmu_exp.unlearn.snapshot import Snapshots
+from rmu_exp.unlearning import lora
+from rmu_exp.unlearning import method as methods
+from rmu_exp.unlearning.activation_cache import ActivationCache, shared
+from rmu_exp.unlearning.budget import Budget
+from rmu_exp.unlearning.gradients import Wrap
+from rmu_exp.unlearning.guards import Guard
+from rmu_exp.unlearning.loop import frozen_norms, originals, unlearn
+from rmu_exp.unlearning.snapshot import Snapshots
 
 log = logging.getLogger("rmu_exp")
 NORM_BATCHES = 4  # per topic, whose frozen norms a relative steer takes the median of

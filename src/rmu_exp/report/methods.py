@@ -16,7 +16,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from scipy.stats import t
 
-from rmu_exp.evaluate.statistics import wilson
+from rmu_exp.evaluation.statistics import wilson
 from rmu_exp.record import results as results_json
 from rmu_exp.record import rundir
 from rmu_exp.record.results import Results, State

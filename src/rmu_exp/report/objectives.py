@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from rmu_exp.evaluate.statistics import wilson
+from rmu_exp.evaluation.statistics import wilson
 from rmu_exp.record.results import Accuracy, Qa, Results, State
 from rmu_exp.support.errors import UserError
 

@@ -4,7 +4,7 @@ Accuracies count as the part that is kept of what the base model knew, (unlearne
 corrected for answer bias. The word follows from these rules, the first that holds:
 
 * *broken*: of the questions that should stay, less than half is kept, or perplexity on held-out text has tripled
-  (that of eval.perplexity, and that on the neutral text of :mod:`rmu_exp.evaluate.damage`);
+  (that of eval.perplexity, and that on the neutral text of :mod:`rmu_exp.evaluation.damage`);
 * *nothing happened*: 90 % or more of each forget topic is kept, plain and corrected; without questions, no topic's
   activations have gone a tenth of the way to their target;
 * *not measured*: no questions about the forget topics were asked that the base model can answer;
