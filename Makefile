@@ -27,7 +27,7 @@ run: $(READY)  ## set up, unlearn, ask before and after: the first result
 	$(BIN)/python train.py layer=7 steer=6.5
 
 test: $(DEV)  ## set up and run the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu"
 
 test-slow: $(DEV)  ## the tests that take minutes
 	$(BIN)/python -m pytest -m "slow"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 from rmu_exp.config import reference
 from rmu_exp.settings import Judge, Run
 from rmu_exp.support.setting import groups_of, keys_of
@@ -32,3 +34,26 @@ def test_every_choice_opens_with_a_comment():
     for file in (ROOT / "conf").glob("*/**/*.yaml"):
         head = file.read_text(encoding="utf-8").removeprefix("# @package _global_\n")
         assert re.match(r"# .{20}|# All of them", head), file
+
+
+def anchors(page: Path) -> set[str]:
+    """The headings of a page as links name them."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#\s]*)#?([^)\s]*)\)", page.read_text(encoding="utf-8"))
+    for target, anchor in links:
+        there = page.parent / target if target else page
+        assert there.exists(), target
+        assert not anchor or anchor in anchors(there), f"{target}#{anchor}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_paths_in_code_exist(page: Path) -> None:
+    """Paths with a capital letter stand for a name of the reader's, as in conf/model/NAME.yaml."""
+    text = page.read_text(encoding="utf-8")
+    named = {path for code in CODE.findall(text) for path in PATH.findall(code)} - set(EXAMPLE.findall(text))
+    assert not [path for path in named if not re.search("[A-Z]", path) and not list(ROOT.glob(path))]
