@@ -37,6 +37,8 @@ TOKENIZER = ("tokenizer", "vocab", "spiece.model", "sentencepiece")
 TOKEN_FILES = (*TOKENIZER, "merges", "special_tokens", "added_tokens")
 PER_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers", "layers_block_type")
 HEADS = ("lm_head.", "embed_out.")
+HEAD = ("lm_head.weight", "embed_out.weight")
+EMBEDDING = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
 
 
@@ -175,6 +177,28 @@ class Checkpoint:
                 raise UserError(f"{self.name}: its tokenizer has neither a pad nor an eos token; add one to its folder")
             tokenizer.pad_token = tokenizer.eos_token
         return tokenizer
+
+    @property
+    def tied(self) -> bool:
+        """Whether its configuration says that the head is the embedding."""
+        return bool(getattr(self.config, "tie_word_embeddings", False))
+
+    def refuse_odd_weights(self, key: str) -> None:
+        """Refuse files that hold another head than the tied one, or numbers of fewer than 16 bits (UserError)."""
+        table = self._tensors()
+        for name, (_, entry) in table.items():
+            if entry.dtype.startswith(("F8", "F4", "F6")):
+                made = "give the checkpoint that it was made from, or one in bf16"
+                raise UserError(
+                    f"{key}: {self.name} holds {entry.dtype} weights ({name}), which are not trained; {made}"
+                )
+        heads = [table[name] for name in table if name.endswith(HEAD)]
+        embeddings = [table[name] for name in table if name.endswith(EMBEDDING)]
+        if heads and embeddings and self.tied and not weights.same_bytes(heads[0], embeddings[0]):
+            raise UserError(
+                f"{key}: {self.name}: its {weights.CONFIG} ties the head to the embedding, but its files hold another "
+                "head; set tie_word_embeddings to false there, or leave the head out"
+            )
 
     def weight_files(self) -> list[Path]:
         """The safetensors files that make up the checkpoint, by name; from a hub, some may not be here yet."""
@@ -333,11 +357,13 @@ def _checked(checkpoint: Checkpoint, key: str) -> Checkpoint:
     if checkpoint.hub is None:
         weights.check_folder(checkpoint.folder, key)
     raw = weights.read_json(checkpoint.folder / weights.CONFIG)
-    if "quantization_config" in raw:
+    if raw.get("quantization_config") is not None:
         raise UserError(f"{key}: {checkpoint.name} is quantised; give the checkpoint that it was made from")
     if "num_hidden_layers" not in raw and isinstance(raw.get("text_config"), dict):
         kind = raw.get("model_type", "this kind")
         raise UserError(f"{key}: {checkpoint.name} is a multimodal model ({kind}); allowed is a text-only causal model")
+    if checkpoint.hub is None:
+        checkpoint.refuse_odd_weights(key)
     return checkpoint
 
 

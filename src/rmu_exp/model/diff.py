@@ -8,30 +8,44 @@ import torch
 from safetensors import safe_open
 
 from rmu_exp.model import weight_files
-from rmu_exp.model.checkpoint import Checkpoint
+from rmu_exp.model.checkpoint import EMBEDDING, HEAD, Checkpoint
 from rmu_exp.model.delta import Delta
 from rmu_exp.support.errors import UserError
 
-SHAPE = ("model_type", "hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads", "vocab_size")
+FIRST = ("model_type", "hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads", "vocab_size")
+# What a configuration says beside what is computed: where it came from, how it was trained, how it is sampled from.
+# Whether the head is the embedding is seen from the weights.
+ASIDE = {"_name_or_path", "_commit_hash", "architectures", "auto_map", "transformers_version", "torch_dtype", "dtype"}
+ASIDE |= {"use_cache", "bos_token_id", "eos_token_id", "pad_token_id", "id2label", "label2id", "problem_type"}
+ASIDE |= {"initializer_range", "tie_word_embeddings", "quantization_config", "task_specific_params"}
+TRAINING = ("dropout", "pdrop", "loss_coef", "loss_coefficient")  # ends of such names
+BUFFERS = ("inv_freq", "masked_bias", ".attn.bias", ".attention.bias")  # saved by earlier versions, computed today
+PROBES = ("The capital of France is", "1 + 1 = 2\n\n  «ünï» — 生物")
 
 
 def difference(base: Checkpoint, other: Checkpoint) -> str | None:
-    """What of the shape or the tokenizer differs, in words; None: nothing does."""
-    for key in SHAPE:
-        mine, theirs = getattr(base.config, key, None), getattr(other.config, key, None)
-        if mine != theirs:
-            return f"its {key} is {theirs}, not {mine}"
-    mine, theirs = (dict(checkpoint.tokenizer().get_vocab()) for checkpoint in (base, other))
+    """What of the configuration or the tokenizer differs, in words; None: nothing that changes an answer."""
+    mine, theirs = (checkpoint.config.to_dict() for checkpoint in (base, other))
+    for key in dict.fromkeys([*FIRST, *sorted(mine.keys() | theirs.keys())]):
+        if key not in ASIDE and not key.endswith(TRAINING) and mine.get(key) != theirs.get(key):
+            return f"its {key} is {theirs.get(key)}, not {mine.get(key)}"
+    tokenizers = base.tokenizer(), other.tokenizer()
+    mine, theirs = (dict(tokenizer.get_vocab()) for tokenizer in tokenizers)
     if mine != theirs:
         word = next((w for w in mine if theirs.get(w) != mine[w]), None) or next(w for w in theirs if w not in mine)
         return f"another tokenizer (token {word!r} is {theirs.get(word)}, not {mine.get(word)})"
+    for text in PROBES:
+        ours, its = (tokenizer(text)["input_ids"] for tokenizer in tokenizers)
+        if ours != its:
+            return f"another tokenizer ({text[:12]!r}… begins with the tokens {its[:3]}, not {ours[:3]})"
     return None
 
 
 def changes(base: Checkpoint, other: Checkpoint) -> Delta:
     """The tensors of ``other`` that are not equal to the base's, as a Delta of the base.
 
-    One tensor of each is in memory at a time, and the changed ones.
+    One tensor of each is in memory at a time, and the changed ones. Of two models of one configuration transformers
+    reads tensors of the same names, so that what only ``other`` has counts for nothing, its own head aside.
 
     Raises:
         UserError: the two have other tensors, or nothing differs.
@@ -39,12 +53,12 @@ def changes(base: Checkpoint, other: Checkpoint) -> Delta:
     base.fetch()
     other.fetch()
     mine, theirs = _files(base), _files(other)
-    lacking = sorted(set(mine) - set(theirs) - TIED)
+    lacking = sorted(name for name in set(mine) - set(theirs) if not name.endswith(BUFFERS))
     if lacking:
         raise UserError(f"unlearned: {other.name} has no tensor {lacking[0]}, {base.name} has")
     changed: dict[str, torch.Tensor] = {}
     for name in sorted(set(mine) & set(theirs)):
-        before, after = _read(mine[name], name), _read(theirs[name], name)
+        before, after = _read(*mine[name]), _read(*theirs[name])
         if before.shape != after.shape:
             raise UserError(
                 f"unlearned: {other.name}: {name} is {list(after.shape)}, {base.name} has {list(before.shape)}"
@@ -66,11 +80,13 @@ def distances(a: Delta, b: Delta) -> dict[str, float]:
     return found
 
 
-TIED = {"lm_head.weight"}  # saved or left out where it is the embedding
-
-
-def _files(checkpoint: Checkpoint) -> dict[str, Path]:
-    return {name: file for file in checkpoint.weight_files() for name in weight_files.header(file)}
+def _files(checkpoint: Checkpoint) -> dict[str, tuple[Path, str]]:
+    """Each tensor's file, and its name there; a head that is the embedding stands for itself, saved or not."""
+    found = {name: (file, name) for file in checkpoint.weight_files() for name in weight_files.header(file)}
+    embedding = next((name for name in found if name.endswith(EMBEDDING)), None)
+    if embedding and checkpoint.tied and not any(name.endswith(HEAD) for name in found):
+        found[HEAD[0]] = found[embedding]
+    return found
 
 
 def _read(file: Path, name: str) -> torch.Tensor:

@@ -20,6 +20,7 @@ from rmu_exp.support.errors import UserError
 from rmu_exp.support.files import cache_path, write_atomic
 
 CONFIG = "config.json"
+ADAPTER = "adapter_config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLED = (".bin", ".pt", ".pth")
@@ -46,9 +47,14 @@ def check_folder(folder: Path, key: str) -> None:
     if not folder.is_dir():
         raise UserError(f"{key}: {folder} is not a folder; {wanted}")
     if not (folder / CONFIG).is_file():
-        adapter = (folder / "adapter_config.json").is_file()
+        adapter = (folder / ADAPTER).is_file()
         hint = "it holds an adapter: merge it into its base model first" if adapter else wanted
         raise UserError(f"{key}: {folder} has no {CONFIG}; {hint}")
+    if (folder / ADAPTER).is_file():
+        raise UserError(
+            f"{key}: {folder} holds an adapter ({ADAPTER}) beside the model, which transformers would load with it; "
+            "merge it into the model, or move the adapter's files elsewhere"
+        )
     for name in file_names(folder, key):
         if not (folder / name).is_file():
             raise UserError(f"{key}: {folder / name} is named in {INDEX} but missing; copy or download it again")
@@ -112,6 +118,21 @@ def header(file: Path) -> dict[str, Entry]:
     table.pop("__metadata__", None)
     places = {name: [start + offset for offset in raw["data_offsets"]] for name, raw in table.items()}
     return {name: Entry(raw["dtype"], tuple(raw["shape"]), *places[name]) for name, raw in table.items()}
+
+
+def same_bytes(one: tuple[Path, Entry], other: tuple[Path, Entry], chunk: int = 2**24) -> bool:
+    """Whether two tensors in files are the same, of the same dtype and shape; ``chunk``: bytes read at a time."""
+    (file, mine), (its_file, its) = one, other
+    if (mine.dtype, mine.shape) != (its.dtype, its.shape):
+        return False
+    with file.open("rb") as left, its_file.open("rb") as right:
+        left.seek(mine.begin)
+        right.seek(its.begin)
+        return all(
+            left.read(size) == right.read(size)
+            for at in range(mine.begin, mine.end, chunk)
+            if (size := min(chunk, mine.end - at))
+        )
 
 
 def file_digest(file: Path) -> str:
