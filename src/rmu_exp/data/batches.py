@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 import torch
 from torch import Tensor
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 FORGET, RETAIN = "forget", "retain"
 PUBLISHED_LENGTHS = (512, 768)  # tokens: the first topic's forget texts, the other topics'
+CHUNK, BEGINNING = 1024, 64  # texts whose beginnings are looked at together, and letters of each
+LETTERS, MARGIN = 16, 64  # letters of a long text per token wanted, and tokens beyond these that make the cut harmless
 
 
 @dataclass
@@ -78,17 +80,55 @@ class Batch:
 
 @dataclass
 class Tokens:
-    """A tokenized corpus: one list of ids per text, and how many texts were truncated."""
+    """A tokenized corpus: token ids of each text."""
 
-    ids: list[list[int]]
-    truncated: int = 0
+    ids: Sequence[list[int]]
     source: str = ""
+
+
+class Lazily(Sequence[list[int]]):
+    """Token ids of texts, truncated to ``max_length``, each made when it is first asked for.
+
+    Texts without a token are left out, for which the beginning of each is looked at. Of a long text so much is
+    tokenized that the rest is far beyond what is kept.
+    """
+
+    def __init__(self, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+        self.tokenizer, self.max_length = tokenizer, max_length
+        self.texts = [text for at in range(0, len(texts), CHUNK) for text in self._with_tokens(texts[at : at + CHUNK])]
+        self.made: dict[int, list[int]] = {}
+
+    def _with_tokens(self, texts: Sequence[str]) -> list[str]:
+        heads = self.tokenizer([text[:BEGINNING] for text in texts])["input_ids"]
+        return [text for text, head in zip(texts, heads, strict=True) if head or self.tokenizer(text)["input_ids"]]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @overload
+    def __getitem__(self, index: int) -> list[int]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[list[int]]: ...
+    def __getitem__(self, index: int | slice) -> list[int] | list[list[int]]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if index not in self.made:
+            self.made[index] = self._first(self.texts[index])
+        return self.made[index]
+
+    def _first(self, text: str) -> list[int]:
+        size = LETTERS * self.max_length
+        while len(text) > size:
+            ids: list[int] = self.tokenizer(text[:size])["input_ids"]
+            if len(ids) >= self.max_length + MARGIN:
+                return ids[: self.max_length]
+            size *= 2
+        return list(self.tokenizer(text)["input_ids"])[: self.max_length]
 
 
 def tokenize(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int, source: str = "") -> Tokens:
     """Token ids of each text, truncated to ``max_length``; texts without a token are left out."""
-    rows = tokenizer(list(texts))["input_ids"]
-    return Tokens([row[:max_length] for row in rows if row], sum(len(row) > max_length for row in rows), source)
+    return Tokens(Lazily(texts, tokenizer, max_length), source)
 
 
 def check_enough(count: int, batch_size: int, source: str) -> None:
@@ -128,7 +168,9 @@ def layered(
     Raises:
         UserError: a fold is shorter than a batch.
     """
-    for corpus in forget if folds > 1 else ():
+    if folds == 1:
+        return shuffled(forget, retain, batch_size, steps, seed, pad)
+    for corpus in forget:
         if len(corpus.ids) // folds < batch_size:
             few = f"{corpus.source or 'the corpus'} has {len(corpus.ids)} texts, fewer than train.batch_size per fold"
             raise UserError(f"train.folds: got {folds}, but {few}; take fewer folds")
@@ -145,9 +187,7 @@ def layered(
 
 
 def _folds(corpus: Tokens, folds: int, seed: int, topic: int) -> list[list[list[int]]]:
-    """A corpus in parts of nearly equal numbers of texts, at random; one is the corpus in its order."""
-    if folds == 1:
-        return [corpus.ids]
+    """A corpus in parts of nearly equal numbers of texts, at random."""
     order = torch.randperm(len(corpus.ids), generator=named_generator(seed, f"folds/{topic}")).tolist()
     return [[corpus.ids[i] for i in order[part::folds]] for part in range(folds)]
 

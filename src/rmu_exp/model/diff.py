@@ -23,10 +23,15 @@ BUFFERS = ("inv_freq", "masked_bias", ".attn.bias", ".attention.bias")  # saved 
 PROBES = ("The capital of France is", "1 + 1 = 2\n\n  «ünï» — 生物")
 
 
-def difference(base: Checkpoint, other: Checkpoint) -> str | None:
-    """What of the configuration or the tokenizer differs, in words; None: nothing that changes an answer."""
+def difference(base: Checkpoint, other: Checkpoint, shape_only: bool = False) -> str | None:
+    """What of the configuration or the tokenizer differs, in words; None: nothing that changes an answer.
+
+    Args:
+        shape_only: ``other`` is run as its own configuration says; it must be of the same shape.
+    """
     mine, theirs = (checkpoint.config.to_dict() for checkpoint in (base, other))
-    for key in dict.fromkeys([*FIRST, *sorted(mine.keys() | theirs.keys())]):
+    rest = [] if shape_only else sorted(mine.keys() | theirs.keys())
+    for key in dict.fromkeys([*FIRST, *rest]):
         if key not in ASIDE and not key.endswith(TRAINING) and mine.get(key) != theirs.get(key):
             return f"its {key} is {theirs.get(key)}, not {mine.get(key)}"
     tokenizers = base.tokenizer(), other.tokenizer()

@@ -73,12 +73,12 @@ class Models:
         if self.settings.oracle is None:
             return None
         found = named(self.settings.oracle, "model.oracle", self.settings)
-        self.refuse_other(found, "model.oracle")
+        self.refuse_other(found, "model.oracle", shape_only=True)
         return found
 
-    def refuse_other(self, other: Checkpoint, key: str) -> None:
-        """Refuse a checkpoint that is not of the base model's shape and tokenizer."""
-        if difference := diff.difference(self.base, other):
+    def refuse_other(self, other: Checkpoint, key: str, shape_only: bool = False) -> None:
+        """Refuse a checkpoint that is not of the base model's configuration (or only shape) and tokenizer."""
+        if difference := diff.difference(self.base, other, shape_only):
             raise UserError(f"{key}: {other.name} does not match {self.base.name}: {difference}")
 
     def load(self, checkpoint: Checkpoint | None = None) -> nn.Module:

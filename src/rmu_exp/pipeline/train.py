@@ -166,10 +166,8 @@ def order_of_texts(run: Run, models: Models, texts: Texts) -> tuple[int, Iterato
         make = partial(batching.tokenize, corpus.texts, tokenizer, run.data.max_length, source)
         key = (base, corpus.digest, corpus.texts, run.data.max_length)
         known[source] = once(f"tokens of {source}", key, make) if models.shared else make()
-    longest = max((len(ids) for t in known.values() for ids in t.ids), default=0)
-    if longest > base.context:
+    if run.data.max_length > base.context and any(len(ids) > base.context for t in known.values() for ids in t.ids):
         raise UserError(f"data.max_length: got {run.data.max_length}, but {base.name} has {base.context} positions")
-    notes += [f"{s}: {t.truncated} texts truncated to {run.data.max_length} tokens" for s, t in known.items()]
     tokens = ([known[c.source] for c in forget], [known[c.source] for c in retain])
     order = batching.layered(*tokens, size, steps, run.seed, tokenizer.pad_token_id, folds=run.train.folds)
     return steps, order, notes
