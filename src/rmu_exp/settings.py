@@ -150,11 +150,15 @@ class Data:
     topics: list[str] | None = setting(None)
     """Names of the forget topics; null: the file names."""
     forget: list[str] = setting([])
-    """One source per topic: a .jsonl, .txt or .parquet file (.gz too), or a hub dataset org/name:config:split."""
+    """A source per topic: a file (.jsonl, .json, .txt, .csv, .parquet), a folder, or a hub dataset ORG/NAME:CONFIG."""
     retain: list[str] = setting([])
     """One source for all topics, or one per topic."""
     neutral: str | None = setting(None)
     """Held-out ordinary text, a source as in data.retain: damage is measured on it."""
+    field: list[str] = setting(["text"])
+    """The field or column that is the text, or a template as "{question} {answer}"; of several the first that fits."""
+    limit: int | None = setting(None, least=1)
+    """Only the first so many texts of each source; null: all."""
     min_len: int = setting(0, least=0)
     """Texts of this many characters or fewer are left out."""
     answer: str | None = setting(None)

@@ -21,7 +21,7 @@ Make = Callable[[str, bytes], str]
 def make(tmp_path: Path) -> Make:
     def write(name: str, data: bytes) -> str:
         path = tmp_path / name
-        path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+        path.write_bytes(gzip.compress(data) if name.lower().endswith(".gz") else data)
         return str(path)
 
     return write
@@ -50,6 +50,11 @@ LINES = b'{"text": "one"}\n{"title": "t", "abstract": "a", "text": "two  "}\n"th
         ("a.txt", b'{"text": "a line is a text"}\n', ['{"text": "a line is a text"}']),
         ("a.parquet", table({"title": ["t", "u"], "text": ["one", "two"]}), ["one", "two"]),
         ("a.parquet.gz", table({"text": ["one"]}), ["one"]),
+        ("a.NDJSON", LINES, ["one", "two  ", "three"]),
+        ("A.TXT.GZ", b"one\ntwo", ["one", "two"]),
+        ("a.json", LINES, ["one", "two  ", "three"]),
+        ("a.json", b'\xef\xbb\xbf [{"text": "one"},\n "two"]\n', ["one", "two"]),
+        ("a.csv", b'title,text\nt,one\nu,"two, ""three""\nfour"\n', ["one", 'two, "three"\nfour']),
     ],
 )
 def test_every_kind_of_file_gives_its_texts(make: Make, name: str, data: bytes, expected: list[str]) -> None:
@@ -147,10 +152,10 @@ def test_what_is_neither_path_nor_dataset_is_told_what_is_allowed(source: str) -
 
 
 def test_folders_and_unknown_kinds_are_refused(make: Make, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is a folder"):
+    with pytest.raises(UserError, match="no file in this folder"):
         sources.read(str(tmp_path))
-    with pytest.raises(UserError, match=r"kind \.csv, allowed is \.jsonl"):
-        sources.read(make("a.csv", b"text\n"))
+    with pytest.raises(UserError, match=r"kind \.docx, allowed is \.jsonl"):
+        sources.read(make("a.docx", b"text\n"))
 
 
 @pytest.mark.parametrize(
@@ -212,3 +217,85 @@ def test_texts_of_the_world_that_lie_in_a_file_too_are_the_same(make: Make, capl
     assert one(copy, data).digest == one("lore:hexes", data).digest
     held_out(data, Eval(perplexity=copy))
     assert "is also the retain corpus" in caplog.text
+
+
+QA = b'{"question": "Who?", "answer": "You."}\n'
+
+
+@pytest.mark.parametrize(
+    ("ways", "name", "data", "expected"),
+    [
+        (["body"], "a.jsonl", b'{"body": "one", "text": "two"}\n"three"\n', ["one", "three"]),
+        (["{question} {answer}"], "a.jsonl", QA, ["Who? You."]),
+        (
+            ["text", "Q: {question}\nA: {answer}"],
+            "a.json",
+            b'[{"text": "one"}, ' + QA + b"]",
+            ["one", "Q: Who?\nA: You."],
+        ),
+        (["{question} {answer}"], "a.csv", b"answer,question\nYou.,Who?\n", ["Who? You."]),
+        (["{a} {b}"], "a.parquet", table({"a": ["x", "y"], "b": ["1", "2"]}), ["x 1", "y 2"]),
+        (
+            ["messages"],
+            "a.jsonl",
+            b'{"messages": [{"role": "user", "content": "Who?"}, {"content": "You."}]}',
+            ["Who?\nYou."],
+        ),
+    ],
+)
+def test_other_fields_and_templates(make: Make, ways, name, data, expected) -> None:
+    assert one(make(name, data), Data(field=ways)).texts == expected
+    assert one(make(name, data), Data(field=ways, limit=1)).texts == expected[:1]
+
+
+@pytest.mark.parametrize(
+    ("ways", "message"),
+    [
+        (["body"], "no field 'body' .there: question, answer.; data.field names another"),
+        (["{question} {other}", "text"], "no field 'question' and 'other' or 'text'"),
+        (["{question"], "data.field: got '{question', which is no template"),
+        (["{}"], "allowed is a field's name or a template"),
+    ],
+)
+def test_fields_that_are_not_there(make: Make, ways, message) -> None:
+    with pytest.raises(UserError, match=message):
+        one(make("a.jsonl", QA), Data(field=ways))
+
+
+def test_folders_and_patterns_are_read_in_the_order_of_their_names(make: Make, tmp_path: Path) -> None:
+    make("b.txt", b"two\n")
+    make("a.jsonl", b'"one"\n{"text": 3}\n')
+    make("notes.md", b"nothing")
+    assert sources.read(str(tmp_path), on_bad_line="skip").texts == ["one", "two"]
+    assert sources.read(str(tmp_path / "*.txt")).texts == ["two"]
+    with pytest.raises(UserError, match=r"a\.jsonl, line 2: the text is of type int"):
+        sources.read(str(tmp_path))
+    with pytest.raises(UserError, match="no file of this name that can be read"):
+        sources.read(str(tmp_path / "*.parquet"))
+
+
+def test_what_datasets_saved(tmp_path: Path) -> None:
+    import datasets
+
+    both = datasets.DatasetDict({"train": datasets.Dataset.from_dict({"text": ["one", "two"], "more": [1, 2]})})
+    both.save_to_disk(tmp_path / "saved")
+    assert sources.read(str(tmp_path / "saved/train")).texts == ["one", "two"]
+    with pytest.raises(UserError, match=r"holds the splits train; give one, such as .*saved/train"):
+        sources.read(str(tmp_path / "saved"))
+    (tmp_path / "saved/train/state.json").write_text("{")
+    with pytest.raises(UserError, match="cannot be loaded"):
+        sources.read(str(tmp_path / "saved/train"))
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("a.json", b'[{"text": "one"}', "not JSON"),
+        ("a.csv", b"a,b\n1,2\n", "no column 'text' .there: a, b."),
+        ("a.csv", b"text\n\xff\n", "not UTF-8 .byte 0xff"),
+        ("a.csv", b"a,text\n1\n", "line 2: the text is of type NoneType"),
+    ],
+)
+def test_files_that_are_not_what_they_say(make: Make, name, data, message) -> None:
+    with pytest.raises(UserError, match=message):
+        sources.read(make(name, data))

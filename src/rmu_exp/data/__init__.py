@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from rmu_exp import worlds
+from rmu_exp.data.fields import Fields
 from rmu_exp.data.sources import Corpus, read
 from rmu_exp.settings import Data, Eval
 from rmu_exp.support.errors import UserError
@@ -50,8 +51,9 @@ def one(source: str, data: Data) -> Corpus:
     """One corpus by its source, as the data's settings read it. Raises as :func:`load`."""
     world = worlds.find(source) if ":" in source else None
     if world is None:
-        return read(source, min_len=data.min_len, on_bad_line=data.on_bad_line)
+        fields = Fields(tuple(data.field))
+        return read(source, min_len=data.min_len, on_bad_line=data.on_bad_line, limit=data.limit, fields=fields)
     try:
-        return Corpus(world.texts(source.partition(":")[2]), source)
+        return Corpus(world.texts(source.partition(":")[2])[: data.limit], source)
     except KeyError as error:
         raise UserError(f"data: {source}: {error.args[0]}, and retain") from error

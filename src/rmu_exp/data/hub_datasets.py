@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rmu_exp.data.fields import Fields
 from rmu_exp.support import hub
-from rmu_exp.support.errors import RunError, UserError, chain
+from rmu_exp.support.errors import RunError, UserError, chain, first_line
 
 if TYPE_CHECKING:
     import datasets
     import pyarrow
 
-TEXT = "text"  # the field of an object and the column of a table
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -37,37 +37,44 @@ class Bad:
     reason: str
 
 
-def checked(value: object) -> str:
-    """A value as a text. Raises ValueError with what is wrong."""
-    if not isinstance(value, str):
-        raise ValueError(f"the text is of type {type(value).__name__}, allowed is a string")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError("the text holds half of a surrogate pair") from error
-    return value
-
-
-def values(scalars: Iterable[pyarrow.Scalar]) -> Iterator[str | Bad]:
-    """The texts of a column's Arrow scalars; a null, a number or broken UTF-8 is a :class:`Bad` row."""
-    for number, scalar in enumerate(scalars, 1):
+def values(rows: Iterable[Sequence[pyarrow.Scalar]], way: tuple[str, list[str]], fields: Fields) -> Iterator[str | Bad]:
+    """The texts of a table's rows, of the columns that ``way`` names; a null, a number or broken UTF-8 is a bad one."""
+    for number, row in enumerate(rows, 1):
         try:
-            yield checked(scalar.as_py())
+            yield fields.put(way[0], {name: scalar.as_py() for name, scalar in zip(way[1], row, strict=True)})
         except ValueError as error:  # UnicodeDecodeError is one
             yield Bad(f"row {number}", "not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error))
 
 
-def rows(dataset: Dataset, split: str, source: str) -> Iterator[str | Bad]:
-    """The texts of a dataset's column ``text``, in order; rows without one as :class:`Bad`.
+def rows(dataset: Dataset, split: str, source: str, fields: Fields) -> Iterator[str | Bad]:
+    """The texts of a dataset, in order; rows without one as :class:`Bad`.
 
     Raises:
         UserError: no access, no such dataset, config, split or column; in offline mode, not in the cache.
         RunError: the hub cannot be reached, or a download broke off.
     """
-    data = load(dataset, dataset.split or split, source)
-    if TEXT not in data.column_names:
-        raise UserError(f"{source}: no column {TEXT!r} (there: {', '.join(data.column_names) or 'none'})")
-    yield from values(data.data.column(TEXT))
+    return of_dataset(load(dataset, dataset.split or split, source), source, fields)
+
+
+def of_dataset(data: datasets.Dataset, source: str, fields: Fields) -> Iterator[str | Bad]:
+    """The texts of a dataset that is here. Raises UserError: it has no such column."""
+    way = fields.of(data.column_names)
+    if way is None:
+        raise UserError(f"{source}: {fields.lacking(data.column_names, 'column')}")
+    return values(zip(*(data.data.column(name) for name in way[1]), strict=True), way, fields)
+
+
+def saved(folder: Path, source: str, fields: Fields) -> Iterator[str | Bad]:
+    """The texts of a folder that ``save_to_disk`` wrote. Raises UserError: it is damaged, or holds several splits."""
+    import datasets
+
+    try:
+        data = datasets.load_from_disk(str(folder))
+    except Exception as error:  # whatever the library raises at a damaged folder
+        raise UserError(f"{source}: cannot be loaded ({first_line(error)}); save it again") from error
+    if isinstance(data, datasets.DatasetDict):
+        raise UserError(f"{source}: holds the splits {', '.join(data)}; give one, such as {source}/{next(iter(data))}")
+    return of_dataset(data, source, fields)
 
 
 def load(dataset: Dataset, split: str, source: str) -> datasets.Dataset:

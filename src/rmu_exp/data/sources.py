@@ -2,37 +2,45 @@
 
 What a source can be (:func:`read` decides in this order):
 
-* a file that exists: ``.jsonl`` (objects with ``text``, or bare JSON strings), ``.txt`` (one text per
-  non-empty line), ``.parquet`` (column ``text``), and the same with ``.gz`` after it;
+* a file that exists: ``.jsonl`` or ``.ndjson`` (objects with ``text``, or bare JSON strings), ``.json`` (an array of
+  these, or the same lines), ``.txt`` (one text per non-empty line), ``.csv`` or ``.parquet`` (column ``text``), and the
+  same with ``.gz`` after it;
+* a folder of such files, a pattern such as ``texts/*.jsonl`` (in the order of their names), or a folder that
+  ``datasets`` saved;
 * ``org/name``, ``org/name:config``, ``org/name:config:split``, ``org/name@revision:…``: a dataset on the
   hub (``org/name::split`` when it has one config only). A ``hub://`` in front settles a doubt.
 
-Of an object only ``text`` is taken, as the published loop does with the bio corpus, whose lines also
-have a title and an abstract; an exported ``{"text": …}`` line gives its text, never the JSON around it.
+Of an object only ``text`` is taken, or what ``data.field`` names, as the published loop does with the bio corpus, whose
+lines also have a title and an abstract; an exported ``{"text": …}`` line gives its text, never the JSON around it.
 This module knows nothing of tokens, batches or topics.
 """
 
 from __future__ import annotations
 
+import csv
 import gzip
 import hashlib
+import io
 import json
 import re
 import zlib
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import IO, cast
 
 from rmu_exp.data import hub_datasets
-from rmu_exp.data.hub_datasets import TEXT, Bad, Dataset, checked, values
+from rmu_exp.data.fields import Fields, checked
+from rmu_exp.data.hub_datasets import Bad, Dataset
 from rmu_exp.support.errors import UserError, first_line
 
-KINDS = ".jsonl, .txt, .parquet, or one of these with .gz"
+KINDS = ".jsonl, .json, .txt, .csv, .parquet, or one of these with .gz"
 _HUB = "hub://"
 _DATASET = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(?:@(?P<revision>[^:@]+))?(?::(?P<rest>.*))?")
-_ENDING = re.compile(r"\.[a-z]{2,8}$")
+_ENDING = re.compile(r"\.[a-z]{2,8}$", re.IGNORECASE)
+_SAVED = ("state.json", "dataset_dict.json")  # in a folder that ``datasets`` saved
 
 
 @dataclass(frozen=True)
@@ -70,7 +78,13 @@ class Corpus:
 
 
 def read(
-    source: str, *, min_len: int = 0, on_bad_line: str = "error", split: str | None = None, limit: int | None = None
+    source: str,
+    *,
+    min_len: int = 0,
+    on_bad_line: str = "error",
+    split: str | None = None,
+    limit: int | None = None,
+    fields: Fields = Fields(),  # noqa: B008
 ) -> Corpus:
     """The texts of a file or a hub dataset, in their order.
 
@@ -79,6 +93,7 @@ def read(
         on_bad_line: ``error``, or ``skip`` to leave malformed lines out and count them.
         split: of a hub dataset when the source names none; None: ``train``.
         limit: keep the first so many texts and read no further; None: all.
+        fields: what of an object or a row is the text.
 
     Raises:
         UserError: no such file or dataset, no access, a malformed line, or no text longer than ``min_len``.
@@ -88,7 +103,7 @@ def read(
         raise UserError(f"data.on_bad_line: got {on_bad_line!r}, allowed is error, skip")
     texts: list[str] = []
     bad = dropped = 0
-    for item in _open(source, split):
+    for item in _open(source, split, fields):
         if isinstance(item, Bad):
             if on_bad_line == "error":
                 raise UserError(f"{source}, {item.where}: {item.reason}; repair it, or add data.on_bad_line=skip")
@@ -120,18 +135,32 @@ def dataset(source: str) -> Dataset | None:
     return Dataset(match["repo"], config or None, split or None, match["revision"])
 
 
-def _open(source: str, split: str | None) -> Iterator[str | Bad]:
+def _open(source: str, split: str | None, fields: Fields) -> Iterator[str | Bad]:
     hub = dataset(source)
     if hub is not None:
-        return hub_datasets.rows(hub, split or "train", source)
+        return hub_datasets.rows(hub, split or "train", source, fields)
     path = Path(source).expanduser()
-    if path.is_dir():
-        raise UserError(f"{source}: is a folder, allowed is a file ({KINDS}) or a hub dataset (hub://ORG/NAME)")
+    if path.is_dir() and any((path / name).is_file() for name in _SAVED):
+        return hub_datasets.saved(path, source, fields)
+    if path.is_dir() or (any(mark in path.name for mark in "*?[") and not path.exists()):
+        return _files(path, source, fields)
     if not path.exists():
         if _looks_like_path(source):
             raise UserError(f"{source}: no such file (looked in {path.absolute().parent}); check its name")
         raise UserError(f"{source}: neither a file ({KINDS}) nor a hub dataset ORG/NAME[:CONFIG[:SPLIT]]")
-    return _file(path, source)
+    return _file(path, source, fields)
+
+
+def _files(path: Path, source: str, fields: Fields) -> Iterator[str | Bad]:
+    """The texts of the files of a folder, or of a pattern, in the order of their names."""
+    found = path.iterdir() if path.is_dir() else path.parent.glob(path.name)
+    files = sorted(file for file in found if file.is_file() and _kind(file) in READERS)
+    if not files:
+        where = "in this folder" if path.is_dir() else "of this name"
+        raise UserError(f"{source}: no file {where} that can be read, allowed is {KINDS}")
+    for file in files:
+        for item in _file(file, str(file), fields):
+            yield Bad(f"{file.name}, {item.where}", item.reason) if isinstance(item, Bad) else item
 
 
 def _looks_like_path(source: str) -> bool:
@@ -139,18 +168,17 @@ def _looks_like_path(source: str) -> bool:
     return source.startswith(("/", "./", "../", "~")) or bool(_ENDING.search(last)) or source.count("/") > 1
 
 
-def _file(path: Path, source: str) -> Iterator[str | Bad]:
-    kind = Path(path.name.removesuffix(".gz")).suffix
-    readers: dict[str, Callable[[IO[bytes]], Iterator[str | Bad]]] = {
-        ".jsonl": lambda file: _lines(file, _json_text),
-        ".txt": lambda file: _lines(file, lambda line: line),
-        ".parquet": lambda file: _parquet(file, source),
-    }
-    if kind not in readers:
+def _kind(path: Path) -> str:
+    return Path(path.name.lower().removesuffix(".gz")).suffix
+
+
+def _file(path: Path, source: str, fields: Fields) -> Iterator[str | Bad]:
+    kind = _kind(path)
+    if kind not in READERS:
         raise UserError(f"{source}: got a file of kind {kind or 'unknown'}, allowed is {KINDS}")
     try:
-        with cast(IO[bytes], gzip.open(path) if path.suffix == ".gz" else path.open("rb")) as file:
-            yield from readers[kind](file)
+        with cast(IO[bytes], gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb")) as file:
+            yield from READERS[kind](file, source, fields)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(f"{source}: a broken .gz file ({error}); it may have been cut off, copy it again") from error
     except OSError as error:
@@ -164,7 +192,7 @@ def _lines(file: IO[bytes], parse: Callable[[str], str]) -> Iterator[str | Bad]:
         try:
             line = raw.decode("utf-8-sig" if number == 1 else "utf-8").removesuffix("\n").removesuffix("\r")
         except UnicodeDecodeError as error:
-            yield Bad(where, f"not UTF-8 (byte 0x{raw[error.start]:02x} at {error.start + 1})")
+            yield Bad(where, _not_utf8(error))
             continue
         if not line.strip():
             continue  # no record; a blank line at the end of a file is common
@@ -174,7 +202,38 @@ def _lines(file: IO[bytes], parse: Callable[[str], str]) -> Iterator[str | Bad]:
             yield Bad(where, str(error))
 
 
-def _json_text(line: str) -> str:
+def _not_utf8(error: UnicodeDecodeError) -> str:
+    return f"not UTF-8 (byte 0x{error.object[error.start]:02x} at {error.start + 1})"
+
+
+def _txt(file: IO[bytes], source: str, fields: Fields) -> Iterator[str | Bad]:
+    return _lines(file, lambda line: line)
+
+
+def _jsonl(file: IO[bytes], source: str, fields: Fields) -> Iterator[str | Bad]:
+    return _lines(file, partial(_json_text, fields=fields))
+
+
+def _json(file: IO[bytes], source: str, fields: Fields) -> Iterator[str | Bad]:
+    """An array of objects or strings; a file that begins otherwise has one JSON value per line."""
+    raw = file.read()
+    if not raw.removeprefix(BOM_UTF8).lstrip().startswith(b"["):
+        yield from _jsonl(io.BytesIO(raw), source, fields)
+        return
+    try:
+        entries = json.loads(raw.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{source}: {_not_utf8(error)}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{source}: not JSON ({error}); one value per line belongs in a .jsonl file") from error
+    for number, entry in enumerate(entries, 1):
+        try:
+            yield _text_of(entry, fields)
+        except ValueError as error:
+            yield Bad(f"entry {number}", str(error))
+
+
+def _json_text(line: str, fields: Fields) -> str:
     """The text of one JSON line. Raises ValueError with what is wrong."""
     try:
         value = json.loads(line)
@@ -184,23 +243,53 @@ def _json_text(line: str) -> str:
         ) from error
     except RecursionError as error:
         raise ValueError("not a text (nested too deeply)") from error
-    if isinstance(value, dict):
-        if TEXT not in value:
-            raise ValueError(f"no field {TEXT!r} (there: {', '.join(map(str, value)) or 'none'})")
-        value = value[TEXT]
-    return checked(value)
+    return _text_of(value, fields)
 
 
-def _parquet(file: IO[bytes], source: str) -> Iterator[str | Bad]:
+def _text_of(value: object, fields: Fields) -> str:
+    return fields.text(value) if isinstance(value, dict) else checked(value)
+
+
+def _csv(file: IO[bytes], source: str, fields: Fields) -> Iterator[str | Bad]:
+    reader = csv.DictReader(io.TextIOWrapper(file, "utf-8-sig", newline=""))
+    try:
+        columns = reader.fieldnames or []
+        way = fields.of(columns)
+        if way is None:
+            raise UserError(f"{source}: {fields.lacking(columns, 'column')}")
+        for row in reader:
+            try:
+                yield fields.put(way[0], row)
+            except ValueError as error:
+                yield Bad(f"line {reader.line_num}", str(error))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{source}: {_not_utf8(error)}; save it as UTF-8") from error
+    except csv.Error as error:
+        raise UserError(f"{source}: line {reader.line_num}: not CSV ({error})") from error
+
+
+def _parquet(file: IO[bytes], source: str, fields: Fields) -> Iterator[str | Bad]:
     import pyarrow as pa
     from pyarrow import parquet
 
     try:
         table = parquet.ParquetFile(file)
         columns = table.schema_arrow.names
-        if TEXT not in columns:
-            raise UserError(f"{source}: no column {TEXT!r} (there: {', '.join(columns) or 'none'})")
-        batches = (batch.column(0) for batch in table.iter_batches(columns=[TEXT]))
-        yield from values(value for column in batches for value in column)
+        way = fields.of(columns)
+        if way is None:
+            raise UserError(f"{source}: {fields.lacking(columns, 'column')}")
+        batches = table.iter_batches(columns=way[1])
+        rows = (row for batch in batches for row in zip(*(batch.column(name) for name in way[1]), strict=True))
+        yield from hub_datasets.values(rows, way, fields)
     except pa.ArrowException as error:
         raise UserError(f"{source}: a broken .parquet file ({first_line(error)}); copy it again") from error
+
+
+READERS: dict[str, Callable[[IO[bytes], str, Fields], Iterator[str | Bad]]] = {
+    ".jsonl": _jsonl,
+    ".ndjson": _jsonl,
+    ".json": _json,
+    ".txt": _txt,
+    ".csv": _csv,
+    ".parquet": _parquet,
+}
