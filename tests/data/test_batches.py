@@ -8,6 +8,7 @@ from families import make_checkpoint
 from transformers import AutoTokenizer
 
 from rmu_exp.data import batches
+from rmu_exp.support.errors import UserError
 
 
 class Counting:
@@ -44,3 +45,11 @@ def test_of_a_large_corpus_little_is_read(tokenizer):
     drawn = batches.shuffled([tokens], [tokens], batch_size=2, steps=3, seed=0, pad=0)
     assert [batch.text_tokens for batch in drawn] == [2 * 2 * 32] * 3
     assert counting.letters < sum(map(len, papers)) / 20
+
+
+def test_texts_too_short_for_a_next_token_are_left_out(tokenizer):
+    texts = ["river", "river", "the river", "mill", "old mill and bridge"]
+    found = batches.tokenize(texts, tokenizer, 8, "short.txt", least=2)
+    assert [len(ids) for ids in found.ids] == [len(ids) for ids in tokenizer(texts)["input_ids"] if len(ids) > 1]
+    with pytest.raises(UserError, match=r"short\.txt has only 2 usable texts"):
+        batches.shuffled([found], [found], batch_size=3, steps=1, seed=0, pad=0)

@@ -89,18 +89,22 @@ class Tokens:
 class Lazily(Sequence[list[int]]):
     """Token ids of texts, truncated to ``max_length``, each made when it is first asked for.
 
-    Texts without a token are left out, for which the beginning of each is looked at. Of a long text so much is
-    tokenized that the rest is far beyond what is kept.
+    Texts of fewer than ``least`` tokens are left out, for which the beginning of each is looked at. Of a long text so
+    much is tokenized that the rest is far beyond what is kept.
     """
 
-    def __init__(self, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
-        self.tokenizer, self.max_length = tokenizer, max_length
+    def __init__(self, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int, least: int) -> None:
+        self.tokenizer, self.max_length, self.least = tokenizer, max_length, least
         self.texts = [text for at in range(0, len(texts), CHUNK) for text in self._with_tokens(texts[at : at + CHUNK])]
         self.made: dict[int, list[int]] = {}
 
     def _with_tokens(self, texts: Sequence[str]) -> list[str]:
         heads = self.tokenizer([text[:BEGINNING] for text in texts])["input_ids"]
-        return [text for text, head in zip(texts, heads, strict=True) if head or self.tokenizer(text)["input_ids"]]
+        return [
+            text
+            for text, head in zip(texts, heads, strict=True)
+            if len(head) >= self.least or len(self.tokenizer(text)["input_ids"]) >= self.least
+        ]
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -126,9 +130,11 @@ class Lazily(Sequence[list[int]]):
         return list(self.tokenizer(text)["input_ids"])[: self.max_length]
 
 
-def tokenize(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int, source: str = "") -> Tokens:
-    """Token ids of each text, truncated to ``max_length``; texts without a token are left out."""
-    return Tokens(Lazily(texts, tokenizer, max_length), source)
+def tokenize(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int, source: str = "", least: int = 1
+) -> Tokens:
+    """Token ids of each text, truncated to ``max_length``; texts of fewer than ``least`` tokens are left out."""
+    return Tokens(Lazily(texts, tokenizer, max_length, least), source)
 
 
 def check_enough(count: int, batch_size: int, source: str) -> None:

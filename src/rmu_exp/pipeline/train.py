@@ -107,7 +107,7 @@ def prepare_training(run: Run, models: Models, texts: Texts) -> TrainPlan:
         raise UserError(f"layers.lora: {run.method.name} changes the tensors themselves; use layers=all")
     if module.Method.optimizer is not methods.Method.optimizer and (around := run.train.around):
         raise UserError(f"train.{around[0]}: {run.method.name} does not descend on its loss step by step; leave it out")
-    steps, batches, notes = order_of_texts(run, models, texts)
+    steps, batches, notes = order_of_texts(run, models, texts, 2 if module.Method.logits else 1)
     if relative(run) and steps < len(run.topics):
         raise UserError(
             f"steering.kind: relative takes a step of each of the {len(run.topics)} topics, but train.max_batches and "
@@ -141,8 +141,11 @@ def trained_tensors(
     return found
 
 
-def order_of_texts(run: Run, models: Models, texts: Texts) -> tuple[int, Iterator[Batch], list[str]]:
+def order_of_texts(run: Run, models: Models, texts: Texts, least: int) -> tuple[int, Iterator[Batch], list[str]]:
     """How many steps, their batches, and what the log says about the texts.
+
+    Args:
+        least: tokens that a text must have to be of use: two where losses are over next tokens.
 
     Raises UserError: too few texts, or a tokenizer that the published loop cannot pad with.
     """
@@ -163,8 +166,8 @@ def order_of_texts(run: Run, models: Models, texts: Texts) -> tuple[int, Iterato
         return batching.published_steps(*both, size, steps), batches, notes
     known: dict[str, batching.Tokens] = {}
     for source, corpus in different.items():
-        make = partial(batching.tokenize, corpus.texts, tokenizer, run.data.max_length, source)
-        key = (base, corpus.digest, corpus.texts, run.data.max_length)
+        make = partial(batching.tokenize, corpus.texts, tokenizer, run.data.max_length, source, least)
+        key = (base, corpus.digest, corpus.texts, run.data.max_length, least)
         known[source] = once(f"tokens of {source}", key, make) if models.shared else make()
     if run.data.max_length > base.context and any(len(ids) > base.context for t in known.values() for ids in t.ids):
         raise UserError(f"data.max_length: got {run.data.max_length}, but {base.name} has {base.context} positions")

@@ -42,6 +42,11 @@ class Guard:
             RunError: the step is beyond repair.
         """
         for name, value in numbers.items():
+            if not math.isfinite(value) and step == 1:
+                raise RunError(
+                    f"{name} is {value} at step 1, before anything was trained: the model's activations do not fit its "
+                    "dtype (float16 overflows in some: model.dtype=float32), or no token of these texts counts"
+                )
             if not math.isfinite(value):
                 raise RunError(f"{name} is {value} at step {step}; try a smaller train.lr, steer or alpha")
         reached = numbers.get("reached_forget")
