@@ -460,7 +460,7 @@ class Judge(Experiment):
     kind: ClassVar[str] = "judge"
 
     unlearned: str = setting(MISSING)
-    """The model to judge: a run's folder (which brings its base model and data), a checkpoint's folder, or a hub id."""
+    """The model to judge: a run's folder (brings base model and data), a checkpoint's or an adapter's, or a hub id."""
     base: str | None = setting(None)
     """The model it was made from: a folder or hub id; null: the one of `model`, or of the run."""
     attacker: Attacker = setting(Attacker, changes_result=False)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from rmu_exp.model import diff
+from rmu_exp.model import adapter, diff
 from rmu_exp.model.checkpoint import Checkpoint, named
 from rmu_exp.model.delta import Delta
 from rmu_exp.model.parameters import on_disk
@@ -56,7 +56,11 @@ def completed(config: DictConfig, given: Sequence[str] = ()) -> DictConfig:
 
 @dataclass(frozen=True)
 class Judged:
-    """The two models of a judgement: the base, and what was made from it (None: a run's folder has the Delta)."""
+    """The two models of a judgement: the base, and what was made from it.
+
+    Attributes:
+        other: the unlearned model; None: a run's folder has the Delta, or an adapter goes onto the base.
+    """
 
     judge: Judge
     models: Models
@@ -65,9 +69,12 @@ class Judged:
     @cached_property
     def delta(self) -> Delta:
         """What differs from the base; for two checkpoints their weights are read."""
-        if self.other is None:
-            return Delta.load(Path(self.judge.unlearned).expanduser() / rundir.DELTA)
-        return diff.changes(self.models.base, self.other)
+        if self.other is not None:
+            return diff.changes(self.models.base, self.other)
+        folder = Path(self.judge.unlearned).expanduser()
+        if adapter.is_adapter(self.judge.unlearned):
+            return adapter.merged(self.models.base, folder, "unlearned")
+        return Delta.load(folder / rundir.DELTA)
 
     def check(self, record: Record) -> None:
         """Refuse a Delta of another base, what no Delta reaches, and results of other weights; reads weights."""
@@ -87,7 +94,7 @@ class Judged:
 
 def refuse_missing(judge: Judge) -> None:
     """Refuse an unlearned model that is not there, before any trial of a search asks for it (UserError)."""
-    if not is_run(judge.unlearned):
+    if not is_run(judge.unlearned) and not adapter.is_adapter(judge.unlearned):
         named(judge.unlearned, "unlearned", judge.model)
 
 
@@ -102,6 +109,8 @@ def prepare_judgement(judge: Judge, record: Record, shared: bool = False) -> Jud
     if is_run(judge.unlearned):
         revision = Delta.load(Path(judge.unlearned).expanduser() / rundir.DELTA).base.get("revision")
         return Judged(judge, Models.find(judge.model, judge.base, revision or record.revision, shared=shared), None)
+    if adapter.is_adapter(judge.unlearned):
+        return Judged(judge, Models.find(judge.model, judge.base, record.revision, shared=shared), None)
     other = named(judge.unlearned, "unlearned", judge.model)
     models = Models.find(judge.model, judge.base, judge.model.revision or record.revision, shared=shared)
     models.refuse_other(other, "unlearned")

@@ -1,0 +1,82 @@
+"""An adapter of the peft library in the place of an unlearned model."""
+
+from __future__ import annotations
+
+import a_run
+import pytest
+import tiny
+import torch
+from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from rmu_exp.cli import compose
+from rmu_exp.model import adapter
+from rmu_exp.model.checkpoint import locate
+from rmu_exp.pipeline import run as pipeline
+from rmu_exp.support.errors import UserError
+
+
+@pytest.fixture
+def base(tmp_path):
+    return tiny.mistral(tmp_path / "base")
+
+
+def write(base, folder, noise=1.0, **settings):
+    """A LoRA over two matrices, with random numbers where training begins at zero."""
+    model = AutoModelForCausalLM.from_pretrained(base)
+    lora = LoraConfig(r=4, lora_alpha=6, target_modules=r".*layers\.[23]\.mlp\.down_proj", **settings)
+    wrapped = get_peft_model(model, lora)
+    torch.manual_seed(1)
+    for name, p in wrapped.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(p, std=noise)
+    wrapped.save_pretrained(folder)
+    return folder
+
+
+def test_the_delta_is_the_product_of_the_two_factors(base, tmp_path):
+    folder = write(base, tmp_path / "adapter")
+    assert adapter.is_adapter(str(folder))
+    delta = adapter.merged(locate(None, str(base)), folder, "unlearned")
+    before, factors = load_file(base / "model.safetensors"), load_file(folder / "adapter_model.safetensors")
+    assert sorted(delta.tensors) == [f"model.layers.{i}.mlp.down_proj.weight" for i in (2, 3)]
+    for name, value in delta.tensors.items():
+        a, b = (factors[f"base_model.model.{name.removesuffix('weight')}lora_{k}.weight"] for k in "AB")
+        assert torch.allclose(value, before[name] + 6 / 4 * b @ a, atol=1e-6)
+
+
+def test_a_judgement_of_an_adapter(base, tmp_path, monkeypatch):
+    monkeypatch.setenv("RMU_EXP_CACHE", str(tmp_path / "cache"))
+    folder = write(base, tmp_path / "adapter")
+    words = [
+        f"unlearned={folder}",
+        f"base={base}",
+        "model=lore",
+        "data=lore",
+        "eval.tasks=[lore_general]",
+        "eval.limit=2",
+    ]
+    (judge,) = compose.composed([*words, "tracking=off"], a_run.CONF, name="judge")
+    pipeline.execute(judge, tmp_path / "out")
+    merged = AutoPeftModelForCausalLM.from_pretrained(folder).merge_and_unload()
+    merged.save_pretrained(tmp_path / "merged")
+    locate(None, str(base)).tokenizer().save_pretrained(tmp_path / "merged")
+    (judge,) = compose.composed(
+        [f"unlearned={tmp_path / 'merged'}", *words[1:], "tracking=off"], a_run.CONF, name="judge"
+    )
+    pipeline.execute(judge, tmp_path / "out2")
+    assert (tmp_path / "out/answers.jsonl").read_bytes() == (tmp_path / "out2/answers.jsonl").read_bytes()
+
+
+def test_what_does_not_fit_is_one_line(base, tmp_path):
+    folder = write(base, tmp_path / "adapter")
+    other = locate(None, str(tiny.mistral(tmp_path / "other", hidden=48)))
+    with pytest.raises(UserError, match=r"does not go onto .*; give the base that it was trained on") as told:
+        adapter.merged(other, folder, "unlearned")
+    assert "\n" not in str(told.value)
+    whole = write(base, tmp_path / "head", modules_to_save=["lm_head"])
+    with pytest.raises(UserError, match=r"replaces whole modules \(lm_head\)"):
+        adapter.merged(locate(None, str(base)), whole, "unlearned")
+    with pytest.raises(UserError, match="changes nothing"):
+        adapter.merged(locate(None, str(base)), write(base, tmp_path / "zero", noise=0.0), "unlearned")
