@@ -103,7 +103,7 @@ def test_the_parts_are_found(checkpoint):
         part.register_forward_hook(lambda *_: out.append(1))
     full(input_ids=IDS)
     assert len(out) == 2
-    with pytest.raises(UserError, match="lm_head"):
+    with pytest.raises(UserError, match="has no head"):
         anatomy.head_of(model)
 
 
@@ -140,7 +140,7 @@ def test_layers_that_return_tuples():
 
 
 def test_an_unknown_architecture_is_told_what_was_looked_for():
-    with pytest.raises(UserError, match=r"Linear has no list of decoder layers; looked for layers, h, model\.layers"):
+    with pytest.raises(UserError, match=r"Linear has no list of decoder layers; looked for layers, h"):
         layers_of(nn.Linear(1, 1))
 
 

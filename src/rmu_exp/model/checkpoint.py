@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 TOKENIZER = ("tokenizer", "vocab", "spiece.model", "sentencepiece")
 TOKEN_FILES = (*TOKENIZER, "merges", "special_tokens", "added_tokens")
 PER_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers", "layers_block_type")
+UNLIMITED = 2**20  # tokens, for architectures without positions
 HEADS = ("lm_head.", "embed_out.")
 HEAD = ("lm_head.weight", "embed_out.weight")
 EMBEDDING = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
@@ -112,17 +113,19 @@ class Checkpoint:
     @property
     def depth(self) -> int:
         """Number of decoder layers."""
-        return self._size("num_hidden_layers", "n_layer")
+        return self._size("num_hidden_layers", "n_layer", "num_layers")
 
     @property
     def hidden_size(self) -> int:
         """Width of the residual stream."""
-        return self._size("hidden_size", "n_embd")
+        return self._size("hidden_size", "n_embd", "d_model")
 
     @property
     def context(self) -> int:
-        """Tokens that the model takes."""
-        return self._size("max_position_embeddings", "n_positions")
+        """Tokens that the model takes; of one that sets no limit, as many as there may be."""
+        limits = ("max_position_embeddings", "n_positions")
+        known = any(isinstance(getattr(self.config, key, None), int) for key in limits)
+        return self._size(*limits) if known else UNLIMITED
 
     @property
     def has_head(self) -> bool:
@@ -316,7 +319,8 @@ class Checkpoint:
 
     def _check_loaded(self, model: nn.Module, info: dict[str, set[Any]], depth: int | None) -> None:
         """Refuse a model of which some tensors did not come from the files: they would be random."""
-        norm = {id(p) for p in norm_of(model).parameters()} if depth is not None else set()
+        last = norm_of(model) if depth is not None else None
+        norm = {id(p) for p in last.parameters()} if last is not None else set()
         unused = {name for name, p in model.named_parameters() if id(p) in norm}
         missing = sorted(set(info["missing_keys"]) - unused)
         if missing:

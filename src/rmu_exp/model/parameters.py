@@ -16,6 +16,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from rmu_exp.model import disk_names
+from rmu_exp.model.disk_names import Index
 from rmu_exp.model.split import MLP as MLPS
 from rmu_exp.model.split import layers_of, layers_path
 from rmu_exp.support.errors import UserError
@@ -27,26 +29,26 @@ DOWN = (
     "mlp.c_proj.weight",
     "block_sparse_moe.experts.*.w2.weight",
     "mlp.experts.*.down_proj.weight",
+    "mlp.experts.*.w2.weight",
+    "mlp.experts.down_proj",
+    "mlp.experts.down_proj.weight",
+    "feed_forward.down_proj.weight",
+    "feed_forward.experts.*.down_proj.weight",
+    "feed_forward.experts.*.w2.weight",
+    "feed_forward.experts.down_proj",
+    "feed_forward.w2.weight",
+    "block_sparse_moe.output_linear.weight",
+    "mlp.output_linear.weight",
+    "shared_mlp.output_linear.weight",
+    "mlp.fc_out.weight",
+    "mlp.fc2.weight",
+    "mlp.w2.weight",
+    "fc2.weight",
+    "ffn.*.down_proj.weight",
+    "ffn.w_out.weight",
+    "output.dense.weight",
 )
 PUBLISHED = {"mixtral": ["block_sparse_moe.experts.0.w3.weight"]}
-Index = tuple[int | slice, ...]
-
-
-@dataclass(frozen=True)
-class _Fused:
-    """How a family spells its experts on disk; in memory they are mlp.experts.gate_up_proj and .down_proj."""
-
-    block: str
-    gate: str
-    up: str
-    down: str
-    order: tuple[str, str, str]  # of one expert's tensors in the module that published checkpoints came from
-
-
-_MIXTRAL = _Fused("block_sparse_moe", gate="w1", up="w3", down="w2", order=("w1", "w2", "w3"))
-_QWEN = _Fused("mlp", "gate_proj", "up_proj", "down_proj", order=("gate_proj", "up_proj", "down_proj"))
-FUSED = {"mixtral": _MIXTRAL, "qwen2_moe": _QWEN, "qwen3_moe": _QWEN, "olmoe": _QWEN}
-ROUTER, GATE_UP, DOWN_PROJ = "mlp.gate.weight", "mlp.experts.gate_up_proj", "mlp.experts.down_proj"
 
 
 @dataclass(frozen=True)
@@ -207,41 +209,11 @@ def _slots(model: nn.Module, layer: int) -> dict[str, TrainedTensor]:
     if not 0 <= layer < len(layers):
         raise UserError(f"layers: got {layer}, allowed is 0 to {len(layers) - 1}")
     shapes = {name: p.shape for name, p in layers[layer].named_parameters()}
-    if any(".experts." in name for name in shapes):
-        places = _experts_places(shapes, getattr(getattr(model, "config", None), "model_type", ""))
-    else:
-        places = {name: (name, None) for name in shapes}
-    prefix = f"{layers_path(model)}.{layer}"
-    return {name: TrainedTensor(layer, f"{prefix}.{name}", *place) for name, place in places.items()}
-
-
-def _experts_places(shapes: dict[str, torch.Size], model_type: str) -> dict[str, tuple[str, Index | None]]:
-    fused = FUSED.get(model_type)
-    if fused is None or GATE_UP not in shapes:
-        raise UserError(
-            f"model: names of the experts of model type {model_type!r} are not known; allowed is {', '.join(FUSED)}"
-        )
-    experts, twice, _ = shapes[GATE_UP]
-    half = twice // 2
-    parts = {
-        fused.gate: (GATE_UP, slice(0, half)),
-        fused.up: (GATE_UP, slice(half, twice)),
-        fused.down: (DOWN_PROJ, None),
+    prefix = f"{layers_path(model)}.{layer}."
+    return {
+        name: TrainedTensor(layer, f"{prefix}{name}", *place)
+        for name, place in disk_names.places(model, prefix, shapes).items()
     }
-    mine: dict[str, tuple[str, Index | None]] = {}
-    if ROUTER in shapes:
-        mine[f"{fused.block}.gate.weight"] = (ROUTER, None)
-    for e in range(experts):
-        for part in fused.order:
-            parameter, rows = parts[part]
-            mine[f"{fused.block}.experts.{e}.{part}.weight"] = (parameter, (e,) if rows is None else (e, rows))
-    places: dict[str, tuple[str, Index | None]] = {}
-    for name in shapes:  # the router and the experts come first in the block, as in the published order
-        if name.startswith("mlp."):
-            places |= mine
-        if name not in (ROUTER, GATE_UP, DOWN_PROJ):
-            places[re.sub(r"^mlp\.", f"{fused.block}.", name)] = (name, None)
-    return places
 
 
 def _listed(known: dict[str, TrainedTensor]) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,48 +21,68 @@ from torch.func import functional_call
 from rmu_exp.support.errors import UserError
 
 T = TypeVar("T")
-BODY = ("model", "gpt_neox", "transformer")
-LAYERS = ("layers", "h")
-NORM = ("norm", "final_layer_norm", "ln_f")
-EMBEDDING = ("embed_tokens", "embed_in", "wte")
-HEAD = ("lm_head", "embed_out")
-ATTENTION = ("self_attn", "attention", "attn")
-MLP = ("mlp", "block_sparse_moe")
+LAYERS = ("layers", "h", "layer", "blocks", "block")
+NORM = ("norm", "final_layer_norm", "ln_f", "norm_f", "final_layernorm", "layer_norm")
+ATTENTION = ("self_attn", "attention", "attn", "self_attention")
+MLP = ("mlp", "block_sparse_moe", "feed_forward", "ffn", "moe")
+
+
+def _layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """The path of the decoder layers inside the model, and the layers.
+
+    Raises:
+        UserError: the architecture keeps its layers elsewhere, or has an encoder of its own.
+    """
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        raise UserError(f"model: {type(model).__name__} has an encoder; allowed is a decoder-only model")
+    for path, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and path.rpartition(".")[2] in LAYERS:
+            return path, module
+    raise UserError(f"model: {type(model).__name__} has no list of decoder layers; looked for {', '.join(LAYERS)}")
+
+
+def stem_of(model: nn.Module) -> nn.Module:
+    """What takes token ids and gives hidden states: a causal model without its head; the model itself has none."""
+    stem = getattr(model, getattr(model, "base_model_prefix", ""), model)
+    assert isinstance(stem, nn.Module)
+    return stem
 
 
 def body_of(model: nn.Module) -> nn.Module:
-    """The part of a model that holds the decoder layers: the model itself when it has no head.
+    """The part of a model that holds the decoder layers. Raises UserError as :func:`layers_of`."""
+    return model.get_submodule(_layers(model)[0].rpartition(".")[0])
+
+
+def layers_of(model: nn.Module) -> nn.ModuleList:
+    """The decoder layers, lowest first.
 
     Raises:
         UserError: the architecture keeps its layers elsewhere; so do the functions below for their parts.
     """
-    for body in (model, *(getattr(model, name, None) for name in BODY)):
-        if body is not None and any(isinstance(getattr(body, name, None), nn.ModuleList) for name in LAYERS):
-            return body
-    looked = ", ".join([*LAYERS, *(f"{body}.{layers}" for body in BODY for layers in LAYERS)])
-    raise UserError(f"model: {type(model).__name__} has no list of decoder layers; looked for {looked}")
-
-
-def layers_of(model: nn.Module) -> nn.ModuleList:
-    """The decoder layers, lowest first."""
-    layers = getattr(body_of(model), _layers_name(model))
-    assert isinstance(layers, nn.ModuleList)
-    return layers
+    return _layers(model)[1]
 
 
 def layers_path(model: nn.Module) -> str:
     """Where the layers are in the causal model, such as ``model.layers``; the same for a headless one."""
-    return f"{getattr(model, 'base_model_prefix', '') or 'model'}.{_layers_name(model)}"
+    path = _layers(model)[0]
+    return path if stem_of(model) is not model else f"{getattr(model, 'base_model_prefix', '') or 'model'}.{path}"
 
 
-def norm_of(model: nn.Module) -> nn.Module:
-    """The norm after the last layer."""
-    return _part(body_of(model), NORM, "final norm")
+def norm_of(model: nn.Module) -> nn.Module | None:
+    """The norm after the last layer; None: the architecture has none. Raises UserError: one of an unknown name."""
+    body = body_of(model)
+    if (name := _name_of(body, NORM)) is not None:
+        return cast(nn.Module, getattr(body, name))
+    if unknown := [n for n, part in body.named_children() if "Norm" in type(part).__name__ and "emb" not in n]:
+        raise UserError(
+            f"model: {type(body).__name__} has no final norm; looked for {', '.join(NORM)}, not {unknown[0]}"
+        )
+    return None
 
 
 def embedding_of(model: nn.Module) -> nn.Module:
     """The token embedding."""
-    return _part(body_of(model), EMBEDDING, "token embedding")
+    return cast(nn.Module, cast(Any, model).get_input_embeddings())
 
 
 @torch.no_grad()
@@ -74,8 +94,11 @@ def embeddings(model: nn.Module) -> Tensor:
 
 
 def head_of(model: nn.Module) -> nn.Module:
-    """The head of a causal model."""
-    return _part(model, HEAD, "head")
+    """The head of a causal model. Raises UserError: it has none."""
+    head = cast(Any, model).get_output_embeddings()
+    if head is None:
+        raise UserError(f"model: {type(model).__name__} has no head")
+    return cast(nn.Module, head)
 
 
 def attention_of(layer: nn.Module) -> nn.Module:
@@ -90,25 +113,20 @@ def mlp_of(layer: nn.Module) -> nn.Module:
 
 def drop_norm(model: nn.Module) -> None:
     """Put the identity in place of the norm after the last layer, so that a cut model ends in activations."""
-    body = body_of(model)
-    setattr(body, _name_of(body, NORM, "final norm"), nn.Identity())
-
-
-def _layers_name(model: nn.Module) -> str:
-    return _name_of(body_of(model), LAYERS, "list of decoder layers")
+    if norm_of(model) is not None:
+        body = body_of(model)
+        setattr(body, cast(str, _name_of(body, NORM)), nn.Identity())
 
 
 def _part(owner: nn.Module, names: tuple[str, ...], what: str) -> nn.Module:
-    part = getattr(owner, _name_of(owner, names, what))
-    assert isinstance(part, nn.Module)
-    return part
+    name = _name_of(owner, names)
+    if name is None:
+        raise UserError(f"model: {type(owner).__name__} has no {what}; looked for {', '.join(names)}")
+    return cast(nn.Module, getattr(owner, name))
 
 
-def _name_of(owner: nn.Module, names: tuple[str, ...], what: str) -> str:
-    for name in names:
-        if isinstance(getattr(owner, name, None), nn.Module):
-            return name
-    raise UserError(f"model: {type(owner).__name__} has no {what}; looked for {', '.join(names)}")
+def _name_of(owner: nn.Module, names: tuple[str, ...]) -> str | None:
+    return next((name for name in names if isinstance(getattr(owner, name, None), nn.Module)), None)
 
 
 Call = tuple[tuple[object, ...], dict[str, object]]
@@ -184,7 +202,7 @@ class SplitModel:
         stand_ins = [_StandIn(layer, self._tuples) for layer in self._layers[first:]]
         extra = {} if positions_BT is None else {"position_ids": positions_BT}
         with self._replaced([*self._layers[:first], *stand_ins]):
-            body_of(self.model)(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False, **extra)
+            stem_of(self.model)(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False, **extra)
         upper = stand_ins[self.first - first :]
         return Trunk(upper[0].hidden if known_BTD is None else known_BTD, [stand_in.call for stand_in in upper])
 
@@ -244,12 +262,13 @@ class SplitModel:
             self._replaced(self._layers[: self.first + 1]),
         ):
             ids_BT = torch.zeros(1, 1, dtype=torch.long, device=self.device)
-            body_of(self.model)(input_ids=ids_BT, attention_mask=None, use_cache=False)
+            stem_of(self.model)(input_ids=ids_BT, attention_mask=None, use_cache=False)
         return tuples[0]
 
     @contextmanager
     def _replaced(self, layers: Iterable[nn.Module]) -> Iterator[None]:
-        body, name = body_of(self.model), _layers_name(self.model)
+        path = _layers(self.model)[0]
+        body, name = self.model.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2]
         setattr(body, name, nn.ModuleList(layers))
         try:
             yield
