@@ -21,7 +21,7 @@ from rmu_exp.settings import Judge, Run
 from rmu_exp.support.errors import BusyError, RunError, UserError, first_line
 from rmu_exp.sweep import front, overrides, trials
 
-RECENT = 9  # trials by whose ends the pace of a sweep is told
+RECENT = 9  # trials by whose ends the pace of a sweep is measured
 
 
 def run(asked: Callable[[], Run | Judge], folder: Path, hydra: DictConfig) -> float:
