@@ -7,15 +7,17 @@
 
 Spoken: repository information, file trees, ``paths-info``; files by revision or commit, with ETag, commit and size
 headers, HEAD and ranges; large kinds of file redirect to content addresses, as the hub sends them to its CDN; gated
-repositories and wrong tokens; errors by their codes. Whatever else is asked for (the dataset viewer included) is
-answered 404. :meth:`Hub.fail` breaks or stalls transfers, :meth:`Hub.damage` spoils them, :meth:`Hub.refuse` answers
-with an error or not at all; ``downloads`` counts transfers.
+repositories and wrong tokens; errors by their codes. Of uploads, for the names in ``writers``: a new repository, the
+check of a card, ``preupload``, git-lfs's batch and basic transfer, and the commit; not chunked storage (xet). Whatever
+else is asked for (the dataset viewer included) is answered 404. :meth:`Hub.fail` breaks or stalls transfers,
+:meth:`Hub.damage` spoils them, :meth:`Hub.refuse` answers with an error or not at all; ``downloads`` counts transfers.
 
 Clients read HF_ENDPOINT when they are imported: use them in a process of their own.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
@@ -29,8 +31,12 @@ from pathlib import Path
 from threading import Lock, Thread
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import yaml
+from huggingface_hub import ModelCard
+
 LARGE = (".safetensors", ".parquet", ".bin", ".gz", ".model")  # kinds that the hub keeps outside git
 _API = re.compile(r"/api/(?P<kind>model|dataset)s/(?P<repo>[^/]+/[^/]+)(?:/(?P<what>[a-z-]+)(?:/(?P<rest>.*))?)?")
+_BATCH = re.compile(r"/(?P<repo>[^/]+/[^/]+)\.git/info/lfs/objects/batch")
 _FILE = re.compile(r"/(?P<set>datasets/)?(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
 
 
@@ -41,6 +47,7 @@ class Repo:
     name: str
     kind: str
     gated: bool
+    private: bool = False
     refs: dict[str, str] = field(default_factory=dict)
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
 
@@ -72,12 +79,14 @@ class Hub:
         downloads: ``repo/file`` to how many transfers of its content were begun.
         requests: every request, as ``METHOD /path``.
         tokens: token to the gated repositories it opens.
+        writers: token to the user or organisation under whose name it may write.
     """
 
     def __init__(self) -> None:
         self.repos: dict[tuple[str, str], Repo] = {}
         self.blobs: dict[str, tuple[str, bytes]] = {}  # sha256 to repo/file and content
         self.tokens: dict[str, set[str]] = {}
+        self.writers: dict[str, str] = {}
         self.faults: list[Fault] = []
         self.refusals: list[Refusal] = []
         self.damaged: Counter[str] = Counter()  # end of a name to how many transfers are yet to be spoilt
@@ -100,9 +109,13 @@ class Hub:
     def add(self, name: str, folder: Path, *, kind: str = "model", revision: str = "main", gated: bool = False) -> str:
         """Commit a folder's files to a branch or tag of a repository. Returns the commit."""
         files = {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+        return self.commit(self.repos.setdefault((kind, name), Repo(name, kind, gated)), files, revision)
+
+    def commit(self, repo: Repo, files: dict[str, bytes], revision: str = "main") -> str:
+        """Commit files to a branch or tag. Returns the commit."""
+        kind, name = repo.kind, repo.name
         listing = "".join(f"{path} {hashlib.sha256(data).hexdigest()}\n" for path, data in files.items())
         commit = hashlib.sha1(f"{kind} {name}\n{listing}".encode()).hexdigest()
-        repo = self.repos.setdefault((kind, name), Repo(name, kind, gated))
         repo.refs[revision] = commit
         repo.commits[commit] = files
         for path, data in files.items():
@@ -129,6 +142,7 @@ class Hub:
             "HF_ENDPOINT": self.url,
             "HF_HOME": str(home),
             "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
             "HF_HUB_DOWNLOAD_TIMEOUT": "2",
             "NO_PROXY": "127.0.0.1,localhost",
@@ -153,14 +167,14 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._answer()
 
-    do_HEAD = do_POST = do_GET
+    do_HEAD = do_POST = do_PUT = do_GET
 
     def log_message(self, format: str, *args: object) -> None:
         pass
 
     def _answer(self) -> None:
         url = urlsplit(self.path)
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode()
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         with self.hub.lock:
             self.hub.requests.append(f"{self.command} {url.path}")
             refusal = next((r for r in self.hub.refusals if r.times and r.part in url.path), None)
@@ -173,8 +187,18 @@ class _Handler(BaseHTTPRequestHandler):
                     raise BrokenPipeError
                 raise RefusedError(HTTPStatus(refusal.status), "As the test wants it")
             self._check_token()
-            if api := _API.fullmatch(url.path):
-                self._api(api, parse_qs(url.query), parse_qs(body))
+            if url.path == "/api/repos/create":
+                self._create(json.loads(body))
+            elif url.path == "/api/validate-yaml":
+                self._validate(json.loads(body)["content"])
+            elif self.command == "PUT" and url.path.startswith("/lfs/"):
+                self._store(url.path.removeprefix("/lfs/"), body)
+            elif batch := _BATCH.fullmatch(url.path):
+                self._batch(self._repo("model", batch["repo"]), json.loads(body))
+            elif (api := _API.fullmatch(url.path)) and api["what"] in ("preupload", "commit"):
+                self._write(self._repo(api["kind"], api["repo"]), api["what"], body)
+            elif api:
+                self._api(api, parse_qs(url.query), parse_qs(body.decode()))
             elif file := _FILE.fullmatch(url.path):
                 self._file(file)
             elif url.path.startswith("/cdn/"):
@@ -198,11 +222,62 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _repo(self, kind: str, name: str) -> Repo:
         repo = self.hub.repos.get((kind, name))
+        if repo and repo.private and self.hub.writers.get(self._token) != name.split("/")[0]:
+            repo = None
         if repo is None:
             if not self._token:  # the hub does not tell strangers whether a repository exists
                 raise RefusedError(HTTPStatus.UNAUTHORIZED, "Invalid username or password.", "RepoNotFound")
             raise RefusedError(HTTPStatus.NOT_FOUND, "Repository not found", "RepoNotFound")
         return repo
+
+    def _check_writer(self, name: str) -> None:
+        if self.hub.writers.get(self._token) != name.split("/")[0]:
+            raise RefusedError(HTTPStatus.FORBIDDEN, "You don't have the rights to write here")
+
+    def _create(self, asked: dict[str, str]) -> None:
+        kind, name = asked.get("type", "model"), f"{asked['organization']}/{asked['name']}"
+        self._check_writer(name)
+        if (kind, name) in self.hub.repos:
+            raise RefusedError(HTTPStatus.CONFLICT, f"You already created this {kind} repo")
+        repo = self.hub.repos[kind, name] = Repo(name, kind, False, asked.get("visibility") == "private")
+        self.hub.commit(repo, {".gitattributes": b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"})
+        self._json({"url": f"{self.hub.url}/{name}"})
+
+    def _validate(self, text: str) -> None:
+        """Refuse a model card as the hub does, by its client's own reading of the metadata."""
+        try:
+            ModelCard(text, ignore_metadata_errors=False)
+            self._json({"errors": [], "warnings": []})
+        except (ValueError, yaml.YAMLError) as error:
+            self._json({"errors": [{"message": str(error)}], "warnings": []}, HTTPStatus.BAD_REQUEST)
+
+    def _batch(self, repo: Repo, asked: dict[str, list[dict[str, object]]]) -> None:
+        self._check_writer(repo.name)
+        upload = {str(o["oid"]): {"upload": {"href": f"{self.hub.url}/lfs/{o['oid']}"}} for o in asked["objects"]}
+        wanted = [o if o["oid"] in self.hub.blobs else o | {"actions": upload[str(o["oid"])]} for o in asked["objects"]]
+        self._json({"objects": wanted})
+
+    def _store(self, oid: str, body: bytes) -> None:
+        if hashlib.sha256(body).hexdigest() != oid:
+            raise RefusedError(HTTPStatus.BAD_REQUEST, "Content does not match its digest")
+        self.hub.blobs[oid] = ("uploaded", body)
+        self._json({})
+
+    def _write(self, repo: Repo, what: str, body: bytes) -> None:
+        self._check_writer(repo.name)
+        if what == "preupload":
+            modes = {f["path"]: "lfs" if f["path"].endswith(LARGE) else "regular" for f in json.loads(body)["files"]}
+            self._json({"files": [{"path": p, "uploadMode": m, "shouldIgnore": False} for p, m in modes.items()]})
+            return
+        files = dict(repo.commits[repo.refs["main"]])
+        for line in map(json.loads, body.splitlines()):
+            value = line["value"]
+            if line["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                files[value["path"]] = self.hub.blobs[value["oid"]][1]
+        commit = self.hub.commit(repo, files)
+        self._json({"commitUrl": f"{self.hub.url}/{repo.name}/commit/{commit}", "commitOid": commit})
 
     def _check_access(self, repo: Repo) -> None:
         if not repo.gated or repo.name in self.hub.tokens.get(self._token, set()):
@@ -225,8 +300,15 @@ class _Handler(BaseHTTPRequestHandler):
         what, rest = match["what"], match["rest"] or ""
         if what in (None, "revision"):  # public even when the files are gated
             commit = self._commit(repo, unquote(rest) or "main")
-            siblings = [{"rfilename": path} for path in repo.commits[commit]]
-            about = {"id": repo.name, "sha": commit, "private": False, "siblings": siblings, "tags": []}
+            siblings: list[dict[str, object]] = [{"rfilename": path} for path in repo.commits[commit]]
+            if query.get("blobs"):
+                tree = {str(e["path"]): e for e in _tree(repo.commits[commit], "", recursive=True)}
+                for file in siblings:
+                    entry = tree[str(file["rfilename"])]
+                    file |= {"size": entry["size"], "blobId": entry["oid"]}
+                    if "lfs" in entry:
+                        file["lfs"] = {"sha256": entry["lfs"]["oid"], "size": entry["size"], "pointerSize": 130}
+            about = {"id": repo.name, "sha": commit, "private": repo.private, "siblings": siblings, "tags": []}
             self._json(about | {"gated": "manual" if repo.gated else False, "disabled": False})
         elif what == "tree":
             revision, _, folder = rest.partition("/")

@@ -198,10 +198,13 @@ def test_export_takes_a_base_that_has_moved(run, base, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("given", "revision"),
-    [("org/model", "c0ffee"), ("org/model@v2", "v2"), ("org/other", None), ("org/other@v1", "v1")],
+    "asked",
+    [("org/model", "c0ffee"), ("org/model@v2", "v2"), ("org/other", None), ("org/other@v1", "v1"), ("smollm2_135m",)],
 )
-def test_a_base_of_the_hub_is_taken_at_the_deltas_commit(monkeypatch, tmp_path, capsys, given, revision):
+def test_a_base_of_the_hub_is_taken_at_the_deltas_commit(monkeypatch, tmp_path, capsys, asked):
+    given = asked[0]
+    expected = (given.partition("@")[0], None, asked[1]) if len(asked) > 1 else asked
+
     def stop(*given: Any) -> None:
         raise UserError(f"asked for {given}")
 
@@ -209,7 +212,7 @@ def test_a_base_of_the_hub_is_taken_at_the_deltas_commit(monkeypatch, tmp_path, 
     about = {"name": "org/model", "revision": "c0ffee", "digest": ""}
     Delta({NAME: torch.ones(1)}, None, [], about).save(tmp_path / DELTA)
     assert main(["apply", given, str(tmp_path), str(tmp_path / "out")]) == 2
-    assert capsys.readouterr().err == f"rmu_exp: asked for {(given.partition('@')[0], None, revision)}\n"
+    assert capsys.readouterr().err == f"rmu_exp: asked for {expected}\n"
 
 
 BAD = {

@@ -20,6 +20,7 @@ from rmu_exp.evaluation import harness
 from rmu_exp.evaluation.engine import Engine
 from rmu_exp.model.checkpoint import locate
 from rmu_exp.settings import Eval
+from rmu_exp.support import progress
 from rmu_exp.support.errors import RunError
 
 LENGTH = 320
@@ -230,12 +231,15 @@ def test_other_failures_pass(load: Any, monkeypatch: pytest.MonkeyPatch) -> None
         answers(Engine, (model, tokenizer), zero_shot())
 
 
-def test_progress_counts_every_request(load: Any) -> None:
-    seen: list[int] = []
+def test_progress_counts_questions_not_requests(load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, int, float]] = []
+    monkeypatch.setattr(progress.Board, "show", lambda _, stage: seen.append((stage.what, stage.total, stage.done)))
     model, tokenizer = load("mistral")
-    engine = Engine(pretrained=model, tokenizer=tokenizer, max_batch_tokens=200, on_progress=seen.append)
+    engine = Engine(pretrained=model, tokenizer=tokenizer, max_batch_tokens=200)
     engine.loglikelihood(asked(zero_shot()))
-    assert sum(seen) == len(zero_shot())
+    questions = len({context for context, _ in zero_shot()})
+    assert {(what, total) for what, total, _ in seen} == {("questions", questions)}
+    assert seen[-1][2] == pytest.approx(questions)
     assert len(seen) > 1
 
 

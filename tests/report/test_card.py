@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
+from huggingface_hub import ModelCard
 from sweep_rows import attack
 
 from rmu_exp.evaluation.statistics import summary
@@ -62,7 +63,7 @@ def front(text: str) -> dict[str, Any]:
 
 
 def test_front_matter_names_the_base_and_what_it_is(results: dict[str, Any]) -> None:
-    assert front(card(results)) == {
+    assert front(card({key: value for key, value in results.items() if key != "qa"})) == {
         "base_model": "org/model-7b",
         "base_model_relation": "finetune",
         "library_name": "transformers",
@@ -122,6 +123,24 @@ def test_what_was_measured_with_intervals(results: dict[str, Any]) -> None:
     ):
         assert f"\n{line}\n" in text
     assert "No attack" not in text
+
+
+def test_results_are_in_the_hubs_form(results: dict[str, Any]) -> None:
+    results["qa"]["wmdp_bio"]["unlearned"] = summary([1] * 30 + [0] * 70).model_dump() | {
+        "corrected": {"acc": 0.4, "ci95": (0.3, 0.5)}
+    }
+    texts = {"base": {"perplexity": 10.0, "tokens": 5}, "unlearned": {"perplexity": 11.0, "tokens": 5}}
+    results |= {"perplexity": {"/home/someone/texts.txt": texts}, "attacks": {"relearn": attack(0.3, 0.55)}}
+    data = ModelCard(card(results), ignore_metadata_errors=False).data
+    assert [(r.task_type, r.dataset_type, r.metric_type, r.metric_name, r.metric_value) for r in data.eval_results] == [
+        ("text-generation", "wmdp_bio", "accuracy", "accuracy", 0.3),
+        ("text-generation", "wmdp_bio", "accuracy", "accuracy of the base model", 0.6),
+        ("text-generation", "wmdp_bio", "accuracy", "accuracy, corrected for answer bias", 0.4),
+        ("text-generation", "texts.txt", "perplexity", "perplexity", 11.0),
+        ("text-generation", "texts.txt", "perplexity", "perplexity of the base model", 10.0),
+        ("text-generation", "forget questions, under attack", "accuracy", "accuracy under relearn", 0.55),
+    ]
+    assert data.to_dict()["model-index"] == front(card(results))["model-index"]  # nothing in it is left out
 
 
 def test_only_what_was_measured_is_listed(results: dict[str, Any]) -> None:

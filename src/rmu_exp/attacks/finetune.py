@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rmu_exp.support import memory
 from rmu_exp.support.errors import RunError
+from rmu_exp.support.progress import each
 
 log = logging.getLogger("rmu_exp")
 CLIP = 1.0  # greatest length of a step's gradient
@@ -82,7 +83,7 @@ def finetune(
     optimizer = torch.optim.AdamW(masters, lr=lr, weight_decay=0.0)
     falling = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
     parts, losses = 1, list[float]()
-    for step in range(steps):
+    for step in each("finetuning steps", range(steps)):
         batch = rows[step * batch_size : (step + 1) * batch_size]
         parts, loss = gradients(model, batch, parts)
         if not math.isfinite(loss):

@@ -21,6 +21,7 @@ from rmu_exp.evaluation.scoring import Scorer
 from rmu_exp.model.hooks import Observer, watching
 from rmu_exp.model.split import embeddings
 from rmu_exp.support.errors import RunError
+from rmu_exp.support.progress import each
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ class Search:
             RunError: one candidate does not fit into memory.
         """
         losses = [(0.0, float(self.losses(tokens_S[None])))]
-        for step in range(steps + 1):
+        for step in each("search steps", range(steps + 1)):
             if stop and self.reached(tokens_S):
                 return Found(tokens_S.tolist(), losses, step)
             if step < steps:  # the best of some that differ in one token; the tokens themselves count too

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from rmu_exp.attacks.api import Context
 from rmu_exp.evaluation.questions import Question
 from rmu_exp.evaluation.scoring import Put
+from rmu_exp.support.progress import each
 
 Logits = Callable[[Tensor], Tensor]
 """Token ids (R, T), padded on the right, to logits; tokens that are put before each row count in positions."""
@@ -50,7 +51,7 @@ def learn(
     shift.requires_grad_(True)
     optimizer = torch.optim.Adam([shift], lr=budget.lr)
     losses = []
-    for step in range(budget.steps):
+    for step in each("steps", range(budget.steps)):
         picked = torch.randperm(len(items), generator=generator)[: budget.batch_size].tolist()
         batch = [items[i] for i in picked]
         scores_BK = scores(context, logits, batch, extra)
@@ -84,7 +85,7 @@ def put(context: Context, logits: Logits, extra: int = 0) -> Put:
                 found[i] = row[: len(items[i].options)]
 
         rows = [context.scorer.layout([item]).rows for item in items]
-        context.scorer.in_batches(some, [len(of) * (max(map(len, of)) + extra) for of in rows])
+        context.scorer.in_batches(some, [len(of) * (max(map(len, of)) + extra) for of in rows], "questions")
         return found
 
     return ask

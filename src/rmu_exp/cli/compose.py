@@ -26,6 +26,7 @@ from rmu_exp.settings import Judge, Run
 from rmu_exp.support import program
 from rmu_exp.support.boundary import line_for
 from rmu_exp.support.errors import RunError, UserError
+from rmu_exp.support.files import moved_homes
 from rmu_exp.support.redaction import redact
 from rmu_exp.support.setting import keys_of
 from rmu_exp.sweep.overrides import key_of, once_each, sweep_of
@@ -43,7 +44,15 @@ register()
 
 
 def silence_libraries() -> None:
-    """Leave out what other libraries would print, progress bars where nobody looks among it."""
+    """Leave out what other libraries would print, progress bars where nobody looks among it.
+
+    Where the user's cache or settings folders cannot be written to, libraries get others, and one line says so.
+    """
+    if moved := moved_homes():
+        os.environ |= moved
+        lost = ", ".join(key for key in moved if key.startswith("XDG_"))
+        place = next(iter(moved.values()))
+        print(f"rmu_exp: your folders for {lost} cannot be written to; {place} and its like are used", file=sys.stderr)
     bars = {} if sys.stderr.isatty() else {"HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
     os.environ |= QUIET | bars | os.environ
 

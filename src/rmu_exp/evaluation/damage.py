@@ -117,7 +117,7 @@ def compare(model: nn.Module, delta: Delta, tokenizer: Any, rows: Sequence[Ids])
         for i, sums in zip(batch, _batch(split, delta, [rows[i] for i in batch], device), strict=True):
             found[i] = (len(rows[i]) - 1, *sums)
 
-    scorer.in_batches(read, [len(row) for row in rows])
+    scorer.in_batches(read, [len(row) for row in rows], "texts for KL")
     tokens, *sums = (list(column) for column in zip(*(found[i] for i in range(len(rows))), strict=True))
     return Compared([int(n) for n in tokens], *sums)
 

@@ -10,7 +10,7 @@ Axes: N scored positions of a batch, V vocabulary.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import accumulate, chain
 from typing import Any, NoReturn
@@ -26,6 +26,7 @@ from rmu_exp.evaluation.forward import Forward, Layers, Work
 from rmu_exp.record.store import Store, fingerprint
 from rmu_exp.support import memory
 from rmu_exp.support.errors import RunError
+from rmu_exp.support.progress import stage
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,6 @@ class Engine(HFLM):
     Args:
         max_batch_tokens: tokens per forward pass, padding counted; None: by the device.
             Halved by itself when memory runs out. ``batch_size`` keeps its meaning for generation.
-        on_progress: called with the number of newly answered requests.
         journal: where the answers of batches that are done are kept, and found again; None: nowhere.
         kwargs: those of HFLM.
     """
@@ -56,12 +56,10 @@ class Engine(HFLM):
         self,
         *args: Any,
         max_batch_tokens: int | None = None,
-        on_progress: Callable[[int], object] = lambda count: None,
         journal: Store | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.on_progress = on_progress
         self._journal = journal or Store()
         self._forward = Forward(self.model, self.device)
         kind = "cpu" if self.device.type == "cpu" else "cuda"
@@ -136,10 +134,12 @@ class Engine(HFLM):
         if not all(context and 0 < len(rest) <= self.max_length for _, context, rest in requests):
             return super()._loglikelihood_tokens(requests, disable_tqdm=disable_tqdm, override_bs=override_bs)
         answers: dict[int, Answer] = {}
-        for prefix, cache in self._prefixes(self._rows(requests)):
-            for found in self._of_prefix(prefix, cache, requests):
-                answers |= {index: (score, greedy) for index, score, greedy in found}
-                self.on_progress(len(found))
+        questions = len({tuple(context) for _, context, _ in requests})
+        with stage("questions", questions) as shown:
+            for prefix, cache in self._prefixes(self._rows(requests)):
+                for found in self._of_prefix(prefix, cache, requests):
+                    answers |= {index: (score, greedy) for index, score, greedy in found}
+                    shown.advance(len(found) * questions / len(requests))
         return [answers[index] for index in range(len(requests))]
 
     def _rows(self, requests: Sequence[Request]) -> list[Row]:

@@ -75,7 +75,7 @@ def write(
             text = tokenizer.decode(ids, skip_special_tokens=True)
             found[i] = Written(ids, text, -sum(chooser.logs[b][: len(ids)]) / len(ids))
 
-    scorer.in_batches(some, [len(row) + tokens for row in rows])
+    scorer.in_batches(some, [len(row) + tokens for row in rows], "samples")
     return [found[i] for i in range(len(rows))]
 
 

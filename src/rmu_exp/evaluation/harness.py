@@ -24,7 +24,6 @@ from rmu_exp.record.results import Accuracy, Measured, MeasuredRow, Qa
 from rmu_exp.record.store import Store, cached, fingerprint
 from rmu_exp.settings import Eval, Model, Role
 from rmu_exp.support.errors import UserError, first_line
-from rmu_exp.support.progress import asking_progress
 
 if TYPE_CHECKING:
     import torch
@@ -144,9 +143,7 @@ def ask(model: Any, tokenizer: Any, settings: Eval, journal: Store | None = None
     if settings.backend == "fast":
         from rmu_exp.evaluation.engine import Engine
 
-        with asking_progress() as advance:
-            engine = Engine(pretrained=model, tokenizer=tokenizer, on_progress=advance, journal=journal)
-            return _ask(engine, settings, first)
+        return _ask(Engine(pretrained=model, tokenizer=tokenizer, journal=journal), settings, first)
     return _ask(HFLM(pretrained=model, tokenizer=tokenizer, batch_size=settings.batch_size), settings, first)
 
 

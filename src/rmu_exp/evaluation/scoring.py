@@ -22,6 +22,7 @@ from rmu_exp.evaluation.questions import Question, ordered
 from rmu_exp.model.hooks import BLOCK, watching
 from rmu_exp.support import memory
 from rmu_exp.support.errors import RunError
+from rmu_exp.support.progress import stage
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -224,10 +225,11 @@ class Scorer:
 
         return ask
 
-    def in_batches(self, work: Callable[[list[int]], None], lengths: Sequence[int]) -> None:
+    def in_batches(self, work: Callable[[list[int]], None], lengths: Sequence[int], what: str = "texts") -> None:
         """Let ``work`` do all rows, in batches of like lengths: as many as the budget of tokens holds with padding.
 
-        When memory runs out, batches are smaller from there on. ``work`` is given the rows' indices, longest first.
+        When memory runs out, batches are smaller from there on. ``work`` is given the rows' indices, longest first;
+        ``what`` they are is shown with their progress.
 
         Raises:
             RunError: a single row does not fit.
@@ -248,8 +250,11 @@ class Scorer:
             work(batch := first())
             return len(batch)
 
-        while left:
-            left = left[memory.until_it_fits(some, smaller, self.device) :]
+        with stage(what, len(left)) as shown:
+            while left:
+                count = memory.until_it_fits(some, smaller, self.device)
+                left = left[count:]
+                shown.advance(count)
 
     def correct(self, model: nn.Module, items: Sequence[Question]) -> list[int]:
         """1 or 0 for each item: whether the chosen option is the right one."""

@@ -21,6 +21,11 @@ LEGAL = ("LICENSE", "NOTICE")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
+def belongs(name: str) -> bool:
+    """Whether a file by this name is part of a checkpoint that is loaded without running foreign code or pickles."""
+    return "/" not in name and (name.endswith((*SMALL, ".safetensors", ".py", ".md")) or name.startswith(LEGAL))
+
+
 @dataclass(frozen=True)
 class Snapshot:
     """One version of a repository."""
@@ -35,11 +40,11 @@ class Snapshot:
         missing = [name for name in names if not (self.folder / name).is_file()]
         _download(self.repo, self.commit, missing, bars=True)
         for name in missing:
-            self._check(self.folder / name)
+            self.check(self.folder / name)
             weight_files.header(self.folder / name)
 
-    def _check(self, file: Path) -> None:
-        """Refuse what has not arrived as the hub has it: its client compares lengths only."""
+    def check(self, file: Path) -> None:
+        """Refuse what has not arrived as the hub has it: its client compares lengths only. Raises RunError."""
         expected = self.digests.get(file.name)
         if expected is not None and weight_files.file_digest(file) != expected:
             file.resolve().unlink()
@@ -93,10 +98,8 @@ def snapshot(repo: str, revision: str | None, remote_code: bool) -> Snapshot:
 def _download(repo: str, revision: str | None, names: Sequence[str], bars: bool = False) -> Path:
     """Bring top-level files into the cache, if they are not there. Returns the folder of that version."""
     from huggingface_hub import constants, hf_hub_download
-    from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 
-    if constants.HF_HUB_DISABLE_PROGRESS_BARS is None:  # the user has not said; bars are for what takes long
-        (enable_progress_bars if bars else disable_progress_bars)()
+    hub.show_bars(bars)
     file = Path()
     with hub.asking(repo, "model", revision):
         for name in names:

@@ -34,7 +34,7 @@ from rmu_exp.record import rundir
 from rmu_exp.record.results import Results
 from rmu_exp.report import attacks as attack_report
 from rmu_exp.report import observed, page, plots, tables
-from rmu_exp.report.card import card
+from rmu_exp.report.card import README, card
 from rmu_exp.report.verdict import verdict
 from rmu_exp.settings import Judge, Run
 from rmu_exp.support import memory
@@ -166,7 +166,7 @@ def report(folder: Path, results: Results, tracker: Tracker) -> None:
     """Write plots and reports, of which report.md is the last that a run writes, and hand them on to the tracker."""
     drawn = plots.draw_all(folder)
     if (folder / rundir.MODEL).is_dir():
-        write_atomic(folder / rundir.MODEL / "README.md", card(results))
+        write_atomic(folder / rundir.MODEL / README, card(results))
     page.write_reports(folder)
     tracker.finish(results, drawn, folder)
 

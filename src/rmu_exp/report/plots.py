@@ -21,15 +21,20 @@ Metrics = Sequence[Mapping[str, Any]]
 
 def draw_all(folder: Path) -> list[Path]:
     """Draw what the run's folder holds the numbers for; returns the files in plots/."""
+    return save(figures(folder), folder)
+
+
+def figures(folder: Path) -> dict[str, Figure]:
+    """Name to figure, of what the run's folder holds the numbers for."""
     results, metrics = results_json.load(folder / results_json.NAME), rundir.whole_lines(folder / rundir.METRICS)
-    figures = {
+    drawn = {
         "accuracy": accuracy(results.qa, title(results.run)) if results.qa else None,
         "norms": norms(results.run, metrics),
         "losses": losses(results.run, metrics),
         "attacks": attacks.summary(results),
         "ripple": observed.ripple_figure(results.ripple, title(results.run)) if results.ripple else None,
     }
-    return save(figures | attacks.curves(results), folder)
+    return {name: figure for name, figure in (drawn | attacks.curves(results)).items() if figure is not None}
 
 
 def accuracy(qa: Qa, about: str) -> Figure:

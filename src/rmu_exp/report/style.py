@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 
+from matplotlib import rc_context
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.gridspec import GridSpec
+from matplotlib.text import Text
 
 from rmu_exp.support.files import replace_atomic
 
 # Okabe and Ito: everyone can distinguish them
 FORGET, RETAIN, GREEN, PINK, SKY, YELLOW = "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"
 GREY, BLACK = "#777777", "#000000"
+LONG = 28  # letters of a legend's label, above which two do not fit beside each other in a column
 NORMS = [
     (f"norm_{role}_{state}", f"{role}, {state} model", colour, style)
     for role, colour in (("forget", FORGET), ("retain", RETAIN))
@@ -84,5 +88,57 @@ def save(figures: Mapping[str, Figure | None], folder: Path) -> list[Path]:
 
 
 def write(figure: Figure, file: Path) -> None:
-    """Write a figure as PNG, whole or not at all."""
-    replace_atomic(file, lambda temporary: FigureCanvasAgg(figure).print_png(str(temporary)))
+    """Write a figure as its file's ending says (png, pdf, svg), whole or not at all; the same bytes each time."""
+    kind = file.suffix[1:]
+    about = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind, {})
+    with rc_context({"pdf.fonttype": 42, "svg.hashsalt": "rmu_exp"}):  # fonts that publishers take; ids that stay
+        replace_atomic(file, lambda temporary: figure.savefig(temporary, format=kind, metadata=about))
+
+
+def narrow(figure: Figure, width: float, size: float = 7) -> Figure:
+    """Make a figure fit a column of a paper, in place: its panels below one another, its title left to the caption.
+
+    Args:
+        width: of the column, in inches.
+        size: of the text, in points; what is larger becomes so small.
+    """
+    _, height = figure.get_size_inches()
+    placed = [(axes, spec) for axes in figure.axes if axes.get_visible() and (spec := axes.get_subplotspec())]
+    panels = [axes for axes, _ in placed]
+    if max((spec.get_gridspec().ncols for _, spec in placed), default=1) > 1:
+        label = panels[0].get_ylabel()
+        grid = GridSpec(len(panels), 1, figure=figure)
+        for place, axes in enumerate(panels):
+            axes.set_subplotspec(grid[place])
+            axes.tick_params(labelleft=True)
+            axes.set_ylabel(axes.get_ylabel() or label)
+        height = 0.0  # that of its panels counts
+    letters = int(20 * width)  # that fit across, in text of this size
+    for axes in panels:
+        beside = max((len(tick.get_text()) for tick in axes.get_yticklabels()), default=0)
+        axes.set_xlabel(fill(axes.get_xlabel(), max(20, letters - 12 - beside)))
+        axes.set_ylabel(fill(axes.get_ylabel(), letters // 2 - 6))
+        names = [name for tick in axes.get_xticklabels() for name in tick.get_text().split("\n")]
+        if sum(map(len, names)) > letters and any(name[:1].isalpha() for name in names):
+            axes.tick_params(axis="x", labelrotation=90)
+    rows = _legend_in_column(figure)
+    figure.suptitle("")
+    for text in figure.findobj(Text):
+        text.set_fontsize(min(size, text.get_fontsize()))
+    figure.set_size_inches(width, max(0.7 * width * len(panels), 0.65 * height) + 0.15 * rows)
+    return figure
+
+
+def _legend_in_column(figure: Figure) -> int:
+    """Let legends have as many columns as fit; gives the number of their rows."""
+    rows = 0
+    for old in figure.legends:
+        labels, handles = (
+            [text.get_text() for text in old.get_texts()],
+            [h for h in old.legend_handles if h is not None],
+        )
+        old.remove()
+        fits = 1 if max(map(len, labels), default=0) > LONG else 2
+        rows += -(-len(labels) // fits)
+        figure.legend(handles, labels, loc="outside lower center", ncols=fits, frameon=False, handlelength=1.5)
+    return rows

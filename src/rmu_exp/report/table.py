@@ -1,12 +1,20 @@
-"""A table, in Markdown and on the screen, and how its numbers are written. Knows nothing of what it shows."""
+"""A table, in Markdown, CSV, LaTeX and on the screen, and how numbers are written. Knows nothing of what it shows."""
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from rich import table as rich_table
 from rich.text import Text
+
+TEX = {sign: f"\\{sign}" for sign in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
+    ">": r"\textgreater{}", "|": r"\textbar{}", "–": "--", "→": r"$\to$", "±": r"$\pm$", "·": r"$\cdot$",
+    "−": "$-$", "≤": r"$\le$", "≥": r"$\ge$", "\N{NO-BREAK SPACE}": "~", "…": r"\dots{}", "‖": r"$\Vert$",
+}  # fmt: skip
 
 
 class Number(str):
@@ -29,6 +37,23 @@ class Table:
         marks = ["--:" if isinstance(name, Number) else "---" for name in self.columns]
         return "\n".join("| " + " | ".join(self._row(cells)) + " |" for cells in (self.columns, marks, *self.rows))
 
+    def csv(self) -> str:
+        """As comma-separated values, with the names of the columns first."""
+        out = io.StringIO()
+        csv.writer(out, lineterminator="\n").writerows(map(_plain, [self.columns, *map(self._row, self.rows)]))
+        return out.getvalue().rstrip("\n")
+
+    def latex(self) -> str:
+        """A ``tabular`` with the rules of LaTeX's package booktabs."""
+        columns = "".join("r" if isinstance(name, Number) else "l" for name in self.columns)
+        head, *body = (" & ".join(map(_tex, row)) + r" \\" for row in [self.columns, *map(self._row, self.rows)])
+        lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *body, r"\bottomrule"]
+        return "\n".join([*lines, r"\end{tabular}"])
+
+    def written(self, kind: str) -> str:
+        """As the ending of a file says: md, csv or tex."""
+        return {"md": self.markdown, "csv": self.csv, "tex": self.latex}[kind]()
+
     def rich(self, title: str, gap: int = 1) -> rich_table.Table:
         """For the screen, with ``gap`` spaces between columns."""
         made = rich_table.Table(
@@ -43,6 +68,17 @@ class Table:
 
     def _row(self, cells: Sequence[str]) -> list[str]:
         return [*cells, *[""] * (len(self.columns) - len(cells))]
+
+
+def _plain(cells: Sequence[str]) -> list[str]:
+    """Cells without what is there for Markdown alone: code marks, spaces that stay, escaped bars."""
+    return [cell.replace("&nbsp;", " ").replace("`", "").replace("\\|", "|") for cell in cells]
+
+
+def _tex(cell: str) -> str:
+    """A cell for LaTeX: its signs escaped, its spaces and symbols as LaTeX has them."""
+    (text,) = _plain([cell.replace("&nbsp;", "\N{NO-BREAK SPACE}")])
+    return "".join(TEX.get(sign, sign) for sign in text)
 
 
 def numbers(*names: str) -> list[str]:

@@ -43,6 +43,52 @@ def asking(repo: str, kind: str, revision: str | None = None) -> Iterator[None]:
         raise line from error
 
 
+@contextmanager
+def sending(repo: str) -> Iterator[None]:
+    """Run a block that writes to a model repository ``org/name``; its errors become one line.
+
+    Raises:
+        UserError: switched off, no token, not a name, what the token may not write to, or refused contents.
+        RunError: as :func:`asking`.
+    """
+    from huggingface_hub import constants, get_token
+
+    if constants.HF_HUB_OFFLINE:
+        raise UserError(f"{repo}: the hub is switched off (HF_HUB_OFFLINE); unset it, where there is a network")
+    if get_token() is None:
+        raise UserError(f"{repo}: no token for the hub; `hf auth login` with one that may write, or set HF_TOKEN")
+    with asking(repo, "model"):
+        try:
+            yield
+        except Exception as error:
+            line = first_known(error, [partial(_refused, said=error, repo=repo)])
+            if line is None:
+                raise
+            raise line from error
+
+
+def _refused(error: BaseException, said: BaseException, repo: str) -> UserError | None:
+    """The line for what the hub refuses to take; ``said``: the error that its client made of it."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+    if status == 403:
+        return UserError(
+            f"{repo}: it or its name is not yours, or the token in use may not write; "
+            "choose another name, or `hf auth login` with a token of its owner"
+        )
+    return UserError(f"{repo}: the hub refuses what was sent ({said})") if status == 400 else None
+
+
+def show_bars(shown: bool) -> None:
+    """Whether the client shows its bars from here on: in a terminal, for what takes long; the user's word wins."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
+
+    if constants.HF_HUB_DISABLE_PROGRESS_BARS is None:
+        (enable_progress_bars if shown and sys.stderr.isatty() else disable_progress_bars)()
+
+
 def check(repo: str, kind: str, revision: str | None = None) -> None:
     """One quick request, with no retries: is the hub there, is the repository, may we read it?
 

@@ -29,17 +29,24 @@ def draw_all(
     folder: Path, trials: Trials, axes: Sequence[Axis], best: Sequence[Trial], chosen: Trial | None
 ) -> list[Path]:
     """Draw what there are numbers for; returns the files in plots/, removing those of an earlier report."""
-    figures: dict[str, Figure | None] = {"front": None, "norms": norms(trials, best)}
-    for a, b in itertools.combinations(axes, 2):
-        figures["front" if len(axes) == 2 else f"front-{a.name}-{b.name}"] = front(trials, a, b, best, chosen)
-    keys = [k for k in reading.swept(trials) if len({reading.show(t.settings.get(k)) for t in trials}) > 1]
-    for x, y in itertools.combinations(keys, 2):
-        figures[f"map-{_plain(x)}-{_plain(y)}"] = maps(trials, axes, x, y)
-    if len(keys) == 1:
-        figures[f"curve-{_plain(keys[0])}"] = curve(trials, axes, keys[0])
     for old in (folder / "plots").glob("*.png"):
         old.unlink()
-    return save(figures, folder)
+    return save(figures(trials, axes, best, chosen), folder)
+
+
+def figures(
+    trials: Trials, axes: Sequence[Axis], best: Sequence[Trial], chosen: Trial | None
+) -> dict[str, Figure | None]:
+    """Name to figure; None where there are no numbers for it."""
+    drawn: dict[str, Figure | None] = {"front": None, "norms": norms(trials, best)}
+    for a, b in itertools.combinations(axes, 2):
+        drawn["front" if len(axes) == 2 else f"front-{a.name}-{b.name}"] = front(trials, a, b, best, chosen)
+    keys = [k for k in reading.swept(trials) if len({reading.show(t.settings.get(k)) for t in trials}) > 1]
+    for x, y in itertools.combinations(keys, 2):
+        drawn[f"map-{_plain(x)}-{_plain(y)}"] = maps(trials, axes, x, y)
+    if len(keys) == 1:
+        drawn[f"curve-{_plain(keys[0])}"] = curve(trials, axes, keys[0])
+    return drawn
 
 
 def front(trials: Trials, x: Axis, y: Axis, best: Sequence[Trial], chosen: Trial | None) -> Figure | None:

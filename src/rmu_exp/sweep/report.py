@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
+from matplotlib.figure import Figure
 from pydantic import JsonValue
 
 from rmu_exp.record.results import Results, State
@@ -103,6 +104,14 @@ class Summary:
             front=trial in self.front,
             chosen=trial is self.chosen,
         )
+
+
+def figures(folder: Path) -> dict[str, Figure]:
+    """Name to figure, of the sweep, or the runs, in a folder, by forget and general accuracy."""
+    listed = trials.read(folder)
+    axes = objectives.choose(("forget", "general"), [t.results for t in listed if t.results])
+    drawn = plots.figures(listed, axes, front.on_front(listed, axes), front.chosen(listed, axes))
+    return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
 def write(

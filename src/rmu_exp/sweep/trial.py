@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import sys
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -18,6 +20,8 @@ from rmu_exp.report import objectives
 from rmu_exp.settings import Judge, Run
 from rmu_exp.support.errors import BusyError, RunError, UserError, first_line
 from rmu_exp.sweep import front, overrides, trials
+
+RECENT = 9  # trials by whose ends the pace of a sweep is measured
 
 
 def run(asked: Callable[[], Run | Judge], folder: Path, hydra: DictConfig) -> float:
@@ -39,7 +43,10 @@ def run(asked: Callable[[], Run | Judge], folder: Path, hydra: DictConfig) -> fl
         wanted.tracking.group = wanted.tracking.group or folder.parent.name
         if not is_finished(folder, wanted):
             print(f"trial {folder.name}", file=sys.stderr, flush=True)
+            began = time.monotonic()
             execute(wanted, folder, early_stop(folder.parent, hydra.sweeper))
+            with suppress(UserError):  # a damaged neighbour is the report's to tell
+                print(so_far(folder, time.monotonic() - began, hydra.sweeper.get("n_trials")), file=sys.stderr)
     except BusyError:
         print(f"rmu_exp: {folder.name}: another process works on it", file=sys.stderr)
         return math.nan
@@ -49,6 +56,25 @@ def run(asked: Callable[[], Run | Judge], folder: Path, hydra: DictConfig) -> fl
         print(f"rmu_exp: {folder.name}: {error}", file=sys.stderr)
         return math.nan
     return metric(folder)
+
+
+def so_far(folder: Path, seconds: float, searched: int | None = None) -> str:
+    """How far the sweep is with this trial, in a line: how many of how many, time left, the best so far.
+
+    Args:
+        seconds: that the trial took; used until others have shown how fast they follow each other.
+        searched: how many a search tries; None: those that are planned.
+    """
+    found = trials.read(folder.parent)
+    over = [t for t in found if t.state in ("done", "pruned", "failed")]
+    ends = sorted(f.stat().st_mtime for t in over if (f := t.folder / results_json.NAME).is_file())[-RECENT:]
+    pace = (ends[-1] - ends[0]) / (len(ends) - 1) if len(ends) > 2 else seconds
+    rest = max(0, (searched or len(found)) - len(over))
+    left = f"; about {rest * pace / 60:.0f} min left" if rest else ""
+    scored = {t.name: s for t in over if t.results and (s := objectives.score(t.results)) is not None}
+    best = max(scored, key=lambda name: scored[name], default=None)
+    gain = f"; best so far {best} (forget lost less general lost: {100 * scored[best]:.1f} points)" if best else ""
+    return f"trial {folder.name}: {len(over)} of {searched or len(found)} are over{left}{gain}"
 
 
 def is_finished(folder: Path, wanted: Run | Judge) -> bool:

@@ -305,7 +305,9 @@ class WandbTracker(Tracker):
         if not self.over:
             self.run, self.over = None, True
             later = f"; {self.sync}" if self.mode == "online" else ""
-            _say(f"W&B failed ({first_line(error)}); the run goes on without it, its files are complete{later}")
+            _say(
+                f"W&B failed ({first_line(error)}); the run goes on without it; what it had by then is in wandb/{later}"
+            )
 
 
 def _named(metrics: Line) -> dict[str, object]:
