@@ -19,7 +19,7 @@ from rmu_exp.cli.compose import ended, silence_libraries
 from rmu_exp.support.errors import UserError
 from rmu_exp.support.program import INSTALLED, MODULE, RUNS
 
-COMMANDS = (*RUNS, "fetch", "apply", "export", "table", "sweep", "verify", "compare", "chat", "dashboard")
+COMMANDS = (*RUNS, "fetch", "apply", "export", "table", "results", "sweep", "verify", "compare", "chat", "dashboard")
 INTERRUPTED = "interrupted; nothing partial is kept as whole, run it again"
 
 

@@ -83,6 +83,7 @@ def save(figures: Mapping[str, Figure | None], folder: Path) -> list[Path]:
     return list(written)
 
 
-def write(figure: Figure, file: Path) -> None:
-    """Write a figure as PNG, whole or not at all."""
-    replace_atomic(file, lambda temporary: FigureCanvasAgg(figure).print_png(str(temporary)))
+def write(figure: Figure, file: Path, about: str = "") -> None:
+    """Write a figure as PNG, whole or not at all; ``about`` stands in it as its description."""
+    metadata = {"Description": about} if about else None
+    replace_atomic(file, lambda temporary: FigureCanvasAgg(figure).print_png(str(temporary), metadata=metadata))
