@@ -11,7 +11,7 @@ from rmu_exp.attacks import depth, runner
 from rmu_exp.evaluation.forward import Forward
 from rmu_exp.evaluation.questions import Question
 from rmu_exp.model.delta import Delta
-from rmu_exp.record.results import Results, RunInfo
+from rmu_exp.record.results import AttackEntry, Results, RunInfo
 from rmu_exp.record.store import Store
 from rmu_exp.report import attacks, markdown
 
@@ -77,6 +77,15 @@ def test_every_patch_is_that_of_plain_hooks(depths, monkeypatch, reuses):
     kept = [s for s in scores if s is not None]
     assert found["scored"] == len(kept) > 0
     assert found["score"]["mean"] == pytest.approx(sum(kept) / len(kept), abs=1e-3)
+
+
+def test_the_oracle_is_controlled_on_other_questions(depths):
+    """Which are here the same ones, so that it costs as much."""
+    about = depth.run(dataclasses.replace(depths, others={"more": depths.items}), depth.Settings(0.05)).more["depth"]
+    assert about["apart"] == about["oracle"]
+    entry = AttackEntry.model_validate({"depth": about, "budget": {}})
+    (line,) = attacks.depths(EMPTY.model_copy(update={"attacks": {"depth": entry}}))
+    assert f"the oracle's state costs up to {max(about['apart']):.2f} nats, which is no missing knowledge" in line
 
 
 def test_the_score_by_hand():

@@ -60,11 +60,7 @@ def test_neutral_text_is_the_worlds_own(data):
     [
         ("train", ["train.kl_budget=-1"], r"^train\.kl_budget: got -1, allowed is a number > 0"),
         ("judge", ["experiment=worst_case"], r"^unlearned: "),
-        (
-            "judge",
-            ["experiment=worst_case", "unlearned=x", "attacker.trials=0"],
-            "attacker.trials: got 0, allowed is 1 or m",
-        ),
+        ("judge", ["experiment=worst_case", "unlearned=x", "attacker.trials=0"], r"^attacker\.trials: got 0, .* 1 or"),
         ("judge", ["experiment=worst_case", "unlearned=x", "attacker.bound=1.1"], r"^attacker\.bound: got 1\.1, "),
     ],
 )

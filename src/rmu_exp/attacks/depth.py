@@ -9,6 +9,8 @@ host model is replaced by what a source model has there. s is the mean log-proba
 
 Where there is an oracle, a question's depth is the mean of min(1, max(0, lost_l / oracle_l)), weighted by oracle_l,
 over the layers with oracle_l above a threshold: 1, as much is missing as in the oracle; 0, all of it is there.
+Control: the oracle's state at other questions, whose answers it knows (``apart``). What it costs there is no missing
+knowledge, but that of two models which were trained apart.
 
 Axes: L layers, T positions that predict the answer, D hidden size.
 """
@@ -37,9 +39,9 @@ from rmu_exp.support.setting import setting
 
 PATCHES = {"lost": (UNLEARNED, BASE), "oracle": (ORACLE, BASE), "restored": (BASE, UNLEARNED)}  # source, host
 LINES = {
-    "lost": "unlearned in the base: lost",
-    "oracle": "oracle in the base: lost",
-    "restored": "base in the unlearned: gained",
+    "lost": "unlearned, lost",
+    "oracle": "oracle, lost",
+    "restored": "base, gained",
 }
 
 
@@ -79,12 +81,19 @@ def run(context: Context, settings: Settings) -> Finding:
         about["scored"] = len(scores)
         if scores:
             about["score"] = {"mean": statistics.mean(scores), "ci95": statistics.bootstrap(scores)}
-    panel = {LINES[name]: list(enumerate(values)) for name, values in means.items()}
+    panels = {"forget questions": {LINES[name]: list(enumerate(values)) for name, values in means.items()}}
+    others = [item for items in context.others.values() for item in items]
+    if "oracle" in costs and others:
+        some = [_asked(context, item) for item in others[:: max(1, len(others) // len(rows))]]
+        found = context.part("apart", partial(_patched, context, ORACLE, BASE, some))
+        apart = [statistics.mean(values) for values in zip(*([p - s for s in each] for p, each in found), strict=True)]
+        about["apart"] = apart
+        panels["other questions"] = {LINES["oracle"]: list(enumerate(apart))}
     title = "Hidden states of one model in another, at the answer"
     return Finding(
         control={ORACLE: "patched beside it"} if "oracle" in costs else {},
         budget={"questions": len(rows), "layers": len(means["lost"]), "patches": len(costs)},
-        curves={"layers": figure(title, "layer", "nats per token of the answer", {"all questions": panel})},
+        curves={"layers": figure(title, "layer", "nats per token of the answer", panels)},
         more={"depth": about},
     )
 

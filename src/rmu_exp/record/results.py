@@ -280,6 +280,7 @@ class Depth(Part):
     Attributes:
         n: questions that were put.
         lost, oracle, restored: for each layer, nats per token of the answer, mean over questions.
+        apart: the same as ``oracle`` on other questions, whose answers the oracle knows.
         score: 0 (all is there) to 1 (as in the oracle), over the ``scored`` questions whose answer the oracle lacks.
     """
 
@@ -288,6 +289,7 @@ class Depth(Part):
     lost: list[float]
     restored: list[float]
     oracle: list[float] | None = None
+    apart: list[float] | None = None
     scored: Count | None = None
     score: Rate | None = None
 

@@ -59,6 +59,11 @@ def depths(results: Results) -> list[str]:
             f". The unlearned model's state in the base costs at most {most:.2f} nats (layer {at}); "
             f"the base's in the unlearned model brings back at most {more:.2f} (layer {there})."
         )
+        if found.apart and max(found.apart) > found.threshold:
+            said[-1] += (
+                f" On other questions, which it can answer, the oracle's state costs up to "
+                f"{max(found.apart):.2f} nats, which is no missing knowledge; the score is to be read with that."
+            )
     return said
 
 

@@ -76,7 +76,7 @@ def rendered(page: Path) -> tuple[str, Drawn]:
                 raise UserError(f"got {view!r}, allowed is {', '.join(VIEWS)}")
         except UserError as error:
             raise UserError(f"{page}: results: {name} {view}{chosen}: {error}") from error
-        return f"{start}{body}\n\n{_origin(content, name)}\n{end}"
+        return f"{start}\n{body}\n\n{_origin(content, name)}\n\n{end}"
 
     return MARKED.sub(between, page.read_text(encoding="utf-8")), drawn
 
