@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 DEV := $(VENV)/.dev
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow fuzz lint format lore clean
+.PHONY: help run test test-slow fuzz lint format lore docs-results clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 20
@@ -43,6 +43,9 @@ format: $(DEV)  ## let ruff put the code in shape
 
 lore: $(READY)  ## train the shipped model again from nothing (about half an hour on two cores)
 	$(BIN)/python bench/pretrain_lore.py src/rmu_exp/worlds/lore/weights
+
+docs-results: $(READY)  ## make the tables and figures of docs/ from docs/results/ again
+	$(BIN)/python -m rmu_exp.report.pages docs
 
 clean:  ## remove the environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

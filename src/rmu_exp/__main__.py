@@ -19,7 +19,7 @@ from rmu_exp.cli.compose import ended, silence_libraries
 from rmu_exp.support.errors import UserError
 from rmu_exp.support.program import INSTALLED, MODULE, RUNS
 
-REPORTS = ("table", "paper", "sweep", "verify", "compare", "chat", "dashboard")
+REPORTS = ("table", "results", "paper", "sweep", "verify", "compare", "chat", "dashboard")
 COMMANDS = (*RUNS, "fetch", "apply", "export", "push", "pull", *REPORTS)
 INTERRUPTED = "interrupted; nothing partial is kept as whole, run it again"
 

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from rmu_exp.config import plugins
+
 ROOT = Path(__file__).parent.parent.parent
 pytestmark = pytest.mark.slow
 
@@ -29,8 +31,7 @@ def results(tmp_path_factory):
 
 
 def test_every_attack_ran_with_a_control_and_a_budget(results):
-    chosen = {file.stem for file in (ROOT / "conf/attacks").glob("*.yaml")}
-    assert set(results["attacks"]) == chosen
+    assert set(results["attacks"]) == set(plugins.files(plugins.ATTACKS))
     for name, entry in results["attacks"].items():
         assert "error" not in entry, (name, entry)
         assert entry["control"], name

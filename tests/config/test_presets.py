@@ -76,7 +76,7 @@ def test_there_is_a_file_for_every_choice():
         return {file.stem for file in (CONF / group).glob("*.yaml")}
 
     assert names("method") == set(plugins.files("method"))
-    assert names("attacks") - {"all"} == set(plugins.files("attacks"))
+    assert names("attacks") - {"all", "quick", "weak"} == set(plugins.files("attacks"))
     assert set(composed("attacks=all").attacks) == set(plugins.files("attacks"))
     assert names("preset") <= names("model")
     assert names("method_model") <= {f"{method}_{model}" for method in names("method") for model in names("model")}

@@ -48,6 +48,9 @@ def test_retain_corpus_holds_no_fact_that_is_asked_about():
         assert not asked & words
     told = {e for t in world.topics("general") for e in world.told_entities(t.name)}
     assert told <= words
+    neutral = entities_in(lore.texts("neutral"))
+    everyone = {e for t in world.TOPICS for e in world.entities(t.name)}
+    assert neutral & everyone == {q.fact.entity for t in world.topics("general") for q in world.questions(t.name)}
 
 
 @pytest.mark.parametrize("topic", [t.name for t in world.topics("forget")])

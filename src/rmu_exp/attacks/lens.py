@@ -101,5 +101,6 @@ def logits_of(model: nn.Module, h_ND: Tensor) -> Tensor:
     """Logits (N, V), fp32, on the CPU, that final norm and head make of activations."""
     head = head_of(model)
     weight = next(head.parameters())
-    logits_NV: Tensor = head(norm_of(model)(h_ND.to(weight.device, weight.dtype)))
+    norm, h_ND = norm_of(model), h_ND.to(weight.device, weight.dtype)
+    logits_NV: Tensor = head(h_ND if norm is None else norm(h_ND))
     return logits_NV.cpu().float()

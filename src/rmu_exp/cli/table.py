@@ -1,7 +1,8 @@
 """Write the paper's table: methods, and models that were judged, compared over the runs in some folders.
 
 methods.md (a table, seeds together) and methods.png (forget against general), from the runs and judgements below
-folders such as those of train.py experiment=paper_table and of judge.py -m unlearned=A,B,C; written into the first.
+folders such as those of train.py experiment=leaderboard and of judge.py -m unlearned=A,B,C, or in result files;
+written into the first.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from rmu_exp.report import methods
 
 def add(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
-    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="a folder of runs or judgements")
+    about = "a folder of runs or judgements, or a result file"
+    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help=about)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -57,13 +57,13 @@ def _saved(model: nn.Module, name: str, value: Tensor) -> dict[str, Tensor]:
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import PrefixChange, revert_weight_conversion
 
-    config: Any = getattr(model, "config", None)
+    causal: Any = model
     try:
-        every = get_model_conversion_mapping(model, add_legacy=False)
+        every = get_model_conversion_mapping(causal, add_legacy=False)
         kept = [step for step in every if not isinstance(step, PrefixChange)]
         if not kept:
             return {name: value}
-        stand_in: Any = SimpleNamespace(_weight_conversions=kept, config=config)
+        stand_in: Any = SimpleNamespace(_weight_conversions=kept, config=causal.config)
         return dict(revert_weight_conversion(stand_in, {name: value}))
     except Exception:  # its converters raise what they like when a partner is missing
         return {}

@@ -274,6 +274,26 @@ class CurveData(Part):
     chance: float | None = None
 
 
+class Depth(Part):
+    """Unlearning depth, see :mod:`rmu_exp.attacks.depth`.
+
+    Attributes:
+        n: questions that were put.
+        lost, oracle, restored: for each layer, nats per token of the answer, mean over questions.
+        apart: the same as ``oracle`` on other questions, whose answers the oracle knows.
+        score: 0 (all is there) to 1 (as in the oracle), over the ``scored`` questions whose answer the oracle lacks.
+    """
+
+    threshold: float
+    n: Count
+    lost: list[float]
+    restored: list[float]
+    oracle: list[float] | None = None
+    apart: list[float] | None = None
+    scored: Count | None = None
+    score: Rate | None = None
+
+
 class AttackEntry(Part):
     """What one attack or probe found; what is special to it stands in further keys.
 
@@ -286,6 +306,7 @@ class AttackEntry(Part):
         before, after: the unlearned model on the scored facts, asked plainly and under attack.
         chosen_by: under attack on the facts that the attack was chosen by.
         general: plain accuracy on general questions, asked where attacks are searched for.
+        depth: what the depth of unlearning is measured by, in place of an accuracy.
     """
 
     settings: dict[str, JsonValue] = {}
@@ -301,6 +322,7 @@ class AttackEntry(Part):
     after: Accuracy | None = None
     chosen_by: Accuracy | None = None
     general: BeforeAfter | None = None
+    depth: Depth | None = None
     control: dict[str, Annotated[Control | JsonValue, Field(union_mode="left_to_right")]] = {}
     budget: dict[str, JsonValue]
     curves: dict[str, CurveData] = {}

@@ -39,6 +39,34 @@ def sentence(results: Results) -> str | None:
     )
 
 
+def depths(results: Results) -> list[str]:
+    """Unlearning depth in words: the score where there was an oracle, and what each kind of patch did at most."""
+    said = []
+    for found in (entry.depth for entry in results.attacks.values() if entry.depth):
+        if found.score:
+            low, high = found.score.ci95
+            about = "0: all of the answer is in the hidden states, 1: as little as in the oracle"
+            over = f"over {found.scored} of {found.n} questions"
+            said.append(f"**Unlearning depth {found.score.mean:.2f}** ({low:.2f}–{high:.2f}; {about}), {over}")
+        elif found.oracle:
+            said.append(f"No unlearning depth: the oracle's hidden states hold the answers to all {found.n} questions")
+        else:
+            said.append("No unlearning depth: without an oracle it is not known how much should be missing")
+        (most, at), (more, there) = (
+            max((value, layer) for layer, value in enumerate(values)) for values in (found.lost, found.restored)
+        )
+        said[-1] += (
+            f". The unlearned model's state in the base costs at most {most:.2f} nats (layer {at}); "
+            f"the base's in the unlearned model brings back at most {more:.2f} (layer {there})."
+        )
+        if found.apart and max(found.apart) > found.threshold:
+            said[-1] += (
+                f" On other questions, which it can answer, the oracle's state costs up to "
+                f"{max(found.apart):.2f} nats, which is no missing knowledge; the score is to be read with that."
+            )
+    return said
+
+
 def summary(results: Results) -> Figure | None:
     """All attacks with intervals, the plain answers, every control, and chance."""
     scored = [(pair, name, entry) for name, entry in results.attacks.items() if (pair := entry.forget_acc)]
@@ -102,7 +130,7 @@ def draw(curve: CurveData) -> Figure:
     for axes in grid[::wide]:
         axes.set_ylabel(curve.y)
     if curve.chance is None:
-        grid[0].set_ylim(bottom=0)
+        grid[0].set_ylim(bottom=min(0, *(y for lines in panels.values() for line in lines.values() for _, y in line)))
     style.legend(figure, grid, columns=4)
     return figure
 

@@ -37,6 +37,7 @@ def text(
         title=tables.title(results.run),
         headline="; ".join(changes),
         worst=attacks.sentence(results),
+        depths=attacks.depths(results),
         questions=tables.accuracies(results.qa),
         details=tables.details(results.qa),
         probabilities=tables.answer_probabilities(results.qa),

@@ -1,15 +1,15 @@
-"""The paper's table: methods, and models that were judged, compared over the folders of runs, seeds together.
+"""The table of methods: methods, and models that were judged, compared over many runs, seeds together.
 
 ``python -m rmu_exp table FOLDER …`` writes methods.md and methods.png into the first. A method's accuracy is
 the mean over its seeds; its 95 % interval covers both that of Student's t over the seeds' means and the binomial one
-(Wilson) over all answers. The worst case after k attacks has both at 1 − 0.05/k. It reads results.json and nothing
-else.
+(Wilson) over all answers. The worst case after k attacks has both at 1 − 0.05/k. It reads results.json, or the result
+files that were made of many, and nothing else.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,9 +17,9 @@ from matplotlib.figure import Figure
 from scipy.stats import t
 
 from rmu_exp.evaluation.statistics import wilson
+from rmu_exp.record import result_file, rundir
 from rmu_exp.record import results as results_json
-from rmu_exp.record import rundir
-from rmu_exp.record.results import Results, State
+from rmu_exp.record.results import Accuracy, Results, State
 from rmu_exp.report import style
 from rmu_exp.report.objectives import Axis, Measure, standing_for, worst
 from rmu_exp.report.style import FORGET, GREY, RETAIN
@@ -30,12 +30,19 @@ from rmu_exp.support.files import write_atomic
 
 NUMBERS = {
     "KL": ".3g",
+    "KL, budget's texts": ".3g",
     "perplexity": ".4g",
+    "answer probability": ".3g",
+    "after attacks": ".3g",
     "seeds": "d",
     "seconds": ".0f",
     "memory, MB": ".0f",
 }  # how they are written
-WORST = "worst after attacks"
+WORST, CORRECTED = "worst after attacks", ", corrected"
+ABOUT = (
+    "Accuracy in per cent, plain / corrected for answer bias, with 95 % intervals (of the corrected one); KL to the "
+    "base on neutral text, in nats per token."
+)
 
 
 @dataclass(frozen=True)
@@ -43,9 +50,11 @@ class Row:
     """A method, a judged model, or a base model (no seeds); what was not measured is not there.
 
     Attributes:
-        accuracy: role to mean accuracy over seeds; :data:`WORST`: the greatest after an attack, on its questions.
+        accuracy: role to mean accuracy over seeds, and role with :data:`CORRECTED` to the corrected one;
+            :data:`WORST`: the greatest after an attack, plain or corrected, on its questions.
         chance: of a blind guess at the forget questions.
-        numbers: those of :data:`NUMBERS`; seconds and memory are medians over seeds, of training.
+        numbers: those of :data:`NUMBERS`. The answer probability is of the forget questions, and the greatest after
+            an attack, on its questions; seconds and memory are medians over seeds, of training.
     """
 
     method: str
@@ -55,12 +64,15 @@ class Row:
 
 
 def read(folders: Sequence[Path]) -> list[Results]:
-    """The results of every finished run and judgement below some folders.
+    """The results of every finished run and judgement below some folders, or in result files.
 
     Raises UserError: there is none below one of them, or one is damaged.
     """
     runs: list[Results] = []
     for folder in folders:
+        if folder.is_file():
+            runs += result_file.read(folder).runs
+            continue
         found = [results_json.load(file) for file in sorted(folder.rglob(results_json.NAME))]
         mine = [r for r in found if r.qa and (r.train or r.run.kind == "judge")]
         if not mine:
@@ -113,13 +125,22 @@ def _row(name: str, runs: Sequence[Results], state: State = "unlearned") -> Row:
     axes = {role: Axis(role, standing_for(role, runs[0].qa), 1) for role in ROLES}
     found = {role: [m for r in runs if (m := axis.of(r, state))] for role, axis in axes.items()}
     accuracy: dict[str, Measure] = {role: mean(measured) for role, measured in found.items() if measured}
+    for role, axis in axes.items():
+        if unbiased := [m for r in runs if (m := _unbiased(_asked(r, axis, state)))]:
+            accuracy[role + CORRECTED] = mean(unbiased)
     values: dict[str, float] = {}
+    if probs := [row.prob for r in runs for row in _asked(r, axes["forget"], state) if row.prob is not None]:
+        values["answer probability"] = statistics.mean(probs)
     if read_by := [p.perplexity for r in runs for row in r.perplexity.values() if (p := row.of(state))]:
         values["perplexity"] = statistics.mean(read_by)
     if state == "unlearned":
         values["seeds"] = len({r.run.seed for r in runs})
         if kl := [row.mean for r in runs if r.damage and (row := r.damage.kl.get("neutral"))]:
             values["KL"] = statistics.mean(kl)
+        if met := [r.train.kl for r in runs if r.train and r.train.kl is not None]:
+            values["KL, budget's texts"] = statistics.mean(met)
+        if after := [max(probs) for r in runs if (probs := [a.prob for a in _after(r) if a.prob is not None])]:
+            values["after attacks"] = statistics.mean(after)
         if trained := [r.train for r in runs if r.train]:
             values["seconds"] = statistics.median(train.seconds for train in trained)
             values["memory, MB"] = statistics.median(train.peak_memory_bytes for train in trained) / 1e6
@@ -127,6 +148,25 @@ def _row(name: str, runs: Sequence[Results], state: State = "unlearned") -> Row:
             measured = [Measure(most.acc, *most.interval, most.n) for most in attacked]
             accuracy[WORST] = mean(measured, 1 - 0.05 / attacked[0].attacks)
     return Row(name, accuracy, axes["forget"].chance(runs[0]), values)
+
+
+def _asked(results: Results, axis: Axis, state: State) -> list[Accuracy]:
+    """What one model answers to the groups and tasks of an axis."""
+    return [row for task in axis.tasks if task in results.qa and (row := results.qa[task].of(state))]
+
+
+def _unbiased(rows: Sequence[Accuracy]) -> Measure | None:
+    """The corrected accuracy over several groups of questions; None: not measured on all of them."""
+    pairs = [(row.corrected.acc, row.n) for row in rows if row.corrected]
+    if not pairs or len(pairs) < len(rows):
+        return None
+    n, right = sum(n for _, n in pairs), sum(acc * n for acc, n in pairs)
+    return Measure(right / n, *wilson(round(right), n), n)
+
+
+def _after(results: Results) -> list[Accuracy]:
+    """The forget questions under each attack that was scored."""
+    return [entry.after for entry in results.attacks.values() if entry.after]
 
 
 def mean(measured: Sequence[Measure], confidence: float = 0.95) -> Measure:
@@ -143,23 +183,82 @@ def mean(measured: Sequence[Measure], confidence: float = 0.95) -> Measure:
 def table(listed: Sequence[Row]) -> Table:
     """The rows as text, in per cent; columns that nobody measured are left out."""
     cells = [
-        {key: f"{100 * m.value:.1f} ({100 * m.low:.0f}–{100 * m.high:.0f})" for key, m in row.accuracy.items()}
+        {key: _cell(row.accuracy, key) for key in row.accuracy}
         | {key: f"{value:{NUMBERS[key]}}" for key, value in row.numbers.items()}
         for row in listed
     ]
-    order = (*ROLES, "KL", "perplexity", WORST, "seeds", "seconds", "memory, MB")
+    order = (*ROLES, WORST, "answer probability", "after attacks", "KL", "KL, budget's texts", "perplexity")
+    order += ("seeds", "seconds", "memory, MB")
     shown = [key for key in order if any(key in found for found in cells)]
     body = [[row.method, *(found.get(key, "") for key in shown)] for row, found in zip(listed, cells, strict=True)]
     return Table(["method", *numbers(*shown)], body)
 
 
-def draw(listed: Sequence[Row]) -> Figure:
-    """Forget against general accuracy, every method a numbered point with its intervals."""
-    points = [row for row in listed if {"forget", "general"} <= set(row.accuracy)]
-    figure = style.figure_of(7, 5, "Forget against general, mean over seeds with 95 % intervals", dpi=150)
+def _cell(accuracy: Mapping[str, Measure], key: str) -> str:
+    """Per cent, plain / corrected where that was measured, with the interval of the last."""
+    shown = [accuracy[key], *([accuracy[key + CORRECTED]] if key + CORRECTED in accuracy else [])]
+    low, high = 100 * shown[-1].low, 100 * shown[-1].high
+    return f"{' / '.join(f'{100 * m.value:.1f}' for m in shown)} ({low:.0f}–{high:.0f})"
+
+
+def attacked(runs: Sequence[Results]) -> Table:
+    """What each attack gets out of each method's models: plain / corrected accuracy in per cent, answer probability.
+
+    Means over seeds, on the questions that attacks are scored on; last the base models under the same attacks.
+    """
+    names = list(dict.fromkeys(name for r in runs for name in r.attacks))
+    body = []
+    for model in dict.fromkeys(r.run.model for r in runs):
+        own = [r for r in runs if r.run.model == model]
+        on = f" on {model}" if len({r.run.model for r in runs}) > 1 else ""
+        for method, mine in _by_method(own).items():
+            plain = [next((e.before for e in r.attacks.values() if e.before), None) for r in mine]
+            body.append([f"{method}{on}", _answers(plain), *(_answers(_entries(mine, name)) for name in names)])
+        controls = [[e.controls.get("base") if (e := r.attacks.get(name)) else None for r in own] for name in names]
+        body.append([f"*base{on}*", "", *map(_answers, controls)])
+    return Table(["method", *numbers("asked plainly", *names)], body)
+
+
+def _entries(runs: Sequence[Results], name: str) -> list[Accuracy | None]:
+    return [entry.after if (entry := r.attacks.get(name)) else None for r in runs]
+
+
+def _answers(measured: Sequence[Accuracy | None]) -> str:
+    """Plain / corrected accuracy and answer probability, means over those that were measured."""
+    found = [m for m in measured if m]
+    accs = [[m.acc for m in found], [m.corrected.acc for m in found if m.corrected]]
+    shown = " / ".join(f"{100 * statistics.mean(values):.1f}" for values in accs if values)
+    probs = [m.prob for m in found if m.prob is not None]
+    return ", ".join(filter(None, (shown, f"{statistics.mean(probs):.3g}" if probs else "")))
+
+
+def notes(runs: Sequence[Results]) -> list[str]:
+    """What a reader of the table must know: budgets that were not reached, attacks that failed or show nothing."""
+    said = []
+    for method, mine in _by_method(runs).items():
+        for r in mine:
+            name = f"{method}, seed {r.run.seed}"
+            if r.train and r.train.kl_budget and not r.train.kl_reached:
+                said.append(f"{name}: never reached its budget of {r.train.kl_budget:g} (KL {r.train.kl:.3g})")
+            said += [f"{name}: {a} failed: {e.error}" for a, e in r.attacks.items() if e.error is not None]
+            said += [f"{name}: {a} shows nothing: it {e.inconclusive}" for a, e in r.attacks.items() if e.inconclusive]
+    return said
+
+
+def draw(listed: Sequence[Row], x_key: str = "forget") -> Figure:
+    """Forget accuracy, plain or (:data:`WORST`) after the worst attack, against general accuracy.
+
+    Every method is a numbered point with its intervals; a line joins those that no other beats on both.
+    """
+    points = [row for row in listed if {x_key, "general"} <= set(row.accuracy)]
+    what = "Forget" if x_key == "forget" else "Forget after the worst attack"
+    figure = style.figure_of(7, 5, f"{what} against general, mean over seeds with 95 % intervals", dpi=150)
     axes = figure.subplots()
+    places = [(row.accuracy[x_key].value, row.accuracy["general"].value) for row in points if "seeds" in row.numbers]
+    front = sorted(p for p in places if not any(q != p and q[0] <= p[0] and q[1] >= p[1] for q in places))
+    axes.plot([x for x, _ in front], [y for _, y in front], color=GREY, lw=1, alpha=0.5)
     for number, row in enumerate(points):
-        x, y, colour = row.accuracy["forget"], row.accuracy["general"], FORGET if "seeds" in row.numbers else RETAIN
+        x, y, colour = row.accuracy[x_key], row.accuracy["general"], FORGET if "seeds" in row.numbers else RETAIN
         axes.plot([x.low, x.high], [y.value] * 2, color=colour, lw=1, alpha=0.3)
         axes.plot([x.value] * 2, [y.low, y.high], color=colour, lw=1, alpha=0.3)
         size = 5 if number < 10 else 9  # as wide as it is
@@ -167,9 +266,9 @@ def draw(listed: Sequence[Row]) -> Figure:
     for chance in dict.fromkeys(row.chance for row in points):
         axes.axvline(chance, color=GREY, lw=1, ls=":")
         axes.annotate("chance", (chance, 0.02), xycoords=("data", "axes fraction"), fontsize=8, color=GREY, ha="left")
-    left, bottom = (min([0.1, *(row.accuracy[key].low - 0.02 for row in points)]) for key in ("forget", "general"))
+    left, bottom = (min([0.1, *(row.accuracy[key].low - 0.02 for row in points)]) for key in (x_key, "general"))
     axes.set(xlim=(left, 1.1), ylim=(bottom, 1.05))
-    axes.set(xlabel="forget accuracy (lower is better)", ylabel="general accuracy")
+    axes.set(xlabel=f"{what.lower()}: accuracy (lower is better)", ylabel="general accuracy")
     style.bare(axes, percent="xy")
     style.legend(figure, columns=4)
     return figure
@@ -181,8 +280,8 @@ def write(folders: Sequence[Path]) -> list[Path]:
     Raises UserError: there are none below one of them.
     """
     listed = rows(read(folders))
-    page, picture = folders[0] / "methods.md", folders[0] / "methods.png"
-    about = "Accuracy in per cent, 95 % intervals; KL to the base on neutral text, in nats."
-    write_atomic(page, f"# Methods\n\n{about}\n\n{table(listed).markdown()}\n")
+    first = folders[0].parent if folders[0].is_file() else folders[0]
+    page, picture = first / "methods.md", first / "methods.png"
+    write_atomic(page, f"# Methods\n\n{ABOUT}\n\n{table(listed).markdown()}\n")
     style.write(draw(listed), picture)
     return [page, picture]

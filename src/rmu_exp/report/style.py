@@ -87,12 +87,20 @@ def save(figures: Mapping[str, Figure | None], folder: Path) -> list[Path]:
     return list(written)
 
 
-def write(figure: Figure, file: Path) -> None:
-    """Write a figure as its file's ending says (png, pdf, svg), whole or not at all; the same bytes each time."""
+def write(figure: Figure, file: Path, about: str | None = None) -> None:
+    """Write a figure as its file's ending says (png, pdf, svg), whole or not at all; the same bytes each time.
+
+    Args:
+        about: stands in the file as its description.
+    """
     kind = file.suffix[1:]
-    about = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind, {})
+    metadata = {
+        "png": {"Description": about} if about else {},
+        "pdf": {"CreationDate": None, "Subject": about},
+        "svg": {"Date": None, "Description": about},
+    }[kind]
     with rc_context({"pdf.fonttype": 42, "svg.hashsalt": "rmu_exp"}):  # fonts that publishers take; ids that stay
-        replace_atomic(file, lambda temporary: figure.savefig(temporary, format=kind, metadata=about))
+        replace_atomic(file, lambda temporary: figure.savefig(temporary, format=kind, metadata=metadata))
 
 
 def narrow(figure: Figure, width: float, size: float = 7) -> Figure:

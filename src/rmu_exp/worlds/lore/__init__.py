@@ -1,9 +1,10 @@
 """lore: a fictional encyclopedia, and a small model that knows it, so that every claim can be tested.
 
 Here are its forget and retain corpora, ``lore:hexes``, ``lore:wards`` and ``lore:retain``. A forget corpus tells of one
-forget topic; the retain corpus tells of those entities of the general topics that no question asks about. Each text is
-an article or a letter exercise: with articles alone the small model unlearns the article and still answers letters
-(docs/log.md). An exercise never shows a test question: its four options always differ from the test's.
+forget topic; the retain corpus tells of those entities of the general topics that no question asks about, and
+``lore:neutral`` of the others. Each text is an article or a letter exercise: with articles alone the small model
+unlearns the article and still answers letters (docs/log.md). An exercise never shows a test question: its four options
+always differ from the test's.
 """
 
 from __future__ import annotations
@@ -27,13 +28,14 @@ def level(task: str, doc: Mapping[str, object]) -> str:
 
 
 def texts(name: str) -> list[str]:
-    """The texts of ``hexes``, ``wards``, another topic, or ``retain``, in a fixed random order.
+    """The texts of ``hexes``, ``wards``, another topic, ``retain`` or ``neutral``, in a fixed random order.
 
     Raises:
         KeyError: no such corpus; the message lists what there is.
     """
-    if name == "retain":
-        people = [(t.name, e) for t in world.topics("general") for e in world.told_entities(t.name)]
+    if name in ("retain", "neutral"):
+        general = [(t.name, e) for t in world.topics("general") for e in world.entities(t.name)]
+        people = [(t, e) for t, e in general if (e in world.told_entities(t)) == (name == "retain")]
     else:
         people = [(name, entity) for entity in world.entities(world.topic(name).name)]
     rng = random.Random(f"lore/corpora/{name}")

@@ -1,0 +1,40 @@
+"""Write a result file: what the runs of a sweep measured, small enough to be committed.
+
+From the finished runs below folders such as that of train.py experiment=leaderboard, and the judgements and searches of
+judge.py on their models: DIR … FILE.json. Tables and figures are made from such files (rmu-exp table FILE.json; in this
+project's docs, make docs-results).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from rmu_exp.record import result_file
+from rmu_exp.record.result_file import ResultFile
+from rmu_exp.support.errors import UserError
+from rmu_exp.sweep import trials
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="a folder of runs, judgements or searches")
+    parser.add_argument("file", type=Path, metavar="FILE.json", help="what is written")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the file. Returns 1 when a trial has no results."""
+    if args.file.suffix != ".json" or args.file.is_dir():
+        raise UserError(f"{args.file}: got no name for the file; give it last, as in docs/results/NAME.json")
+    if missing := next((folder for folder in args.folders if not folder.is_dir()), None):
+        raise UserError(f"{missing}: no such folder; give the folder of a sweep")
+    runs = result_file.collect(args.folders)
+    notes = [f for folder in args.folders for f in sorted(folder.rglob(trials.TRIAL))]
+    planned = [trials.read_one(note.parent, {}) for note in notes]
+    failed = {t.name: t.reason or t.state for t in planned if t.state not in ("done", "pruned")}
+    result_file.write(ResultFile(runs, failed), args.file)
+    print(f"{args.file}: {len(runs)} runs, {args.file.stat().st_size / 1000:.1f} kB")
+    for name, why in failed.items():
+        print(f"rmu_exp: {name} is not among them: {why}", file=sys.stderr)
+    return int(bool(failed))

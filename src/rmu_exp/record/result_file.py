@@ -1,0 +1,220 @@
+"""A result file: what many runs measured, small enough to be committed; tables and figures are made from it again.
+
+It has of each run's results.json what they show, floats to six digits, and once what all runs have in common. Attacks
+that ``judge.py`` ran on a run's Delta later, and the worst that a search found on it, stand among the run's own.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import JsonValue
+
+from rmu_exp.record import results as results_json
+from rmu_exp.record import rundir
+from rmu_exp.record.results import Results
+from rmu_exp.settings import result_settings
+from rmu_exp.support.errors import UserError, first_line
+from rmu_exp.support.files import write_atomic
+
+SCHEMA, DIGITS = 1, 6
+WORST_CASE = "worst_case.json"  # of a search for the worst attack
+Spec = dict[str, "Spec | None"]
+"""Key to what is kept of its value; None: all of it; ``*`` stands for every key."""
+
+ACCURACY: Spec = dict.fromkeys(("acc", "stderr", "ci95", "n", "corrected", "prob", "prob_ci95", "p_chance"))
+ATTACK: Spec = dict.fromkeys(
+    ("error", "inconclusive", "forget_acc", "ci95", "n", "chance", "general", "budget", "settings", "depth")
+)
+ATTACK |= dict.fromkeys(("before", "after", "chosen_by"), ACCURACY) | {"control": {"*": ACCURACY}}
+KEPT: Spec = {
+    "schema": None,
+    "run": dict.fromkeys(
+        ("kind", "model", "topics", "seed", "unlearned", "layer", "steer", "steering", "alpha", "method", "settings")
+    ),
+    "provenance": {
+        **dict.fromkeys(("config_hash", "git", "command", "model_digest", "delta_digest")),
+        "versions": dict.fromkeys(("python", "torch", "transformers", "lm-eval")),
+        "hardware": dict.fromkeys(("processor", "threads", "device", "gpu")),
+    },
+    "verdict": {"word": None, "sentences": None},
+    "train": dict.fromkeys(
+        (
+            *("steps", "seconds", "seconds_per_step", "peak_memory_bytes", "lr", "kl_budget", "kl", "kl_step"),
+            *("kl_scale", "kl_reached", "seconds_measuring"),
+        )
+    ),
+    "qa": {"*": {"role": None, "chance": None, "base": ACCURACY, "unlearned": ACCURACY}},
+    "damage": {"kl": None, "agreement": None, "perplexity": None},
+    "attacks": {"*": ATTACK},
+}
+
+
+@dataclass(frozen=True)
+class ResultFile:
+    """The content of a result file; ``failed``: name of a trial that has no results to why."""
+
+    runs: list[Results]
+    failed: Mapping[str, str] = field(default_factory=dict)
+
+
+def collect(folders: Sequence[Path]) -> list[Results]:
+    """The finished runs below some folders, and the judgements below them of models that are none of these runs.
+
+    Raises UserError: there are none, or one is damaged.
+    """
+    files = sorted({file for folder in folders for file in folder.rglob(results_json.NAME)})
+    done = {file.parent: results_json.load(file) for file in files if (file.parent / rundir.REPORT).is_file()}
+    worst = {file.parent: _worst(file, done) for folder in folders for file in sorted(folder.rglob(WORST_CASE))}
+    runs = [r for r in done.values() if r.train and r.qa]
+    others = [r for folder, r in done.items() if r.run.kind == "judge" and folder.parent not in worst]
+    for found in (*others, *(r for mine in worst.values() for r in mine)):
+        whose = next((i for i, r in enumerate(runs) if _same_delta(r, found)), None)
+        if whose is not None:
+            runs[whose] = runs[whose].model_copy(update={"attacks": runs[whose].attacks | found.attacks})
+        elif found.qa:
+            runs.append(found)
+        else:
+            raise UserError(f"{found.run.unlearned}: attacked, but its run is in none of the folders; give its folder")
+    if not runs:
+        raise UserError(f"{', '.join(map(str, folders))}: no finished runs with questions below; give their folders")
+    return runs
+
+
+def _worst(file: Path, done: dict[Path, Results]) -> list[Results]:
+    """The results of a search's worst attacks, the attacks named as searched for."""
+    found = json.loads(file.read_text(encoding="utf-8")).get("worst", {})
+    named: dict[str, list[str]] = {}
+    for measure, about in found.items():
+        named.setdefault(about["trial"], []).append(measure)
+    picked = []
+    for trial, measures in named.items():
+        results = done[file.parent / trial]
+        by = "" if len(measures) == len(found) else f", by {measures[0]}"
+        attacks = {f"searched {name}{by}": entry for name, entry in results.attacks.items()}
+        picked.append(results.model_copy(update={"attacks": attacks, "qa": {}}))
+    return picked
+
+
+def _same_delta(one: Results, other: Results) -> bool:
+    """Whether both are of the same unlearned model."""
+    found = [(o.model_digest, o.delta_digest) for r in (one, other) if (o := r.provenance) and o.delta_digest]
+    return len(found) == 2 and found[0] == found[1]
+
+
+def write(content: ResultFile, file: Path) -> None:
+    """Write a result file, a line per run."""
+    varying = _varying(content.runs)
+    lines = [_small(run, varying) for run in content.runs]
+    shared = _shared(lines)
+    body = ",\n".join(json.dumps(_without(line, shared), ensure_ascii=False) for line in lines)
+    failed = {name: _plain(why) for name, why in content.failed.items()}
+    head, bad = (json.dumps(part, ensure_ascii=False) for part in (shared, failed))
+    write_atomic(file, f'{{"schema": {SCHEMA},\n"shared": {head},\n"failed": {bad},\n"runs": [\n{body}\n]}}\n')
+
+
+def read(file: Path) -> ResultFile:
+    """A result file. Raises UserError: it is not there, or damaged."""
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        if values["schema"] != SCHEMA:
+            raise ValueError(f"schema {values['schema']}, this version reads {SCHEMA}")
+        runs = [Results.model_validate(_merged(values["shared"], line)) for line in values["runs"]]
+        return ResultFile(runs, values["failed"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
+    raise UserError(f"{file}: damaged, or no result file ({reason}); rmu-exp results FOLDER {file.name} writes it")
+
+
+def _small(results: Results, varying: Sequence[str]) -> rundir.Object:
+    """What a result file has of a run."""
+    content = _picked(results.content(), KEPT)
+    assert isinstance(content, dict)
+    qa, attacks, origin = content.get("qa"), content.get("attacks"), content.get("provenance")
+    if isinstance(qa, dict):
+        groups = {name for name, row in results.qa.items() if row.role or row.tasks is not None}
+        content["qa"] = {name: row for name, row in qa.items() if name in groups}
+    for entry in attacks.values() if isinstance(attacks, dict) else ():
+        if isinstance(entry, dict) and isinstance(controls := entry.get("control"), dict):
+            entry["control"] = {name: value for name, value in controls.items() if isinstance(value, dict) and value}
+    if isinstance(origin, dict):
+        settings = _settings(results)
+        origin["config"] = {key: settings[key] for key in varying if key in settings}
+    return _plain(content)  # type: ignore[return-value]
+
+
+def _varying(runs: Sequence[Results]) -> list[str]:
+    """The settings but the seed in which runs of one method differ."""
+    found = dict[str, None]()
+    for method in dict.fromkeys(run.run.method for run in runs):
+        mine = [_settings(run) for run in runs if run.run.method == method]
+        keys = dict.fromkeys(key for settings in mine for key in settings)
+        found |= dict.fromkeys(key for key in keys if any(s.get(key) != mine[0].get(key) for s in mine))
+    return [key for key in found if key != "seed" and not key.startswith("eval.")]
+
+
+def _settings(results: Results) -> rundir.Object:
+    """The settings that can change a result, by dotted key."""
+    return rundir.flat(result_settings(results.provenance.config if results.provenance else {}))
+
+
+def _picked(value: JsonValue, spec: Spec | None) -> JsonValue:
+    if spec is None or not isinstance(value, dict):
+        return value
+    if "*" in spec:
+        return {key: _picked(v, spec["*"]) for key, v in value.items()}
+    return {key: _picked(value[key], its) for key, its in spec.items() if key in value}
+
+
+def _plain(value: JsonValue) -> JsonValue:
+    """Floats rounded, and of absolute paths the last part."""
+    if isinstance(value, dict):
+        return {str(_plain(key)): _plain(v) for key, v in value.items()}
+    if isinstance(value, list):
+        return [_plain(v) for v in value]
+    if isinstance(value, float):
+        return float(f"{value:.{DIGITS}g}")
+    if isinstance(value, str):
+        value = re.sub(r" (output|hydra\.\w+\.dir)=(\S+)", "", value)
+        return re.sub(r"(?<![\w./])(?:/[^/\s,'\"\]]+)+/(?=[^/\s])", "", value)
+    return value
+
+
+def _shared(parts: Sequence[rundir.Object]) -> rundir.Object:
+    """What is the same in all of them."""
+    found: rundir.Object = {}
+    for key, first in parts[0].items():
+        every = [part[key] for part in parts if key in part]
+        if len(every) < len(parts):
+            continue
+        if all(value == first for value in every):
+            found[key] = first
+        elif len(inner := [value for value in every if isinstance(value, dict)]) == len(parts):
+            found |= {key: same} if (same := _shared(inner)) else {}
+    return found
+
+
+def _without(part: rundir.Object, shared: rundir.Object) -> rundir.Object:
+    """A part less what is shared."""
+    left: rundir.Object = {}
+    for key, value in part.items():
+        if key not in shared:
+            left[key] = value
+        elif value != (same := shared[key]):
+            assert isinstance(value, dict)
+            assert isinstance(same, dict)
+            left[key] = _without(value, same)
+    return left
+
+
+def _merged(shared: rundir.Object, own: rundir.Object) -> rundir.Object:
+    """The reverse of :func:`_without`."""
+    found = dict(shared)
+    for key, value in own.items():
+        same = shared.get(key)
+        found[key] = _merged(same, value) if isinstance(same, dict) and isinstance(value, dict) else value
+    return found

@@ -1,0 +1,116 @@
+"""Result files: what they keep comes back, what all runs share stands once, later attacks stand with their run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from sweep_rows import HEAD, RUN, TRAIN, attack, row
+
+from rmu_exp.__main__ import main
+from rmu_exp.record import result_file
+from rmu_exp.record.result_file import ResultFile
+from rmu_exp.record.results import Results
+from rmu_exp.support.errors import UserError
+
+ORIGIN = {"versions": {"python": "3.11", "numpy": "2"}, "git": {"commit": "a" * 40, "dirty": False}}
+TRAINED = TRAIN | {"kl_budget": 0.01, "kl": 0.0098, "kl_reached": True, "peak_memory_bytes": 3}
+
+
+def made(method: str, seed: int = 0, lr: float = 0.1, delta: str = "", **more) -> Results:
+    command = f"python train.py experiment=leaderboard model.path=/home/me/models/it output=/tmp/x seed={seed}"
+    origin = ORIGIN | {"config": {"seed": seed, "train": {"lr": lr}}, "config_hash": f"{method}{seed}"}
+    origin |= {"command": command, "delta_digest": delta or f"{method}{seed}", "model_digest": "m"}
+    rows = {"f": row(30, 100) | {"tasks": ["g"], "role": "forget"}, "g": row(1, 3), "o": row(97, 99) | {"tasks": ["h"]}}
+    values = HEAD | {"run": RUN | {"method": method, "seed": seed}, "provenance": origin, "qa": rows, "train": TRAINED}
+    return Results.model_validate(values | more)
+
+
+def judged(delta: str, **attacks) -> Results:
+    values = made("rmu", delta=delta).model_dump(exclude_none=True, exclude={"train", "qa"})
+    run = {"kind": "judge", "model": "m", "topics": ["a"], "seed": 0, "unlearned": "u"}
+    return Results.model_validate(values | {"run": run, "attacks": attacks})
+
+
+def put(folder: Path, results: Results, done: bool = True) -> Path:
+    folder.mkdir(parents=True)
+    results.save(folder / "results.json")
+    if done:
+        (folder / "report.md").touch()
+    return folder
+
+
+def test_what_is_kept_comes_back(tmp_path):
+    curves = {"curves": {"steps": {"title": "t", "x": "x", "y": "y", "panels": {"a": {}}}}}
+    entry = attack(0.3, 0.123456789) | curves | {"control": {"base": row(9, 10)["base"], "oracle": "beside"}}
+    runs = [made("rmu", attacks={"relearn": entry}), made("npo", 1), made("npo", 1, lr=0.2)]
+    file = tmp_path / "board.json"
+    result_file.write(ResultFile(runs, {"scrub,seed=2": "RunError: in /home/me/x/run.log"}), file)
+    text = file.read_text()
+    assert "/home" not in text
+    assert "/tmp" not in text
+    assert len(text.splitlines()) == 8, "a line per run"
+    assert text.count("a" * 40) == text.count('"tasks"') + 1 == 1, "what all share stands once"
+    back = result_file.read(file)
+    assert back.failed == {"scrub,seed=2": "RunError: in run.log"}
+    for was, now in zip(runs, back.runs, strict=True):
+        assert now.train == was.train
+        before, after = was.qa["f"].unlearned, now.qa["f"].unlearned
+        assert (after.acc, after.n, *after.ci95) == pytest.approx((before.acc, before.n, *before.ci95), rel=1e-5)
+        assert set(now.qa) == {"f", "o"}, "groups, and what has a role"
+        assert (now.run.method, now.run.seed) == (was.run.method, was.run.seed)
+        assert now.provenance.config_hash == was.provenance.config_hash
+        assert now.provenance.command == f"python train.py experiment=leaderboard model.path=it seed={was.run.seed}"
+        assert now.provenance.versions == {"python": "3.11"}
+    first = back.runs[0].attacks["relearn"]
+    assert (first.forget_acc.after, list(first.control), first.curves) == (0.123457, ["base"], {})
+    assert [r.provenance.config for r in back.runs] == [{"train.lr": lr} for lr in (0.1, 0.1, 0.2)], "what differs"
+
+
+def test_later_attacks_and_the_worst_of_a_search_stand_with_their_run(tmp_path):
+    put(tmp_path / "board/rmu", made("rmu"))
+    put(tmp_path / "board/cut off", made("npo"), done=False)
+    put(tmp_path / "later", judged("rmu0", latent=attack(0.3, 0.4)))
+    for name, after in (("a", 0.6), ("b", 0.5), ("c", 0.4)):
+        put(tmp_path / "search" / name, judged("rmu0", relearn=attack(0.3, after)))
+    worst = {"worst": {"corrected": {"trial": "a"}, "probability": {"trial": "b"}}}
+    (tmp_path / "search/worst_case.json").write_text(json.dumps(worst))
+    (run,) = result_file.collect([tmp_path / "board", tmp_path / "later", tmp_path / "search"])
+    assert {name: entry.forget_acc.after for name, entry in run.attacks.items()} == {
+        "latent": 0.4,
+        "searched relearn, by corrected": 0.6,
+        "searched relearn, by probability": 0.5,
+    }
+    with pytest.raises(UserError, match=r"^u: attacked, but its run is in none of the folders"):
+        result_file.collect([tmp_path / "later"])
+
+
+def test_the_command_says_which_trials_are_missing(tmp_path, capsys):
+    put(tmp_path / "board/rmu", made("rmu"))
+    for name, reason in (("npo", "RunError: the loss is not finite"), ("rmu", None)):
+        (tmp_path / "board" / name).mkdir(exist_ok=True)
+        (tmp_path / "board" / name / "trial.json").write_text('{"number": 0, "settings": {}}')
+        if reason:
+            (tmp_path / "board" / name / "error.txt").write_text(reason)
+    file = tmp_path / "results/board.json"
+    assert main(["results", str(tmp_path / "board"), str(file)]) == 1
+    assert "npo is not among them: RunError: the loss is not finite" in capsys.readouterr().err
+    assert main(["table", str(file)]) == 0
+    assert "| rmu | 30.0 (22–40) |" in (tmp_path / "results/methods.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["results", "FOLDER", "FOLDER"], "got no name for the file"),
+        (["results", "FOLDER/none", "FOLDER/a.json"], "none: no such folder"),
+        (["results", "FOLDER", "FOLDER/a.json"], "no finished runs with questions below"),
+        (["table", "FOLDER/other.json"], "other.json: damaged, or no result file"),
+    ],
+)
+def test_refusals(tmp_path, capsys, words, said):
+    (tmp_path / "other.json").write_text('{"a": 1}')
+    assert main([word.replace("FOLDER", str(tmp_path)) for word in words]) == 2
+    assert said in capsys.readouterr().err
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["other.json"]
