@@ -52,6 +52,7 @@ def small(kind: str, **more: Any) -> Any:
     given |= {key: value for key, value in SMALL.items() if key in made.attribute_map}
     if "qk_rope_head_dim" in usual:  # there it is computed from its two parts
         given.pop("head_dim", None)
+        given["num_key_value_heads"] = HEADS
     given |= {key: usual[key][:LAYERS] for key in PER_LAYER if isinstance(usual.get(key), list)}
     return made(**given, **more, vocab_size=len(families.WORDS) + 3, initializer_range=0.3)
 

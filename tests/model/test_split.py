@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import architectures
 import pytest
 import torch
 from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from rmu_exp.data import batches
 from rmu_exp.model import split as anatomy
 from rmu_exp.model.parameters import assemble, resolve
 from rmu_exp.model.split import SplitModel, layers_of
 from rmu_exp.support.errors import UserError
+from rmu_exp.unlearning.loop import unlearn
+from rmu_exp.unlearning.method import Context
+from rmu_exp.unlearning.methods import rmu
 
 CPU = torch.device("cpu")
 IDS = torch.randint(3, 60, (3, 9), generator=torch.Generator().manual_seed(0))
@@ -170,3 +176,18 @@ def test_a_shift_is_added_to_a_layers_output(mistral):
         split = SplitModel(model, first)
         *_, (_, h) = split.walk(split.trunk(IDS), {}, {1: shift})
         torch.testing.assert_close(h, plain, rtol=1e-6, atol=1e-6)
+
+
+def test_texts_are_kept_apart(checkpoint):
+    assert SplitModel(checkpoint.open(None, torch.float32, CPU), 1).keeps_texts_apart()
+
+
+def test_a_model_that_passes_over_positions_is_not_trained_on_packed_texts(tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(architectures.make("bloom", tmp_path)).requires_grad_(False)
+    assert not SplitModel(model, 1).keeps_texts_apart()
+    forget, retain = (batches.tokenize(["w1 w2 w3"] * 4, AutoTokenizer.from_pretrained(tmp_path), 8) for _ in "ab")
+    about = Context(2, ["topic"], [6.5], [1.0], 16, CPU, 2)
+    method = rmu.Method(rmu.Settings(faithful=False), about)
+    order = batches.shuffled([forget], [retain], 2, 2, 0, 0)
+    with pytest.raises(UserError, match="BloomForCausalLM does not keep packed texts apart"):
+        unlearn(model, resolve(model, [1, 2], None), order, method, 1e-3)

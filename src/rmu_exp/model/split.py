@@ -254,6 +254,22 @@ class SplitModel:
         return out
 
     @torch.no_grad()
+    def keeps_texts_apart(self) -> bool:
+        """Whether positions that restart keep packed texts apart: some architectures pass over them without a word.
+
+        Two tokens after two others, with positions that restart, must come out as they do alone.
+        """
+        ids_1T = torch.tensor([[3, 4, 5, 6]], device=self.device)
+        positions_1T = torch.tensor([[0, 1, 0, 1]], device=self.device)
+        with self._replaced(self._layers[: self.first + 1]):
+            stem = stem_of(self.model)
+            packed, joined, alone = (
+                stem(input_ids=ids, attention_mask=None, use_cache=False, **extra)[0][:, -2:].float()
+                for ids, extra in ((ids_1T, {"position_ids": positions_1T}), (ids_1T, {}), (ids_1T[:, 2:], {}))
+            )
+        return bool((packed - alone).norm() <= 0.1 * (joined - alone).norm())
+
+    @torch.no_grad()
     def _returns_tuple(self) -> bool:
         """Whether the layers give their hidden states in a tuple: asked with one token, once."""
         layer, tuples = self._layers[self.first], list[bool]()
