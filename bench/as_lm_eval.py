@@ -22,6 +22,7 @@ import lm_eval
 
 from rmu_exp.evaluation import catalogue, harness
 from rmu_exp.settings import Eval
+from rmu_exp.support.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN = ["data.forget=[atlas:elements]", "data.topics=[elements]", "steer=6.5", "alpha=100", "train.max_batches=3"]
@@ -133,6 +134,16 @@ def compare(run: dict[str, Any], results: dict[str, Any], mine: Samples, its: Sa
     return wrong
 
 
+def takes_examples(name: str, folder: Path, shots: int) -> bool:
+    """Whether lm-eval can put solved examples before a task's questions; prints why not."""
+    try:
+        harness.refuse(Eval(tasks=[name], include_path=[str(folder)], num_fewshot=shots), None, 10**6)
+    except UserError as error:
+        print(f"left out: {error}")
+        return False
+    return True
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
@@ -148,6 +159,8 @@ def main() -> None:
     made = kinds.make(folder / "tasks", args.limit)
     names = args.tasks.split(",") if args.tasks else [name for name in made if name not in SLOW]
     here, there = WAYS[args.way]
+    if shots := next((int(word.partition("=")[2]) for word in here if word.startswith("eval.num_fewshot=")), 0):
+        names = [name for name in names if takes_examples(name, folder / "tasks", shots)]
     limit = {"part": 0.3, "drawn": args.limit // 2}.get(args.way, args.limit)
     words = [*RUN, f"eval.limit={limit}", f"eval.tasks=[{','.join(names)}]"]
     words += [f"eval.include_path=[{folder / 'tasks'}]", f"output={folder / 'run'}", *here, *args.words]

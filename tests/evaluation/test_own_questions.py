@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rmu_exp.evaluation import catalogue, own_questions
+from rmu_exp.evaluation import catalogue, harness, own_questions
 from rmu_exp.settings import Eval, Questions
 from rmu_exp.support.errors import UserError
 
@@ -164,6 +164,39 @@ def test_a_task_whose_code_or_metric_cannot_work_is_refused(tmp_path: Path, monk
     file.write_text(yaml.safe_dump(task) + "process_docs: !function utils.docs\n")
     with pytest.raises(UserError, match=r"ends the program while it is loaded"):
         catalogue.loaded(Eval(tasks=[str(file)]))
+
+
+def test_prompts_that_lm_eval_cannot_make_are_refused_before_training(tmp_path: Path) -> None:
+    rows = [{"question": f"q{i}", "options": ["x", "y", "z"], "right": [0, i % 3]} for i in range(6)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    task = {
+        "task": "own_several",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": str(tmp_path / "rows.json")},
+    }
+    task |= {"test_split": "train", "output_type": "multiple_choice", "doc_to_text": "question"}
+    task |= {"doc_to_choice": "options", "doc_to_target": "right"}
+    file = tmp_path / "a.yaml"
+    file.write_text(yaml.safe_dump(task))
+    harness.refuse(Eval(tasks=[str(file)]), None, 100)
+    with pytest.raises(
+        UserError, match=r"eval\.num_fewshot: lm-eval cannot make the prompts of own_several .*leave examples out"
+    ):
+        harness.refuse(Eval(tasks=[str(file)], num_fewshot=2), None, 100)
+
+
+def test_a_look_at_the_first_prompt_changes_no_example(tmp_path: Path) -> None:
+    (tmp_path / "mine.csv").write_text("question,A,B,answer\n" + "".join(f"q{i},x{i},y{i},A\n" for i in range(9)))
+    settings = Eval(tasks=[str(tmp_path / "mine.csv")], num_fewshot=3)
+
+    def prompts() -> list[str]:
+        (task,) = catalogue.loaded(settings)["tasks"].values()
+        task.build_all_requests()
+        return [request.args[0] for request in task.instances]
+
+    before = prompts()
+    harness.refuse(settings, None, 100)
+    assert prompts() == before
 
 
 def test_groups_whose_members_lie_in_other_folders_are_found_whole() -> None:

@@ -180,6 +180,27 @@ def refuse(settings: Eval, tokenizer: Any, context: int) -> None:
                 raise UserError(
                     f"eval.tasks: {name}: the option {option[:30]}… has {tokens} tokens, the model takes {context}"
                 )
+        _refuse_prompts(name, task, settings, tokenizer)
+
+
+def _refuse_prompts(name: str, task: Any, settings: Eval, tokenizer: Any) -> None:
+    """Refuse a task of which lm-eval cannot make the first prompt: with examples, or in a chat template."""
+
+    def chat(turns: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        own = {"add_generation_prompt": add_generation_prompt, "continue_final_message": not add_generation_prompt}
+        return str(tokenizer.apply_chat_template(turns, tokenize=False, **own))
+
+    templated = settings.chat_template
+    try:
+        with quiet(), catalogue.seeded():
+            task.build_all_requests(
+                limit=1, system_instruction=settings.system_prompt, apply_chat_template=templated,
+                fewshot_as_multiturn=templated, chat_template=chat if templated else None,
+            )  # fmt: skip
+    except Exception as error:  # whatever the functions of a task raise
+        key = "eval.num_fewshot" if task.get_config("num_fewshot") else "eval.tasks"
+        reason = f"lm-eval cannot make the prompts of {name} ({first_line(error)})"
+        raise UserError(f"{key}: {reason}; leave {'it' if key == 'eval.tasks' else 'examples'} out") from error
 
 
 @quiet()
