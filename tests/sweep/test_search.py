@@ -106,7 +106,7 @@ def test_two_processes_share_a_search_and_give_up_what_is_beaten(start, make_tri
     started = [start("-m", *more, "steer=interval(1,20)", f"output={tmp_path}") for _ in range(2)]
     told = [process.communicate()[1] for process in started]
     assert [process.returncode for process in started] == [0, 0], told
-    ran = re.findall(r"^trial (\S+)", "\n".join(told), re.M)
+    ran = re.findall(r"^trial (\S+)$", "\n".join(told), re.M)
     assert len(ran) == len(set(ran)) == 3
     study = optuna.load_study(study_name="rmu_exp", storage=f"sqlite:///{tmp_path}/study.db")
     assert [t.state.name for t in study.trials] == ["COMPLETE"] * 3
