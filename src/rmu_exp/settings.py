@@ -361,7 +361,7 @@ class Experiment:
     def tasks_by_role(self) -> dict[str, list[str]]:
         """Role to the entries that ask for it: forget, adjacent, general, those that there are."""
         questions = self.data.questions
-        roles = questions.roles(list(dict.fromkeys((*questions.forget, *questions.adjacent, *(self.eval.tasks or ())))))
+        roles = questions.roles(list(dict.fromkeys((*questions.all, *(self.eval.tasks or ())))))
         found = {role: [entry for entry, its in roles.items() if its == role] for role in ROLES}
         return {str(role): entries for role, entries in found.items() if entries}
 

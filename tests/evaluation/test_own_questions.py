@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from rmu_exp.evaluation import catalogue, harness, own_questions
-from rmu_exp.settings import Eval, Questions
+from rmu_exp.settings import Data, Eval, Questions, Run
 from rmu_exp.support.errors import UserError
 
 ROW = {"question": "Where?", "choices": ["here", "there"], "answer": 1}
@@ -216,3 +216,6 @@ def test_roles_are_given_and_never_guessed() -> None:
     assert Questions(forget=["a"], general=["b"]).roles(["a", "b", "atlas_forget"]) == {"a": "forget", "b": "general"}
     with pytest.raises(UserError, match=r"data\.questions\.forget: a is in data\.questions\.general too"):
         Questions(forget=["a"], general=["a"]).check()
+    every = Questions(forget=["a"], adjacent=["b"], general=["c"])
+    shown = Run(layer=1, steer=[1.0], alpha=[1.0], data=Data(questions=every), eval=Eval(tasks=[])).tasks_by_role
+    assert shown == {"forget": ["a"], "adjacent": ["b"], "general": ["c"]}, "prompts are of every role, asked or not"
