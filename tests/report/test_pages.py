@@ -74,9 +74,11 @@ def test_tables_and_figures_stand_between_the_markers(page):
     assert text.count("text\n\n<!--") == 3
     assert "old" not in text
     assert "| rmu | 30.0 / 45.0 (" in text, "plain, and corrected over two seeds: (40 + 50) / 2"
-    assert "| rmu | 30.0 / 40.0, 0.1 | 50.0 / 60.0, 0.35 | 40.0 / 40.0, 0.2 |" in text, "probability: (0.3 + 0.4) / 2"
-    assert "| npo | 30.0 / 40.0, 0.1 | 50.0 / 60.0, 0.3 |  |" in text
-    assert "| *base* |  | 80.0 / 90.0, 0.5 |  |" in text
+    assert "| rmu | 30.0 / 40.0, 10.0 % | 50.0 / 60.0, 35.0 % | 40.0 / 40.0, 20.0 % |" in text, (
+        "probability: (0.3 + 0.4) / 2"
+    )
+    assert "| npo | 30.0 / 40.0, 10.0 % | 50.0 / 60.0, 30.0 % |  |" in text
+    assert "| *base* |  | 80.0 / 90.0, 50.0 % |  |" in text
     assert "- npo, seed 0: quantise failed: RunError: no\n" in text
     assert "- rmu, seed 0: never reached its budget of 0.1 (KL 0.09)\n" in text
     assert "- cut has no results: RunError: lost\n" in text
@@ -91,7 +93,10 @@ def test_tables_and_figures_stand_between_the_markers(page):
 @pytest.mark.parametrize(
     ("marker", "said"),
     [
-        ("board nothing", r"page\.md: results: board nothing: got 'nothing', allowed is questions, methods, attacks"),
+        (
+            "board nothing",
+            r"page\.md: results: board nothing: got 'nothing', allowed is questions, attacked, methods, attacks",
+        ),
         ("none methods", r"none\.json: damaged, or no result file \(No such file"),
         ("board methods seed=7", "none of its 4 runs has seed=7"),
         ("board questions", "questions shows one run, and there are 4"),

@@ -20,7 +20,7 @@ from rmu_exp.evaluation.statistics import wilson
 from rmu_exp.record import result_file, rundir
 from rmu_exp.record import results as results_json
 from rmu_exp.record.results import Accuracy, Results, State
-from rmu_exp.report import style
+from rmu_exp.report import style, tables
 from rmu_exp.report.objectives import Axis, Measure, standing_for, worst
 from rmu_exp.report.style import FORGET, GREY, RETAIN
 from rmu_exp.report.table import Table, numbers
@@ -229,7 +229,7 @@ def _answers(measured: Sequence[Accuracy | None]) -> str:
     accs = [[m.acc for m in found], [m.corrected.acc for m in found if m.corrected]]
     shown = " / ".join(f"{100 * statistics.mean(values):.1f}" for values in accs if values)
     probs = [m.prob for m in found if m.prob is not None]
-    return ", ".join(filter(None, (shown, f"{statistics.mean(probs):.3g}" if probs else "")))
+    return ", ".join(filter(None, (shown, tables.likely(statistics.mean(probs)) if probs else "")))
 
 
 def notes(runs: Sequence[Results]) -> list[str]:

@@ -29,10 +29,18 @@ Drawn = dict[Path, tuple[Figure, str]]
 """Image to its figure, and what is drawn in it as text."""
 
 
-def _questions(runs: Sequence[Results]) -> str:
+def _one(runs: Sequence[Results], view: str) -> Results:
     if len(runs) > 1:
-        raise UserError(f"questions shows one run, and there are {len(runs)}; choose by a setting such as seed=0")
-    return tables.accuracies(runs[0].qa).markdown()
+        raise UserError(f"{view} shows one run, and there are {len(runs)}; choose by a setting such as seed=0")
+    return runs[0]
+
+
+def _questions(runs: Sequence[Results]) -> str:
+    return tables.accuracies(_one(runs, "questions").qa).markdown()
+
+
+def _attacked(runs: Sequence[Results]) -> str:
+    return tables.attacks(_one(runs, "attacked")).markdown()
 
 
 def _methods(runs: Sequence[Results]) -> str:
@@ -45,6 +53,7 @@ def _attacks(runs: Sequence[Results]) -> str:
 
 TABLES: Mapping[str, Callable[[Sequence[Results]], str]] = {
     "questions": _questions,
+    "attacked": _attacked,
     "methods": _methods,
     "attacks": _attacks,
 }

@@ -207,7 +207,12 @@ def _change(shown: Callable[[Accuracy | None], str], entry: AttackEntry) -> str:
 
 def probability(measured: Accuracy | None) -> str:
     """The mean probability of the answer's text; nothing for what was not measured."""
-    return f"{measured.prob:.2g}" if measured and measured.prob is not None else ""
+    return likely(measured.prob) if measured and measured.prob is not None else ""
+
+
+def likely(share: float) -> str:
+    """A probability: in per cent, as far as one decimal tells anything."""
+    return f"{100 * share:.1f} %" if share >= 0.0005 else "< 0.1 %"
 
 
 def budget(entry: AttackEntry) -> str:
