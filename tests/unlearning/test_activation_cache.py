@@ -56,7 +56,8 @@ def train(checkpoint, cache, faithful=False, steer=(6.5, 3.0), steps=4, lr=1e-3)
     context = Context(LAYER, ["a", "b"], steer, [40.0, 20.0], 32, CPU, steps, faithful=faithful, dtype=kind)
     method = rmu.Method(rmu.Settings(faithful=faithful), context)
     values = unlearn(model, resolve(model, [2, 3, 4], None), batches, method, lr, cache=cache)
-    return values, sum(seen) - 1  # one token asks for the form of a layer's answer
+    asked = 1 if faithful else 1 + 10  # the form of a layer's answer; whether packed texts are kept apart
+    return values, sum(seen) - asked
 
 
 def kept(checkpoint, budget=PLENTY):

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,8 @@ from torch.func import functional_call
 from rmu_exp.support.errors import UserError
 
 T = TypeVar("T")
+_APART: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+"""Whether a model keeps packed texts apart."""
 LAYERS = ("layers", "h", "layer", "blocks", "block")
 NORM = ("norm", "final_layer_norm", "ln_f", "norm_f", "final_layernorm", "layer_norm")
 ATTENTION = ("self_attn", "attention", "attn", "self_attention")
@@ -257,8 +260,10 @@ class SplitModel:
     def keeps_texts_apart(self) -> bool:
         """Whether positions that restart keep packed texts apart: some architectures pass over them without a word.
 
-        Two tokens after two others, with positions that restart, must come out as they do alone.
+        Two tokens after two others, with positions that restart, must come out as they do alone. Asked once per model.
         """
+        if self.model in _APART:
+            return _APART[self.model]
         ids_1T = torch.tensor([[3, 4, 5, 6]], device=self.device)
         positions_1T = torch.tensor([[0, 1, 0, 1]], device=self.device)
         with self._replaced(self._layers[: self.first + 1]):
@@ -267,7 +272,8 @@ class SplitModel:
                 stem(input_ids=ids, attention_mask=None, use_cache=False, **extra)[0][:, -2:].float()
                 for ids, extra in ((ids_1T, {"position_ids": positions_1T}), (ids_1T, {}), (ids_1T[:, 2:], {}))
             )
-        return bool((packed - alone).norm() <= 0.1 * (joined - alone).norm())
+        _APART[self.model] = bool((packed - alone).norm() <= 0.1 * (joined - alone).norm())
+        return _APART[self.model]
 
     @torch.no_grad()
     def _returns_tuple(self) -> bool:
