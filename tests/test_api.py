@@ -30,7 +30,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Unlearned:
         train = {"lr": 0.01, "max_batches": 4}
         eval_ = {"tasks": ["lore_forget", "lore_general"], "limit": 6}
         before = list(sys.argv)
-        made = unlearn(*given, train=train, eval=eval_, export=True, output=folder / "a run = 'one'")
+        made = unlearn(*given, train=train, eval=eval_, export=True, output=folder / r"a run = 'one' \two")
         assert sys.argv == before
         return made
 
@@ -79,11 +79,14 @@ def test_own_questions_and_an_attack(run, tmp_path, monkeypatch):
     assert found == attack(run.folder, "norms", "attacks.norms.texts=3", tracking="off", output="attacked")
 
 
-def test_what_is_wrong_is_said_and_nothing_is_left(tmp_path):
+def test_what_is_wrong_is_said_and_nothing_is_left(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"stear: no such key, did you mean steer\?"):
         unlearn(model="lore", data="lore", layer=7, stear=6.5, output=tmp_path / "new" / "run")
     with pytest.raises(UserError, match="layer: got 99"):
         unlearn(model="lore", data="lore", layer=99, steer=6.5, tracking="off", output=tmp_path / "new" / "run")
+    with pytest.raises(UserError, match="layer: got 99"):
+        unlearn(model="lore", data="lore", layer=99, steer=6.5, tracking="off")
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(UserError, match=r"no config.yaml in it"):
         load(tmp_path)

@@ -26,7 +26,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from rmu_exp.cli import entry, job
-from rmu_exp.cli.compose import composed
+from rmu_exp.cli.compose import SPECIAL, composed, quote
 from rmu_exp.pipeline import run as pipeline_run
 from rmu_exp.pipeline.pair import Pair, Written
 from rmu_exp.record import rundir
@@ -34,7 +34,6 @@ from rmu_exp.record.results import Results
 from rmu_exp.support.errors import UserError
 
 Setting = str | float | bool | Path | list["Setting"] | tuple["Setting", ...] | Mapping[str, "Setting"] | None
-SPECIAL = set("=,'\"()[]{}:;\\ \t\n$")  # what Hydra reads something into, in a value without quotes
 
 
 @dataclass(frozen=True)
@@ -138,9 +137,9 @@ def _carried_out(program: str, words: list[str]) -> Path:
     """Run a command line in this process. Returns the folder with what it measured."""
     (settings,) = composed(words, entry.CONF, program)
     folder = Path(settings.output).expanduser()
+    existing = entry.existing_part(folder)
     if not any(word.startswith("output=") for word in words):
         folder = job.unused(folder)
-    existing = entry.existing_part(folder)
     try:
         with _typed(program, words):
             pipeline_run.execute(settings, folder)
@@ -180,6 +179,5 @@ def _typed_value(value: Setting) -> str:
     if isinstance(value, Mapping):
         raise UserError(f"{value!r}: a list of groups cannot be given as a keyword; give it as a word, as it is typed")
     text = str(value)
-    if isinstance(value, (int, float)) or (text and not SPECIAL & set(text)) or text[:1] in "[{":
-        return text
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    plain = isinstance(value, (int, float)) or (text and not (SPECIAL | {"\n", "$"}) & set(text)) or text[:1] in "[{"
+    return text if plain else quote(text)

@@ -75,8 +75,8 @@ def _quoted(word: str) -> str:
     if word.startswith("-") or not SPECIAL & set(value):
         return word
     if paths := _paths(value.split(",")):
-        return f"{key}={','.join(map(_quote, paths))}"
-    quoted = f"{key}={_quote(value)}"
+        return f"{key}={','.join(map(quote, paths))}"
+    quoted = f"{key}={quote(value)}"
     if value[0] not in "[{'\"$" and "(" not in value and not _parsed(word) and _parsed(quoted):
         return quoted
     return word
@@ -95,7 +95,8 @@ def _paths(parts: list[str]) -> list[str]:
     return []
 
 
-def _quote(value: str) -> str:
+def quote(value: str) -> str:
+    """A value in quotes, as Hydra takes it whatever it holds."""
     end = value[len(value.rstrip("\\")) :]  # backslashes before the closing quote count double
     return "'" + value.replace("'", "\\'") + end + "'"
 

@@ -46,7 +46,6 @@ DOWN = (
     "fc2.weight",
     "ffn.*.down_proj.weight",
     "ffn.w_out.weight",
-    "output.dense.weight",
 )
 PUBLISHED = {"mixtral": ["block_sparse_moe.experts.0.w3.weight"]}
 

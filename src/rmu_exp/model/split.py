@@ -24,7 +24,7 @@ from rmu_exp.support.errors import UserError
 T = TypeVar("T")
 _APART: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 """Whether a model keeps packed texts apart."""
-LAYERS = ("layers", "h", "layer", "blocks", "block")
+LAYERS = ("layers", "h", "blocks")
 NORM = ("norm", "final_layer_norm", "ln_f", "norm_f", "final_layernorm", "layer_norm")
 ATTENTION = ("self_attn", "attention", "attn", "self_attention")
 MLP = ("mlp", "block_sparse_moe", "feed_forward", "ffn", "moe")
