@@ -21,6 +21,7 @@ from rmu_exp.support.redaction import Formatter
 
 log = logging.getLogger("rmu_exp")
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+LOOKED_AT = 0.5  # seconds for which a folder that nobody works in may be locked: by one that looks whether someone does
 
 
 @contextmanager
@@ -55,11 +56,11 @@ def computing(model: Model) -> Iterator[None]:
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """Have a folder to oneself. Raises BusyError: another process works in it."""
+    """Have a folder to oneself; one process may claim it twice. Raises BusyError: another process works in it."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / LOCK
     try:
-        with FileLock(file, timeout=0):
+        with FileLock(file, timeout=LOOKED_AT, is_singleton=True):
             yield
     except Timeout as error:
         raise BusyError(f"output: another process works in {folder}; wait for it, or choose another folder") from error

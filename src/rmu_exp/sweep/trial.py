@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 
 from rmu_exp.pipeline.evaluate import EarlyStop
 from rmu_exp.pipeline.run import execute
+from rmu_exp.pipeline.session import claimed
 from rmu_exp.record import results as results_json
 from rmu_exp.record import rundir
 from rmu_exp.record.results import Results
@@ -36,17 +37,18 @@ def run(asked: Callable[[], Run | Judge], folder: Path, hydra: DictConfig) -> fl
     Returns:
         The trial's :func:`metric`.
     """
-    if not (folder / trials.TRIAL).is_file():
-        trials.plan(folder, hydra.job.num, overrides.trial_settings(overrides.swept_words(hydra)))
     try:
-        wanted = asked()
-        wanted.tracking.group = wanted.tracking.group or folder.parent.name
-        if not is_finished(folder, wanted):
-            print(f"trial {folder.name}", file=sys.stderr, flush=True)
-            began = time.monotonic()
-            execute(wanted, folder, early_stop(folder.parent, hydra.sweeper))
-            with suppress(UserError):  # a damaged neighbour is the report's to tell
-                print(so_far(folder, time.monotonic() - began, hydra.sweeper.get("n_trials")), file=sys.stderr)
+        with claimed(folder):  # before the trial is noted: what is noted and nobody's counts as cut off
+            if not (folder / trials.TRIAL).is_file():
+                trials.plan(folder, hydra.job.num, overrides.trial_settings(overrides.swept_words(hydra)))
+            wanted = asked()
+            wanted.tracking.group = wanted.tracking.group or folder.parent.name
+            if not is_finished(folder, wanted):
+                print(f"trial {folder.name}", file=sys.stderr, flush=True)
+                began = time.monotonic()
+                execute(wanted, folder, early_stop(folder.parent, hydra.sweeper))
+                with suppress(UserError):  # a damaged neighbour is the report's to tell
+                    print(so_far(folder, time.monotonic() - began, hydra.sweeper.get("n_trials")), file=sys.stderr)
     except BusyError:
         print(f"rmu_exp: {folder.name}: another process works on it", file=sys.stderr)
         return math.nan

@@ -72,21 +72,28 @@ def _plan(folder: Path) -> dict[str, Any]:
 
 def read_one(folder: Path, settings: Mapping[str, Any]) -> Trial:
     """One trial; ``unfinished`` if its folder holds nothing, or is not there."""
-    file = folder / results_json.NAME
+    worked_on = not is_done(folder) and _is_worked_on(folder)  # asked before its files are read: it may end meanwhile
+    done, file = is_done(folder), folder / results_json.NAME
     results = results_json.load(file) if file.is_file() else None
-    state, reason = "unfinished", ""
+    state, reason = "running" if worked_on else "unfinished", ""
     if (folder / ERROR).is_file():
         state, reason = "failed", (folder / ERROR).read_text(encoding="utf-8").strip()
-    elif is_done(folder):
+    elif done:
         pruned = results.pruned if results else None
         state, reason = ("pruned", pruned.because) if pruned else ("done", "")
-    elif (folder / LOCK).is_file():
-        try:
-            with FileLock(folder / LOCK, timeout=0):
-                pass
-        except Timeout:
-            state = "running"
     return Trial(folder.name, folder, settings, state, reason, results)
+
+
+def _is_worked_on(folder: Path) -> bool:
+    if not (folder / LOCK).is_file():
+        return False
+    try:
+        with FileLock(folder / LOCK, timeout=0):
+            return False
+    except Timeout:
+        return True
+    except OSError:  # a folder that cannot be written to
+        return False
 
 
 def is_done(folder: Path) -> bool:
