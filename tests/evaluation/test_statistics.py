@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
 from rmu_exp.evaluation import harness, statistics
@@ -56,3 +57,11 @@ def test_groups_pool_their_tasks_questions():
     assert table["g"].p_chance == pytest.approx(1), "three of six are what the better blind answer gives"
     assert table["g"].mcnemar.lost == 1
     assert table["g"].mcnemar.gained == 1
+
+
+@pytest.mark.parametrize("n", [1, 7, 234, 1500])
+def test_a_bootstrap_drawn_at_once_is_one_drawn_sample_by_sample(n):
+    values = np.random.default_rng(n).random(n)
+    rng = np.random.default_rng(0)
+    means = [values[rng.integers(n, size=n)].mean() for _ in range(2000)]
+    assert statistics.bootstrap(values.tolist()) == tuple(np.percentile(means, (2.5, 97.5)))

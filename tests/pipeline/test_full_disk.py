@@ -67,7 +67,7 @@ def check_resumable(line: dict[str, Any], folder: Path, words: str) -> None:
 @pytest.mark.parametrize(
     ("error", "every", "words"),
     [
-        ("ENOSPC", 50, "no space left on "),
+        ("ENOSPC", 90, "no space left on "),
         pytest.param("ENOSPC", 1, "no space left on ", marks=pytest.mark.slow),
         pytest.param("EROFS", 15, "has become read-only", marks=pytest.mark.slow),
         pytest.param("EIO", 15, "input/output error", marks=pytest.mark.slow),

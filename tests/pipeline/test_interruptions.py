@@ -18,7 +18,7 @@ from rmu_exp.cli import job
 from rmu_exp.settings import Run
 from rmu_exp.support.signals import Stopped
 
-SMALL = """model=lore data=lore layer=7 steer=6.5 tracking=off model.threads=1 train.max_batches=30 train.save_every=0
+SMALL = """model=lore data=lore layer=7 steer=6.5 tracking=off model.threads=1 train.max_batches=16 train.save_every=0
     eval.tasks=[lore_forget,lore_general] eval.limit=8 eval.perplexity=lore:herbs attacks=[relearn,quantise]
     attacks.relearn.samples=[4] attacks.relearn.steps=4 attacks.quantise.bits=[4]"""
 ASIDE = ("seconds", "seconds_saving", "seconds_measuring", "seconds_per_step")

@@ -30,6 +30,7 @@ def job(tmp_path_factory):
 
 LORE = ("model=lore", "data=lore", "layer=7")
 MAIN = (*LORE, "steer=6.5")
+WRITTEN = (*MAIN, "eval.limit=8")
 OFF = "tracking=off"
 
 
@@ -37,10 +38,10 @@ def results(folder: Path) -> dict:
     return json.loads((folder / "results.json").read_text())
 
 
-@pytest.mark.parametrize("seeds", [(0,), pytest.param((0, 1, 2), marks=pytest.mark.slow)], ids=["one", "three"])
-def test_forgets_to_chance_and_keeps_the_rest(job, seeds):
+@pytest.mark.slow
+def test_forgets_to_chance_and_keeps_the_rest(job):
     """Each seed, within what rounding on another processor moves an accuracy on 304 questions by (docs/log.md)."""
-    forget, general = [], []
+    forget, general, seeds = [], [], (0, 1, 2)
     for seed in seeds:
         words = MAIN if seed == 0 else (*MAIN, OFF, f"seed={seed}")
         qa = results(job(*words)[0])["qa"]
@@ -62,7 +63,7 @@ def test_a_small_steer_leaves_the_knowledge(job):
 
 
 def test_what_a_run_writes(job):
-    folder, finished = job(*MAIN)
+    folder, finished = job(*WRITTEN)
     got = results(folder)
     assert {"schema", "run", "verdict", "qa", "ripple", "train", "provenance"} == set(got)
     assert got["run"]["trained_parameters"] == [f"model.layers.{i}.mlp.down_proj.weight" for i in (5, 6, 7)]
@@ -96,7 +97,7 @@ def test_what_a_run_writes(job):
 
 
 def test_offline_wandb_run_holds_everything(job):
-    folder, _ = job(*MAIN)
+    folder, _ = job(*WRITTEN)
     (file,) = (folder / "wandb").rglob("run-*.wandb")
     history, summary = wandb_file.logged(file)
     config, artifacts = {}, []

@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
+from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -194,6 +195,14 @@ def _children(config: Mapping[str, Any]) -> Iterator[str]:
             yield child["task"]
 
 
+def _compile_once() -> None:
+    """Templates of prompts are compiled once; lm-eval does it again for each question."""
+    from lm_eval.utils import env
+
+    if not hasattr(env.from_string, "cache_info"):
+        env.from_string = lru_cache(1000)(env.from_string)
+
+
 def _manager(wanted: Sequence[str], own: Sequence[Path]) -> Any:
     """lm-eval's TaskManager over the folders that hold some tasks and what their groups consist of."""
     from lm_eval.tasks import TaskManager
@@ -316,6 +325,7 @@ def loaded(settings: Eval, anew: bool = False) -> Any:
     key = (entries, list(settings.include_path), settings.num_fewshot)
     if anew or _LAST.get("tasks", (None,))[0] != key:
         _LAST.clear()
+        _compile_once()
         tasks = find(entries, settings.include_path)
         found: dict[str, Any] = {"tasks": {}, "groups": {}}
         with seeded():

@@ -9,6 +9,8 @@ from scipy.stats import binomtest
 
 from rmu_exp.record.results import Accuracy, Corrected, McNemar, QaRow
 
+AT_ONCE = 1_000_000  # values that a bootstrap draws at a time
+
 
 def summary(correct: Sequence[int]) -> Accuracy:
     """Accuracy over questions of equal weight: 1 or 0 for each.
@@ -49,9 +51,10 @@ def mean(values: Sequence[float]) -> float:
 
 def bootstrap(values: Sequence[float], draws: int = 2000) -> tuple[float, float]:
     """95 % interval of the mean: percentiles of the means of samples drawn with replacement; the same each time."""
-    sample = np.asarray(values)
-    rng = np.random.default_rng(0)
-    means = [sample[rng.integers(len(sample), size=len(sample))].mean() for _ in range(draws)]
+    sample, n, rng = np.asarray(values), len(values), np.random.default_rng(0)
+    rows = max(1, AT_ONCE // n)
+    sizes = [min(rows, draws - at) for at in range(0, draws, rows)]
+    means = np.concatenate([sample[rng.integers(n, size=(size, n))].mean(axis=1) for size in sizes])
     low, high = np.percentile(means, (2.5, 97.5))
     return float(low), float(high)
 
