@@ -87,6 +87,10 @@ def test_the_sentences_say_what_was_measured_and_what_was_not():
     found = verdict(results(reached=None, ratio=1.5)).sentences
     assert "is not known" in found[0]
     assert found[3] == "Perplexity went from 10.0 to 15.0 on w.txt."
+    judged = results(atlas_forget_a=row(0.8, 0.30, 0.4)).model_copy(update={"train": None})
+    assert "atlas_forget_a" in verdict(judged).sentences[0], "how far a judged model's activations went nobody asked"
+    nothing = verdict(judged.model_copy(update={"qa": {}}))
+    assert (nothing.word, nothing.sentences) == ("not measured", ["No questions were asked, and no text was read."])
 
 
 @pytest.mark.parametrize(

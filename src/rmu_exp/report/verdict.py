@@ -64,13 +64,20 @@ def kept(row: QaRow) -> Kept | None:
 
 
 def verdict(results: Results) -> Verdict:
-    """The word, and a sentence on each of: activations, what was forgotten, what was kept, what was damaged."""
+    """The word, and a sentence on each of: activations, what was forgotten, what was kept, what was damaged.
+
+    Where nothing was trained and nothing asked, as in a judgement by attacks alone, one sentence says so.
+    """
     forgotten = _parts(results, "forget")
     stays = {role: _parts(results, role) for role in ("general", "adjacent")}
     read = _ordinary(results)
     ratios = {source: both.unlearned / both.base for source, both in read.items()}
-    first = [_activations(results), _forgotten(results, forgotten)]
-    sentences = [*first, _stays(results, stays), _damage(results.damage, read)]
+    if results.train or results.qa or results.damage or read:
+        trained = [_activations(results)] if results.train else []
+        asked = [_forgotten(results, forgotten), _stays(results, stays)]
+        sentences = [*trained, *asked, _damage(results.damage, read)]
+    else:
+        sentences = ["No questions were asked, and no text was read."]
     return Verdict(word=_word(results, forgotten, stays["general"], ratios), sentences=sentences)
 
 
