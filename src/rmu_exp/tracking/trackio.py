@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unittest.mock import patch
 
 from rmu_exp.settings import Tracking
 from rmu_exp.support.errors import UserError
@@ -67,11 +68,14 @@ class TrackioTracker(ClientTracker["trackio.Run"]):
         return run, name
 
     def _init(self, name: str) -> trackio.Run:
+        import huggingface_hub
         import trackio
 
         more = {"tags": [*self.settings.tags, *self.head.tags], "job_type": self.head.kind}
         watch = None if self.settings.system else False
-        with redirect_stdout(io.StringIO()):
+        # it would ask the hub whose token lies here
+        nobody = patch.object(huggingface_hub, "whoami", side_effect=OSError)
+        with redirect_stdout(io.StringIO()), nobody:
             return Context().run(  # in a context of its own, or trackio ends the run again when the process ends
                 trackio.init,
                 project=project(self.settings),
@@ -105,7 +109,8 @@ class TrackioTracker(ClientTracker["trackio.Run"]):
         """The config is stored with the first line after a run is opened, so it is opened again."""
         self._finish(run)
         self.about = about
-        self.run = run = self._init(run.name)
+        run = self._init(run.name)
+        self.run = None if self.over else run  # it may have been given up meanwhile
         self.told = True
         run.log({**numbers, **values})
 
