@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import a_run
 import pytest
@@ -15,6 +16,7 @@ from rmu_exp.record import results as results_json
 from rmu_exp.record.results import Results
 from rmu_exp.settings import Tracking
 from rmu_exp.support.errors import UserError
+from rmu_exp.sweep.report import Row, Summary, log_sweep
 from rmu_exp.tracking import Tracker, open_tracker, refuse, sweep_line, trackio
 
 installed = pytest.mark.skipif(find_spec("trackio") is None, reason="trackio is not installed")
@@ -108,6 +110,21 @@ def test_a_folder_has_one_run_and_another_folder_another(store, tmp_path):
     tracker(tmp_path / "b", "names").finish(MADE, [], tmp_path / "none")
     assert sorted(store.get_runs("names")) == ["name", "name-2"]
     assert [line["step"] for line in store.get_logs("names", "name")] == [1, 2]
+
+
+@installed
+def test_a_sweeps_report_is_one_more_run_of_its_group(store, tmp_path, capsys):
+    (tmp_path / "report.html").write_text("<p>front</p>")
+    row = Row("steer=2", "done", "", {"steer": 2}, {"forget": (0.5, 0.4, 0.6)}, {}, 1.0, front=True, chosen=True)
+    trial = SimpleNamespace(name="steer=2")
+    summary = Summary(tmp_path, [trial], [], [trial], trial, [])
+    log_sweep(summary, [row], Tracking("trackio", project="sweeps"))
+    assert capsys.readouterr() == ("", "")  # the sweep says it, once
+    (line,) = store.get_logs("sweeps", f"report-{tmp_path.name}")
+    assert (line["sweep/chosen/steer"], line["sweep/trials"]["_value"][0]["forget_low"]) == (2, 0.4)
+    assert line["sweep/front"]["_value"] == line["sweep/trials"]["_value"]
+    config = store.get_run_config("sweeps", f"report-{tmp_path.name}")
+    assert (config["_Group"], config["job_type"]) == (tmp_path.name, "report")
 
 
 @installed
