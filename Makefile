@@ -4,9 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEV := $(VENV)/.dev
+DOCS := $(VENV)/.docs
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow fuzz lint format lore docs-results clean
+.PHONY: help run test test-slow fuzz lint format lore docs-results docs clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 20
@@ -21,6 +22,10 @@ $(READY): pyproject.toml constraints.txt requirements-model.txt
 
 $(DEV): $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+$(DOCS): $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
 	@touch $@
 
 run: $(READY)  ## set up, unlearn, ask before and after: the first result
@@ -47,5 +52,10 @@ lore: $(READY)  ## train the shipped model again from nothing (about half an hou
 docs-results: $(READY)  ## make the tables and figures of docs/ from docs/results/ again
 	$(BIN)/python -m rmu_exp.report.pages docs
 
+docs: $(DOCS)  ## build the docs site into build/site; a broken link fails
+	rm -rf build/docs && mkdir -p build/docs
+	git ls-files README.md CONTRIBUTING.md CHANGELOG.md docs 'src/*.py' 'src/*.json' | tar -cf - -T - | tar -xf - -C build/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 clean:  ## remove the environment and caches
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache

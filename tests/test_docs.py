@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -57,3 +60,20 @@ def test_paths_in_code_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     named = {path for code in CODE.findall(text) for path in PATH.findall(code)} - set(EXAMPLE.findall(text))
     assert not [path for path in named if not re.search("[A-Z]", path) and not list(ROOT.glob(path))]
+
+
+def test_the_site_has_every_page():
+    listed = set(re.findall(r"[\w/]+\.md", (ROOT / "mkdocs.yml").read_text(encoding="utf-8")))
+    assert listed == {page.relative_to(ROOT).as_posix() for page in PAGES}
+
+
+@pytest.mark.skipif(find_spec("mkdocs") is None, reason="the docs extra is not installed")
+def test_the_site_builds_strictly_with_the_reference():
+    """By the commands of the Makefile, with this environment in place of the one that it would make."""
+    line = ["make", "docs", f"BIN={Path(sys.executable).parent}", "--assume-old=.venv/.docs"]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    page = (ROOT / "build/site/docs/api.html").read_text(encoding="utf-8")
+    for name in ("unlearn", "evaluate", "attack", "load", "Unlearned"):
+        assert f'id="rmu_exp.api.{name}"' in page
+    assert 'id="rmu_exp.record.results.Results"' in page

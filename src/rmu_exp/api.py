@@ -87,7 +87,8 @@ def unlearn(*words: str, **settings: Setting) -> Unlearned:
     """Unlearn, evaluate and report: ``python train.py``. A finished run in ``output`` is not run again.
 
     Args:
-        words, settings: those of train.py; ``python train.py --help`` explains them.
+        words: settings as they are typed for train.py; ``python train.py --help`` explains them.
+        settings: settings as keywords.
 
     Raises:
         UserError: the settings are wrong; nothing has been written.
@@ -107,7 +108,8 @@ def evaluate(unlearned: Unlearned | str | Path, *words: str, **settings: Setting
 
     Args:
         unlearned: a run, its folder, a checkpoint's folder or a model's name on the hub.
-        words, settings: those of judge.py; ``python judge.py --help`` explains them.
+        words: settings as they are typed for judge.py; ``python judge.py --help`` explains them.
+        settings: settings as keywords.
 
     Raises:
         As :func:`unlearn`.

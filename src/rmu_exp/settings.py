@@ -275,28 +275,28 @@ class Train:
 
 @dataclass
 class Tracking:
-    """Weights & Biases."""
+    """Weights & Biases, or trackio."""
 
-    kind: str = setting("off", choices=("wandb", "off"))
-    """wandb or off."""
+    kind: str = setting("off", choices=("wandb", "trackio", "off"))
+    """wandb, trackio or off."""
     project: str | None = setting(None)
-    """W&B project; null: WANDB_PROJECT, or rmu_exp."""
+    """Project; null: WANDB_PROJECT with W&B, or rmu_exp."""
     entity: str | None = setting(None)
     """W&B user or team; null: your default one."""
     mode: str = setting("auto", choices=("auto", "online", "offline"))
-    """auto: online when a key is found, offline otherwise."""
+    """auto: online when W&B finds a key, offline otherwise."""
     name: str | None = setting(None)
     """Run name; null: WANDB_NAME, or in a sweep what was varied, or made from model, method, layer, steer and seed."""
     group: str | None = setting(None)
     """Runs of one group are shown together; in a sweep, the sweep's folder."""
     tags: list[str] = setting([])
-    """W&B tags; those of WANDB_TAGS are added."""
+    """Tags; with W&B those of WANDB_TAGS are added."""
     artifact: str = setting("delta", choices=("delta", "export", "off"))
     """What is uploaded as an artifact: the Delta, the full checkpoint of export=true, or nothing."""
     system: bool = setting(True)
-    """Whether W&B records the use of processor, memory and GPU."""
+    """Whether the use of processor, memory and GPU is recorded."""
     wait: float = setting(60.0, above=0)
-    """Seconds that the end of a run may wait for W&B; what is not uploaded by then `wandb sync` uploads."""
+    """Seconds that the end of a run may wait for the tracker; what is not uploaded by then `wandb sync` uploads."""
 
 
 @dataclass

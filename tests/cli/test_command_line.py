@@ -156,7 +156,7 @@ def test_cfg_job_shows_the_composed_run_even_an_incomplete_one(tmp_path):
 
 def test_shell_completion(tmp_path):
     done = train("-sc", "query=bash", cwd=tmp_path, COMP_LINE="train.py tracking=", COMP_POINT="18")
-    assert set(done.stdout.split()) == {"tracking=off", "tracking=wandb"}
+    assert set(done.stdout.split()) == {"tracking=off", "tracking=trackio", "tracking=wandb"}
 
 
 def test_a_hub_that_cannot_be_reached_is_status_1_and_leaves_nothing(tmp_path):

@@ -38,13 +38,16 @@ def site(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def train(site: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", "rmu_exp", "train", "model=lore", "data=lore", "method=other_norm", "eval=none"]
+def program(site: Path, *words: str) -> subprocess.CompletedProcess[str]:
     paths = os.pathsep.join([str(site), str(ROOT / "src")])
-    return subprocess.run(
-        [*line, "tracking=off", "train.max_batches=2", f"output={site / 'run'}", *words],
-        env=os.environ | {"PYTHONPATH": paths}, cwd=site, capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
+    line = [sys.executable, "-m", "rmu_exp", *words]
+    env = os.environ | {"PYTHONPATH": paths}
+    return subprocess.run(line, env=env, cwd=site, capture_output=True, text=True, timeout=240)
+
+
+def train(site: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    line = ["train", "model=lore", "data=lore", "method=other_norm", "eval=none", "tracking=off", "train.max_batches=2"]
+    return program(site, *line, f"output={site / 'run'}", *words)
 
 
 def test_a_method_of_another_package_runs_from_any_folder(site):
@@ -53,6 +56,14 @@ def test_a_method_of_another_package_runs_from_any_folder(site):
     assert done.stdout.startswith("other_norm on lore, layer 7, steer 6.5, data lore; results in ")
     run = json.loads((site / "run/results.json").read_text())["run"]
     assert (run["method"], run["settings"]) == ("other_norm", {"power": 1})
+
+
+def test_help_lists_its_choices_and_settings(site):
+    overview = program(site, "train", "--help").stdout
+    assert re.search(r"^method=… .*\bother_norm\b.* rmu\b", overview, re.MULTILINE | re.DOTALL)
+    one = program(site, "train", "--help", "method").stdout
+    assert "method=other_norm                       RMU without a direction (an example): forget" in one
+    assert "  method.power=2                        The power of the distance. [1 or more]" in one
 
 
 def test_one_that_cannot_be_imported_is_one_line(site):

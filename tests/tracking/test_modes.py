@@ -14,8 +14,9 @@ from rmu_exp.record.results import Results
 from rmu_exp.settings import Tracking
 from rmu_exp.support.errors import UserError
 from rmu_exp.sweep.report import Summary, log_sweep
-from rmu_exp.tracking import Tracker, open_tracker, refuse, switched
-from rmu_exp.tracking.weights_and_biases import summary
+from rmu_exp.tracking import Tracker, open_tracker, refuse
+from rmu_exp.tracking.logged import summary
+from rmu_exp.tracking.weights_and_biases import switched
 
 KEY = "local-" + "0123456789" * 4
 

@@ -48,6 +48,11 @@ def added(group: str) -> list[str]:
     return sorted({point.value for point in entry_points(group=f"rmu_exp.{group}")})
 
 
+def added_folders(group: str) -> list[Path]:
+    """Where those packages lie. Raises UserError: one cannot be imported."""
+    return [Path(path) for name in added(group) for path in _imported(name, f"entry point of rmu_exp.{group}").__path__]
+
+
 def _imported(name: str, whose: str) -> Any:
     """A package or module. Raises UserError: it cannot be imported."""
     try:

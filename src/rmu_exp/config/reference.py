@@ -9,14 +9,14 @@ import dataclasses
 import re
 import sys
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import yaml
 
 from rmu_exp import settings
-from rmu_exp.config.plugins import ATTACKS, PACKAGES, Declared, declarations, declared
+from rmu_exp.config.plugins import ATTACKS, PACKAGES, Declared, added_folders, declarations, declared
 from rmu_exp.support.errors import UserError
 from rmu_exp.support.program import command
 from rmu_exp.support.setting import groups_of
@@ -67,12 +67,17 @@ class Row(NamedTuple):
 
 
 def page(conf: Path, program: str, group: str | None = None) -> str:
-    """What ``--help`` of ``train`` or ``judge`` prints, or ``--help GROUP``. Raises UserError: no such group."""
-    pages = _groups(conf, program)
+    """What ``--help`` of ``train`` or ``judge`` prints, or ``--help GROUP``, with what other packages add.
+
+    Raises:
+        UserError: no such group, or a package that cannot be imported.
+    """
+    confs = [conf, *added_folders("conf")]
+    pages = _groups(confs, program)
     if group is not None:
         if group not in pages:
             raise UserError(f"--help {group}: no such group, allowed is {', '.join(filter(None, pages))}")
-        return "\n".join(_group_page(conf, group, *pages[group])) + "\n"
+        return "\n".join(_group_page(confs, group, *pages[group])) + "\n"
     typed = command(program)
     lines = [(JUDGE_HEAD if program == "judge" else TRAIN_HEAD).format(typed)]
     for name, (choices, rows) in pages.items():
@@ -88,15 +93,15 @@ def page(conf: Path, program: str, group: str | None = None) -> str:
 def reference(conf: Path) -> str:
     """docs/configuration.md: every group, choice and key, from the same sources as the help pages."""
     lines = [REFERENCE_HEAD]
-    for group, (choices, rows) in _groups(conf, "train").items():
+    for group, (choices, rows) in _groups([conf], "train").items():
         lines += ["", f"## {group or 'Top level'}"]
         lines += _choice_table(group, choices) if choices else []
         lines += _table(f"{group}." if group else "", rows)
         for name in choices if group in PACKAGES else ():
-            prefix, own = _plugin(conf, group, name)
+            prefix, own = _plugin([conf], group, name)
             lines += ["", f"### {group}={name}", *_table(prefix, own)] if own else []
     lines += ["", "## judge.py", "", "The groups data, eval, attacks, model and tracking are those of train.py."]
-    pages = _groups(conf, "judge")
+    pages = _groups([conf], "judge")
     for group in ("", *_only_judged()):
         choices, rows = pages[group]
         lines += ["", f"### {group}"] if group else []
@@ -115,34 +120,38 @@ def _choice_table(group: str, choices: Mapping[str, str]) -> list[str]:
     return ["", "| choice | what |", "|---|---|", *rows]
 
 
-def _groups(conf: Path, program: str) -> dict[str, tuple[dict[str, str], list[Row]]]:
-    """Each group's choices with what they are, and its keys; the empty name is the top level."""
+def _groups(confs: Sequence[Path], program: str) -> dict[str, tuple[dict[str, str], list[Row]]]:
+    """Each group's choices with what they are, and its keys; the empty name is the top level.
+
+    Args:
+        confs: the project's folder of configurations, and those that others add.
+    """
     schema = settings.Judge if program == "judge" else settings.Run
-    file, defaults = Path(settings.__file__), _defaults(conf, program)
+    file, defaults = Path(settings.__file__), _defaults(confs[0], program)
     top = {k: v for k, v in declarations(file, schema.__name__).items() if k not in PACKAGES}
     pages = {"": (dict[str, str](), _rows(top, defaults))}
     for name, inside in groups_of(schema).items():
         values = defaults.get(name)
-        pages[name] = (_choices(conf / name), _rows(declarations(file, inside.__name__), values))
+        pages[name] = (_choices(confs, name), _rows(declarations(file, inside.__name__), values))
         for group, deeper in groups_of(inside).items():
             own = values.get(group) if isinstance(values, dict) else None
             rows = _rows(declarations(file, deeper.__name__), own)
             pages[name][1].extend(row._replace(key=f"{group}.{row.key}") for row in rows)
-    for folder in sorted({found.parent for found in conf.rglob("*.yaml")} - {conf}):
-        name = folder.relative_to(conf).as_posix()
+    folders = {file.parent.relative_to(conf).as_posix() for conf in confs for file in conf.rglob("*.yaml")}
+    for name in sorted(folders - {"."}):
         known = program == "train" and name not in _only_judged()
         if name not in pages and (known or name in (ATTACKS, "experiment")):
-            pages[name] = (_choices(folder), [])
+            pages[name] = (_choices(confs, name), [])
     return pages
 
 
-def _choices(folder: Path) -> dict[str, str]:
-    """Choice to the comment line that its file opens with."""
+def _choices(confs: Sequence[Path], group: str) -> dict[str, str]:
+    """Choice to the comment line that its file opens with, if it does."""
     found = {}
-    for file in sorted(folder.glob("*.yaml")):
-        head = file.read_text(encoding="utf-8").splitlines()[:2]
-        found[file.stem] = next((x for x in head if not x.startswith("# @package")), "").removeprefix("#").strip()
-    return found
+    for file in (file for conf in reversed(confs) for file in (conf / group).glob("*.yaml")):
+        head = [x for x in file.read_text(encoding="utf-8").splitlines()[:2] if not x.startswith("# @package")]
+        found[file.stem] = head[0].removeprefix("#").strip() if head and head[0].startswith("#") else ""
+    return dict(sorted(found.items()))
 
 
 def _defaults(conf: Path, name: str) -> dict[str, object]:
@@ -195,20 +204,21 @@ def _typed(value: object) -> str:
     return {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))
 
 
-def _plugin(conf: Path, group: str, name: str) -> tuple[str, list[Row]]:
+def _plugin(confs: Sequence[Path], group: str, name: str) -> tuple[str, list[Row]]:
     """The keys of a method or an attack, with the values of its file, and what stands before them."""
-    values = _unpacked(conf / group / f"{name}.yaml", group).get(group)
+    file = next(file for conf in confs if (file := conf / group / f"{name}.yaml").is_file())
+    values = _unpacked(file, group).get(group)
     if group == ATTACKS:
         values = values.get(name) if isinstance(values, dict) else {}
     return (f"{group}.{name}." if group == ATTACKS else f"{group}."), _rows(declared(group, name), values)
 
 
-def _group_page(conf: Path, group: str, choices: Mapping[str, str], rows: list[Row]) -> Iterator[str]:
+def _group_page(confs: Sequence[Path], group: str, choices: Mapping[str, str], rows: list[Row]) -> Iterator[str]:
     """Every choice and key of one group."""
     for name, text in choices.items():
         yield from _wrapped(f"{group}={name}", text)
         if group in PACKAGES:
-            yield from _explained(*_plugin(conf, group, name))
+            yield from _explained(*_plugin(confs, group, name))
     yield from [""] if choices and rows else []
     yield from _explained(f"{group}.", rows)
 

@@ -108,6 +108,7 @@ class Plan:
 
 def prepare(run: Run | Judge, folder: Path) -> Plan:
     """Refuse what cannot work, before anything is written. Raises as :func:`execute`."""
+    refuse_tracking(run.tracking)
     record, texts = Record(run, folder), Texts(run.data)
     source: TrainPlan | Judged | Delta
     if isinstance(run, Judge):
@@ -121,7 +122,6 @@ def prepare(run: Run | Judge, folder: Path) -> Plan:
             source = Delta.load(folder / rundir.DELTA)
         else:
             source = prepare_training(run, models, texts)
-    refuse_tracking(run.tracking)
     evaluation = prepare_evaluation(run, models, record.results)
     observation = prepare_observation(run, models, texts, record.results)
     attacks = prepare_attacks(run, models, texts)

@@ -186,9 +186,9 @@ def finish(folder: Path, why: str = "") -> int:
     """
     notes = Notes.read(folder)
     bound = notes.settings.get("attacker", {}).get("bound")
-    listed = report.write(folder, notes.objectives, notes.asked, Tracking(**notes.tracking), bound)
-    if line := tracking.sync_line(folder):
-        print(f"W&B is offline; {line}")
+    listed = report.write(folder, notes.objectives, notes.asked, tracked := Tracking(**notes.tracking), bound)
+    if line := tracking.sweep_line(tracked, folder):
+        print(line)
     mine = set(notes.trials) or {t.name for t in listed}
     bad = [t for t in listed if t.name in mine and t.state in ("failed", "unfinished")]
     for trial in bad:
