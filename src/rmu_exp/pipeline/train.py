@@ -25,28 +25,30 @@ from rmu_exp.evaluation.scoring import Ids
 from rmu_exp.model import parameters
 from rmu_exp.model.delta import Delta
 from rmu_exp.model.parameters import TrainedTensor
-from rmu_exp.model.split import layers_of
+from rmu_exp.model.split import layers_of, refuse_unknown_flow
 from rmu_exp.pipeline.checks import accuracy_of, check_questions, neutral_rows
 from rmu_exp.pipeline.models import Models, Texts, once
 from rmu_exp.record import provenance, rundir
 from rmu_exp.record.results import Published, Results, RunInfo, Training
 from rmu_exp.report import published
 from rmu_exp.settings import AUTO, AUTO_STEER, Run
-from rmu_exp.support import progress, signals
+from rmu_exp.support import memory, progress, signals
 from rmu_exp.support.errors import UserError
 from rmu_exp.support.files import write_atomic
-from rmu_exp.unlearning import lora
+from rmu_exp.unlearning import experts, lora
 from rmu_exp.unlearning import method as methods
 from rmu_exp.unlearning.activation_cache import ActivationCache, shared
 from rmu_exp.unlearning.budget import Budget
+from rmu_exp.unlearning.footprint import Footprint, footprint
 from rmu_exp.unlearning.gradients import Wrap
 from rmu_exp.unlearning.guards import Guard
 from rmu_exp.unlearning.loop import frozen_norms, originals, unlearn
 from rmu_exp.unlearning.snapshot import Snapshots
 
 log = logging.getLogger("rmu_exp")
-NORM_BATCHES = 4  # per topic, whose frozen norms a relative steer takes the median of
+NORM_BATCHES = 4  # per topic, whose frozen norms a relative steer takes the median of, and whose routes are looked at
 PUBLISHED_LR, LR_PER_RMS = 5e-5, 0.01
+WORTH_A_WORD = 5e7  # bytes of weights, below which nobody's memory is at stake
 Metrics = dict[str, Any]
 
 
@@ -60,6 +62,7 @@ class TrainPlan:
         notes: what the log says about the texts.
         asked: questions that are asked while training.
         neutral: texts that KL to the base is measured on; none: it is not.
+        memory: what the run says about memory before it loads anything; empty: nothing worth a word.
     """
 
     run: Run
@@ -74,6 +77,12 @@ class TrainPlan:
     notes: list[str]
     asked: list[Question]
     neutral: list[Ids]
+    memory: str = ""
+
+    @property
+    def loads(self) -> int | None:
+        """How many layers are loaded; None: the whole model, with its head."""
+        return None if self.method.logits or self.neutral else self.depth
 
 
 @dataclass(frozen=True)
@@ -100,6 +109,7 @@ def prepare_training(run: Run, models: Models, texts: Texts) -> TrainPlan:
     if module.Method.logits and not base.has_head:
         raise UserError(f"method: {run.method.name} needs logits, but {base.name} has no language-model head")
     depth = base.depth if module.Method.logits else max(targets) + 1
+    refuse_unknown_flow(base.skeleton(depth))
     trained = trained_tensors(run, models, targets, depth, module.Method.linear)
     module.Method.refuse(settings, run.layer, min(t.layer for t in trained), run.train.max_batches)
     module.Method.refuse_tensors(settings, base, trained)
@@ -115,7 +125,43 @@ def prepare_training(run: Run, models: Models, texts: Texts) -> TrainPlan:
         )
     asked = check_questions(run) if run.train.check_every else []
     neutral = neutral_rows(run, models, texts) if run.train.kl_budget else []
-    return TrainPlan(run, models, texts, module.Method, settings, trained, depth, steps, batches, notes, asked, neutral)
+    first = list(itertools.islice(batches, NORM_BATCHES * len(run.topics)))
+    batches = itertools.chain(first, batches)
+    plan = TrainPlan(run, models, texts, module.Method, settings, trained, depth, steps, batches, notes, asked, neutral)
+    return dataclasses.replace(plan, memory=memory_of(plan, first))
+
+
+def memory_of(plan: TrainPlan, first: Sequence[Batch]) -> str:
+    """What training will take of memory and what there is, in words; the largest of some batches is counted.
+
+    Raises UserError: the weights and the optimizer alone take more than there is.
+    """
+    run, device = plan.run, plan.models.device
+    model, room = plan.models.base.skeleton(plan.loads), memory.room(device, run.model.memory)
+    if plan.models.shared or room is None or sum(p.nbytes for p in model.parameters()) < WORTH_A_WORD:
+        return ""
+    takes = footprint_of(plan, max(first, key=lambda batch: sum(packed.ids_RT.numel() for packed in batch.passes)))
+    free, total = (size / 1e9 for size in room)
+    parts = f"{takes.weights / 1e9:.1f} GB of it for the weights that it loads"
+    if takes.least / 1e9 > total:
+        raise UserError(
+            f"model.device: training takes {takes.least / 1e9:.1f} GB at least, {parts}, and {device} has "
+            f"{total:.1f} GB; use a larger device, model.dtype=bfloat16, a smaller layers.span, or layers=lora"
+        )
+    about = f"about {takes.most / 1e9:.1f} GB" if takes.step is not None else f"more than {takes.least / 1e9:.1f} GB"
+    return f"training takes {about}, {parts}; {free:.1f} GB are free on {device}"
+
+
+def footprint_of(plan: TrainPlan, batch: Batch) -> Footprint:
+    """What training takes of memory, if every step is like one of this batch; from shapes alone."""
+    run, trained = plan.run, plan.trained
+    model = plan.models.base.skeleton(plan.loads).to(plan.models.dtype)
+    if run.layers.lora:
+        with torch.device("meta"):
+            trained = lora.Adapters(model, trained, run.layers.rank, run.layers.rank_alpha, run.seed).trained
+    context = dataclasses.replace(_context(plan, [1.0] * len(run.topics)), device=torch.device("meta"))
+    wrap = Wrap(run.train.sam, run.train.sign_mask)
+    return footprint(model, trained, lambda: plan.method(plan.settings, context), batch, wrap)
 
 
 def trained_tensors(
@@ -131,6 +177,7 @@ def trained_tensors(
     if run.layers.param_ids is not None:
         names = parameters.by_index(model, run.layer, run.layers.param_ids)
     found = parameters.resolve(model, run.trained_layers(targets, depth), names)
+    found = experts.listed(found, run.layers.experts, run.faithful)
     if run.layers.lora or linear:
         found = lora.matrices(model, found, "layers.rank" if run.layers.lora else "layers.parameters")
     if lacking := models.base.lacking(t.name for t in found):
@@ -192,11 +239,19 @@ def train(plan: TrainPlan, folder: Path, made_from: str, on_step: Callable[[Metr
     for note in plan.notes:
         log.info("%s", note)
     log.info("trained: %s", ", ".join(t.name for t in plan.trained))
-    model = models.open(None if plan.method.logits or plan.neutral else plan.depth)
+    if plan.memory:
+        log.info("%s", plan.memory)
+        print(plan.memory, flush=True)
+    model = models.open(plan.loads)
+    batches = plan.batches
+    if run.layers.experts == experts.USED:
+        first = list(itertools.islice(batches, NORM_BATCHES * len(run.topics)))
+        plan = dataclasses.replace(plan, trained=experts.used(model, plan.trained, first))
+        batches = itertools.chain(first, batches)
     layers, adapters = run.layers, None
     if layers.lora:
         adapters = lora.Adapters(model, plan.trained, layers.rank, layers.rank_alpha, run.seed)
-    lengths, medians, batches = lengths_of_targets(run, model, plan.batches)
+    lengths, medians, batches = lengths_of_targets(run, model, batches)
     trained = adapters.trained if adapters else plan.trained
     lr = learning_rate(run, model, plan.trained)
     method = plan.method(plan.settings, _context(plan, lengths))
@@ -379,7 +434,7 @@ def describe(plan: TrainPlan, trained: Trained, command: str) -> Results:
         topics=run.topics,
         forget=run.data.forget,
         retain=run.data.retain,
-        trained_parameters=[t.name for t in plan.trained],
+        trained_parameters=list(trained.delta.tensors),
         changed=published.changed(run) if run.model.published else [],
     )
     origin = provenance.describe(
