@@ -42,7 +42,9 @@ SHAPES: dict[str, dict[str, Any]] = {
 """Llama 3's 8B and 70B, and Yi's 34B."""
 SMALL: dict[str, tuple[dict[str, Any], str, list[str]]] = {
     "wide, rmu": ({"hidden": 1024, "inner": 4096, "layers": 8, "heads": 16, "groups": 16, "vocab": 2000}, "rmu", []),
-    "deep, rmu": ({"hidden": 512, "inner": 2048, "layers": 40, "heads": 8, "groups": 8, "vocab": 2000}, "rmu", ["layer=30"]),
+    "deep, rmu": (
+        {"hidden": 512, "inner": 2048, "layers": 40, "heads": 8, "groups": 8, "vocab": 2000}, "rmu", ["layer=30"],
+    ),
     "many layers trained": (
         {"hidden": 768, "inner": 3072, "layers": 10, "heads": 12, "groups": 12, "vocab": 2000}, "rmu",
         ["layers.span=0", "layers.parameters=all"],
@@ -50,7 +52,9 @@ SMALL: dict[str, tuple[dict[str, Any], str, list[str]]] = {
     "large vocabulary, npo": (
         {"hidden": 512, "inner": 2048, "layers": 8, "heads": 8, "groups": 8, "vocab": 32000}, "npo", [],
     ),
-    "grad_diff": ({"hidden": 768, "inner": 3072, "layers": 12, "heads": 12, "groups": 4, "vocab": 8000}, "grad_diff", []),
+    "grad_diff": (
+        {"hidden": 768, "inner": 3072, "layers": 12, "heads": 12, "groups": 4, "vocab": 8000}, "grad_diff", [],
+    ),
 }  # fmt: skip
 
 

@@ -40,12 +40,17 @@ _HYPER = "its stream is several at once (hyper-connections)"
 _DRAFT = "a drafting head, which reads the hidden states of another model"
 _SOUND = "it writes sound, in several codebooks at once"
 _NO_TYPE = "transformers saves its text part as a type that AutoModelForCausalLM does not know"
+_SLIDING = {f"swa_{key}": 4 for key in ("num_attention_heads", "num_key_value_heads", "qk_nope_head_dim", "v_head_dim")}
+_SLIDING |= {"swa_head_dim": 8, "swa_q_lora_rank": 8, "swa_kv_lora_rank": 8, "index_head_dim": 8, "head_dim": 8}
+# what an architecture needs beside what is small in all
 MORE: dict[str, dict[str, Any]] = {
     "bamba": {**_HYBRID, "attn_layer_indices": [1, 3]},
     "bigbird_pegasus": {"tie_word_embeddings": False},
     "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}},
     "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8}},
     "deepseek_v2": {"num_experts_per_tok": 2},
+    "dots3_note": {"text_config": _SLIDING},
+    "dots3_note_text": _SLIDING,
     "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1},
     "gpt_neo": {"attention_types": [[["global", "local"], LAYERS // 2]]},
     "granitemoehybrid": {**_HYBRID, "layer_types": ["mamba", "attention"] * (LAYERS // 2)},
@@ -60,15 +65,15 @@ MORE: dict[str, dict[str, Any]] = {
     "nemotron": {"head_dim": 4, "num_key_value_heads": 2},
     "reformer": {"is_decoder": True},
     "xmod": {"is_decoder": True, "languages": ["en_XX"], "default_language": "en_XX"},
-    "zamba": {"layers_block_type": ["mamba", "hybrid"] * (LAYERS // 2)},
-    "zamba2": {"layers_block_type": ["mamba", "hybrid"] * (LAYERS // 2)},
+    "zamba": {"layers_block_type": ["hybrid", "mamba"] * (LAYERS // 2)},
+    "zamba2": {"layers_block_type": ["hybrid", "mamba"] * (LAYERS // 2)},
     "zaya": {"num_experts_per_tok": 1},
-} | dict.fromkeys(
-    ("bert", "bert-generation", "big_bird", "camembert", "data2vec-text", "electra", "ernie", "megatron-bert")
-    + ("rembert", "roberta", "roberta-prelayernorm", "roc_bert", "roformer", "xlm-roberta", "xlm-roberta-xl"),
-    {"is_decoder": True},
-)
-"""What an architecture needs beside what is small in all."""
+}
+for _kind in (
+    *("bert", "bert-generation", "big_bird", "camembert", "data2vec-text", "electra", "ernie", "megatron-bert"),
+    *("rembert", "roberta", "roberta-prelayernorm", "roc_bert", "roformer", "xlm-roberta", "xlm-roberta-xl"),
+):
+    MORE[_kind] = {"is_decoder": True}
 BYTES = ("qwen2", "qwen3_5_moe", "qwen3_5_moe_text")  # whose tokenizer has a class of its own, whatever the folder says
 REFUSED: dict[str, str] = {
     "blt": "its layers read patches of bytes, not tokens",
@@ -85,6 +90,7 @@ REFUSED: dict[str, str] = {
     "mllama": _NO_TYPE,
     "musicgen": _SOUND,
     "musicgen_melody": _SOUND,
+    "prophetnet": "it predicts several tokens ahead, in streams of their own",
     "qwen4_exp": _HYPER,
     "qwen4_exp_text": _HYPER,
     "reformer": "its layers are reversible, on two streams",
@@ -112,7 +118,9 @@ def small(kind: str, **more: Any) -> Any:
     text = given.get("text_config", given)
     for key, value in {"vocab_size": len(families.WORDS) + 3, "initializer_range": 0.3}.items():
         (text if key in usual.get("text_config", {}) else given)[key] = value
-    return made(**given | own)
+    for key, value in own.items():
+        given[key] = given[key] | value if isinstance(given.get(key), dict) else value
+    return made(**given)
 
 
 def _shrunk(usual: dict[str, Any], made: Any) -> dict[str, Any]:

@@ -93,7 +93,7 @@ class Layers:
     param_ids: list[int] | None = setting(None)
     """The published code's form: indices into a layer's parameters; translated to names and logged."""
     experts: Any = setting("all")
-    """Of a mixture: all, used (those that the first forget texts are routed to, layer by layer), or a list of indices."""
+    """Of a mixture: all, used (those that forget texts are routed to, layer by layer), or a list of indices."""
 
     def check(self) -> None:
         """Refuse what names no experts."""

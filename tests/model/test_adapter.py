@@ -113,4 +113,4 @@ def test_an_adapter_as_part_of_the_base(base, tmp_path, monkeypatch):
     }.items():
         with pytest.raises(UserError, match=rf"^model.adapter: .*{said}"):
             a_run.carry_out([*words, given], tmp_path / "no")
-    assert not (tmp_path / "no").exists()
+    assert not list((tmp_path / "no").iterdir())

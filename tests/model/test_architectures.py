@@ -9,6 +9,7 @@ import architectures
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from rmu_exp.model.checkpoint import locate
@@ -44,29 +45,33 @@ def carry_through(kind: str, folder: Path, patch: pytest.MonkeyPatch) -> None:
     )
     assert before.keys() == after.keys()
     assert all(torch.equal(after[name], delta.tensors.get(name, before[name])) for name in before)
-    with torch.no_grad():
-        original, exported = (
-            AutoModelForCausalLM.from_pretrained(d).eval()(IDS, use_cache=False).logits for d in (base, out / "model")
-        )
-        checkpoint = locate(None, str(base))
-        unlearned = checkpoint.open(None, torch.float32, torch.device("cpu"))
-        assert torch.equal(unlearned(IDS, use_cache=False).logits, original)
-        cut, seen = checkpoint.open(3, torch.float32, torch.device("cpu")), []
-        hook = layers_of(unlearned)[2].register_forward_hook(lambda _m, _a, out: seen.append(out))
-        unlearned(IDS, use_cache=False)
-        hook.remove()
-        whole = (
-            seen[0] if isinstance(seen[0], torch.Tensor) else seen[0][0]
-        )  # what the layer gives in the model as it is
-        assert torch.allclose(cut(IDS, use_cache=False)[0], whole, atol=1e-5), "the cut model ends elsewhere"
-        split = SplitModel(cut, 1)
-        assert torch.allclose(split.upper(split.trunk(IDS), {}), whole, atol=1e-5), "two pieces are not the whole"
-        delta.put(unlearned)
-        assert torch.equal(unlearned(IDS, use_cache=False).logits, exported)
-        assert not torch.equal(exported, original)
-        assert torch.allclose(unlearned(IDS[:, :2], use_cache=False).logits, exported[:, :2], atol=1e-4), (
-            "it sees what follows"
-        )
+    original, exported = (AutoModelForCausalLM.from_pretrained(d).eval() for d in (base, out / "model"))
+    checkpoint = locate(None, str(base))
+    unlearned, cut = (checkpoint.open(depth, torch.float32, torch.device("cpu")) for depth in (None, 3))
+    assert torch.equal(logits(unlearned), logits(original))
+    whole, split = output(unlearned, 2), SplitModel(cut, 1)
+    assert torch.allclose(split.upper(split.trunk(IDS), {}), whole, atol=1e-5), "two pieces are not the whole"
+    delta.put(unlearned)
+    mine = unlearned.state_dict()
+    assert all(torch.equal(value, mine[name]) for name, value in exported.state_dict().items())
+    assert torch.allclose(logits(exported), logits(unlearned), atol=1e-5)
+    assert not torch.allclose(logits(exported), logits(original), atol=1e-5)
+    assert torch.allclose(logits(exported, IDS[:, :2]), logits(exported)[:, :2], atol=1e-4), "it sees what follows"
+
+
+@torch.no_grad()
+def logits(model: nn.Module, ids: Tensor = IDS) -> Tensor:
+    return model(ids, use_cache=False).logits
+
+
+@torch.no_grad()
+def output(model: nn.Module, layer: int) -> Tensor:
+    """What a layer gives in the model as it is."""
+    seen = []
+    hook = layers_of(model)[layer].register_forward_hook(lambda _module, _inputs, out: seen.append(out))
+    model(IDS, use_cache=False)
+    hook.remove()
+    return seen[0] if isinstance(seen[0], Tensor) else seen[0][0]
 
 
 @pytest.mark.parametrize(
@@ -113,8 +118,5 @@ def test_each_name_of_an_output_matrix_is_of_some_architecture():
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(architectures.small(kind))
         for layer in range(len(layers_of(model))):
-            used.add(down_projection(model, layer))
-    ends = [
-        end for end in (*DOWN, *MIXED) if not any(f".{u}".removesuffix(".weight").endswith(f".{end}") for u in used)
-    ]
-    assert not ends
+            used.add(f".{down_projection(model, layer)}".removesuffix(".weight"))
+    assert not [end for end in (*DOWN, *MIXED) if not any(name.endswith(f".{end}") for name in used)]

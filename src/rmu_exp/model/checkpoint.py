@@ -273,7 +273,7 @@ class Checkpoint:
     def _load(
         self, read: int | None, depth: int | None, dtype: torch.dtype, device: torch.device
     ) -> tuple[nn.Module, str | None]:
-        """The first ``depth`` layers of a model made with ``read`` (None: the causal model), and what is wrong with it."""
+        """The first ``depth`` layers of a model made with ``read`` (None: the causal one); what is wrong with it."""
         from transformers import AutoModelForCausalLM
 
         self.fetch(read)

@@ -8,10 +8,12 @@ slices; it knows nothing of training or of files.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -26,12 +28,13 @@ ALL, MLP = "all", "mlp"
 ATTENTION = re.compile(r"att(?:n|ention)?[._]|^temporal")
 ROUTER = re.compile(r"(?:^|[._])(?:gate|router)\.")  # a shared expert's own gate is one, too
 DOWN = (
-    *("down_proj", "w2", "fc2", "c_proj", "dense_4h_to_h", "fc_out", "output_linear", "w_out", "Wo", "proj_down"),
-    *("output.dense", "ffn.2", "ff.layer_2", "feed_forward.value", "feed_forward.output"),
+    *("down_proj", "w2", "w2_weight", "fc2", "c_proj", "dense_4h_to_h", "fc_out", "output_linear", "w_out", "Wo"),
+    *("proj_down", "output.dense", "ffn.2", "ff.layer_2", "feed_forward.value", "feed_forward.output"),
 )
 """What an MLP's output matrix is called, as the end of its name."""
 MIXED = ("out_proj", "o_proj")
 """The same of a layer that has no MLP, as in state-space models: what writes to the residual stream."""
+_SHARED: WeakKeyDictionary[nn.Module, set[int]] = WeakKeyDictionary()
 PUBLISHED = {"mixtral": ["block_sparse_moe.experts.0.w3.weight"]}
 
 
@@ -186,7 +189,7 @@ def down_projection(model: nn.Module, layer: int = 0) -> str:
         found = [name for name in known if any(f".{name}".removesuffix(".weight").endswith(f".{end}") for end in ends)]
         if ends is DOWN:
             found = [name for name in found if not ATTENTION.search(name)]
-        if found := [name for name in found if "shared" not in name] or found:
+        if found := [name for name in found if "shared" not in name] or found:  # experts before the shared one
             return re.sub(r"\bexperts\.\d+\.", "experts.*.", found[0])
     raise UserError(f"layers.parameters: layer {layer} has no known MLP output matrix; choose among {_listed(known)}")
 
@@ -201,11 +204,20 @@ def _slots(model: nn.Module, layer: int) -> dict[str, TrainedTensor]:
     layers = layers_of(model)
     if not 0 <= layer < len(layers):
         raise UserError(f"layers: got {layer}, allowed is 0 to {len(layers) - 1}")
-    shapes = {name: p.shape for name, p in layers[layer].named_parameters()}
+    several = _of_several_layers(model)
+    shapes = {name: p.shape for name, p in layers[layer].named_parameters() if id(p) not in several}
     return {
         name: TrainedTensor(layer, f"{stem}.{layer}.{name}", parameter, index)
         for name, (stem, parameter, index) in disk_names.places(model, layers_path(model), layer, shapes).items()
     }
+
+
+def _of_several_layers(model: nn.Module) -> set[int]:
+    """Parameters that layers share (Zamba): to train one for a layer would change the others."""
+    if model not in _SHARED:
+        count = Counter(key for layer in layers_of(model) for key in {id(p) for p in layer.parameters()})
+        _SHARED[model] = {key for key, times in count.items() if times > 1}
+    return _SHARED[model]
 
 
 def _listed(known: dict[str, TrainedTensor]) -> str:

@@ -161,7 +161,9 @@ def drop_norm(model: nn.Module) -> None:
     """Put the identity in place of the norm after the last layer, so that a cut model ends in activations."""
     body = body_of(model)
     if (name := _norm_name(body)) is not None:
-        setattr(body, name, nn.Identity())
+        nothing = nn.Identity()
+        vars(nothing)["weight"] = getattr(getattr(body, name), "weight", None)  # whose dtype some models ask for
+        setattr(body, name, nothing)
 
 
 def _part(owner: nn.Module, names: tuple[str, ...], what: str) -> nn.Module:
@@ -212,10 +214,14 @@ def _rows(value: T, rows: Tensor, batch: int) -> T:
     elif isinstance(value, tuple):
         found = tuple(_rows(v, rows, batch) for v in value)
     elif isinstance(value, dict):
-        found = {
-            key: _rows(v, rows, batch) if key != "alibi" else _of_heads(v, rows, batch) for key, v in value.items()
-        }
+        take = {"alibi": _of_heads, "lang_ids": _of_rows}
+        found = {key: take.get(key, _rows)(v, rows, batch) for key, v in value.items()}
     return cast(T, found)
+
+
+def _of_rows(value: T, rows: Tensor, batch: int) -> T:
+    """Take rows of a tensor of one number per row (Xmod's languages)."""
+    return cast(T, value[rows]) if isinstance(value, Tensor) and len(value) == batch else value
 
 
 def _of_heads(value: T, rows: Tensor, batch: int) -> T:

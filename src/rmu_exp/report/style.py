@@ -119,7 +119,7 @@ def write(figure: Figure, file: Path, about: str | None = None) -> None:
 
 
 def _find_letters(figure: Figure) -> None:
-    """Let text with letters that the figure's font has not, such as Chinese, fall back on an installed font with them."""
+    """Let text with letters that the figure's font lacks, such as Chinese, fall back on an installed font with them."""
     for text in figure.findobj(Text):
         known = get_font(fontManager.findfont(text.get_fontproperties())).get_charmap()
         lacking = {ord(letter) for letter in text.get_text() if letter.isprintable()} - known.keys()

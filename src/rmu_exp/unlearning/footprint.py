@@ -7,8 +7,8 @@ not; docs/performance.md says by how much that is off.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -51,6 +51,19 @@ class Footprint:
     def most(self) -> int:
         """What it takes."""
         return self.weights + max(self.kept, self.step or 0)
+
+
+@contextmanager
+def _without_packing() -> Iterator[None]:
+    """Keep transformers from looking for packed texts in positions, which have no numbers here."""
+    from transformers import masking_utils
+
+    looks = masking_utils.find_packed_sequence_indices
+    masking_utils.find_packed_sequence_indices = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = looks
 
 
 class Alive(TorchDispatchMode):
@@ -97,7 +110,8 @@ def footprint(
     step = None
     never_apart(model)  # that is asked with numbers, of which there are none; and rows of many texts stay as they are
     rows = Batch(batch.topic, [replace(packed, mask_RT=None, alone=True) for packed in batch.passes], 0)
-    with suppress(Exception), Alive() as alive:  # a method that looks at numbers cannot be counted in this way
+    # suppressed: a method that looks at numbers cannot be counted in this way
+    with suppress(Exception), _without_packing(), Alive() as alive:
         _steps(model, trained, make(), rows, wrap or Wrap())
         step = alive.most
     return Footprint(weights, kept, step)
