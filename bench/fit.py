@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 from rmu_exp.cli.compose import composed
@@ -76,6 +76,7 @@ def folder_of(shape: dict[str, Any], folder: Path, weights: bool = False) -> Pat
     """A checkpoint's folder; without weights its index names tensors that are nowhere."""
     words = {f"w{i}": i for i in range(min(shape["vocab"], 1000))}
     inner = Tokenizer(models.WordLevel(words, unk_token="w0"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="w0", eos_token="w1", bos_token="w2")
     tokenizer.save_pretrained(folder)
     if weights:
@@ -135,6 +136,7 @@ words, folder = sys.argv[2:], Path(sys.argv[1])
 (run,) = composed(words, Path(CONF))
 torch.set_num_threads(1)
 plan = prepare(run, folder).source
+torch.randn(256, 256).matmul(torch.randn(256, 256))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 training.train(plan, folder, "")
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
@@ -156,7 +158,7 @@ def check(folder: Path) -> None:
         (place / "run").mkdir()
         done = subprocess.run(
             [sys.executable, "-c", TRAIN.replace("CONF", repr(str(CONF))), str(place / "run"), *given.split(), *words],
-            capture_output=True, text=True, check=True,
+            stdout=subprocess.PIPE, text=True, check=True,
         )  # fmt: skip
         measured = int(done.stdout.split()[-1]) * 1024 / 1e6
         print(f"{name:24}{said:8.0f}{measured:10.0f}{said / measured:8.2f}", flush=True)

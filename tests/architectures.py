@@ -31,6 +31,7 @@ SMALL |= dict.fromkeys(
 SMALL |= dict.fromkeys(("n_group", "topk_group", "n_shared_experts", "num_shared_experts", "first_k_dense_replace"), 1)
 SMALL |= dict.fromkeys(("mamba_n_heads", "mamba_num_heads", "index_topk", "num_local_heads", "index_head_dim"), 8)
 SMALL |= dict.fromkeys(("mamba_d_state", "ssm_state_size", "state_size", "hidden_size_per_layer_input", "dff"), 8)
+SMALL |= dict.fromkeys(("adapter_in_dim", "adapter_out_dim", "adapter_input_size"), HIDDEN)
 SMALL |= {"vocab_size_per_layer_input": 63, "image_size": 32, "patch_size": 16, "chunk_size": 8}
 SMALL |= dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim", "linear_num_key_heads"), 4)
 SMALL |= {"linear_num_value_heads": 4, "attention_head_dim": 4, "n_mamba_heads": 4, "num_mem_blocks": 1}
@@ -59,7 +60,7 @@ MORE: dict[str, dict[str, Any]] = {
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2},
     "kimi_linear": {"linear_head_dim": 4, "linear_num_heads": 4},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * (LAYERS // 2)},
-    "longcat_flash": {"head_dim": 4},
+    "longcat_flash": {"head_dim": 4, "zero_expert_num": 1, "expert_ffn_hidden_size": 8},
     "mamba2": {"num_heads": 8, "head_dim": 4, "n_groups": 2},
     "ministral": {"head_dim": 4},
     "nemotron": {"head_dim": 4, "num_key_value_heads": 2},
@@ -96,8 +97,11 @@ REFUSED: dict[str, str] = {
     "reformer": "its layers are reversible, on two streams",
     "xlm": "its attention and its MLPs are in separate lists, not in layers",
     "xlnet": "it predicts tokens in any order",
+    "zaya": "its routers hand a stream of their own from layer to layer",
 }
 """Model type to why it is no model to unlearn from."""
+NO_WORDS = ("gemma4_assistant", "gemma4_unified_assistant", "git", "musicgen", "musicgen_melody")
+"""Those that are no language models of their own: drafts for another model, captions of images, sound."""
 
 
 def names() -> dict[str, str]:

@@ -35,7 +35,7 @@ def test_letters_that_no_font_has_are_one_line_and_no_warning(tmp_path, caplog, 
     style.write(figure, tmp_path / "a.png")
     assert not [w for w in recwarn if "missing from font" in str(w.message)]
     drawn = [text for text in figure.findobj(Text) if "生" in text.get_text()]
-    assert len(drawn) == 2
+    assert len(drawn) >= 2
     said = [line for line in caplog.messages if "no installed font has" in line]
     font = style._font_with(frozenset(map(ord, "生物")))
     assert all((font in text.get_fontfamily()) if font else said for text in drawn)

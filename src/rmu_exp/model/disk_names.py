@@ -63,13 +63,13 @@ def note(part: nn.Module, table: list[Any]) -> None:
 def _places(model: nn.Module, path: str, layer: int, name: str, shape: torch.Size) -> dict[str, Place]:
     saved = _saved(model, f"{path}.{layer}.{name}", torch.empty(shape, device="meta"))
     cut = {key: key.partition(f".{layer}.") for key in saved}
-    stems = {stem for stem, _, _ in cut.values()}
     inside = {rest: saved[key] for key, (_, _, rest) in cut.items()}
-    if len(stems) != 1 or "" in inside:
+    stem, *others = {stem for stem, _, _ in cut.values()} or {""}
+    if others or "" in inside:
         return {}
     if len(inside) == 1 and next(iter(inside.values())).shape == shape:
-        return dict.fromkeys(inside, (*stems, name, None))
-    return {rest: (*stems, name, index) for rest, index in _of_experts(shape, inside).items()}
+        return {rest: (stem, name, None) for rest in inside}
+    return {rest: (stem, name, index) for rest, index in _of_experts(shape, inside).items()}
 
 
 def _saved(model: nn.Module, name: str, value: Tensor) -> dict[str, Tensor]:

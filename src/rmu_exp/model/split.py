@@ -157,11 +157,15 @@ def mlp_of(layer: nn.Module) -> nn.Module:
     return _part(layer, MLP, "MLP")
 
 
+class NoNorm(nn.Identity):
+    """What stands in the place of a norm that was dropped."""
+
+
 def drop_norm(model: nn.Module) -> None:
     """Put the identity in place of the norm after the last layer, so that a cut model ends in activations."""
     body = body_of(model)
     if (name := _norm_name(body)) is not None:
-        nothing = nn.Identity()
+        nothing = NoNorm()
         vars(nothing)["weight"] = getattr(getattr(body, name), "weight", None)  # whose dtype some models ask for
         setattr(body, name, nothing)
 
@@ -202,7 +206,8 @@ class Trunk:
     def rows(self, rows: Tensor) -> Trunk:
         """The same for some rows of the batch, by their indices."""
         batch = self.h_BTD.shape[0]
-        calls = [(_rows(args, rows, batch), _rows(kwargs, rows, batch)) for args, kwargs in self.calls]
+        places = [tuple(_of_rows(arg, rows, batch) for arg in args) for args, _ in self.calls]
+        calls = [(args, _rows(kwargs, rows, batch)) for args, (_, kwargs) in zip(places, self.calls, strict=True)]
         return Trunk(self.h_BTD[rows], calls)
 
 
@@ -214,14 +219,14 @@ def _rows(value: T, rows: Tensor, batch: int) -> T:
     elif isinstance(value, tuple):
         found = tuple(_rows(v, rows, batch) for v in value)
     elif isinstance(value, dict):
-        take = {"alibi": _of_heads, "lang_ids": _of_rows}
-        found = {key: take.get(key, _rows)(v, rows, batch) for key, v in value.items()}
+        found = {key: (_of_heads if key == "alibi" else _rows)(v, rows, batch) for key, v in value.items()}
     return cast(T, found)
 
 
 def _of_rows(value: T, rows: Tensor, batch: int) -> T:
-    """Take rows of a tensor of one number per row (Xmod's languages)."""
-    return cast(T, value[rows]) if isinstance(value, Tensor) and len(value) == batch else value
+    """The same of an argument that stands in a place, which may have one number for each row (Xmod's languages)."""
+    one_each = isinstance(value, Tensor) and value.dim() == 1 and len(value) == batch
+    return cast(T, cast(Tensor, value)[rows]) if one_each else _rows(value, rows, batch)
 
 
 def _of_heads(value: T, rows: Tensor, batch: int) -> T:
@@ -365,7 +370,8 @@ class SplitModel:
         (out,) = given
         out = tuple(out) if isinstance(out, list) else out
         hidden = out[0] if isinstance(out, tuple) else out
-        if not isinstance(hidden, Tensor) or hidden.dim() != 3:
+        also = [x for x in out[1:] if isinstance(x, Tensor) and x.is_floating_point()] if isinstance(out, tuple) else []
+        if not isinstance(hidden, Tensor) or hidden.dim() != 3 or any(x.dim() == 3 for x in also):
             raise UserError(f"model: the layers of {kind} hand on more than one stream; {allowed}")
         if hidden.shape[:2] != (1, 1):
             raise UserError(f"model: {kind} makes {hidden.shape[1]} positions of one token; allowed is one per token")
