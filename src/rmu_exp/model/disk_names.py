@@ -68,7 +68,7 @@ def _places(model: nn.Module, path: str, layer: int, name: str, shape: torch.Siz
     if others or "" in inside:
         return {}
     if len(inside) == 1 and next(iter(inside.values())).shape == shape:
-        return {rest: (stem, name, None) for rest in inside}
+        return dict.fromkeys(inside, (stem, name, None))
     return {rest: (stem, name, index) for rest, index in _of_experts(shape, inside).items()}
 
 
