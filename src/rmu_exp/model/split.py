@@ -98,11 +98,6 @@ def layers_path(model: nn.Module) -> str:
     return f"{named_in(model)}.{path}"
 
 
-def never_apart(model: nn.Module) -> None:
-    """Take a model for one that does not keep packed texts apart, without asking it."""
-    _APART[model] = False
-
-
 def refuse_both_ways(model: nn.Module, name: str) -> None:
     """Refuse an encoder, in which tokens see those that follow them (UserError). Asked of its attention modules."""
     said = [getattr(part, key) for part in layers_of(model).modules() for key in CAUSAL if hasattr(part, key)]

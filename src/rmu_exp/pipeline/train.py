@@ -32,14 +32,13 @@ from rmu_exp.record import provenance, rundir
 from rmu_exp.record.results import Published, Results, RunInfo, Training
 from rmu_exp.report import published
 from rmu_exp.settings import AUTO, AUTO_STEER, Run
-from rmu_exp.support import memory, progress, signals
+from rmu_exp.support import progress, signals
 from rmu_exp.support.errors import UserError
 from rmu_exp.support.files import write_atomic
 from rmu_exp.unlearning import experts, lora
 from rmu_exp.unlearning import method as methods
 from rmu_exp.unlearning.activation_cache import ActivationCache, shared
 from rmu_exp.unlearning.budget import Budget
-from rmu_exp.unlearning.footprint import Footprint, footprint
 from rmu_exp.unlearning.gradients import Wrap
 from rmu_exp.unlearning.guards import Guard
 from rmu_exp.unlearning.loop import frozen_norms, originals, unlearn
@@ -48,7 +47,6 @@ from rmu_exp.unlearning.snapshot import Snapshots
 log = logging.getLogger("rmu_exp")
 NORM_BATCHES = 4  # per topic, whose frozen norms a relative steer takes the median of, and whose routes are looked at
 PUBLISHED_LR, LR_PER_RMS = 5e-5, 0.01
-WORTH_A_WORD = 5e7  # bytes of weights, below which nobody's memory is at stake
 Metrics = dict[str, Any]
 
 
@@ -62,7 +60,6 @@ class TrainPlan:
         notes: what the log says about the texts.
         asked: questions that are asked while training.
         neutral: texts that KL to the base is measured on; none: it is not.
-        memory: what the run says about memory before it loads anything; empty: nothing worth a word.
     """
 
     run: Run
@@ -77,12 +74,6 @@ class TrainPlan:
     notes: list[str]
     asked: list[Question]
     neutral: list[Ids]
-    memory: str = ""
-
-    @property
-    def loads(self) -> int | None:
-        """How many layers are loaded; None: the whole model, with its head."""
-        return None if self.method.logits or self.neutral else self.depth
 
 
 @dataclass(frozen=True)
@@ -125,43 +116,7 @@ def prepare_training(run: Run, models: Models, texts: Texts) -> TrainPlan:
         )
     asked = check_questions(run) if run.train.check_every else []
     neutral = neutral_rows(run, models, texts) if run.train.kl_budget else []
-    first = list(itertools.islice(batches, NORM_BATCHES * len(run.topics)))
-    batches = itertools.chain(first, batches)
-    plan = TrainPlan(run, models, texts, module.Method, settings, trained, depth, steps, batches, notes, asked, neutral)
-    return dataclasses.replace(plan, memory=memory_of(plan, first))
-
-
-def memory_of(plan: TrainPlan, first: Sequence[Batch]) -> str:
-    """What training will take of memory and what there is, in words; the largest of some batches is counted.
-
-    Raises UserError: the weights and the optimizer alone take more than there is.
-    """
-    run, device = plan.run, plan.models.device
-    model, room = plan.models.base.skeleton(plan.loads), memory.room(device, run.model.memory)
-    if plan.models.shared or room is None or sum(p.nbytes for p in model.parameters()) < WORTH_A_WORD:
-        return ""
-    takes = footprint_of(plan, max(first, key=lambda batch: sum(packed.ids_RT.numel() for packed in batch.passes)))
-    free, total = (size / 1e9 for size in room)
-    parts = f"{takes.weights / 1e9:.1f} GB of it for the weights that it loads"
-    if takes.least / 1e9 > total:
-        raise UserError(
-            f"model.device: training takes {takes.least / 1e9:.1f} GB at least, {parts}, and {device} has "
-            f"{total:.1f} GB; use a larger device, model.dtype=bfloat16, a smaller layers.span, or layers=lora"
-        )
-    about = f"about {takes.most / 1e9:.1f} GB" if takes.step is not None else f"more than {takes.least / 1e9:.1f} GB"
-    return f"training takes {about}, {parts}; {free:.1f} GB are free on {device}"
-
-
-def footprint_of(plan: TrainPlan, batch: Batch) -> Footprint:
-    """What training takes of memory, if every step is like one of this batch; from shapes alone."""
-    run, trained = plan.run, plan.trained
-    model = plan.models.base.skeleton(plan.loads).to(plan.models.dtype)
-    if run.layers.lora:
-        with torch.device("meta"):
-            trained = lora.Adapters(model, trained, run.layers.rank, run.layers.rank_alpha, run.seed).trained
-    context = dataclasses.replace(_context(plan, [1.0] * len(run.topics)), device=torch.device("meta"))
-    wrap = Wrap(run.train.sam, run.train.sign_mask)
-    return footprint(model, trained, lambda: plan.method(plan.settings, context), batch, wrap)
+    return TrainPlan(run, models, texts, module.Method, settings, trained, depth, steps, batches, notes, asked, neutral)
 
 
 def trained_tensors(
@@ -239,10 +194,7 @@ def train(plan: TrainPlan, folder: Path, made_from: str, on_step: Callable[[Metr
     for note in plan.notes:
         log.info("%s", note)
     log.info("trained: %s", ", ".join(t.name for t in plan.trained))
-    if plan.memory:
-        log.info("%s", plan.memory)
-        print(plan.memory, flush=True)
-    model = models.open(plan.loads)
+    model = models.open(None if plan.method.logits or plan.neutral else plan.depth)
     batches = plan.batches
     if run.layers.experts == experts.USED:
         first = list(itertools.islice(batches, NORM_BATCHES * len(run.topics)))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T")
-STATUS, MEMINFO, CGROUP = Path("/proc/self/status"), Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
+STATUS = Path("/proc/self/status")
 
 
 def ran_out(error: BaseException) -> bool:
@@ -55,24 +55,6 @@ def until_it_fits(work: Callable[[], T], smaller: Callable[[], object], device: 
 
             torch.cuda.empty_cache()
         smaller()
-
-
-def room(device: str, gigabytes: float | None = None) -> tuple[int, int] | None:
-    """Bytes free on a device now, and what it has in all; of a CPU at most ``gigabytes``. None: it does not say."""
-    if device.startswith("cuda"):
-        import torch
-
-        free, total = torch.cuda.mem_get_info(device)
-        return int(free), int(total)
-    if device != "cpu" or not MEMINFO.is_file():
-        return None
-    known = {line.partition(":")[0]: 1024 * int(line.split()[1]) for line in MEMINFO.read_text().splitlines()}
-    free, total = known["MemAvailable"], known["MemTotal"] + known.get("SwapTotal", 0)
-    if CGROUP.is_file() and (limit := CGROUP.read_text().strip()).isdigit():  # a container's
-        free, total = min(free, int(limit)), min(total, int(limit))
-    if gigabytes is not None:
-        free, total = (min(size, int(gigabytes * 1e9)) for size in (free, total))
-    return free, total
 
 
 @contextmanager
