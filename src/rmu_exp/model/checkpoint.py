@@ -366,7 +366,10 @@ class Checkpoint:
             if isinstance(raw.get(key), int):
                 return int(raw[key])
         text = self.config.get_text_config(decoder=True)
-        return int(next(value for key in keys if isinstance(value := getattr(text, key, None), int)))
+        known = [value for key in keys if isinstance(value := getattr(text, key, None), int)]
+        if not known:
+            raise UserError(f"{self.name}: its {weights.CONFIG} has no {' or '.join(keys)}; it is no text model")
+        return known[0]
 
     @contextmanager
     def _loading(self, what: str) -> Iterator[None]:

@@ -28,8 +28,8 @@ ALL, MLP = "all", "mlp"
 ATTENTION = re.compile(r"att(?:n|ention)?[._]|^temporal")
 ROUTER = re.compile(r"(?:^|[._])(?:gate|router)\.")  # a shared expert's own gate is one, too
 DOWN = (
-    *("down_proj", "w2", "w2_weight", "fc2", "c_proj", "dense_4h_to_h", "fc_out", "output_linear", "w_out", "Wo"),
-    *("proj_down", "output.dense", "ffn.2", "ff.layer_2", "feed_forward.value", "feed_forward.output"),
+    *("down_proj", "w2", "w2_weight", "fc2", "c_proj", "dense_4h_to_h", "fc_out", "output_linear", "Wo"),
+    *("proj_down", "output.dense", "ffn.2", "feed_forward.value"),
 )
 """What an MLP's output matrix is called, as the end of its name."""
 MIXED = ("out_proj", "o_proj")
