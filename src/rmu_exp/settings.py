@@ -50,6 +50,8 @@ class Model:
     """`smollm2_135m`, `lore`, or a hub id such as `HuggingFaceH4/zephyr-7b-beta`."""
     path: str | None = setting(None)
     """A local folder in Hugging Face format, or a GGUF file; wins over the name."""
+    adapter: str | None = setting(None)
+    """A folder with an adapter of peft, which is merged into the model: the two together are the base."""
     revision: str | None = setting(None)
     """Branch, tag or commit on the hub; null: the newest."""
     dtype: str = setting("auto", choices=("auto", "float32", "bfloat16", "float16"))
@@ -90,6 +92,14 @@ class Layers:
     """LoRA's scale, as peft's lora_alpha: adapters are multiplied by rank_alpha / rank."""
     param_ids: list[int] | None = setting(None)
     """The published code's form: indices into a layer's parameters; translated to names and logged."""
+    experts: Any = setting("all")
+    """Of a mixture: all, used (those that forget texts are routed to, layer by layer), or a list of indices."""
+
+    def check(self) -> None:
+        """Refuse what names no experts."""
+        listed = isinstance(self.experts, list) and self.experts and all(type(e) is int for e in self.experts)
+        if self.experts not in ("all", "used") and not listed:
+            raise UserError(f"layers.experts: got {show(self.experts)}, allowed is all, used, or a list of indices")
 
 
 @dataclass

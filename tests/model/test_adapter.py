@@ -13,7 +13,10 @@ from transformers import AutoModelForCausalLM
 from rmu_exp.cli import compose
 from rmu_exp.model import adapter
 from rmu_exp.model.checkpoint import locate
+from rmu_exp.model.delta import Delta
+from rmu_exp.model.export import export
 from rmu_exp.pipeline import run as pipeline
+from rmu_exp.record.results import load
 from rmu_exp.support.errors import UserError
 
 
@@ -80,3 +83,34 @@ def test_what_does_not_fit_is_one_line(base, tmp_path):
         adapter.merged(locate(None, str(base)), whole, "unlearned")
     with pytest.raises(UserError, match="changes nothing"):
         adapter.merged(locate(None, str(base)), write(base, tmp_path / "zero", noise=0.0), "unlearned")
+
+
+def test_an_adapter_as_part_of_the_base(base, tmp_path, monkeypatch):
+    monkeypatch.setenv("RMU_EXP_CACHE", str(tmp_path / "cache"))
+    folder = write(base, tmp_path / "adapter")
+    (tmp_path / "t.txt").write_text("\n".join(tiny.texts(12, 1)))
+    words = ["model=local", f"model.path={base}", f"model.adapter={folder}", "data=local", "layer=3", "steer=6"]
+    words += [f"data.{role}=[{tmp_path}/t.txt]" for role in ("forget", "retain")] + ["alpha=1", "train.max_batches=2"]
+    words += ["eval=none", "tracking=off", "export=true"]
+    run = a_run.carry_out(words, tmp_path / "out")
+    delta = Delta.load(tmp_path / "out/delta.safetensors")
+    merged = AutoPeftModelForCausalLM.from_pretrained(folder).merge_and_unload().state_dict()
+    exported = load_file(tmp_path / "out/model/model.safetensors")
+    assert exported.keys() == load_file(base / "model.safetensors").keys()
+    for name, value in exported.items():
+        assert torch.allclose(value, delta.tensors.get(name, merged[name]), atol=1e-6), name
+    results = load(tmp_path / "out/results.json")
+    origin = results.provenance
+    assert origin.model_digest not in ("", locate(None, str(base)).digest())
+    assert origin.model_file["base_digest"] == locate(None, str(base)).digest()
+    assert a_run.carry_out(words, tmp_path / "out") == run, "done already"
+    with pytest.raises(UserError, match="made for"):
+        export(locate(None, str(base)), delta, tmp_path / "again")
+    other = tiny.mistral(tmp_path / "other", hidden=48)
+    for given, said in {
+        f"model.path={other}": "does not go onto .*; give the base",
+        f"model.adapter={base}": "allowed is a folder of peft's",
+    }.items():
+        with pytest.raises(UserError, match=rf"^model.adapter: .*{said}"):
+            a_run.carry_out([*words, given], tmp_path / "no")
+    assert not list((tmp_path / "no").iterdir())

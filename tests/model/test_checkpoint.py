@@ -196,8 +196,6 @@ def edit_config(folder: Path, **values):
 def test_unusable_configurations(copy):
     (copy / "config.json").write_text("{")
     refused(copy, r"config\.json: not readable as JSON")
-    (copy / "config.json").write_text(json.dumps({"model_type": "gemma3", "text_config": {"num_hidden_layers": 4}}))
-    refused(copy, r"multimodal model \(gemma3\)")
     (copy / "config.json").write_text(json.dumps({"model_type": "mistral", "quantization_config": {}}))
     refused(copy, "quantised")
 

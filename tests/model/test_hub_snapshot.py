@@ -129,6 +129,19 @@ def test_only_what_is_needed_is_downloaded_and_the_cache_is_enough_afterwards(hu
     assert sum((tmp_path / "out" / n).read_bytes() != (folder / n).read_bytes() for n in exported) == 1
 
 
+def test_a_cache_without_a_ref_or_with_a_line_end_in_it(hub, folder, tmp_path):
+    away = environment(hub, tmp_path, offline=True)
+    cache = Path(away["HF_HOME"]) / "hub" / "models--org--mine"
+    one, other = "a" * 40, "b" * 40
+    shutil.copytree(folder, cache / "snapshots" / one)
+    assert ask(away, {"name": "org/mine"})[0]["revision"] == one
+    shutil.copytree(folder, cache / "snapshots" / other)
+    assert "2 versions, and refs/main names none" in ask(away, {"name": "org/mine"})[0]["UserError"]
+    (cache / "refs").mkdir()
+    (cache / "refs/main").write_text(f"{other}\n")
+    assert ask(away, {"name": "org/mine"})[0]["revision"] == other
+
+
 def test_revisions_and_refusals(hub, folder, tmp_path):
     first = hub.repos["model", "org/model"].refs["main"]
     small = make_checkpoint("mistral", tmp_path / "small", layers=3, seed=5)

@@ -6,16 +6,14 @@ import architectures
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from rmu_exp.data import batches
 from rmu_exp.model import split as anatomy
 from rmu_exp.model.parameters import assemble, resolve
 from rmu_exp.model.split import SplitModel, layers_of
 from rmu_exp.support.errors import UserError
-from rmu_exp.unlearning.loop import unlearn
-from rmu_exp.unlearning.method import Context
-from rmu_exp.unlearning.methods import rmu
+from rmu_exp.unlearning.step import Step
 
 CPU = torch.device("cpu")
 IDS = torch.randint(3, 60, (3, 9), generator=torch.Generator().manual_seed(0))
@@ -182,12 +180,18 @@ def test_texts_are_kept_apart(checkpoint):
     assert SplitModel(checkpoint.open(None, torch.float32, CPU), 1).keeps_texts_apart()
 
 
-def test_a_model_that_passes_over_positions_is_not_trained_on_packed_texts(tmp_path):
-    model = AutoModelForCausalLM.from_pretrained(architectures.make("bloom", tmp_path)).requires_grad_(False)
-    assert not SplitModel(model, 1).keeps_texts_apart()
-    forget, retain = (batches.tokenize(["w1 w2 w3"] * 4, AutoTokenizer.from_pretrained(tmp_path), 8) for _ in "ab")
-    about = Context(2, ["topic"], [6.5], [1.0], 16, CPU, 2)
-    method = rmu.Method(rmu.Settings(faithful=False), about)
-    order = batches.shuffled([forget], [retain], 2, 2, 0, 0)
-    with pytest.raises(UserError, match="BloomForCausalLM does not keep packed texts apart"):
-        unlearn(model, resolve(model, [1, 2], None), order, method, 1e-3)
+@pytest.mark.parametrize("kind", ["bloom", "mamba2"])
+def test_a_model_that_mixes_the_texts_of_a_row_gets_one_per_row(kind, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(architectures.make(kind, tmp_path)).eval().requires_grad_(False)
+    split = SplitModel(model, 1)
+    assert not split.keeps_texts_apart()
+    halves = {"forget": [[4, 5, 6, 7, 8], [9, 10]], "retain": [[11, 12, 13], [4, 14]]}
+    packed = batches.pack(halves, 0)
+    assert len(packed.ids_RT) < 4
+    step = Step(split, batches.Batch(0, [packed], 12), {}, [2])
+    seen = step.frozen().h[2]
+    for role, texts in halves.items():
+        assert sorted(batches.texts(step.batch.passes[0], role)) == sorted(texts)
+        mine = batches.texts(step.batch.passes[0], role)
+        for text, h_TD in zip(mine, seen[role].split([*map(len, mine)]), strict=True):
+            torch.testing.assert_close(h_TD, layer_output(model, 2, input_ids=torch.tensor([text]))[0])

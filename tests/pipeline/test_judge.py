@@ -187,3 +187,23 @@ def test_a_run_is_judged_by_questions_of_ones_own_with_a_role(tiny_run, tmp_path
     monkeypatch.setenv("RMU_EXP_CACHE", str(tmp_path / ".cache"))
     assert main(["chat", str(tmp_path / "out"), "two herons", "--tokens", "2"]) == 0
     assert "unlearned" in capsys.readouterr().out
+
+
+def test_a_changed_embedding_or_a_token_more_is_one_line_and_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("RMU_EXP_CACHE", str(tmp_path / "cache"))
+    base, out = tiny.mistral(tmp_path / "base"), tmp_path / "out"
+    tensors = load_file(base / "model.safetensors")
+    shutil.copytree(base, tmp_path / "embedding")
+    tensors["model.embed_tokens.weight"][3] += 1
+    save_file(tensors, tmp_path / "embedding/model.safetensors", {"format": "pt"})
+    tiny.mistral(tmp_path / "token", vocab_size=len(tensors["lm_head.weight"]) + 1)
+    for name, said in {
+        "embedding": r"unlearned: .*embed_tokens.weight differs from the base, and lies outside of the decoder layers",
+        "token": r"unlearned: .*token does not match .*base: its vocab_size is \d+, not \d+",
+    }.items():
+        words = [f"unlearned={tmp_path / name}", f"base={base}", "model=lore", "data=lore", "eval.tasks=[lore_general]"]
+        (judged,) = compose.composed([*words, "eval.limit=2", "tracking=off"], ROOT / "conf", name="judge")
+        with pytest.raises(UserError, match=said) as told:
+            run.execute(judged, out)
+        assert "\n" not in str(told.value)
+        assert not list(out.iterdir())

@@ -9,8 +9,8 @@ import argparse
 from pathlib import Path
 
 from rmu_exp.cli.apply import base_of, write
-from rmu_exp.model.checkpoint import locate
 from rmu_exp.model.delta import Delta
+from rmu_exp.pipeline.models import Models
 from rmu_exp.record import rundir
 from rmu_exp.settings import Model
 from rmu_exp.support.errors import UserError
@@ -33,6 +33,6 @@ def run(args: argparse.Namespace) -> int:
         base = base_of(args.base, delta)
     else:
         model = rundir.of(config).part("model", Model)
-        base = locate(model.name, model.path, delta.base.get("revision") or model.revision, model.trust_remote_code)
+        base = Models.find(model, None, delta.base.get("revision") or None).base
     write(base, delta, args.folder, args.out)
     return 0

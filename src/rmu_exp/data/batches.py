@@ -45,6 +45,7 @@ class PackedRows:
     mask_RT: Tensor | None  # 1 for text and 0 for padding; None when rows are packed
     positions_RT: Tensor | None  # of each token in its text; None for the model's own
     tokens: dict[str, Tensor]  # role to indices into the flattened (R·T) tokens that the role's loss runs over
+    alone: bool = False  # each text has a row of its own, so that a model's own positions do
 
     @cached_property
     def digest(self) -> str:
@@ -64,7 +65,7 @@ class PackedRows:
         )
         assert ids is not None
         tokens = {role: index.to(device, non_blocking=True) for role, index in self.tokens.items()}
-        moved = PackedRows(ids, mask, positions, tokens)
+        moved = PackedRows(ids, mask, positions, tokens, self.alone)
         vars(moved)["digest"] = self.digest  # reading it off the device would wait for the device
         return moved
 
@@ -221,8 +222,11 @@ def _draw(corpus: Tokens, batch_size: int, seed: int, name: str) -> Iterator[lis
         yield [corpus.ids[i] for i in picked]
 
 
-def pack(halves: dict[str, list[list[int]]], pad: int) -> PackedRows:
-    """All texts of a step in as few rows of the longest text's length as first fit finds."""
+def pack(halves: dict[str, list[list[int]]], pad: int, alone: bool = False) -> PackedRows:
+    """All texts of a step in as few rows of the longest text's length as first fit finds; ``alone``: each in its own.
+
+    What is left of a row comes after its texts, so that it reaches none of them in a model that reads in one direction.
+    """
     pieces = [(role, text) for role, texts in halves.items() for text in texts]
     pieces.sort(key=lambda piece: -len(piece[1]))
     width = len(pieces[0][1])
@@ -230,7 +234,7 @@ def pack(halves: dict[str, list[list[int]]], pad: int) -> PackedRows:
     room: list[int] = []
     for piece in pieces:
         for i, left in enumerate(room):
-            if len(piece[1]) <= left:
+            if len(piece[1]) <= left and not alone:
                 rows[i].append(piece)
                 room[i] -= len(piece[1])
                 break
@@ -249,7 +253,16 @@ def pack(halves: dict[str, list[list[int]]], pad: int) -> PackedRows:
             tokens[role] += range(r * width + at, r * width + end)
             at = end
         positions[r, at:] = torch.arange(width - at)  # the rest is a text of its own that nobody reads
-    return PackedRows(ids, None, positions, {role: torch.tensor(index) for role, index in tokens.items()})
+    return PackedRows(ids, None, positions, {role: torch.tensor(index) for role, index in tokens.items()}, alone)
+
+
+def spread(batch: Batch) -> Batch:
+    """The same texts, those of packed rows each in a row of its own: for models that would mix the texts of a row."""
+    passes = [
+        p if p.positions_RT is None or p.alone else pack({role: texts(p, role) for role in p.tokens}, 0, alone=True)
+        for p in batch.passes
+    ]
+    return Batch(batch.topic, passes, batch.text_tokens)
 
 
 def texts(packed: PackedRows, role: str) -> list[list[int]]:

@@ -22,10 +22,10 @@ import torch
 from torch import nn
 
 from rmu_exp import worlds
-from rmu_exp.model import gguf
+from rmu_exp.model import disk_names, gguf
 from rmu_exp.model import weight_files as weights
 from rmu_exp.model.hub_snapshot import Snapshot, snapshot
-from rmu_exp.model.split import drop_norm, norm_of
+from rmu_exp.model.split import drop_norm, keep_layers, lies_at, named_in, refuse_both_ways, stem_name, stem_of
 from rmu_exp.settings import Model
 from rmu_exp.support import memory
 from rmu_exp.support.errors import RunError, UserError, first_line
@@ -35,7 +35,9 @@ if TYPE_CHECKING:
 
 TOKENIZER = ("tokenizer", "vocab", "spiece.model", "sentencepiece")
 TOKEN_FILES = (*TOKENIZER, "merges", "special_tokens", "added_tokens")
-PER_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers", "layers_block_type")
+DEPTH = ("decoder_layers", "num_decoder_layers", "num_layers", "num_hidden_layers", "n_layer", "n_layers")
+MERGED = "merged_adapter.json"
+"""In a folder that was made of a base and an adapter: the note of both."""
 UNLIMITED = 2**20  # tokens, for architectures without positions
 HEADS = ("lm_head.", "embed_out.")
 HEAD = ("lm_head.weight", "embed_out.weight")
@@ -113,7 +115,7 @@ class Checkpoint:
     @property
     def depth(self) -> int:
         """Number of decoder layers."""
-        return self._size("num_hidden_layers", "n_layer", "num_layers")
+        return self._size(*DEPTH)
 
     @property
     def hidden_size(self) -> int:
@@ -246,8 +248,9 @@ class Checkpoint:
 
     @property
     def made_from(self) -> dict[str, str]:
-        """The GGUF file that it was dequantised from: name, sha256, architecture, and the versions that read it."""
-        return gguf.note_of(self.folder)
+        """The GGUF file that it was dequantised from (name, sha256, architecture, and the versions that read it), and
+        the adapter that was merged into it (name, sha256, and the base's name and digest)."""
+        return gguf.note_of(self.folder) | gguf.note_of(self.folder, MERGED)
 
     def open(self, depth: int | None, dtype: torch.dtype, device: torch.device) -> nn.Module:
         """Load the model, for use without training: no gradients, no dropout.
@@ -260,44 +263,71 @@ class Checkpoint:
             UserError: the weights do not fit the configuration, or transformers cannot load them.
             RunError: it does not fit the memory, or a download failed.
         """
-        from transformers import AutoModel, AutoModelForCausalLM
+        model, fault = self._load(depth, depth, dtype, device)
+        if fault and depth is not None and depth < self.depth:  # in some, what a layer is depends on how many there are
+            model, fault = self._load(self.depth, depth, dtype, device)
+        if fault:
+            raise UserError(fault)
+        return model.eval().requires_grad_(False)
 
-        self.fetch(depth)
+    def _load(
+        self, read: int | None, depth: int | None, dtype: torch.dtype, device: torch.device
+    ) -> tuple[nn.Module, str | None]:
+        """The first ``depth`` layers of a model made with ``read`` (None: the causal one); what is wrong with it."""
+        from transformers import AutoModelForCausalLM
+
+        self.fetch(read)
         place = {} if torch.device(device).type == "cpu" else {"device_map": {"": device}}
         shared = {
             "dtype": dtype,
             "trust_remote_code": self.trust_remote_code,
             "use_safetensors": True,
             "output_loading_info": True,
-            "ignore_mismatched_sizes": True,  # reported below, in one line
+            "ignore_mismatched_sizes": True,  # reported in one line
             **place,
         }
-        with self._loading("its weights"), self._view(depth) as folder:
-            if depth is None:
+        with self._loading("its weights"), self._view(read) as folder:
+            if read is None:
                 loaded = AutoModelForCausalLM.from_pretrained(folder, **shared)
-            else:
-                loaded = AutoModel.from_pretrained(folder, config=self._cut(depth), **shared)
+            else:  # the class that the causal model has inside, which is not always the architecture's plain model
+                inside = cast(Any, self.skeleton(read))
+                loaded = type(inside).from_pretrained(folder, config=self._cut(read), **shared)
+                lies_at(loaded[0], named_in(inside))
+                disk_names.note(loaded[0], disk_names.conversions(inside))
         model, info = cast(tuple[nn.Module, dict[str, set[Any]]], loaded)
-        self._check_loaded(model, info, depth)
-        if depth is not None:
+        fault = self._fault(info, read)
+        if depth is not None and not fault:
+            keep_layers(model, depth)
             drop_norm(model)
-        return model.eval().requires_grad_(False)
+        return model, fault
 
-    def skeleton(self, depth: int) -> nn.Module:
-        """The first ``depth`` layers without weights: names and shapes, for questions about them."""
-        from transformers import AutoModel
+    def skeleton(self, depth: int | None) -> nn.Module:
+        """The first ``depth`` layers (None: the causal model) without weights: for questions about names and shapes.
+
+        Raises UserError: transformers does not know the architecture, or it is none that predicts what follows.
+        """
+        from transformers import AutoModelForCausalLM
 
         with self._loading("its configuration"), torch.device("meta"):
-            model = AutoModel.from_config(self._cut(depth), trust_remote_code=self.trust_remote_code)
-        assert isinstance(model, nn.Module)
-        return model
+            config = self.config if depth is None else self._cut(depth)
+            causal = AutoModelForCausalLM.from_config(config, trust_remote_code=self.trust_remote_code)
+        refuse_both_ways(causal, self.name)
+        if depth is None:
+            return cast(nn.Module, causal)
+        stem = stem_of(causal)
+        lies_at(stem, stem_name(causal))
+        disk_names.note(stem, disk_names.conversions(causal))
+        return stem
 
     def _cut(self, depth: int) -> PreTrainedConfig:
         config = copy.deepcopy(self.config)
-        for name in PER_LAYER:
-            if isinstance(listed := getattr(config, name, None), (list, tuple)):
-                setattr(config, name, list(listed)[:depth])
-        config.num_hidden_layers = depth
+        text = config.get_text_config(decoder=True)
+        for name, value in vars(text).items():
+            if isinstance(value, (list, tuple)) and len(value) == self.depth:  # one entry per layer
+                setattr(text, name, value[:depth])
+        for name in DEPTH:
+            if name in vars(text):
+                setattr(text, name, depth)
         return config
 
     @contextmanager
@@ -317,26 +347,29 @@ class Checkpoint:
             (view / weights.INDEX).write_text(json.dumps({"metadata": {}, "weight_map": mine}))
             yield view
 
-    def _check_loaded(self, model: nn.Module, info: dict[str, set[Any]], depth: int | None) -> None:
-        """Refuse a model of which some tensors did not come from the files: they would be random."""
-        last = norm_of(model) if depth is not None else None
-        norm = {id(p) for p in last.parameters()} if last is not None else set()
-        unused = {name for name, p in model.named_parameters() if id(p) in norm}
-        missing = sorted(set(info["missing_keys"]) - unused)
+    def _fault(self, info: dict[str, set[Any]], depth: int | None) -> str | None:
+        """What of a model did not come from the files, in words: it would be random."""
+        missing = set(info["missing_keys"])
+        if depth is not None and missing:  # the final norm, or what stands beside the layers and the causal model lacks
+            used = self.skeleton(depth)
+            drop_norm(used)
+            missing &= set(used.state_dict())
         if missing:
-            raise UserError(
-                f"{self.name}: its weights lack {_few(missing)}; they do not belong to its {weights.CONFIG}"
-            )
+            return f"{self.name}: its weights lack {_few(sorted(missing))}; they do not belong to its {weights.CONFIG}"
         wrong = sorted(f"{name} ({list(has)}, not {list(wanted)})" for name, has, wanted in info["mismatched_keys"])
-        if wrong:
-            raise UserError(f"{self.name}: its weights do not fit its {weights.CONFIG}: {_few(wrong)}")
+        return f"{self.name}: its weights do not fit its {weights.CONFIG}: {_few(wrong)}" if wrong else None
 
     def _size(self, *keys: str) -> int:
         raw = weights.read_json(self.folder / weights.CONFIG)
+        raw = raw.get("text_config") or raw
         for key in keys:
             if isinstance(raw.get(key), int):
                 return int(raw[key])
-        return int(getattr(self.config, keys[0]))
+        text = self.config.get_text_config(decoder=True)
+        known = [value for key in keys if isinstance(value := getattr(text, key, None), int)]
+        if not known:
+            raise UserError(f"{self.name}: its {weights.CONFIG} has no {' or '.join(keys)}; it is no text model")
+        return known[0]
 
     @contextmanager
     def _loading(self, what: str) -> Iterator[None]:
@@ -363,9 +396,6 @@ def _checked(checkpoint: Checkpoint, key: str) -> Checkpoint:
     raw = weights.read_json(checkpoint.folder / weights.CONFIG)
     if raw.get("quantization_config") is not None:
         raise UserError(f"{key}: {checkpoint.name} is quantised; give the checkpoint that it was made from")
-    if "num_hidden_layers" not in raw and isinstance(raw.get("text_config"), dict):
-        kind = raw.get("model_type", "this kind")
-        raise UserError(f"{key}: {checkpoint.name} is a multimodal model ({kind}); allowed is a text-only causal model")
     if checkpoint.hub is None:
         checkpoint.refuse_odd_weights(key)
     return checkpoint

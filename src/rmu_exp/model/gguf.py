@@ -139,9 +139,9 @@ def from_gguf(path: Path, key: str = "model.path") -> Path:
     return folder
 
 
-def note_of(folder: Path) -> dict[str, str]:
+def note_of(folder: Path, note: str = NOTE) -> dict[str, str]:
     """What is known of the GGUF file that a folder was made from; empty when it was made from none."""
-    file = folder / NOTE
+    file = folder / note
     return {k: str(v) for k, v in weights.read_json(file).items()} if file.is_file() else {}
 
 

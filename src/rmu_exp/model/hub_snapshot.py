@@ -76,7 +76,7 @@ def snapshot(repo: str, revision: str | None, remote_code: bool) -> Snapshot:
     from huggingface_hub.hf_api import RepoFile
 
     if constants.HF_HUB_OFFLINE:
-        folder = _download(repo, revision, [weight_files.CONFIG])
+        folder = _download(repo, revision or _only_version(repo), [weight_files.CONFIG])
         return Snapshot(repo, folder.name, folder, {})
     hub.check(repo, "model", revision)  # one request without retries, that tells a gated repository from a missing one
     with hub.asking(repo, "model", revision):
@@ -93,6 +93,30 @@ def snapshot(repo: str, revision: str | None, remote_code: bool) -> Snapshot:
     _download(repo, revision, [weight_files.CONFIG])  # by the name, whose commit the cache remembers then
     folder = _download(repo, commit, small)
     return Snapshot(repo, commit, folder, {name: digest for name, digest in files.items() if digest})
+
+
+def _only_version(repo: str) -> str | None:
+    """The commit of the default branch in the cache, where the hub's client does not see it; None: leave it to that.
+
+    A cache that was filled by commit has no ``refs/main``, and one made by hand may have a line end in it.
+
+    Raises UserError: several versions are there, and nothing says which.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="model")
+    named = folder / "refs" / "main"
+    commit = named.read_text(encoding="utf-8").strip() if named.is_file() else ""
+    there = sorted(version.name for version in (folder / "snapshots").glob("*") if version.is_dir())
+    if commit in there:
+        return commit
+    if len(there) > 1:
+        raise UserError(
+            f"model.name: {repo} is in the cache in {len(there)} versions, and refs/main names none of them; "
+            f"add model.revision={there[0]} or another"
+        )
+    return there[0] if there else None
 
 
 def _download(repo: str, revision: str | None, names: Sequence[str], bars: bool = False) -> Path:

@@ -8,10 +8,12 @@ slices; it knows nothing of training or of files.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -23,30 +25,16 @@ from rmu_exp.model.split import layers_of, layers_path
 from rmu_exp.support.errors import UserError
 
 ALL, MLP = "all", "mlp"
+ATTENTION = re.compile(r"att(?:n|ention)?[._]|^temporal")
+ROUTER = re.compile(r"(?:^|[._])(?:gate|router)\.")  # a shared expert's own gate is one, too
 DOWN = (
-    "mlp.down_proj.weight",
-    "mlp.dense_4h_to_h.weight",
-    "mlp.c_proj.weight",
-    "block_sparse_moe.experts.*.w2.weight",
-    "mlp.experts.*.down_proj.weight",
-    "mlp.experts.*.w2.weight",
-    "mlp.experts.down_proj",
-    "mlp.experts.down_proj.weight",
-    "feed_forward.down_proj.weight",
-    "feed_forward.experts.*.down_proj.weight",
-    "feed_forward.experts.*.w2.weight",
-    "feed_forward.experts.down_proj",
-    "feed_forward.w2.weight",
-    "block_sparse_moe.output_linear.weight",
-    "mlp.output_linear.weight",
-    "shared_mlp.output_linear.weight",
-    "mlp.fc_out.weight",
-    "mlp.fc2.weight",
-    "mlp.w2.weight",
-    "fc2.weight",
-    "ffn.*.down_proj.weight",
-    "ffn.w_out.weight",
+    *("down_proj", "w2", "w2_weight", "fc2", "c_proj", "dense_4h_to_h", "fc_out", "output_linear", "Wo"),
+    *("proj_down", "output.dense", "ffn.2", "feed_forward.value"),
 )
+"""What an MLP's output matrix is called, as the end of its name."""
+MIXED = ("out_proj", "o_proj")
+"""The same of a layer that has no MLP, as in state-space models: what writes to the residual stream."""
+_SHARED: WeakKeyDictionary[nn.Module, set[int]] = WeakKeyDictionary()
 PUBLISHED = {"mixtral": ["block_sparse_moe.experts.0.w3.weight"]}
 
 
@@ -67,6 +55,12 @@ class TrainedTensor:
         """The tensor in the model's own memory; writing to it changes the model."""
         whole = layer.get_parameter(self.parameter).detach()
         return whole if self.index is None else whole[self.index]
+
+
+def expert_of(name: str) -> int | None:
+    """The expert that a tensor on disk belongs to, by its name; None: it is of no single one."""
+    match = disk_names.EXPERT.match(name)
+    return None if match is None else int(match["expert"])
 
 
 def assemble(
@@ -129,7 +123,7 @@ def resolve(model: nn.Module, layers: Sequence[int], names: Sequence[str] | None
     Args:
         layers: layer indices.
         names: names inside a layer as on disk, globs allowed; ``all``: every tensor of the layer;
-            ``mlp``: every matrix of its MLP or experts, the router aside; None: the MLP's output matrix.
+            ``mlp``: every matrix of its MLP or experts, routers aside; None: the MLP's output matrix.
 
     Returns:
         Without repetition, layer by layer, in each layer's published order.
@@ -159,7 +153,7 @@ def resolve(model: nn.Module, layers: Sequence[int], names: Sequence[str] | None
 
 def _in_mlp(name: str, value: Tensor) -> bool:
     """Whether a tensor, by its name inside a layer, is a matrix of the MLP or of an expert."""
-    return name.split(".")[0] in MLPS and value.dim() > 1 and not name.endswith("gate.weight")
+    return name.split(".")[0] in MLPS and value.dim() > 1 and not ROUTER.search(name)
 
 
 def by_index(model: nn.Module, layer: int, ids: Sequence[int]) -> list[str]:
@@ -191,9 +185,12 @@ def down_projection(model: nn.Module, layer: int = 0) -> str:
         UserError: the layer has none under any known name.
     """
     known = _slots(model, layer)
-    for pattern in DOWN:
-        if any(fnmatchcase(name, pattern) for name in known):
-            return pattern
+    for ends in (DOWN, MIXED):
+        found = [name for name in known if any(f".{name}".removesuffix(".weight").endswith(f".{end}") for end in ends)]
+        if ends is DOWN:
+            found = [name for name in found if not ATTENTION.search(name)]
+        if found := [name for name in found if "shared" not in name] or found:  # experts before the shared one
+            return re.sub(r"\bexperts\.\d+\.", "experts.*.", found[0])
     raise UserError(f"layers.parameters: layer {layer} has no known MLP output matrix; choose among {_listed(known)}")
 
 
@@ -207,12 +204,20 @@ def _slots(model: nn.Module, layer: int) -> dict[str, TrainedTensor]:
     layers = layers_of(model)
     if not 0 <= layer < len(layers):
         raise UserError(f"layers: got {layer}, allowed is 0 to {len(layers) - 1}")
-    shapes = {name: p.shape for name, p in layers[layer].named_parameters()}
-    prefix = f"{layers_path(model)}.{layer}."
+    several = _of_several_layers(model)
+    shapes = {name: p.shape for name, p in layers[layer].named_parameters() if id(p) not in several}
     return {
-        name: TrainedTensor(layer, f"{prefix}{name}", *place)
-        for name, place in disk_names.places(model, prefix, shapes).items()
+        name: TrainedTensor(layer, f"{stem}.{layer}.{name}", parameter, index)
+        for name, (stem, parameter, index) in disk_names.places(model, layers_path(model), layer, shapes).items()
     }
+
+
+def _of_several_layers(model: nn.Module) -> set[int]:
+    """Parameters that layers share (Zamba): to train one for a layer would change the others."""
+    if model not in _SHARED:
+        count = Counter(key for layer in layers_of(model) for key in {id(p) for p in layer.parameters()})
+        _SHARED[model] = {key for key, times in count.items() if times > 1}
+    return _SHARED[model]
 
 
 def _listed(known: dict[str, TrainedTensor]) -> str:

@@ -9,6 +9,7 @@ Shapes: B rows, T positions, D hidden size.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,10 +23,15 @@ from torch.func import functional_call
 from rmu_exp.support.errors import UserError
 
 T = TypeVar("T")
+log = logging.getLogger("rmu_exp")
 _APART: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 """Whether a model keeps packed texts apart."""
-LAYERS = ("layers", "h", "blocks")
-NORM = ("norm", "final_layer_norm", "ln_f", "norm_f", "final_layernorm", "layer_norm")
+_NAMED: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+"""What the causal model calls a part that was loaded without it."""
+LAYERS = ("layers", "h", "blocks", "layer", "block")
+NORM = ("norm", "final_layer_norm")  # of several beside the layers
+CAUSAL = ("is_causal", "is_decoder")  # what attention modules say of themselves
+ONE_WAY = {"attn_type": "uni", "causal": True}  # what the configurations of XLNet and XLM say
 ATTENTION = ("self_attn", "attention", "attn", "self_attention")
 MLP = ("mlp", "block_sparse_moe", "feed_forward", "ffn", "moe")
 
@@ -38,17 +44,36 @@ def _layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         raise UserError(f"model: {type(model).__name__} has an encoder; allowed is a decoder-only model")
-    for path, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and path.rpartition(".")[2] in LAYERS:
-            return path, module
+    known = {path: module for path, module in model.named_modules() if isinstance(module, nn.ModuleList)}
+    found = [path for path in known if path.rpartition(".")[2] in LAYERS]
+    decoder = cast(Any, model).get_decoder() if hasattr(model, "get_decoder") else model
+    inside = {id(module) for module in decoder.modules()}  # a multimodal model has other towers beside it
+    for path in sorted(found, key=lambda path: id(known[path]) not in inside):
+        return path, known[path]
     raise UserError(f"model: {type(model).__name__} has no list of decoder layers; looked for {', '.join(LAYERS)}")
 
 
 def stem_of(model: nn.Module) -> nn.Module:
     """What takes token ids and gives hidden states: a causal model without its head; the model itself has none."""
-    stem = getattr(model, getattr(model, "base_model_prefix", ""), model)
+    stem = getattr(model, stem_name(model), model)
     assert isinstance(stem, nn.Module)
     return stem
+
+
+def stem_name(model: nn.Module) -> str:
+    """What a causal model calls the part without its head; empty for that part itself."""
+    names = (getattr(model, "base_model_prefix", ""), "model")
+    return next((name for name in names if name and isinstance(getattr(model, name, None), nn.Module)), "")
+
+
+def lies_at(model: nn.Module, name: str) -> None:
+    """Note what the causal model calls a part that is here without it."""
+    _NAMED[model] = name
+
+
+def named_in(model: nn.Module) -> str:
+    """What the causal model calls a part that is here without it."""
+    return _NAMED.get(model) or getattr(model, "base_model_prefix", "") or "model"
 
 
 def body_of(model: nn.Module) -> nn.Module:
@@ -68,19 +93,32 @@ def layers_of(model: nn.Module) -> nn.ModuleList:
 def layers_path(model: nn.Module) -> str:
     """Where the layers are in the causal model, such as ``model.layers``; the same for a headless one."""
     path = _layers(model)[0]
-    return path if stem_of(model) is not model else f"{getattr(model, 'base_model_prefix', '') or 'model'}.{path}"
+    if stem_of(model) is not model:
+        return path
+    return f"{named_in(model)}.{path}"
+
+
+def refuse_both_ways(model: nn.Module, name: str) -> None:
+    """Refuse an encoder, in which tokens see those that follow them (UserError). Asked of its attention modules."""
+    said = [getattr(part, key) for part in layers_of(model).modules() for key in CAUSAL if hasattr(part, key)]
+    config = getattr(model, "config", None)
+    if (said and not any(said)) or any(getattr(config, key, value) != value for key, value in ONE_WAY.items()):
+        raise UserError(
+            f"model: the attention of {name} ({type(model).__name__}) is not causal by itself; "
+            "allowed is a causal language model (with is_decoder: true in its config.json if it is one)"
+        )
 
 
 def norm_of(model: nn.Module) -> nn.Module | None:
-    """The norm after the last layer; None: the architecture has none. Raises UserError: one of an unknown name."""
-    body = body_of(model)
-    if (name := _name_of(body, NORM)) is not None:
-        return cast(nn.Module, getattr(body, name))
-    if unknown := [n for n, part in body.named_children() if "Norm" in type(part).__name__ and "emb" not in n]:
-        raise UserError(
-            f"model: {type(body).__name__} has no final norm; looked for {', '.join(NORM)}, not {unknown[0]}"
-        )
-    return None
+    """The norm after the last layer; None: the architecture has none."""
+    name = _norm_name(body_of(model))
+    return None if name is None else cast(nn.Module, getattr(body_of(model), name))
+
+
+def _norm_name(body: nn.Module) -> str | None:
+    """The norm that stands beside the layers, other than one of the embeddings."""
+    norms = [n for n, part in body.named_children() if "Norm" in type(part).__name__ and "emb" not in n]
+    return next((name for name in NORM if name in norms), norms[-1] if norms else None)
 
 
 def embedding_of(model: nn.Module) -> nn.Module:
@@ -114,11 +152,17 @@ def mlp_of(layer: nn.Module) -> nn.Module:
     return _part(layer, MLP, "MLP")
 
 
+class NoNorm(nn.Identity):
+    """What stands in the place of a norm that was dropped."""
+
+
 def drop_norm(model: nn.Module) -> None:
     """Put the identity in place of the norm after the last layer, so that a cut model ends in activations."""
-    if norm_of(model) is not None:
-        body = body_of(model)
-        setattr(body, cast(str, _name_of(body, NORM)), nn.Identity())
+    body = body_of(model)
+    if (name := _norm_name(body)) is not None:
+        nothing = NoNorm()
+        vars(nothing)["weight"] = getattr(getattr(body, name), "weight", None)  # whose dtype some models ask for
+        setattr(body, name, nothing)
 
 
 def _part(owner: nn.Module, names: tuple[str, ...], what: str) -> nn.Module:
@@ -126,6 +170,12 @@ def _part(owner: nn.Module, names: tuple[str, ...], what: str) -> nn.Module:
     if name is None:
         raise UserError(f"model: {type(owner).__name__} has no {what}; looked for {', '.join(names)}")
     return cast(nn.Module, getattr(owner, name))
+
+
+def keep_layers(model: nn.Module, depth: int) -> None:
+    """Take the layers from ``depth`` on away."""
+    path, layers = _layers(model)
+    setattr(model.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2], layers[:depth])
 
 
 def _name_of(owner: nn.Module, names: tuple[str, ...]) -> str | None:
@@ -151,7 +201,8 @@ class Trunk:
     def rows(self, rows: Tensor) -> Trunk:
         """The same for some rows of the batch, by their indices."""
         batch = self.h_BTD.shape[0]
-        calls = [(_rows(args, rows, batch), _rows(kwargs, rows, batch)) for args, kwargs in self.calls]
+        places = [tuple(_of_rows(arg, rows, batch) for arg in args) for args, _ in self.calls]
+        calls = [(args, _rows(kwargs, rows, batch)) for args, (_, kwargs) in zip(places, self.calls, strict=True)]
         return Trunk(self.h_BTD[rows], calls)
 
 
@@ -163,8 +214,21 @@ def _rows(value: T, rows: Tensor, batch: int) -> T:
     elif isinstance(value, tuple):
         found = tuple(_rows(v, rows, batch) for v in value)
     elif isinstance(value, dict):
-        found = {key: _rows(v, rows, batch) for key, v in value.items()}
+        found = {key: (_of_heads if key == "alibi" else _rows)(v, rows, batch) for key, v in value.items()}
     return cast(T, found)
+
+
+def _of_rows(value: T, rows: Tensor, batch: int) -> T:
+    """The same of an argument that stands in a place, which may have one number for each row (Xmod's languages)."""
+    one_each = isinstance(value, Tensor) and value.dim() == 1 and len(value) == batch
+    return cast(T, cast(Tensor, value)[rows]) if one_each else _rows(value, rows, batch)
+
+
+def _of_heads(value: T, rows: Tensor, batch: int) -> T:
+    """Take rows of an ALiBi tensor, whose first size is rows × heads in Bloom and Falcon."""
+    if not isinstance(value, Tensor) or value.dim() > 3:
+        return _rows(value, rows, batch)
+    return value.unflatten(0, (batch, -1))[rows].flatten(0, 1)
 
 
 class SplitModel:
@@ -184,7 +248,7 @@ class SplitModel:
         if not 0 <= first < len(self._layers):
             raise UserError(f"layers: got {first}, allowed is 0 to {len(self._layers) - 1}")
         self.device = next(model.parameters()).device
-        self._tuples = self._returns_tuple()
+        self._outputs = self._outputs_of_a_layer()
 
     @torch.no_grad()
     def trunk(
@@ -202,7 +266,7 @@ class SplitModel:
             known_BTD: what these layers gave for the same rows before; they are then not run again.
         """
         first = self.first if known_BTD is None else 0
-        stand_ins = [_StandIn(layer, self._tuples) for layer in self._layers[first:]]
+        stand_ins = [_StandIn(layer, self._outputs) for layer in self._layers[first:]]
         extra = {} if positions_BT is None else {"position_ids": positions_BT}
         with self._replaced([*self._layers[:first], *stand_ins]):
             stem_of(self.model)(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False, **extra)
@@ -241,7 +305,7 @@ class SplitModel:
             h_BTD = h_BTD + shifts[self.first - 1].to(h_BTD.dtype)
         for index, (args, kwargs) in enumerate(trunk.calls, self.first):
             out = functional_call(self._layers[index], weights.get(index, {}), (h_BTD, *args), kwargs)
-            h_BTD = out[0] if isinstance(out, tuple) else out
+            h_BTD = out[0] if isinstance(out, (tuple, list)) else out
             if index in shifts:
                 h_BTD = h_BTD + shifts[index].to(h_BTD.dtype)
             yield index, h_BTD
@@ -251,7 +315,7 @@ class SplitModel:
 
         Its own forward is run with that output in the place of its layers, so that scaling and capping stay its own.
         """
-        with self._replaced([_StandIn(layer, self._tuples, h_BTD) for layer in self._layers]):
+        with self._replaced([_StandIn(layer, self._outputs, h_BTD) for layer in self._layers]):
             out = self.model(input_ids=ids_BT, use_cache=False).logits
         assert isinstance(out, Tensor)
         return out
@@ -268,24 +332,45 @@ class SplitModel:
         positions_1T = torch.tensor([[0, 1, 0, 1]], device=self.device)
         with self._replaced(self._layers[: self.first + 1]):
             stem = stem_of(self.model)
-            packed, joined, alone = (
-                stem(input_ids=ids, attention_mask=None, use_cache=False, **extra)[0][:, -2:].float()
-                for ids, extra in ((ids_1T, {"position_ids": positions_1T}), (ids_1T, {}), (ids_1T[:, 2:], {}))
-            )
+
+            def last(ids_1T: Tensor, **extra: Tensor) -> Tensor:
+                out = stem(input_ids=ids_1T, attention_mask=None, use_cache=False, **extra)[0]
+                assert isinstance(out, Tensor)
+                return out[:, -2:].float()
+
+            joined, alone = last(ids_1T), last(ids_1T[:, 2:])
+            try:
+                packed = last(ids_1T, position_ids=positions_1T)
+            except (TypeError, ValueError, RuntimeError, IndexError):  # it knows no such argument, or not in this way
+                packed = joined
         _APART[self.model] = bool((packed - alone).norm() <= 0.1 * (joined - alone).norm())
         return _APART[self.model]
 
     @torch.no_grad()
-    def _returns_tuple(self) -> bool:
-        """Whether the layers give their hidden states in a tuple: asked with one token, once."""
-        layer, tuples = self._layers[self.first], list[bool]()
+    def _outputs_of_a_layer(self) -> int:
+        """How many things a layer gives in a tuple, hidden states first; 0: these alone. Asked with one token, once.
+
+        Raises UserError: the model runs a layer twice or not at all, or its hidden states are not (B, T, D).
+        """
+        layer, given = self._layers[self.first], list[Any]()
         with (
-            layer.register_forward_hook(lambda _module, _inputs, out: tuples.append(type(out) is tuple)),
+            layer.register_forward_hook(lambda _module, _inputs, out: given.append(out)),
             self._replaced(self._layers[: self.first + 1]),
         ):
             ids_BT = torch.zeros(1, 1, dtype=torch.long, device=self.device)
             stem_of(self.model)(input_ids=ids_BT, attention_mask=None, use_cache=False)
-        return tuples[0]
+        kind, allowed = type(self.model).__name__, "allowed is a model whose layers each add to one stream, one by one"
+        if len(given) != 1:
+            raise UserError(f"model: {kind} runs layer {self.first} {len(given)} times; {allowed}")
+        (out,) = given
+        out = tuple(out) if isinstance(out, list) else out
+        hidden = out[0] if isinstance(out, tuple) else out
+        also = [x for x in out[1:] if isinstance(x, Tensor) and x.is_floating_point()] if isinstance(out, tuple) else []
+        if not isinstance(hidden, Tensor) or hidden.dim() != 3 or any(x.dim() == 3 for x in also):
+            raise UserError(f"model: the layers of {kind} hand on more than one stream; {allowed}")
+        if hidden.shape[:2] != (1, 1):
+            raise UserError(f"model: {kind} makes {hidden.shape[1]} positions of one token; allowed is one per token")
+        return len(out) if isinstance(out, tuple) else 0
 
     @contextmanager
     def _replaced(self, layers: Iterable[nn.Module]) -> Iterator[None]:
@@ -298,6 +383,16 @@ class SplitModel:
             setattr(body, name, self._layers)
 
 
+def refuse_unknown_flow(skeleton: nn.Module) -> None:
+    """Refuse a model that cannot be run in two pieces, asked of it without weights (UserError)."""
+    try:
+        SplitModel(skeleton, len(layers_of(skeleton)) - 1)
+    except UserError:
+        raise
+    except Exception as error:  # some look at numbers, of which there are none
+        log.debug("not asked without weights: %s", error)
+
+
 class _StandIn(nn.Module):
     """Takes a layer's place: keeps what the model hands the layer, and gives the hidden states on, or others instead.
 
@@ -307,10 +402,10 @@ class _StandIn(nn.Module):
     hidden: Tensor
     call: Call
 
-    def __init__(self, layer: nn.Module, returns_tuple: bool, given_BTD: Tensor | None = None) -> None:
+    def __init__(self, layer: nn.Module, outputs: int, given_BTD: Tensor | None = None) -> None:
         super().__init__()
         self._stands_for = (layer,)  # in a tuple, so that it is not registered as a submodule
-        self._returns_tuple, self._given = returns_tuple, given_BTD
+        self._outputs, self._given = outputs, given_BTD
 
     def __getattr__(self, name: str) -> Tensor | nn.Module:
         if name.startswith("_"):
@@ -320,4 +415,4 @@ class _StandIn(nn.Module):
     def forward(self, hidden_states: Tensor, *args: object, **kwargs: object) -> object:
         self.hidden, self.call = hidden_states, (args, kwargs)
         out = hidden_states if self._given is None else self._given
-        return (out,) if self._returns_tuple else out
+        return (out, *[None] * (self._outputs - 1)) if self._outputs else out

@@ -25,6 +25,7 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLED = (".bin", ".pt", ".pth")
 LAYER = re.compile(r"(?:^|\.)(?:layers|h)\.(\d+)\.")
+BESIDE = re.compile(r"vision|visual|audio|image")  # towers of a multimodal model, which have layers of their own
 ABOVE = re.compile(r"^(?:lm_head|embed_out)\.|(?:^|\.)(?:norm|final_layer_norm|ln_f)\.(?:weight|bias)$")
 
 
@@ -98,7 +99,7 @@ def needed(table: Mapping[str, str], depth: int | None) -> dict[str, str]:
     """
     if depth is None:
         return dict(table)
-    layers = {name: LAYER.search(name) for name in table}
+    layers = {name: None if BESIDE.search(name) else LAYER.search(name) for name in table}
     kept = {name for name, layer in layers.items() if (int(layer[1]) < depth if layer else not ABOVE.search(name))}
     return {name: file for name, file in table.items() if name in kept}
 

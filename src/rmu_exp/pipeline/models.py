@@ -13,7 +13,7 @@ from torch import nn
 
 from rmu_exp import data
 from rmu_exp.data.sources import Corpus
-from rmu_exp.model import diff
+from rmu_exp.model import adapter, diff
 from rmu_exp.model.checkpoint import Checkpoint, locate, named
 from rmu_exp.settings import Data, Model
 from rmu_exp.support.errors import UserError
@@ -54,9 +54,13 @@ class Models:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         refuse_device(device)
         if base is not None:
-            return cls(settings, named(base, "base", settings), device, shared)
-        where = settings.name, settings.path, revision or settings.revision, settings.trust_remote_code
-        return cls(settings, locate(*where), device, shared)
+            found = named(base, "base", settings)
+        else:
+            where = settings.name, settings.path, revision or settings.revision, settings.trust_remote_code
+            found = locate(*where)
+        if settings.adapter is not None:
+            found = adapter.onto(found, settings.adapter, "model.adapter")
+        return cls(settings, found, device, shared)
 
     @property
     def dtype(self) -> torch.dtype:

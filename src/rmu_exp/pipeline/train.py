@@ -25,7 +25,7 @@ from rmu_exp.evaluation.scoring import Ids
 from rmu_exp.model import parameters
 from rmu_exp.model.delta import Delta
 from rmu_exp.model.parameters import TrainedTensor
-from rmu_exp.model.split import layers_of
+from rmu_exp.model.split import layers_of, refuse_unknown_flow
 from rmu_exp.pipeline.checks import accuracy_of, check_questions, neutral_rows
 from rmu_exp.pipeline.models import Models, Texts, once
 from rmu_exp.record import provenance, rundir
@@ -35,7 +35,7 @@ from rmu_exp.settings import AUTO, AUTO_STEER, Run
 from rmu_exp.support import progress, signals
 from rmu_exp.support.errors import UserError
 from rmu_exp.support.files import write_atomic
-from rmu_exp.unlearning import lora
+from rmu_exp.unlearning import experts, lora
 from rmu_exp.unlearning import method as methods
 from rmu_exp.unlearning.activation_cache import ActivationCache, shared
 from rmu_exp.unlearning.budget import Budget
@@ -45,7 +45,7 @@ from rmu_exp.unlearning.loop import frozen_norms, originals, unlearn
 from rmu_exp.unlearning.snapshot import Snapshots
 
 log = logging.getLogger("rmu_exp")
-NORM_BATCHES = 4  # per topic, whose frozen norms a relative steer takes the median of
+NORM_BATCHES = 4  # per topic, whose frozen norms a relative steer takes the median of, and whose routes are looked at
 PUBLISHED_LR, LR_PER_RMS = 5e-5, 0.01
 Metrics = dict[str, Any]
 
@@ -100,6 +100,7 @@ def prepare_training(run: Run, models: Models, texts: Texts) -> TrainPlan:
     if module.Method.logits and not base.has_head:
         raise UserError(f"method: {run.method.name} needs logits, but {base.name} has no language-model head")
     depth = base.depth if module.Method.logits else max(targets) + 1
+    refuse_unknown_flow(base.skeleton(depth))
     trained = trained_tensors(run, models, targets, depth, module.Method.linear)
     module.Method.refuse(settings, run.layer, min(t.layer for t in trained), run.train.max_batches)
     module.Method.refuse_tensors(settings, base, trained)
@@ -131,6 +132,7 @@ def trained_tensors(
     if run.layers.param_ids is not None:
         names = parameters.by_index(model, run.layer, run.layers.param_ids)
     found = parameters.resolve(model, run.trained_layers(targets, depth), names)
+    found = experts.listed(found, run.layers.experts, run.faithful)
     if run.layers.lora or linear:
         found = lora.matrices(model, found, "layers.rank" if run.layers.lora else "layers.parameters")
     if lacking := models.base.lacking(t.name for t in found):
@@ -193,10 +195,15 @@ def train(plan: TrainPlan, folder: Path, made_from: str, on_step: Callable[[Metr
         log.info("%s", note)
     log.info("trained: %s", ", ".join(t.name for t in plan.trained))
     model = models.open(None if plan.method.logits or plan.neutral else plan.depth)
+    batches = plan.batches
+    if run.layers.experts == experts.USED:
+        first = list(itertools.islice(batches, NORM_BATCHES * len(run.topics)))
+        plan = dataclasses.replace(plan, trained=experts.used(model, plan.trained, first))
+        batches = itertools.chain(first, batches)
     layers, adapters = run.layers, None
     if layers.lora:
         adapters = lora.Adapters(model, plan.trained, layers.rank, layers.rank_alpha, run.seed)
-    lengths, medians, batches = lengths_of_targets(run, model, plan.batches)
+    lengths, medians, batches = lengths_of_targets(run, model, batches)
     trained = adapters.trained if adapters else plan.trained
     lr = learning_rate(run, model, plan.trained)
     method = plan.method(plan.settings, _context(plan, lengths))
@@ -379,7 +386,7 @@ def describe(plan: TrainPlan, trained: Trained, command: str) -> Results:
         topics=run.topics,
         forget=run.data.forget,
         retain=run.data.retain,
-        trained_parameters=[t.name for t in plan.trained],
+        trained_parameters=list(trained.delta.tensors),
         changed=published.changed(run) if run.model.published else [],
     )
     origin = provenance.describe(

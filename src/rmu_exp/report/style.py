@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from textwrap import fill
 
@@ -10,11 +13,13 @@ from matplotlib import rc_context
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import fontManager, get_font
 from matplotlib.gridspec import GridSpec
 from matplotlib.text import Text
 
 from rmu_exp.support.files import replace_atomic
 
+log = logging.getLogger("rmu_exp")
 # Okabe and Ito: everyone can distinguish them
 FORGET, RETAIN, GREEN, PINK, SKY, YELLOW = "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"
 GREY, BLACK = "#777777", "#000000"
@@ -99,8 +104,38 @@ def write(figure: Figure, file: Path, about: str | None = None) -> None:
         "pdf": {"CreationDate": None, "Subject": about},
         "svg": {"Date": None, "Description": about},
     }[kind]
-    with rc_context({"pdf.fonttype": 42, "svg.hashsalt": "rmu_exp"}):  # fonts that publishers take; ids that stay
+
+    def draw() -> None:
         replace_atomic(file, lambda temporary: figure.savefig(temporary, format=kind, metadata=metadata))
+
+    with (
+        rc_context({"pdf.fonttype": 42, "svg.hashsalt": "rmu_exp"}),  # fonts that publishers take; ids that stay
+        warnings.catch_warnings(record=True) as said,
+    ):
+        draw()
+        if any("missing from font" in str(warning.message) for warning in said):
+            _find_letters(figure)
+            draw()
+
+
+def _find_letters(figure: Figure) -> None:
+    """Let text with letters that the figure's font lacks, such as Chinese, fall back on an installed font with them."""
+    for text in figure.findobj(Text):
+        known = get_font(fontManager.findfont(text.get_fontproperties())).get_charmap()
+        lacking = {ord(letter) for letter in text.get_text() if letter.isprintable()} - known.keys()
+        if lacking and (other := _font_with(frozenset(lacking))) is not None:
+            text.set_fontfamily([*text.get_fontfamily(), other])
+
+
+@cache
+def _font_with(letters: frozenset[int]) -> str | None:
+    """An installed font that has these letters; None, and a word in the log: there is none."""
+    for font in fontManager.ttflist:
+        if "Last Resort" not in font.name and letters <= get_font(font.fname).get_charmap().keys():
+            return str(font.name)
+    shown = "".join(map(chr, sorted(letters)))
+    log.warning("figures: no installed font has %s, so that they show boxes; install one, such as Noto Sans CJK", shown)
+    return None
 
 
 def narrow(figure: Figure, width: float, size: float = 7) -> Figure:

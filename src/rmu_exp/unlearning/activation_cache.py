@@ -44,7 +44,8 @@ class ActivationCache:
     def trunk(self, split: SplitModel, packed: PackedRows) -> Trunk:
         """What the layers below the first trained one make of rows, whose tensors are on the model's device."""
         known = self._take(packed, "trunk", split)
-        trunk = split.trunk(packed.ids_RT, packed.mask_RT, packed.positions_RT, known)
+        positions_RT = None if packed.alone else packed.positions_RT
+        trunk = split.trunk(packed.ids_RT, packed.mask_RT, positions_RT, known)
         if known is None:
             self._add(packed, "trunk", trunk.h_BTD)
         return trunk

@@ -17,7 +17,6 @@ from rmu_exp.data.batches import FORGET, Batch
 from rmu_exp.model.parameters import TrainedTensor, assemble
 from rmu_exp.model.split import SplitModel, layers_of
 from rmu_exp.support import signals
-from rmu_exp.support.errors import UserError
 from rmu_exp.unlearning.activation_cache import ActivationCache
 from rmu_exp.unlearning.budget import Budget
 from rmu_exp.unlearning.gradients import Gradients, Numbers, Wrap
@@ -60,17 +59,11 @@ def unlearn(
         The new values, in the order of ``trained``, in the masters' dtype.
 
     Raises:
-        UserError: the model cannot be trained on packed texts; nothing was done.
         RunError: training has gone wrong; the last good state is kept.
         Stopped: somebody asked for it; the state is kept.
     """
     context = method.context
     split = SplitModel(model, min(t.layer for t in trained))
-    if not context.faithful and not split.keeps_texts_apart():
-        kind = type(model).__name__
-        raise UserError(
-            f"model: {kind} does not keep packed texts apart; use method=rmu method.faithful=true, which pads"
-        )
     masters = originals(model, trained, None if context.faithful else torch.float32)
     method.start(trained, masters)
     optimizer = method.optimizer(masters, lr)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rmu_exp.data.batches import FORGET, RETAIN, Batch, PackedRows, inside, texts
+from rmu_exp.data.batches import FORGET, RETAIN, Batch, PackedRows, inside, spread, texts
 from rmu_exp.model.split import SplitModel, Trunk
 from rmu_exp.unlearning.activation_cache import ActivationCache
 
@@ -56,7 +56,7 @@ class Following(NamedTuple):
 
 @dataclass(eq=False)
 class Step:
-    """One step.
+    """One step. Where the model would mix the texts of a row, each gets a row of its own.
 
     Attributes:
         weights: the tensors of the updated model that differ from the frozen one's, as ``assemble`` gives them.
@@ -80,6 +80,10 @@ class Step:
     _updated: Activations | None = field(default=None, init=False)
     _frozen: Activations | None = field(default=None, init=False)
     _following: dict[str, Following] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        if any(packed.positions_RT is not None for packed in self.batch.passes) and not self.split.keeps_texts_apart():
+            self.batch = spread(self.batch)
 
     @property
     def topic(self) -> int:
