@@ -31,7 +31,6 @@ Unlearn hazardous knowledge from a language model by RMU, and measure what is le
   {0} model=zephyr_7b data=wmdp           the paper's run
   {0} 'attacks=[probe,relearn]'           does the knowledge survive? attacks=all: every attack
   {0} -m layer=3,5,7 steer=2,6.5,20       a sweep: every combination
-  {0} … --cfg job                         show the composed settings, do nothing
 """
 JUDGE_HEAD = """\
 Judge a model that exists: questions, probes and attacks, beside the model that it was made from.
@@ -42,7 +41,7 @@ Judge a model that exists: questions, probes and attacks, beside the model that 
 """
 TAIL = """\
 Defaults are those of `{0}` alone; presets of the model and the method change them.
-One group, all its choices, keys and ranges: {0} --help GROUP (--help attacks). Hydra's: --hydra-help
+One group, with keys and ranges: {0} --help GROUP. Composed settings: --cfg job. Hydra's: --hydra-help
 """
 REFERENCE_HEAD = """\
 # Configuration
