@@ -77,6 +77,7 @@ for _kind in (
     MORE[_kind] = {"is_decoder": True}
 BYTES = ("qwen2", "qwen3_5_moe", "qwen3_5_moe_text")  # whose tokenizer has a class of its own, whatever the folder says
 REFUSED: dict[str, str] = {
+    "big_bird": "its sparse attention wants texts of whole blocks",
     "blt": "its layers read patches of bytes, not tokens",
     "cpmant": "prompt positions of its own stand before each text",
     "deepseek_v4": _HYPER,
@@ -91,6 +92,7 @@ REFUSED: dict[str, str] = {
     "mllama": _NO_TYPE,
     "musicgen": _SOUND,
     "musicgen_melody": _SOUND,
+    "nanochat": "its last norm stands before its layers, too",
     "prophetnet": "it predicts several tokens ahead, in streams of their own",
     "qwen4_exp": _HYPER,
     "qwen4_exp_text": _HYPER,

@@ -25,7 +25,16 @@ from rmu_exp import worlds
 from rmu_exp.model import disk_names, gguf
 from rmu_exp.model import weight_files as weights
 from rmu_exp.model.hub_snapshot import Snapshot, snapshot
-from rmu_exp.model.split import drop_norm, keep_layers, lies_at, named_in, refuse_both_ways, stem_name, stem_of
+from rmu_exp.model.split import (
+    drop_norm,
+    keep_layers,
+    layers_of,
+    lies_at,
+    named_in,
+    refuse_both_ways,
+    stem_name,
+    stem_of,
+)
 from rmu_exp.settings import Model
 from rmu_exp.support import memory
 from rmu_exp.support.errors import RunError, UserError, first_line
@@ -36,6 +45,10 @@ if TYPE_CHECKING:
 TOKENIZER = ("tokenizer", "vocab", "spiece.model", "sentencepiece")
 TOKEN_FILES = (*TOKENIZER, "merges", "special_tokens", "added_tokens")
 DEPTH = ("decoder_layers", "num_decoder_layers", "num_layers", "num_hidden_layers", "n_layer", "n_layers")
+UNFIT = {  # model types that would load and give other activations than the whole model, or fail
+    "big_bird": "its sparse attention wants texts of whole blocks",
+    "nanochat": "its last norm stands before its layers, too",
+}
 MERGED = "merged_adapter.json"
 """In a folder that was made of a base and an adapter: the note of both."""
 UNLIMITED = 2**20  # tokens, for architectures without positions
@@ -263,12 +276,24 @@ class Checkpoint:
             UserError: the weights do not fit the configuration, or transformers cannot load them.
             RunError: it does not fit the memory, or a download failed.
         """
-        model, fault = self._load(depth, depth, dtype, device)
-        if fault and depth is not None and depth < self.depth:  # in some, what a layer is depends on how many there are
+        cut = depth is not None and depth < self.depth
+        whole = depth is not None and cut and self._knows_its_depth(depth)
+        model, fault = self._load(self.depth if whole else depth, depth, dtype, device)
+        if fault and cut and not whole:  # in some, which tensors a layer has depends on how many layers there are
             model, fault = self._load(self.depth, depth, dtype, device)
         if fault:
             raise UserError(fault)
         return model.eval().requires_grad_(False)
+
+    def _knows_its_depth(self, depth: int) -> bool:
+        """Whether numbers in the layers depend on how many layers there are, as MiniCPM's residual scale does."""
+        few, all_ = (layers_of(self.skeleton(n)) for n in (depth, self.depth))
+
+        def numbers(module: nn.Module) -> dict[str, object]:
+            return {key: value for key, value in vars(module).items() if isinstance(value, (int, float))}
+
+        mine = {name: module for name, module in all_.named_modules() if name}
+        return any(name in mine and numbers(module) != numbers(mine[name]) for name, module in few.named_modules())
 
     def _load(
         self, read: int | None, depth: int | None, dtype: torch.dtype, device: torch.device
@@ -308,6 +333,8 @@ class Checkpoint:
         """
         from transformers import AutoModelForCausalLM
 
+        if why := UNFIT.get(self.config.model_type):
+            raise UserError(f"model: {self.name} is of type {self.config.model_type}, which cannot be used: {why}")
         with self._loading("its configuration"), torch.device("meta"):
             config = self.config if depth is None else self._cut(depth)
             causal = AutoModelForCausalLM.from_config(config, trust_remote_code=self.trust_remote_code)
