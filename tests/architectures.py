@@ -75,9 +75,9 @@ for _kind in (
     *("rembert", "roberta", "roberta-prelayernorm", "roc_bert", "roformer", "xlm-roberta", "xlm-roberta-xl"),
 ):
     MORE[_kind] = {"is_decoder": True}
+MORE["big_bird"] |= {"attention_type": "original_full"}
 BYTES = ("qwen2", "qwen3_5_moe", "qwen3_5_moe_text")  # whose tokenizer has a class of its own, whatever the folder says
 REFUSED: dict[str, str] = {
-    "big_bird": "its sparse attention wants texts of whole blocks",
     "blt": "its layers read patches of bytes, not tokens",
     "cpmant": "prompt positions of its own stand before each text",
     "deepseek_v4": _HYPER,
@@ -92,7 +92,6 @@ REFUSED: dict[str, str] = {
     "mllama": _NO_TYPE,
     "musicgen": _SOUND,
     "musicgen_melody": _SOUND,
-    "nanochat": "its last norm stands before its layers, too",
     "prophetnet": "it predicts several tokens ahead, in streams of their own",
     "qwen4_exp": _HYPER,
     "qwen4_exp_text": _HYPER,

@@ -19,7 +19,16 @@ from rmu_exp.model.split import SplitModel, layers_of
 from rmu_exp.pipeline import run as pipeline
 from rmu_exp.support.errors import UserError
 
-QUICK = ("bloom", "mamba2", "jamba", "bart", "qwen3_5_text", "gemma3")  # one of each kind of difficulty
+QUICK = (
+    "bloom",
+    "mamba2",
+    "jamba",
+    "bart",
+    "qwen3_5_text",
+    "gemma3",
+    "minicpm3",
+    "nanochat",
+)  # one of each kind of difficulty
 REFUSED = architectures.REFUSED
 IDS = torch.tensor([[4, 5, 6]])
 
@@ -104,6 +113,13 @@ def test_an_encoder_is_refused(tmp_path):
     base = architectures.make("bert", tmp_path / "base", is_decoder=False)
     with pytest.raises(UserError, match=r"the attention of .* \(BertLMHeadModel\) is not causal by itself"):
         a_run.carry_out(words(base, tmp_path), tmp_path / "out")
+
+
+def test_attention_in_blocks_is_refused(tmp_path):
+    base = architectures.make("big_bird", tmp_path / "base", attention_type="block_sparse")
+    with pytest.raises(UserError, match=r"wants whole blocks; set attention_type: original_full"):
+        a_run.carry_out(words(base, tmp_path), tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_nine_in_ten_run_and_the_page_lists_the_others():

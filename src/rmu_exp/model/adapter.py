@@ -49,8 +49,10 @@ def onto(base: Checkpoint, word: str, key: str) -> Checkpoint:
         with FileLock(out.with_suffix(".lock")):
             if not out.is_dir():
                 export(base, merged(base, folder, key), out)
-            note = {"adapter": folder.name, "adapter_sha256": digest, "base": base.name, "base_digest": base.digest()}
-            write_atomic(out / MERGED, json.dumps(note, indent=1) + "\n")
+            if not (out / MERGED).is_file():
+                made_of = {"adapter": folder.name, "adapter_sha256": digest}
+                made_of |= {"base": base.name, "base_digest": base.digest()}
+                write_atomic(out / MERGED, json.dumps(made_of, indent=1) + "\n")
     except OSError as error:
         where = f"merged into its base in {cache_path()}, which cannot be written to ({error.strerror})"
         raise UserError(f"{key}: {folder} is {where}; set RMU_EXP_CACHE to a folder that can") from error

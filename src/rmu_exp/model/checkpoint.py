@@ -31,7 +31,7 @@ from rmu_exp.model.split import (
     layers_of,
     lies_at,
     named_in,
-    refuse_both_ways,
+    refuse_attention,
     stem_name,
     stem_of,
 )
@@ -45,10 +45,6 @@ if TYPE_CHECKING:
 TOKENIZER = ("tokenizer", "vocab", "spiece.model", "sentencepiece")
 TOKEN_FILES = (*TOKENIZER, "merges", "special_tokens", "added_tokens")
 DEPTH = ("decoder_layers", "num_decoder_layers", "num_layers", "num_hidden_layers", "n_layer", "n_layers")
-UNFIT = {  # model types that would load and give other activations than the whole model, or fail
-    "big_bird": "its sparse attention wants texts of whole blocks",
-    "nanochat": "its last norm stands before its layers, too",
-}
 MERGED = "merged_adapter.json"
 """In a folder that was made of a base and an adapter: the note of both."""
 UNLIMITED = 2**20  # tokens, for architectures without positions
@@ -333,12 +329,10 @@ class Checkpoint:
         """
         from transformers import AutoModelForCausalLM
 
-        if why := UNFIT.get(self.config.model_type):
-            raise UserError(f"model: {self.name} is of type {self.config.model_type}, which cannot be used: {why}")
         with self._loading("its configuration"), torch.device("meta"):
             config = self.config if depth is None else self._cut(depth)
             causal = AutoModelForCausalLM.from_config(config, trust_remote_code=self.trust_remote_code)
-        refuse_both_ways(causal, self.name)
+        refuse_attention(causal, self.name)
         if depth is None:
             return cast(nn.Module, causal)
         stem = stem_of(causal)

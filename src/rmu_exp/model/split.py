@@ -32,6 +32,7 @@ LAYERS = ("layers", "h", "blocks", "layer", "block")
 NORM = ("norm", "final_layer_norm")  # of several beside the layers
 CAUSAL = ("is_causal", "is_decoder")  # what attention modules say of themselves
 ONE_WAY = {"attn_type": "uni", "causal": True}  # what the configurations of XLNet and XLM say
+IN_BLOCKS = "block_sparse"
 ATTENTION = ("self_attn", "attention", "attn", "self_attention")
 MLP = ("mlp", "block_sparse_moe", "feed_forward", "ffn", "moe")
 
@@ -98,15 +99,22 @@ def layers_path(model: nn.Module) -> str:
     return f"{named_in(model)}.{path}"
 
 
-def refuse_both_ways(model: nn.Module, name: str) -> None:
-    """Refuse an encoder, in which tokens see those that follow them (UserError). Asked of its attention modules."""
-    said = [getattr(part, key) for part in layers_of(model).modules() for key in CAUSAL if hasattr(part, key)]
-    config = getattr(model, "config", None)
+def refuse_attention(model: nn.Module, name: str) -> None:
+    """Refuse what the attention modules of a causal model say of themselves (UserError).
+
+    An encoder, in which tokens see those that follow them; and BigBird's blocks, in whose place layers put another
+    attention once they see a short text.
+    """
+    parts = list(layers_of(model).modules())
+    said = [getattr(part, key) for part in parts for key in CAUSAL if hasattr(part, key)]
+    config, which = getattr(model, "config", None), f"the attention of {name} ({type(model).__name__})"
     if (said and not any(said)) or any(getattr(config, key, value) != value for key, value in ONE_WAY.items()):
         raise UserError(
-            f"model: the attention of {name} ({type(model).__name__}) is not causal by itself; "
+            f"model: {which} is not causal by itself; "
             "allowed is a causal language model (with is_decoder: true in its config.json if it is one)"
         )
+    if any(getattr(part, "attention_type", None) == IN_BLOCKS for part in parts):
+        raise UserError(f"model: {which} wants whole blocks; set attention_type: original_full in its config.json")
 
 
 def norm_of(model: nn.Module) -> nn.Module | None:
@@ -157,9 +165,12 @@ class NoNorm(nn.Identity):
 
 
 def drop_norm(model: nn.Module) -> None:
-    """Put the identity in place of the norm after the last layer, so that a cut model ends in activations."""
+    """Put the identity in place of the norm after the last layer, whose weights a cut model lacks.
+
+    A norm without weights stays: NanoChat's stands before the layers, too.
+    """
     body = body_of(model)
-    if (name := _norm_name(body)) is not None:
+    if (name := _norm_name(body)) is not None and [*getattr(body, name).parameters()]:
         nothing = NoNorm()
         vars(nothing)["weight"] = getattr(getattr(body, name), "weight", None)  # whose dtype some models ask for
         setattr(body, name, nothing)
