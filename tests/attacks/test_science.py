@@ -17,12 +17,28 @@ from rmu_exp.config import plugins
 
 ROOT = Path(__file__).parent.parent.parent
 pytestmark = pytest.mark.slow
+BUDGETS = (
+    "attacks.relearn.samples=[100]",
+    "attacks.relearn.steps=40",
+    "attacks.latent.steps=60",
+    "attacks.latent.batch_size=16",
+)
+"""What these figures need, whatever the defaults are."""
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("science") / "run"
-    words = ("model=lore", "data=lore", "layer=7", "steer=6.5", "attacks=all", "tracking=off", f"output={folder}")
+    words = (
+        "model=lore",
+        "data=lore",
+        "layer=7",
+        "steer=6.5",
+        "attacks=all",
+        "tracking=off",
+        *BUDGETS,
+        f"output={folder}",
+    )
     done = subprocess.run(
         [sys.executable, str(ROOT / "train.py"), *words], env=os.environ, capture_output=True, text=True
     )
