@@ -10,10 +10,12 @@ import pytest
 import torch
 
 from rmu_exp.attacks import ablation, prompts, prune, quantise, relearn
-from rmu_exp.attacks.api import UNLEARNED
+from rmu_exp.attacks.api import BASE, UNLEARNED
 from rmu_exp.attacks.finetune import finetune, gradients, opened, row_of
 from rmu_exp.config import parse
 from rmu_exp.evaluation.questions import Question
+from rmu_exp.model.delta import Delta
+from rmu_exp.record.store import Store
 from rmu_exp.support.errors import RunError
 
 RELEARN = {
@@ -110,6 +112,28 @@ def test_finetuning_leaves_the_models_alone_and_learns(context):
         assert all(torch.equal(p, before[name]) for name, p in again.named_parameters())
     assert path == relearn.finetuned(context, UNLEARNED, texts, settings, at=[6, 12], name="test")
     assert path == relearn.Path.of(json.loads(json.dumps(asdict(path))))
+
+
+@pytest.mark.parametrize(("where", "more"), [("all", 0), ("changed", 1)])
+def test_the_base_is_finetuned_once_for_all_models_unlearned_from_it(context, monkeypatch, tmp_path, where, more):
+    monkeypatch.setenv("RMU_EXP_CACHE", str(tmp_path))
+    context.origin, context.items = "sha256 of base, texts and questions", context.items[:24]
+    values = RELEARN | {"sources": ["split"], "samples": [4], "steps": 2, "points": 2, "where": where}
+    settings, states, do = parse.plugin("attacks", "relearn", values), [], relearn.finetuned
+
+    def noted(context, state, *args, **more):
+        states.append(state)
+        return do(context, state, *args, **more)
+
+    monkeypatch.setattr(relearn, "finetuned", noted)
+    first = relearn.run(context, settings)
+    other = Delta({name: -value for name, value in context.delta.tensors.items()})
+    second = relearn.run(replace(context, delta=other, asked={}, journal=Store()), settings)
+    assert states.count(UNLEARNED) == 2
+    assert states.count(BASE) == 1 + more
+    curves = [dict(found.curves["steps"].panels[relearn.V]["split, base"]) for found in (first, second)]
+    assert curves[0] == curves[1]
+    assert list(curves[0]) == [0, 1, 2]
 
 
 def test_only_what_was_changed_is_finetuned(context):

@@ -18,7 +18,7 @@ from rmu_exp.evaluation.questions import Question, halves
 from rmu_exp.evaluation.scoring import Answered, Put, Scorer, answered
 from rmu_exp.model.delta import Delta
 from rmu_exp.record.results import CurveData
-from rmu_exp.record.store import Store
+from rmu_exp.record.store import Store, cached, fingerprint
 from rmu_exp.support.errors import RunError
 from rmu_exp.support.randomness import named_generator
 
@@ -114,6 +114,7 @@ class Context:
         journal: the parts of the attack that are done.
         progress: is given the name of each part when it begins.
         asked: state to what it answers, asked plainly; filled in when it is first wanted.
+        origin: fingerprint of all above but what unlearning made (``delta``, ``layer``, ``span``); "": unknown.
     """
 
     items: list[Question]
@@ -134,6 +135,7 @@ class Context:
     journal: Store = field(default_factory=Store)
     progress: Callable[[str], None] = lambda part: None
     asked: dict[str, Outcome] = field(default_factory=dict)
+    origin: str = ""
 
     @cached_property
     def scorer(self) -> Scorer:
@@ -204,6 +206,17 @@ class Context:
         """One costly part of an attack, done once however often the run is cut off; as JSON gives it back."""
         self.progress(name)
         return self.journal.get(name, make)
+
+    def of_base(self, name: str, make: Callable[[], Any], *made_from: object) -> Any:
+        """A part that is the same for every model unlearned from this base, done once for all of them.
+
+        Args:
+            made_from: what it depends on beside ``origin`` and its name.
+        """
+        if not self.origin:
+            return self.part(name, make)
+        key = fingerprint(self.origin, name, *made_from)
+        return self.part(name, lambda: cached("attacks_on_base", key, make))
 
     def generator(self, name: str) -> torch.Generator:
         """A generator of its own for each use of chance."""

@@ -115,6 +115,8 @@ def run(context: Context, settings: Settings) -> Finding:
     def path_of(state: str, source: str, n: int, at: Collection[int]) -> Path:
         name = f"{state}/{source}/{n}"
         make = partial(finetuned, context, state, texts[source][:n], settings, at=at, name=name)
+        if state == BASE and settings.where == "all":  # which nothing of the unlearned model goes into
+            return Path.of(context.of_base(name, lambda: asdict(make()), asdict(settings), texts[source][:n], list(at)))
         return Path.of(context.part(name, lambda: asdict(make())))
 
     for state, source in product(context.states[1:], settings.sources):
@@ -133,7 +135,10 @@ def run(context: Context, settings: Settings) -> Finding:
         for key, found in finals.items()
         if key.state == ORACLE
     }
-    control[BASE] = path_of(BASE, best.source, best.n, [best.step]).points[-1][1]
+    on_base = path_of(BASE, best.source, best.n, stops(settings.length(best.n), settings.points))
+    control[BASE] = dict(on_base.points)[best.step]
+    if best.n == max(n for state, source, n in paths if (state, source) == (UNLEARNED, best.source)):
+        over_steps[f"{best.source}, {BASE}"] = [(step, accuracy(found.scored.right)) for step, found in on_base.points]
     losses = {(state, source, n): path.losses for (state, source, n), path in paths.items()}
     length = f"{settings.steps} steps" if settings.epochs is None else f"{settings.epochs} epochs"
     title = f"Relearning: {length}, {settings.how}, {settings.where} weights"

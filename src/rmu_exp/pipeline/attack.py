@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain, zip_longest
 from typing import Any, TypeVar
 
@@ -19,6 +20,7 @@ from rmu_exp.model.delta import Delta
 from rmu_exp.model.weight_files import LAYER
 from rmu_exp.pipeline.models import Models, Texts, once
 from rmu_exp.pipeline.record import Record, made_from
+from rmu_exp.record import provenance
 from rmu_exp.record.results import Results
 from rmu_exp.record.store import Store, fingerprint
 from rmu_exp.settings import Judge, Run
@@ -46,19 +48,25 @@ class AttackPlan:
     general: list[Question]
     neighbours: list[Question]
 
-    def fingerprint(self, delta: Delta) -> str:
-        """What the attacks' results belong to: the models, the texts, the questions."""
+    def fingerprint(self, *made: object) -> str:
+        """What attacks' results belong to: the models (``made``: what tells the unlearned one), texts, questions."""
         oracle = self.models.oracle.identity() if self.models.oracle else None
         asked = (self.asked, *self.others.values(), self.general, self.neighbours)
         groups = [[dataclasses.astuple(item) for item in group] for group in asked if group]
-        base = self.models.base.identity()
-        return fingerprint(base, delta.digest(), oracle, self.texts.digests, list(self.others), groups)
+        return fingerprint(self.models.base.identity(), *made, oracle, self.texts.digests, list(self.others), groups)
+
+    @cached_property
+    def origin(self) -> str:
+        """What goes into an attack on the base model beside its settings."""
+        models = self.models
+        where = str(models.dtype), models.device.partition(":")[0], torch.get_num_threads(), provenance.versions()
+        return self.fingerprint(self.run.seed, *where)
 
     def missing(self, delta: Delta, results: Results) -> dict[str, dict[str, Any]]:
         """The attacks that are still to be run, with their settings; none on a run that its search has given up."""
         if results.pruned is not None:
             return {}
-        return runner.missing(self.run.attacks, results, self.fingerprint(delta))
+        return runner.missing(self.run.attacks, results, self.fingerprint(delta.digest()))
 
 
 def prepare_attacks(run: Run | Judge, models: Models, texts: Texts) -> AttackPlan | None:
@@ -104,7 +112,7 @@ def _kept(models: Models, kind: str, key: object, make: Callable[[], T]) -> T:
 
 def attack(plan: AttackPlan, delta: Delta, record: Record, results: Results) -> Iterator[Results]:
     """Run the missing attacks; gives the results after each."""
-    belongs, run, base = plan.fingerprint(delta), plan.run, plan.models.base
+    belongs, run, base = plan.fingerprint(delta.digest()), plan.run, plan.models.base
 
     def store(stage: str, *parts: object) -> Store:
         return record.store(stage, made_from(run, base, *parts))
@@ -132,4 +140,5 @@ def _context(plan: AttackPlan, delta: Delta, belongs: str) -> Context:
         neighbours=plan.neighbours,
         bound=plan.run.attacker.bound if isinstance(plan.run, Judge) else 0.0,
         asked=_kept(models, "plain answers", belongs, dict[str, Outcome]),
+        origin=plan.origin,
     )
