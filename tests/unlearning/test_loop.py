@@ -10,7 +10,7 @@ from rmu_exp.data import batches as batching
 from rmu_exp.model.checkpoint import Checkpoint
 from rmu_exp.model.parameters import resolve
 from rmu_exp.model.split import layers_of
-from rmu_exp.unlearning.loop import frozen_norms, unlearn
+from rmu_exp.unlearning.loop import frozen_norms, root_mean_square, unlearn
 from rmu_exp.unlearning.method import Context
 from rmu_exp.unlearning.methods import rmu
 
@@ -226,3 +226,15 @@ def test_how_far_forget_activations_got(checkpoint, corpora):
     assert [line["step"] for line in looks] == [1, 2, 7, 8]
     assert 0 < looks[-1]["reached_forget"] < 1
     assert len(values) == 3
+
+
+def test_the_root_mean_square_that_a_learning_rate_is_a_part_of(checkpoint):
+    model = checkpoint.open(None, torch.float32, CPU)
+    up, down = model.model.layers[3].mlp.up_proj.weight.data, model.model.layers[4].mlp.up_proj.weight.data
+    trained = resolve(model, [3, 4], ["mlp.up_proj.weight", "input_layernorm.weight"])
+    norms = [model.model.layers[i].input_layernorm.weight.data for i in (3, 4)]
+    everything = torch.cat([t.flatten() for t in (up, down, *norms)])
+    assert root_mean_square(model, trained) == pytest.approx(everything.square().mean().sqrt().item(), rel=1e-5)
+    up.zero_()  # counts as up.shape[1] inputs of variance 1 / inputs
+    alone = resolve(model, [3], ["mlp.up_proj.weight"])
+    assert root_mean_square(model, alone) == pytest.approx(up.shape[1] ** -0.5)

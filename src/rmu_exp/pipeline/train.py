@@ -41,7 +41,7 @@ from rmu_exp.unlearning.activation_cache import ActivationCache, shared
 from rmu_exp.unlearning.budget import Budget
 from rmu_exp.unlearning.gradients import Wrap
 from rmu_exp.unlearning.guards import Guard
-from rmu_exp.unlearning.loop import frozen_norms, originals, unlearn
+from rmu_exp.unlearning.loop import frozen_norms, root_mean_square, unlearn
 from rmu_exp.unlearning.snapshot import Snapshots
 
 log = logging.getLogger("rmu_exp")
@@ -288,15 +288,13 @@ def lengths_of_targets(
 def learning_rate(run: Run, model: torch.nn.Module, trained: Sequence[TrainedTensor]) -> float:
     """The one of the settings; otherwise in proportion to the trained tensors, since AdamW's steps are as long as it.
 
-    1 % of their root mean square was chosen on SmolLM2 (docs/methods.md); where matrices are zero it is small.
+    1 % of their root mean square was chosen on SmolLM2 (docs/methods.md).
     """
     if run.train.lr is not None:
         return run.train.lr
     if run.faithful:
         return PUBLISHED_LR
-    with torch.no_grad():
-        squares = torch.stack([w.float().square().mean() for w in originals(model, trained, None)])
-    lr = float(f"{LR_PER_RMS * squares.mean().sqrt().item():.2g}")
+    lr = float(f"{LR_PER_RMS * root_mean_square(model, trained):.2g}")
     log.info("train.lr: %g, %g of the trained tensors' root mean square", lr, LR_PER_RMS)
     return lr
 

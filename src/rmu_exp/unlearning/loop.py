@@ -6,6 +6,8 @@ activations and tensors; it knows nothing of text, files or questions.
 
 from __future__ import annotations
 
+import math
+import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -117,6 +119,17 @@ def originals(model: torch.nn.Module, trained: Sequence[TrainedTensor], dtype: t
     layers = layers_of(model)
     values = [t.read(layers[t.layer]) for t in trained]
     return [v.to(dtype or v.dtype).requires_grad_() for v in values]
+
+
+@torch.no_grad()
+def root_mean_square(model: torch.nn.Module, trained: Sequence[TrainedTensor]) -> float:
+    """Of all numbers in the tensors to train.
+
+    A tensor of zeros has no scale of its own, and counts as a fresh matrix does, with a mean square of 1 / inputs.
+    """
+    tensors = originals(model, trained, torch.float32)
+    squares = [w.square().mean().item() or 1 / w.shape[-1] for w in tensors]
+    return math.sqrt(statistics.fmean(squares, weights=[w.numel() for w in tensors]))
 
 
 def frozen_norms(model: torch.nn.Module, layer: int, batches: Iterable[Batch]) -> dict[int, float]:
