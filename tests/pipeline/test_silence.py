@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LONGEST = 10.0  # seconds
+FIRST, LONGEST = 2.0, 10.0  # seconds
 WORDS = ["model=lore", "data=lore", "eval.limit=40", "train.max_batches=40", "eval.samples=4", "model.threads=1"]
 ATTACKS = ["probe", "relearn", "gcg", "prune", "latent", "soft_prompt", "quantise"]
 WORDS += [f"attacks=[{','.join(ATTACKS)}]", "attacks.gcg.steps=20", "tracking=off"]
@@ -25,7 +25,7 @@ def used(pid: int) -> float:
 
 
 def silences(line: list[str], cwd: Path) -> tuple[int, list[tuple[float, str]]]:
-    """A command in a terminal: its exit status, and its silences, longest first, with what it had said last."""
+    """A command in a terminal: its exit status, and its silences in their order, with what it had said last."""
     ours, theirs = pty.openpty()
     env = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", "TERM": "xterm", "COLUMNS": "120"}
     process = subprocess.Popen(line, cwd=cwd, env=env, stdin=theirs, stdout=theirs, stderr=theirs, close_fds=True)
@@ -41,7 +41,7 @@ def silences(line: list[str], cwd: Path) -> tuple[int, list[tuple[float, str]]]:
             found.append((now - before, last))
             before, last = now, said.strip()[-200:] or last
     os.close(ours)
-    return process.wait(), sorted(found, reverse=True)
+    return process.wait(), found
 
 
 @pytest.mark.slow
@@ -49,4 +49,6 @@ def test_a_run_with_attacks_is_never_silent_for_long(tmp_path):
     line = [sys.executable, str(ROOT / "train.py"), *WORDS, f"output={tmp_path / 'run'}"]
     status, found = silences(line, tmp_path)
     assert status == 0
-    assert found[0][0] < LONGEST, found[:5]
+    assert found[0][0] < FIRST
+    longest = sorted(found, reverse=True)
+    assert longest[0][0] < LONGEST, longest[:5]

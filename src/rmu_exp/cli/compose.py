@@ -21,7 +21,16 @@ from omegaconf import DictConfig, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from rmu_exp.config import plugins
-from rmu_exp.config.parse import one_line, parse, parse_judge, register, unknown_attack_key, unknown_key
+from rmu_exp.config.parse import (
+    one_line,
+    outline,
+    outline_judge,
+    parse,
+    parse_judge,
+    register,
+    unknown_attack_key,
+    unknown_key,
+)
 from rmu_exp.settings import Judge, Run
 from rmu_exp.support import program
 from rmu_exp.support.boundary import line_for
@@ -113,12 +122,27 @@ def _is_sweep(word: str) -> bool:
     return override is not None and override.is_sweep_override()
 
 
-def checked(config: DictConfig, given: Sequence[str] = ()) -> Run | Judge:
-    """A composed configuration as checked settings; ``given``: the overrides on the command line. Raises UserError."""
+def outlined(config: DictConfig) -> None:
+    """Check of a composed configuration what can be checked at once, without torch. Raises UserError."""
+    (outline_judge if _judging(config) else outline)(_own(config))
+
+
+def _own(config: DictConfig) -> DictConfig:
+    """A copy without what is Hydra's."""
     config = copy.deepcopy(config)
     with read_write(config), open_dict(config):
         config.pop("hydra", None)
-    if "unlearned" not in list(config):  # `in` says no to a key without a value
+    return config
+
+
+def _judging(config: DictConfig) -> bool:
+    return "unlearned" in list(config)  # `in` says no to a key without a value
+
+
+def checked(config: DictConfig, given: Sequence[str] = ()) -> Run | Judge:
+    """A composed configuration as checked settings; ``given``: the overrides on the command line. Raises UserError."""
+    config = _own(config)
+    if not _judging(config):
         return parse(config)
     return parse_judge(get_method("rmu_exp.pipeline.judgement.completed")(config, list(map(key_of, given))))
 

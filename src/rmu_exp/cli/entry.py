@@ -21,7 +21,7 @@ from hydra.types import RunMode
 from hydra.utils import get_method
 from omegaconf import DictConfig, open_dict, read_write
 
-from rmu_exp.cli.compose import checked, ended, prepared, refused, silence_libraries
+from rmu_exp.cli.compose import checked, ended, outlined, prepared, refused, silence_libraries
 from rmu_exp.config.reference import page
 from rmu_exp.settings import Judge, Run
 from rmu_exp.support import program
@@ -85,21 +85,17 @@ def _refuse(error: BaseException, words: Sequence[str]) -> int:
 
 def job(config: DictConfig) -> float:
     """What ``hydra.main`` calls, for a run as for a trial. Returns the metric that a sweeper may maximise."""
-    announce(config)
     found: float = get_method("rmu_exp.cli.job.run")(config)  # imports torch, which the first line need not wait for
     return found
 
 
 def announce(config: DictConfig) -> None:
     """Say what runs, on what, and where its results go: the first line on screen, before anything heavy is loaded."""
-    hydra = cast(DictConfig, HydraConfig.get())
-    if hydra.mode == RunMode.MULTIRUN:
-        return  # a trial; the launcher says which
     if "unlearned" in list(config):
         what = f"evaluating {config.unlearned}"
     else:
         what = f"{config.method.name} on {config.model.name}, layer {config.layer}, steer {config.steer}"
-    print(f"{what}, data {config.data.name}; results in {hydra.run.dir}", flush=True)
+    print(f"{what}, data {config.data.name}; results in {config.hydra.run.dir}", flush=True)
 
 
 class Checks(Callback):
@@ -118,6 +114,8 @@ class Checks(Callback):
     def on_run_start(self, config: DictConfig, **_: object) -> None:
         """Check a run's settings and its folder."""
         with _refusing(config):
+            outlined(config)
+            announce(config)
             checked(config, config.hydra.overrides.task)
             _start(config, Path(config.hydra.run.dir))
 

@@ -40,10 +40,10 @@ def register() -> None:
         ConfigStore.instance().store("run_schema" if schema is Run else "judge_schema", node)
 
 
-def parse(config: DictConfig | Mapping[str, object]) -> Run:
-    """A composed configuration as a checked :class:`Run`.
+def outline(config: DictConfig | Mapping[str, object]) -> Run:
+    """A composed configuration as a :class:`Run` in which the settings of the method and the attacks are unchecked.
 
-    Raises UserError: an unknown key, a wrong type, a value out of range or an impossible combination.
+    Raises as :func:`parse`.
     """
     values = _plain(config)
     if missing := [key for key in NEEDED if values.get(key) in (None, "???")]:
@@ -53,18 +53,31 @@ def parse(config: DictConfig | Mapping[str, object]) -> Run:
         raise UserError(
             f"{', '.join(missing)}: not given, and {named or 'the model'} has no preset for {them}; add {wanted}"
         )
-    run = made(Run, values)
+    return made(Run, values)
+
+
+def parse(config: DictConfig | Mapping[str, object]) -> Run:
+    """A composed configuration as a checked :class:`Run`.
+
+    Raises UserError: an unknown key, a wrong type, a value out of range or an impossible combination.
+    """
+    run = outline(config)
     name = run.method.get("name") if isinstance(run.method, dict) else run.method
     run.method = plugin(plugins.METHODS, str(name), run.method)
     return _checked(run)
 
 
-def parse_judge(config: DictConfig | Mapping[str, object]) -> Judge:
-    """A composed configuration as a checked :class:`Judge`. Raises as :func:`parse`."""
+def outline_judge(config: DictConfig | Mapping[str, object]) -> Mapping[str, object]:
+    """A composed configuration that names an unlearned model. Raises UserError."""
     values = _plain(config)
     if values.get("unlearned") == "???":
         raise UserError("unlearned: not given; add unlearned=… (a run's folder, a checkpoint's folder, or a hub id)")
-    return _checked(made(Judge, values))
+    return values
+
+
+def parse_judge(config: DictConfig | Mapping[str, object]) -> Judge:
+    """A composed configuration as a checked :class:`Judge`. Raises as :func:`parse`."""
+    return _checked(made(Judge, outline_judge(config)))
 
 
 def stored(values: Mapping[str, object]) -> Run | Judge:
