@@ -16,6 +16,7 @@ from rmu_exp.data.sources import Corpus
 from rmu_exp.model import adapter, diff
 from rmu_exp.model.checkpoint import Checkpoint, locate, named
 from rmu_exp.settings import Data, Model
+from rmu_exp.support import devices
 from rmu_exp.support.errors import UserError
 
 T = TypeVar("T")
@@ -49,9 +50,7 @@ class Models:
 
         Raises UserError: no such model or device.
         """
-        device = settings.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = devices.automatic() if settings.device == "auto" else settings.device
         refuse_device(device)
         if base is not None:
             found = named(base, "base", settings)
