@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from rmu_exp import worlds
-from rmu_exp.model import disk_names, gguf
+from rmu_exp.model import disk_names, gguf, quantised
 from rmu_exp.model import weight_files as weights
 from rmu_exp.model.hub_snapshot import Snapshot, snapshot
 from rmu_exp.model.split import (
@@ -62,7 +62,7 @@ def locate(
     From the hub, configuration and tokenizer are downloaded here, weights when they are opened.
 
     Args:
-        path: a folder in Hugging Face's format, or a GGUF file, which is dequantised into the cache.
+        path: a folder in Hugging Face's format, or a GGUF file; what is quantised is dequantised into the cache.
         revision: branch, tag or commit on the hub.
         trust_remote_code: allow Python code that comes with the checkpoint.
 
@@ -99,7 +99,11 @@ def named(given: str, key: str, model: Model) -> Checkpoint:
 
 def _local(path: str, key: str, trust_remote_code: bool) -> Checkpoint:
     place = Path(path).expanduser()
-    folder = gguf.from_gguf(place, key) if gguf.is_gguf(place) else place
+    if gguf.is_gguf(place):
+        folder = gguf.from_gguf(place, key)
+    else:
+        weights.check_folder(place, key)
+        folder = quantised.dequantised(place, key) if quantised.settings_of(place) else place
     return _checked(Checkpoint(path, folder, None, trust_remote_code), key)
 
 
@@ -257,9 +261,11 @@ class Checkpoint:
 
     @property
     def made_from(self) -> dict[str, str]:
-        """The GGUF file that it was dequantised from (name, sha256, architecture, and the versions that read it), and
-        the adapter that was merged into it (name, sha256, and the base's name and digest)."""
-        return gguf.note_of(self.folder) | gguf.note_of(self.folder, MERGED)
+        """What it was dequantised from, a GGUF file (name, sha256, architecture, and the versions that read it) or a
+        folder (name, sha256, method), and the adapter that was merged into it (name, sha256, the base's name and
+        digest)."""
+        notes = (gguf.NOTE, quantised.NOTE, MERGED)
+        return {key: value for note in notes for key, value in gguf.note_of(self.folder, note).items()}
 
     def open(self, depth: int | None, dtype: torch.dtype, device: torch.device) -> nn.Module:
         """Load the model, for use without training: no gradients, no dropout.
@@ -416,7 +422,8 @@ def _checked(checkpoint: Checkpoint, key: str) -> Checkpoint:
         weights.check_folder(checkpoint.folder, key)
     raw = weights.read_json(checkpoint.folder / weights.CONFIG)
     if raw.get("quantization_config") is not None:
-        raise UserError(f"{key}: {checkpoint.name} is quantised; give the checkpoint that it was made from")
+        wanted = "give the checkpoint that it was made from, or download it and give its folder as model.path"
+        raise UserError(f"{key}: {checkpoint.name} is quantised; {wanted}")
     if checkpoint.hub is None:
         checkpoint.refuse_odd_weights(key)
     return checkpoint

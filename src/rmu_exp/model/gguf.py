@@ -17,7 +17,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from functools import cache
@@ -126,16 +126,40 @@ def from_gguf(path: Path, key: str = "model.path") -> Path:
     """
     path = path.expanduser()
     _check_file(path, key)
-    folder = cache_path() / "gguf" / weights.file_digest(path)
-    if _whole(folder):
-        return folder
+
+    def make(into: Path) -> dict[str, str]:
+        with _read_once():
+            facts, tokens = _inspect(path, key)
+            _convert(path, into, key, tokens)
+        return {"file": path.name} | facts
+
+    return kept("gguf", weights.file_digest(path), NOTE, make, f"{key}: {path}")
+
+
+def kept(kind: str, sha256: str, note: str, make: Callable[[Path], dict[str, str]], where: str) -> Path:
+    """A checkpoint folder in the cache folder, made when it is not there whole.
+
+    Args:
+        kind: the name of the folder that holds such folders.
+        sha256: of what it is made from, its own name.
+        note: the file in it that says what it was made from.
+        make: writes the checkpoint into a folder, and says what it was made from.
+        where: what a message begins with: the setting, and what it named.
+
+    Raises:
+        UserError: the cache folder may not be written to.
+        RunError: it does not fit the memory or the disk.
+    """
     from filelock import FileLock
 
-    with _in_one_line(path, key):
+    folder = cache_path() / kind / sha256
+    if _whole(folder, note):
+        return folder
+    with _in_one_line(where):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_suffix(".lock")):
-            if not _whole(folder):  # another process may have made it meanwhile
-                _make(path, folder, key)
+            if not _whole(folder, note):  # another process may have made it meanwhile
+                _put(folder, note, make)
     return folder
 
 
@@ -145,8 +169,8 @@ def note_of(folder: Path, note: str = NOTE) -> dict[str, str]:
     return {k: str(v) for k, v in weights.read_json(file).items()} if file.is_file() else {}
 
 
-def _whole(folder: Path) -> bool:
-    if not (folder / NOTE).is_file():
+def _whole(folder: Path, note: str) -> bool:
+    if not (folder / note).is_file():
         return False
     try:
         weights.check_folder(folder, "cache")
@@ -168,34 +192,36 @@ def _check_file(path: Path, key: str) -> None:
 
 
 @contextmanager
-def _in_one_line(path: Path, key: str) -> Iterator[None]:
+def _in_one_line(where: str) -> Iterator[None]:
     """Report a cache folder that cannot be written to, and a disk or memory that is full, in one line."""
     try:
         yield
     except (UserError, RunError):
         raise
     except MemoryError as error:
-        raise RunError(f"{key}: {path} does not fit the memory when it is dequantised to float32") from error
+        raise RunError(f"{where} does not fit the memory when it is dequantised") from error
     except Exception as error:
         line = full_disk(error, cache_path())
         if line is not None:
             raise RunError(line) from error
         if isinstance(error, OSError):
             raise UserError(
-                f"{key}: {path} is dequantised into {cache_path()}, which cannot be written to ({error.strerror}); "
+                f"{where} is dequantised into {cache_path()}, which cannot be written to ({error.strerror}); "
                 "set RMU_EXP_CACHE to a folder that can"
             ) from error
         raise
 
 
-def _make(path: Path, folder: Path, key: str) -> None:
-    """Dequantise into a temporary folder beside ``folder``, and rename it into place."""
+def _put(folder: Path, note: str, make: Callable[[Path], dict[str, str]]) -> None:
+    """Make it in a temporary folder beside ``folder``, and rename it into place."""
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".making-"))
     try:
-        with _read_once():
-            facts, tokens = _inspect(path, key)
-            _convert(path, temporary, key, tokens)
-        write_atomic(temporary / NOTE, json.dumps({"file": path.name, "sha256": folder.name} | facts, indent=1) + "\n")
+        said = {"sha256": folder.name} | make(temporary)
+        for file in temporary.iterdir():
+            file.chmod(0o644)  # safetensors makes it readable by its owner only
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+        write_atomic(temporary / note, json.dumps(said, indent=1) + "\n")
         temporary.chmod(0o755)
         if folder.exists():  # damaged, or _whole would have been content with it
             shutil.rmtree(folder)
@@ -289,10 +315,6 @@ def _convert(path: Path, folder: Path, key: str, tokens: int) -> None:
         reports.set_verbosity(level)
         if bars:
             reports.enable_progress_bar()
-    for file in folder.iterdir():
-        file.chmod(0o644)  # safetensors makes it readable by its owner only
-        with file.open("rb") as handle:
-            os.fsync(handle.fileno())
 
 
 def _check_loaded(model: PreTrainedModel, info: dict[str, list[str]], tokens: int, where: str) -> None:

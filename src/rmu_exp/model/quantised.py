@@ -1,0 +1,240 @@
+"""Quantised checkpoints as base models: dequantised once into the cache, as an ordinary checkpoint folder.
+
+What is dequantised is what the checkpoint's own kernels multiply with, in the dtype of its configuration:
+
+    gptq           W_oi = s_go · (q_io − z_go), g = g_idx_i; an int32 word holds inputs, lowest bits first
+    awq            W_oi = s_go · (q_io − z_go), g = i div group; a word holds outputs, in an order of their own
+    fp8            W = w · s: s one number, one for each output, or one for each block
+    compressed-tensors     the same with fp8 or int8 numbers, less a zero where there is one
+    bitsandbytes   8 bits: W_oi = w_oi · c_o / 127; 4 bits: W_j = code[q_j] · a_(j div 64), a quantised itself or not
+
+Everything else in the files stays as it is. Axes: I inputs, O outputs, G groups.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from rmu_exp.model import gguf
+from rmu_exp.model import weight_files as weights
+from rmu_exp.support.errors import UserError
+
+NOTE = "dequantised.json"
+SETTINGS = "quantization_config"
+BESIDE = (".json", ".txt", ".model", ".jinja", ".py")  # files that are copied
+SHARD = 2**31  # bytes in a file, at most one tensor more
+WORD = 32  # bits in which small numbers are packed
+AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # which of eight neighbouring outputs stands at each place of a word
+BLOCK = 64  # numbers that share a scale in bitsandbytes, where the file does not say
+log = logging.getLogger("rmu_exp")
+FORMS: dict[str, dict[str, list[object]]] = {
+    "bits": {"gptq": [2, 4, 8], "awq": [4]},
+    "version": {"awq": ["gemm", "GEMM"]},
+    "format": {"compressed-tensors": ["float-quantized", "int-quantized", "naive-quantized"]},
+}
+"""Setting to the values that are known, by method."""
+Parts = Mapping[str, Tensor]
+"""What a module has in the files, by the last part of its name."""
+
+
+def settings_of(folder: Path) -> dict[str, Any] | None:
+    """How a checkpoint folder is quantised; None: it is not."""
+    found: dict[str, Any] | None = weights.read_json(folder / weights.CONFIG).get(SETTINGS)
+    return found
+
+
+def dequantised(folder: Path, key: str) -> Path:
+    """The checkpoint folder made from a quantised one: from the cache, or dequantised now.
+
+    It is ``dequantised/<sha256>`` in the cache folder, with ``dequantised.json``: the folder's name and how it was
+    quantised.
+
+    Raises:
+        UserError: it is quantised in a way that is not known here, or lacks a tensor; the cache may not be written to.
+        RunError: it does not fit the memory or the disk.
+    """
+    settings = settings_of(folder) or {}
+    method = str(settings.get("quant_method"))
+    where = f"{key}: {folder}"
+    wanted = "give the checkpoint that it was made from"
+    form = {name: settings[name] for name in FORMS if settings.get(name) is not None}
+    if method not in KNOWN or any(value not in FORMS[name].get(method, [value]) for name, value in form.items()):
+        said = "".join(f", {name} {value}" for name, value in form.items())
+        raise UserError(f"{where} is quantised by {method}{said}, which is not dequantised here; {wanted}")
+    files = [folder / weights.CONFIG, *(folder / name for name in weights.file_names(folder, key))]
+    digest = hashlib.sha256("".join(weights.file_digest(file) for file in files).encode()).hexdigest()
+
+    def make(into: Path) -> dict[str, str]:
+        log.info("%s: dequantised into the cache, once", folder.name)
+        try:
+            _write(folder, into, settings, method, key)
+        except KeyError as error:
+            raise UserError(f"{where} has no tensor {error.args[0]}, which {method} needs; {wanted}") from error
+        return {"folder": folder.name, "quantised_by": method}
+
+    return gguf.kept("dequantised", digest, NOTE, make, where)
+
+
+def _write(folder: Path, into: Path, settings: dict[str, Any], method: str, key: str) -> None:
+    """Write the checkpoint: dequantised weights, the configuration without its quantisation, everything beside them."""
+    raw = weights.read_json(folder / weights.CONFIG)
+    dtype = getattr(torch, str(raw.get("dtype") or raw.get("torch_dtype") or "float16"))
+    for file in folder.iterdir():
+        if (
+            file.is_file()
+            and file.suffix in (".json", ".txt", ".model", ".jinja", ".py")
+            and file.name != weights.INDEX
+        ):
+            shutil.copyfile(file, into / file.name)
+    plain = {name: value for name, value in raw.items() if name != SETTINGS}
+    (into / weights.CONFIG).write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
+    table: dict[str, str] = {}
+    shard: dict[str, Tensor] = {}
+
+    def flush() -> None:
+        name = f"model-{len(set(table.values())) + 1:05}.safetensors"
+        save_file({name: value.contiguous() for name, value in shard.items()}, into / name, {"format": "pt"})
+        table.update(dict.fromkeys(shard, name))
+        shard.clear()
+
+    for name, value in _tensors(folder, settings, method, dtype, key):
+        shard[name] = value
+        if sum(t.nbytes for t in shard.values()) > SHARD:
+            flush()
+    if shard:
+        flush()
+    if len(names := set(table.values())) == 1:
+        (into / names.pop()).rename(into / weights.SINGLE)
+        return
+    index = {"metadata": {}, "weight_map": table}
+    (into / weights.INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+
+
+def _tensors(
+    folder: Path, settings: dict[str, Any], method: str, dtype: torch.dtype, key: str
+) -> Iterator[tuple[str, Tensor]]:
+    """The checkpoint's tensors as they were before they were quantised, by name."""
+    mark, parts, unpack = KNOWN[method]
+    where = {name: file for file in weights.file_names(folder, key) for name in weights.header(folder / file)}
+
+    def read(name: str) -> Tensor:
+        with safe_open(folder / where[name], "pt") as file:
+            found: Tensor = file.get_tensor(name)
+        return found
+
+    quantised = {name[: -len(end)] for name in where for end in mark if name.endswith(f".{end}")}
+    quantised = {module.removesuffix(".") for module in quantised}
+    for module in sorted(quantised):
+        own = {
+            name.removeprefix(f"{module}."): read(name)
+            for name in where
+            if name.startswith(f"{module}.") and name.removeprefix(f"{module}.").startswith(parts)
+        }
+        yield f"{module}.weight", unpack(own, settings, module).to(dtype)
+    for name in where:
+        module = name
+        while module and module not in quantised:
+            module = module.rpartition(".")[0]
+        if not module or not name.removeprefix(f"{module}.").startswith(parts):
+            yield name, read(name)
+
+
+def words(packed: Tensor, bits: int) -> Tensor:
+    """Small numbers (…, n · 32 / bits) out of int32 words (…, n), lowest bits first."""
+    shifts = torch.arange(0, WORD, bits, dtype=torch.int32)
+    return ((packed[..., None] >> shifts) & (2**bits - 1)).flatten(-2)
+
+
+def gptq(own: Parts, settings: Mapping[str, Any], module: str) -> Tensor:
+    """W (O, I). The first form of the format holds zeros less one."""
+    bits = int(settings["bits"])
+    q_IO = words(_part(own, "qweight", module).mT, bits).mT
+    s_GO = _part(own, "scales", module).float()
+    z_GO = words(_part(own, "qzeros", module), bits)[:, : s_GO.shape[1]]
+    if settings.get("checkpoint_format", "gptq") != "gptq_v2":
+        z_GO = (z_GO + 1) & (2**bits - 1)
+    group = int(settings.get("group_size") or -1)
+    group = group if group > 0 else len(q_IO)
+    g_I = own["g_idx"].long() if "g_idx" in own else torch.arange(len(q_IO)) // group
+    return (s_GO[g_I] * (q_IO - z_GO[g_I])).mT
+
+
+def awq(own: Parts, settings: Mapping[str, Any], module: str) -> Tensor:
+    """W (O, I)."""
+    s_GO = _part(own, "scales", module).float()
+
+    def unpacked(name: str) -> Tensor:
+        n_XO = words(_part(own, name, module), WORD // len(AWQ_ORDER)).unflatten(-1, (-1, len(AWQ_ORDER)))
+        return torch.empty_like(n_XO).index_copy_(-1, torch.tensor(AWQ_ORDER), n_XO).flatten(-2)
+
+    q_IO, z_GO = unpacked("qweight"), unpacked("qzeros")
+    g_I = torch.arange(len(q_IO)) // (len(q_IO) // len(s_GO))
+    return (s_GO[g_I] * (q_IO - z_GO[g_I])).mT
+
+
+def scaled(own: Parts, settings: Mapping[str, Any], module: str) -> Tensor:
+    """W (O, I) of fp8 or int8 numbers, or those as they are where nothing scales them."""
+    weight = _part(own, "weight", module).float()
+    block = settings.get("weight_block_size")
+
+    def over(name: str) -> Tensor | None:
+        """A scale or a zero, as wide as what it belongs to."""
+        value = own.get(name)
+        if value is None:
+            return None
+        value = value.float().view(-1, 1) if value.dim() < 2 else value.float()
+        for axis, (whole, count) in enumerate(zip(weight.shape, value.shape, strict=True)):
+            if count not in (1, whole):
+                size = block[axis] if block else -(-whole // count)
+                value = value.repeat_interleave(size, axis).narrow(axis, 0, whole)
+        return value
+
+    scale, zero = over("weight_scale_inv" if "weight_scale_inv" in own else "weight_scale"), over("weight_zero_point")
+    weight = weight if zero is None else weight - zero
+    return weight if scale is None else weight * scale
+
+
+def bitsandbytes(own: Parts, settings: Mapping[str, Any], module: str) -> Tensor:
+    """W (O, I) of its 8 bits (LLM.int8) or 4 bits (NF4 or FP4, with plain or quantised scales)."""
+    if "SCB" in own or "weight.absmax" not in own:
+        return _part(own, "weight", module).float() * _part(own, "SCB", module).float()[:, None] / 127
+    state = next((name for name in own if name.startswith("weight.quant_state.")), "weight.quant_state")
+    about = json.loads(bytes(_part(own, state, module).tolist()))
+    packed, code = own["weight"].flatten(), _part(own, "weight.quant_map", module).float()
+    values = code[torch.stack([packed >> 4, packed & 15], dim=1).flatten().long()]
+    a_B = own["weight.absmax"]
+    if "weight.nested_absmax" in own:
+        outer = own["weight.nested_absmax"].float().repeat_interleave(int(about["nested_blocksize"]))[: len(a_B)]
+        a_B = _part(own, "weight.nested_quant_map", module).float()[a_B.long()] * outer + float(about["nested_offset"])
+    scales = a_B.float().repeat_interleave(int(about.get("blocksize", BLOCK)))[: len(values)]
+    return (values * scales)[: torch.Size(about["shape"]).numel()].view(about["shape"])
+
+
+def _part(own: Parts, name: str, module: str) -> Tensor:
+    if name not in own:
+        raise KeyError(f"{module}.{name}")
+    return own[name]
+
+
+Unpack = Callable[[Parts, Mapping[str, Any], str], Tensor]
+INTEGERS = ("qweight", "qzeros", "scales", "g_idx")
+SCALES = ("weight", "input_scale")  # weight_scale, weight_scale_inv, …
+KNOWN: dict[str, tuple[tuple[str, ...], tuple[str, ...], Unpack]] = {
+    "gptq": (("qweight",), INTEGERS, gptq),
+    "awq": (("qweight",), INTEGERS, awq),
+    "fp8": (("weight_scale_inv", "weight_scale"), SCALES, scaled),
+    "compressed-tensors": (("weight_scale",), SCALES, scaled),
+    "bitsandbytes": (("SCB", "weight.absmax"), ("weight", "SCB"), bitsandbytes),
+}
+"""Method to: what marks a quantised module, which of its tensors make up its weight, and how."""
