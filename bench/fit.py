@@ -46,7 +46,7 @@ SHAPES = {
 }
 # of the same six numbers; texts of each corpus, tokens of each; settings. Few tokens in bf16, which is slow on a CPU
 SMALL = {
-    "RMU, wide layers": ((1024, 4096, 8, 16, 16, 2000), (4, 128), ["layer=5"]),
+    "RMU": ((1024, 4096, 8, 16, 16, 2000), (4, 128), ["layer=5"]),
     "RMU, 8 of 17 layers trained, bf16": (
         (768, 3072, 20, 12, 12, 2000),
         (1, 8),
@@ -58,8 +58,12 @@ SMALL = {
 }
 
 
-def checkpoint(folder: Path, shape: tuple[int, ...], weights: bool = False) -> Path:
-    """A checkpoint of Llama's architecture; without weights its index names tensors that are nowhere."""
+def checkpoint(folder: Path, shape: tuple[int, ...], dtype: str | None = None) -> Path:
+    """A checkpoint of Llama's architecture; without a dtype its index names tensors that are nowhere.
+
+    With one it lies in many files, as large ones do: of a single file, layers that are not used are in memory, too,
+    until Linux wants their room.
+    """
     hidden, inner, layers, heads, groups, vocab = shape
     config = LlamaConfig(
         hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=heads,
@@ -68,8 +72,10 @@ def checkpoint(folder: Path, shape: tuple[int, ...], weights: bool = False) -> P
     words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(1000)}, unk_token="w0"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(tokenizer_object=words, unk_token="w0", eos_token="w1").save_pretrained(folder)
-    if weights:
-        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    if dtype:
+        AutoModelForCausalLM.from_config(config).to(getattr(torch, dtype)).save_pretrained(
+            folder, max_shard_size="40MB"
+        )
         return folder
     config.save_pretrained(folder)
     with torch.device("meta"):
@@ -140,10 +146,11 @@ def check(folder: Path) -> None:
     """Said against used, in megabytes."""
     print("| model | said | used | said / used |\n|---|--:|--:|--:|")
     for number, (name, (shape, (batch, length), words)) in enumerate(SMALL.items()):
-        place = checkpoint(folder / str(number), shape, weights=True)
-        small = checkpoint(folder / f"{number}-small", (64, 128, shape[2], 2, 2, 2000), weights=True)
-        given = ["model=local", "steer=6.5", "alpha=100", "layer=5", "train.max_batches=3", f"train.batch_size={batch}"]
-        given += [*corpora(place, length), *words]
+        dtype = "bfloat16" if "model.dtype=bfloat16" in words else "float32"
+        place = checkpoint(folder / str(number), shape, dtype)
+        small = checkpoint(folder / f"{number}-small", (64, 128, shape[2], 2, 2, 2000), dtype)
+        given = ["model=local", "steer=6.5", "alpha=100", "layer=5", f"train.batch_size={batch}"]
+        given += [*corpora(place, length), *words, "train.max_batches=2", "train.save_every=1000"]  # no snapshots
         found = takes(place, given, "cpu")
         assert found is not None, f"{name} cannot be counted"
         command = [sys.executable, "-c", TRAIN, str(ROOT / "conf"), str(small), str(place), *given]
