@@ -20,7 +20,7 @@ from rich.console import Console
 
 from rmu_exp.model.delta import Delta
 from rmu_exp.model.export import export
-from rmu_exp.pipeline import judgement
+from rmu_exp.pipeline import fits, judgement
 from rmu_exp.pipeline import train as training
 from rmu_exp.pipeline.attack import AttackPlan, attack, prepare_attacks
 from rmu_exp.pipeline.evaluate import EarlyStop, Evaluation, evaluate, prepare_evaluation
@@ -129,7 +129,9 @@ def prepare(run: Run | Judge, folder: Path) -> Plan:
     if reads and not models.base.has_head:
         what = "eval.tasks, eval.perplexity, eval.samples, eval.damage and attacks need"
         raise UserError(f"{what} a language-model head, which {models.base.name} has not; add eval=none 'attacks=[]'")
-    if isinstance(source, Judged):  # reading weights comes last
+    if isinstance(source, TrainPlan):
+        source = fits.checked(source)
+    elif isinstance(source, Judged):  # reading weights comes last
         source.check(record)
     elif isinstance(source, Delta):
         source.refuse_other_base(models.base, f"output: {folder}")

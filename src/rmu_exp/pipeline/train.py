@@ -60,6 +60,7 @@ class TrainPlan:
         notes: what the log says about the texts.
         asked: questions that are asked while training.
         neutral: texts that KL to the base is measured on; none: it is not.
+        memory: what training takes of it, in words.
     """
 
     run: Run
@@ -74,6 +75,12 @@ class TrainPlan:
     notes: list[str]
     asked: list[Question]
     neutral: list[Ids]
+    memory: str = ""
+
+    @property
+    def loads(self) -> int | None:
+        """How many layers are loaded; None: the whole model, with its head."""
+        return None if self.method.logits or self.neutral else self.depth
 
 
 @dataclass(frozen=True)
@@ -194,7 +201,10 @@ def train(plan: TrainPlan, folder: Path, made_from: str, on_step: Callable[[Metr
     for note in plan.notes:
         log.info("%s", note)
     log.info("trained: %s", ", ".join(t.name for t in plan.trained))
-    model = models.open(None if plan.method.logits or plan.neutral else plan.depth)
+    if plan.memory:
+        log.info("%s", plan.memory)
+        print(plan.memory, flush=True)
+    model = models.open(plan.loads)
     batches = plan.batches
     if run.layers.experts == experts.USED:
         first = list(itertools.islice(batches, NORM_BATCHES * len(run.topics)))
@@ -206,7 +216,7 @@ def train(plan: TrainPlan, folder: Path, made_from: str, on_step: Callable[[Metr
     lengths, medians, batches = lengths_of_targets(run, model, batches)
     trained = adapters.trained if adapters else plan.trained
     lr = learning_rate(run, model, plan.trained)
-    method = plan.method(plan.settings, _context(plan, lengths))
+    method = plan.method(plan.settings, context_of(plan, lengths))
     snapshots = Snapshots(folder / rundir.STATE / "training.safetensors", made_from, run.train.save_every)
     accuracy = accuracy_of(plan.asked, models, plan.trained, adapters) if plan.asked else None
     budget = None
@@ -299,7 +309,8 @@ def learning_rate(run: Run, model: torch.nn.Module, trained: Sequence[TrainedTen
     return lr
 
 
-def _context(plan: TrainPlan, steer: list[float]) -> methods.Context:
+def context_of(plan: TrainPlan, steer: list[float]) -> methods.Context:
+    """What the method may know of the run; ``steer`` is the length of each topic's forget target."""
     run, models, tokenizer = plan.run, plan.models, plan.models.base.tokenizer()
     return methods.Context(
         layer=run.layer,

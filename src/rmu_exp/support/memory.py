@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T")
-STATUS = Path("/proc/self/status")
+STATUS, MEMINFO = Path("/proc/self/status"), Path("/proc/meminfo")
+CGROUP, CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
 def ran_out(error: BaseException) -> bool:
@@ -55,6 +56,39 @@ def until_it_fits(work: Callable[[], T], smaller: Callable[[], object], device: 
 
             torch.cuda.empty_cache()
         smaller()
+
+
+def room(device: str, gigabytes: float | None = None) -> tuple[int, int] | None:
+    """Bytes free on a device now, and what it has in all; of a CPU at most ``gigabytes``. None: it does not say.
+
+    A CPU's is the machine's memory with its swap, or what a container or a job of Slurm's may take of it.
+    """
+    if device.startswith("cuda"):
+        import torch
+
+        free, total = torch.cuda.mem_get_info(device)
+        return int(free), int(total)
+    if device != "cpu" or not MEMINFO.is_file():
+        return None
+    known = {line.partition(":")[0]: 1024 * int(line.split()[1]) for line in MEMINFO.read_text().splitlines()}
+    swap = known.get("SwapTotal", 0)
+    limits = [known["MemTotal"] + swap, *(limit + swap for limit in _of_groups())]
+    if gigabytes is not None:
+        limits.append(int(gigabytes * 1e9))
+    return min(known["MemAvailable"], *limits), min(limits)
+
+
+def _of_groups() -> Iterator[int]:
+    """The limits on memory, in bytes, of this process's control groups and of all that they are in."""
+    for line in CGROUP.read_text().splitlines() if CGROUP.is_file() else ():
+        _, kinds, path = line.split(":", 2)  # of version 2 there is one, without kinds
+        name = {"": "memory.max", "memory": "memory/memory.limit_in_bytes"}.get(kinds, "")
+        folder, _, file = name.rpartition("/")
+        place = Path(path.lstrip("/"))
+        for group in (place, *place.parents) if name else ():
+            limit = CGROUPS / folder / group / file
+            if limit.is_file() and (text := limit.read_text().strip()).isdigit():
+                yield int(text)
 
 
 @contextmanager

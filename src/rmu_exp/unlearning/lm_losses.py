@@ -29,7 +29,8 @@ def text_nll(seen: Activations, role: str, wanted: Following) -> tuple[Tensor, T
     """−log p of each text, given its first token, and how many tokens that is: two of shape (texts)."""
     own = token_nll(seen, role, wanted)
     sums = torch.zeros(wanted.texts, dtype=own.dtype, device=own.device).index_add(0, wanted.text_M, own)
-    return sums, torch.bincount(wanted.text_M, minlength=wanted.texts).clamp(min=1)
+    counts = torch.zeros_like(sums, dtype=torch.long).index_add(0, wanted.text_M, torch.ones_like(wanted.text_M))
+    return sums, counts.clamp(min=1)
 
 
 def counted(step: Step, seen: Activations, role: str) -> Tensor:

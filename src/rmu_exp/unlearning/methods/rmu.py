@@ -124,7 +124,8 @@ def control_of(context: Context) -> Tensor:
     ``uniform`` draws u's entries on [0, 1) as published, so that all are positive; ``normal`` gives a direction uniform
     on the sphere. The published loop draws on the model's device in its dtype.
     """
-    generator = torch.Generator(context.device if context.faithful else "cpu").manual_seed(context.seed)
+    draws = context.faithful and context.device.type != "meta"  # on which nothing is drawn
+    generator = torch.Generator(context.device if draws else "cpu").manual_seed(context.seed)
     draw = torch.rand if context.distribution == "uniform" else torch.randn
     rows = []
     for c in context.steer:
