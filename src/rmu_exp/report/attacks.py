@@ -18,6 +18,7 @@ from rmu_exp.report.tables import budget
 COLOURS = {"base": RETAIN, "unlearned": FORGET, "oracle": GREEN, "shuffled": GREY, "random": GREY}
 OTHERS = (FORGET, RETAIN, GREEN, PINK, SKY, YELLOW, BLACK)
 CONTROLS = {"oracle": (0.08, "s", "control: oracle"), "base": (0.24, "^", "control: base")}
+LINES = {"plain": "--", "oracle": "--", "base": "-."}
 NOTHING = (0.16, "x", "control: random")  # nothing to find in it
 WIDEST = 3  # panels in a row
 
@@ -116,7 +117,7 @@ def draw(curve: CurveData) -> Figure:
         for name in names:
             if lines.get(name):
                 xs, ys = zip(*lines[name], strict=True)
-                line = "--" if name.partition(", ")[2] in ("plain", "oracle") else "-"
+                line = LINES.get(name.partition(", ")[2], "-")
                 axes.plot(xs, ys, line, color=_colour(name, names), lw=1.4, marker="o", ms=3, label=name)
         if curve.chance is not None:
             axes.axhline(curve.chance, color=GREY, lw=1, ls=":", label="chance")

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from pydantic import JsonValue
 
 from rmu_exp.record.results import Accuracy, AttackEntry, Results
@@ -181,7 +182,8 @@ def figure(found: WorstCase) -> Figure | None:
         if path and (plain := objectives.attacked(name, path[-1].entry.before)):
             axes.axhline(plain.value, color=GREY, lw=1, ls="--", label="asked plainly")
         axes.set(xlabel="attacks tried", ylabel=WORDS[name])
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.03 if name == "corrected" else None)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         bare(axes, percent="y" if name == "corrected" else "")
     legend(made)
     return made
