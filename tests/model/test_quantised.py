@@ -37,12 +37,17 @@ def word(values: list[int]) -> int:
     return whole - 2**32 if whole >= 2**31 else whole
 
 
+def signed(value: int) -> int:
+    """An integer modulo 2³² as int32 holds it."""
+    return (value + 2**31) % 2**32 - 2**31
+
+
 def gptq(outs: int, ins: int, form: str) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     q, z, s = numbers(ins, outs, 16, 1), numbers(ins // GROUP, outs, 15, 2), scales(ins // GROUP, outs)
     g = torch.randperm(ins, generator=torch.Generator().manual_seed(4)) // GROUP  # as with desc_act
-    stored = z if form == "gptq_v2" else (z - 1) % 16
+    less = 0 if form == "gptq_v2" else 0x11111111  # of the whole word, so that a zero of 0 borrows from the next
     rows = [[word(q[8 * r : 8 * r + 8, o].tolist()) for o in range(outs)] for r in range(ins // 8)]
-    zeros = [[word(stored[k, 8 * c : 8 * c + 8].tolist()) for c in range(outs // 8)] for k in range(len(z))]
+    zeros = [[signed(word(z[k, 8 * c : 8 * c + 8].tolist()) - less) for c in range(outs // 8)] for k in range(len(z))]
     weight = [[float(s[g[i], o]) * (int(q[i, o]) - int(z[g[i], o])) for i in range(ins)] for o in range(outs)]
     packed = {"qweight": torch.tensor(rows, dtype=torch.int32), "qzeros": torch.tensor(zeros, dtype=torch.int32)}
     return packed | {"scales": s, "g_idx": g.int()}, torch.tensor(weight)

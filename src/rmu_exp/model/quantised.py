@@ -33,6 +33,7 @@ from rmu_exp.support.errors import UserError
 NOTE = "dequantised.json"
 SETTINGS = "quantization_config"
 BESIDE = (".json", ".txt", ".model", ".jinja", ".py")  # files that are copied
+VERSION = "2"  # of what is made of the same files
 SHARD = 2**31  # bytes in a file, at most one tensor more
 WORD = 32  # bits in which small numbers are packed
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # which of eight neighbouring outputs stands at each place of a word
@@ -41,7 +42,12 @@ log = logging.getLogger("rmu_exp")
 FORMS: dict[str, dict[str, list[object]]] = {
     "bits": {"gptq": [2, 4, 8], "awq": [4]},
     "version": {"awq": ["gemm", "GEMM"]},
-    "format": {"compressed-tensors": ["float-quantized", "int-quantized", "naive-quantized"]},
+    "checkpoint_format": {"gptq": ["gptq", "gptq_v2"], "awq": ["gemm", "GEMM"]},
+    "format": {
+        "gptq": ["gptq", "gptq_v2"],
+        "awq": ["gemm", "GEMM"],
+        "compressed-tensors": ["float-quantized", "int-quantized", "naive-quantized"],
+    },
 }
 """Setting to the values that are known, by method."""
 Parts = Mapping[str, Tensor]
@@ -72,8 +78,10 @@ def dequantised(folder: Path, key: str) -> Path:
     if method not in KNOWN or any(value not in FORMS[name].get(method, [value]) for name, value in form.items()):
         said = "".join(f", {name} {value}" for name, value in form.items())
         raise UserError(f"{where} is quantised by {method}{said}, which is not dequantised here; {wanted}")
-    files = [folder / weights.CONFIG, *(folder / name for name in weights.file_names(folder, key))]
-    digest = hashlib.sha256("".join(weights.file_digest(file) for file in files).encode()).hexdigest()
+    files = [*sorted(_beside(folder)), *(folder / name for name in weights.file_names(folder, key))]
+    digest = hashlib.sha256(
+        (VERSION + "".join(file.name + weights.file_digest(file) for file in files)).encode()
+    ).hexdigest()
 
     def make(into: Path) -> dict[str, str]:
         log.info("%s: dequantised into the cache, once", folder.name)
@@ -90,13 +98,8 @@ def _write(folder: Path, into: Path, settings: dict[str, Any], method: str, key:
     """Write the checkpoint: dequantised weights, the configuration without its quantisation, everything beside them."""
     raw = weights.read_json(folder / weights.CONFIG)
     dtype = getattr(torch, str(raw.get("dtype") or raw.get("torch_dtype") or "float16"))
-    for file in folder.iterdir():
-        if (
-            file.is_file()
-            and file.suffix in (".json", ".txt", ".model", ".jinja", ".py")
-            and file.name != weights.INDEX
-        ):
-            shutil.copyfile(file, into / file.name)
+    for file in _beside(folder):
+        shutil.copyfile(file, into / file.name)
     plain = {name: value for name, value in raw.items() if name != SETTINGS}
     (into / weights.CONFIG).write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
     table: dict[str, str] = {}
@@ -119,6 +122,11 @@ def _write(folder: Path, into: Path, settings: dict[str, Any], method: str, key:
         return
     index = {"metadata": {}, "weight_map": table}
     (into / weights.INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+
+
+def _beside(folder: Path) -> list[Path]:
+    """The files that are copied: configuration, tokenizer, templates, code."""
+    return [f for f in folder.iterdir() if f.is_file() and f.suffix in BESIDE and f.name != weights.INDEX]
 
 
 def _tensors(
@@ -147,6 +155,8 @@ def _tensors(
         while module and module not in quantised:
             module = module.rpartition(".")[0]
         if not module or not name.removeprefix(f"{module}.").startswith(parts):
+            if name.endswith(".scales"):
+                raise KeyError(name.removesuffix("scales") + "qweight")  # these scale activations, unknown here
             yield name, read(name)
 
 
@@ -161,9 +171,10 @@ def gptq(own: Parts, settings: Mapping[str, Any], module: str) -> Tensor:
     bits = int(settings["bits"])
     q_IO = words(_part(own, "qweight", module).mT, bits).mT
     s_GO = _part(own, "scales", module).float()
-    z_GO = words(_part(own, "qzeros", module), bits)[:, : s_GO.shape[1]]
-    if settings.get("checkpoint_format", "gptq") != "gptq_v2":
-        z_GO = (z_GO + 1) & (2**bits - 1)
+    zeros = _part(own, "qzeros", module)
+    if "gptq_v2" not in (settings.get("checkpoint_format"), settings.get("format")):
+        zeros = zeros + (2**WORD - 1) // (2**bits - 1)  # as it was taken off, of the whole word: a zero of 0 borrows
+    z_GO = words(zeros, bits)[:, : s_GO.shape[1]]
     group = int(settings.get("group_size") or -1)
     group = group if group > 0 else len(q_IO)
     g_I = own["g_idx"].long() if "g_idx" in own else torch.arange(len(q_IO)) // group
