@@ -13,7 +13,8 @@ import torch
 gguf = pytest.importorskip("gguf")
 
 from rmu_exp.model.checkpoint import locate  # noqa: E402
-from rmu_exp.model.gguf import PACKAGES, from_gguf, is_gguf, note_of  # noqa: E402
+from rmu_exp.model.gguf import NOTE, PACKAGES, from_gguf, is_gguf  # noqa: E402
+from rmu_exp.model.made_folder import note_of  # noqa: E402
 from rmu_exp.support.errors import UserError  # noqa: E402
 
 TEMPLATE = "{% for message in messages %}<|a|>{{ message['content'] }}<|b|>{% endfor %}"
@@ -132,7 +133,7 @@ def test_made_once_and_again_when_damaged(tmp_path, cache):
     moved = file.rename(tmp_path / "other name.gguf")
     assert from_gguf(moved) == folder
     assert weights.stat().st_mtime_ns == made
-    note = note_of(folder)
+    note = note_of(folder, NOTE)
     assert note["file"] == "tiny.gguf"
     assert note["sha256"] == folder.name
     weights.write_bytes(whole[:-100])

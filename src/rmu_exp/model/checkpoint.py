@@ -25,6 +25,7 @@ from rmu_exp import worlds
 from rmu_exp.model import disk_names, gguf, quantised
 from rmu_exp.model import weight_files as weights
 from rmu_exp.model.hub_snapshot import Snapshot, snapshot
+from rmu_exp.model.made_folder import note_of
 from rmu_exp.model.split import (
     drop_norm,
     keep_layers,
@@ -265,7 +266,7 @@ class Checkpoint:
         folder (name, sha256, method), and the adapter that was merged into it (name, sha256, the base's name and
         digest)."""
         notes = (gguf.NOTE, quantised.NOTE, MERGED)
-        return {key: value for note in notes for key, value in gguf.note_of(self.folder, note).items()}
+        return {key: value for note in notes for key, value in note_of(self.folder, note).items()}
 
     def open(self, depth: int | None, dtype: torch.dtype, device: torch.device) -> nn.Module:
         """Load the model, for use without training: no gradients, no dropout.

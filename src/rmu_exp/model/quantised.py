@@ -26,7 +26,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rmu_exp.model import gguf
+from rmu_exp.model import made_folder
 from rmu_exp.model import weight_files as weights
 from rmu_exp.support.errors import UserError
 
@@ -91,7 +91,7 @@ def dequantised(folder: Path, key: str) -> Path:
             raise UserError(f"{where} has no tensor {error.args[0]}, which {method} needs; {wanted}") from error
         return {"folder": folder.name, "quantised_by": method}
 
-    return gguf.kept("dequantised", digest, NOTE, make, where)
+    return made_folder.kept("dequantised", digest, NOTE, make, where)
 
 
 def _write(folder: Path, into: Path, settings: dict[str, Any], method: str, key: str) -> None:
@@ -141,23 +141,22 @@ def _tensors(
             found: Tensor = file.get_tensor(name)
         return found
 
-    quantised = {name[: -len(end)] for name in where for end in mark if name.endswith(f".{end}")}
-    quantised = {module.removesuffix(".") for module in quantised}
-    for module in sorted(quantised):
-        own = {
-            name.removeprefix(f"{module}."): read(name)
-            for name in where
-            if name.startswith(f"{module}.") and name.removeprefix(f"{module}.").startswith(parts)
-        }
-        yield f"{module}.weight", unpack(own, settings, module).to(dtype)
+    modules = {name.removesuffix(f".{end}") for name in where for end in mark if name.endswith(f".{end}")}
+    owned: dict[str, dict[str, str]] = {}  # in the files' order: module to its parts, by the rest of their names
     for name in where:
         module = name
-        while module and module not in quantised:
+        while module and module not in modules:
             module = module.rpartition(".")[0]
-        if not module or not name.removeprefix(f"{module}.").startswith(parts):
-            if name.endswith(".scales"):
-                raise KeyError(name.removesuffix("scales") + "qweight")  # these scale activations, unknown here
+        part = name.removeprefix(f"{module}.")
+        if module and part.startswith(parts):
+            owned.setdefault(module, {})[part] = name
+        elif name.endswith(".scales"):
+            raise KeyError(name.removesuffix("scales") + "qweight")  # these scale activations, unknown here
+        else:
             yield name, read(name)
+    for module, names in owned.items():
+        own = {part: read(name) for part, name in names.items()}
+        yield f"{module}.weight", unpack(own, settings, module).to(dtype)
 
 
 def words(packed: Tensor, bits: int) -> Tensor:
