@@ -99,6 +99,12 @@ def nf4(outs: int, ins: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     return own | {"weight.quant_state.bitsandbytes__nf4": state}, weight
 
 
+def nf4_in_bf16(outs: int, ins: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """The same bytes, kept as numbers of another dtype, as FSDP wants them."""
+    own, weight = nf4(outs, ins)
+    return own | {"weight": own["weight"].view(-1, 2).view(torch.bfloat16)}, weight
+
+
 WAYS = {
     "gptq": (lambda o, i: gptq(o, i, "gptq"), {"quant_method": "gptq", "bits": 4, "group_size": GROUP}),
     "gptq_v2": (
@@ -109,6 +115,7 @@ WAYS = {
     "fp8": (fp8, {"quant_method": "fp8", "weight_block_size": [48, 48]}),
     "int8": (int8, {"quant_method": "compressed-tensors", "format": "int-quantized"}),
     "llm_int8": (llm_int8, {"quant_method": "bitsandbytes", "load_in_8bit": True}),
+    "nf4_in_bf16": (nf4_in_bf16, {"quant_method": "bitsandbytes", "load_in_4bit": True}),
     "nf4": (nf4, {"quant_method": "bitsandbytes", "load_in_4bit": True}),
 }
 
@@ -176,6 +183,13 @@ def test_a_missing_part_is_refused_in_one_line(tmp_path):
     with pytest.raises(UserError, match=r"has no tensor model\.layers\.1\.mlp\.up_proj\.scales, which gptq needs"):
         locate(None, str(tmp_path / "q"))
     assert not list((tmp_path / "cache/dequantised").glob("[!.]*/config.json"))
+
+
+@pytest.mark.parametrize("more", [{"bits": 8}, {"bits": 2}])
+def test_one_that_is_not_what_it_says_is_refused_in_one_line(tmp_path, more):
+    quantised(tmp_path / "q", "gptq", **more)
+    with pytest.raises(UserError, match=r"is not as gptq writes it \(.*\); give the checkpoint that it was made from"):
+        locate(None, str(tmp_path / "q"))
 
 
 def test_a_large_one_is_written_in_several_files(tmp_path, monkeypatch):

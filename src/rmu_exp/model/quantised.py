@@ -28,7 +28,8 @@ from torch import Tensor
 
 from rmu_exp.model import made_folder
 from rmu_exp.model import weight_files as weights
-from rmu_exp.support.errors import UserError
+from rmu_exp.support.errors import UserError, first_line
+from rmu_exp.support.memory import ran_out
 
 NOTE = "dequantised.json"
 SETTINGS = "quantization_config"
@@ -89,6 +90,10 @@ def dequantised(folder: Path, key: str) -> Path:
             _write(folder, into, settings, method, key)
         except KeyError as error:
             raise UserError(f"{where} has no tensor {error.args[0]}, which {method} needs; {wanted}") from error
+        except (RuntimeError, ValueError, IndexError) as error:  # what tensors of other shapes or kinds come to
+            if ran_out(error):
+                raise
+            raise UserError(f"{where} is not as {method} writes it ({first_line(error)}); {wanted}") from error
         return {"folder": folder.name, "quantised_by": method}
 
     return made_folder.kept("dequantised", digest, NOTE, make, where)
@@ -221,7 +226,10 @@ def bitsandbytes(own: Parts, settings: Mapping[str, Any], module: str) -> Tensor
         return _part(own, "weight", module).float() * _part(own, "SCB", module).float()[:, None] / 127
     state = next((name for name in own if name.startswith("weight.quant_state.")), "weight.quant_state")
     about = json.loads(bytes(_part(own, state, module).tolist()))
-    packed, code = own["weight"].flatten(), _part(own, "weight.quant_map", module).float()
+    packed, code = (
+        own["weight"].contiguous().view(torch.uint8).flatten(),
+        _part(own, "weight.quant_map", module).float(),
+    )
     values = code[torch.stack([packed >> 4, packed & 15], dim=1).flatten().long()]
     a_B = own["weight.absmax"]
     if "weight.nested_absmax" in own:
