@@ -7,7 +7,7 @@ DEV := $(VENV)/.dev
 DOCS := $(VENV)/.docs
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow fuzz lint format lore docs-results docs clean
+.PHONY: help run test test-slow fuzz lint format lore bench-gpu docs-results docs clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 20
@@ -48,6 +48,9 @@ format: $(DEV)  ## let ruff put the code in shape
 
 lore: $(READY)  ## train the shipped model again from nothing (about half an hour on two cores)
 	$(BIN)/python bench/pretrain_lore.py src/rmu_exp/worlds/lore/weights
+
+bench-gpu: $(READY)  ## what docs/performance.md has of a GPU, measured on this one (20 minutes)
+	$(BIN)/python bench/gpu.py docs/results/gpu.json
 
 docs-results: $(READY)  ## make the tables and figures of docs/ from docs/results/ again
 	$(BIN)/python -m rmu_exp.report.pages docs

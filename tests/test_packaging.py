@@ -85,7 +85,8 @@ def torch_alone(folder: Path) -> Path:
         seen.add(name)
         found = distribution(name)
         for top in {file.parts[0] for file in found.files or () if file.parts[0] not in ("..", "__pycache__")}:
-            (folder / top).symlink_to(Path(str(found.locate_file(top))).resolve())
+            if not (folder / top).is_symlink():  # several distributions share one folder, nvidia
+                (folder / top).symlink_to(Path(str(found.locate_file(top))).resolve())
         wanted = map(Requirement, found.requires or ())
         names += [each.name for each in wanted if each.marker is None or each.marker.evaluate({"extra": ""})]
     return folder

@@ -260,6 +260,10 @@ class Train:
     """Steps, counted over all topics together."""
     schedule: str = setting("constant", choices=("constant", "linear"))
     """Learning rate over the steps: constant as published, or linear, down to nothing at the end."""
+    optimizer: str = setting("adamw", choices=("adamw", "adamw_8bit", "paged_adamw_8bit"))
+    """The published loop's AdamW, or bitsandbytes' with moments in 8 bits, paged: moved off the GPU when it is full."""
+    checkpointing: bool = setting(False, changes_result=False)
+    """Run layers again on the way back in place of keeping what is inside of them: less memory, more time."""
     sam: float = setting(0.0, least=0)
     """SAM's ρ: the forget loss is differentiated so far up its own gradient from the weights; 0: at the weights."""
     sign_mask: bool = setting(False)
@@ -279,8 +283,8 @@ class Train:
 
     @property
     def around(self) -> list[str]:
-        """What is chosen of the settings that wrap any method's loss."""
-        return [key for key in ("sam", "sign_mask", "folds") if getattr(self, key) != getattr(Train, key)]
+        """What is chosen of the settings that go with any loss that is descended on."""
+        return [key for key in ("optimizer", "sam", "sign_mask", "folds") if getattr(self, key) != getattr(Train, key)]
 
 
 @dataclass

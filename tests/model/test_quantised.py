@@ -78,6 +78,22 @@ def int8(outs: int, ins: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     return {"weight": w, "weight_scale": s, "weight_zero_point": z}, torch.tensor(weight)
 
 
+def packed(outs: int, ins: int, zeros: bool = False) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """compressed-tensors, four bits in words, with groups in another order or with zeros."""
+    q, s, z = numbers(outs, ins, 16, 1) - 8, scales(outs, ins // GROUP), numbers(outs, ins // GROUP, 16, 5) - 8
+    g = torch.arange(ins) // GROUP
+    rows = [[word((q[o, 8 * c : 8 * c + 8] + 8).tolist()) for c in range(ins // 8)] for o in range(outs)]
+    own = {"weight_packed": torch.tensor(rows, dtype=torch.int32), "weight_shape": torch.tensor([outs, ins])}
+    if zeros:
+        below = [[word((z[8 * r : 8 * r + 8, k] + 8).tolist()) for k in range(z.shape[1])] for r in range(outs // 8)]
+        own |= {"weight_zero_point": torch.tensor(below, dtype=torch.int32)}
+    else:
+        g, z = g[torch.randperm(ins, generator=torch.Generator().manual_seed(4))], torch.zeros_like(z)
+        own |= {"weight_g_idx": g.int()}
+    weight = [[float(s[o, g[i]]) * (int(q[o, i]) - int(z[o, g[i]])) for i in range(ins)] for o in range(outs)]
+    return own | {"weight_scale": s}, torch.tensor(weight)
+
+
 def llm_int8(outs: int, ins: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     w, c = (numbers(outs, ins, 255, 1) - 127).to(torch.int8), scales(outs).float()
     weight = [[int(w[o, i]) * float(c[o]) / 127 for i in range(ins)] for o in range(outs)]
@@ -114,6 +130,11 @@ WAYS = {
     "awq": (awq, {"quant_method": "awq", "bits": 4, "group_size": GROUP, "version": "gemm"}),
     "fp8": (fp8, {"quant_method": "fp8", "weight_block_size": [48, 48]}),
     "int8": (int8, {"quant_method": "compressed-tensors", "format": "int-quantized"}),
+    "packed": (packed, {"quant_method": "compressed-tensors", "format": "pack-quantized"}),
+    "packed_with_zeros": (
+        lambda o, i: packed(o, i, zeros=True),
+        {"quant_method": "compressed-tensors", "format": "pack-quantized"},
+    ),
     "llm_int8": (llm_int8, {"quant_method": "bitsandbytes", "load_in_8bit": True}),
     "nf4_in_bf16": (nf4_in_bf16, {"quant_method": "bitsandbytes", "load_in_4bit": True}),
     "nf4": (nf4, {"quant_method": "bitsandbytes", "load_in_4bit": True}),
@@ -153,6 +174,41 @@ def test_what_was_quantised_is_what_its_numbers_say(tmp_path, way):
     again = locate(None, str(tmp_path / "q"))
     assert again.folder == found.folder
     assert (again.folder / NOTE).stat().st_mtime_ns == before
+
+
+def test_the_experts_of_gpt_oss_are_read_from_mxfp4(tmp_path):
+    """As the format says, as transformers converts them, and as a model of that architecture takes them."""
+    from transformers import GptOssConfig, GptOssForCausalLM
+    from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+    config = GptOssConfig(
+        num_hidden_layers=2, hidden_size=64, intermediate_size=32, num_local_experts=4, num_experts_per_tok=2,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=16, vocab_size=64, layer_types=["full_attention"] * 2,
+    )  # fmt: skip
+    GptOssForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path / "q")
+    tensors, truth = load_file(tmp_path / "q/model.safetensors"), {}
+    generator = torch.Generator().manual_seed(0)
+    for name in [name for name in tensors if name.endswith("_proj") and ".experts." in name]:
+        experts, ins, outs = tensors.pop(name).shape
+        blocks = torch.randint(0, 256, (experts, outs, ins // 32, 16), generator=generator, dtype=torch.uint8)
+        exponents = torch.randint(118, 130, blocks.shape[:-1], generator=generator, dtype=torch.uint8)
+        tensors |= {f"{name}_blocks": blocks, f"{name}_scales": exponents}
+        truth[name] = convert_moe_packed_tensors(blocks.clone(), exponents.clone())
+        code = [0, 0.5, 1, 1.5, 2, 3, 4, 6]
+        byte, scale = int(blocks[3, 5, 1, 7]), 2.0 ** (int(exponents[3, 5, 1]) - 127)
+        for at, half in ((46, byte % 16), (47, byte // 16)):
+            assert truth[name][3, at, 5] == (-1 if half >= 8 else 1) * code[half % 8] * scale
+    assert len(truth) == 4
+    save_file(tensors, tmp_path / "q/model.safetensors", {"format": "pt"})
+    raw = json.loads((tmp_path / "q/config.json").read_text())
+    raw["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
+    (tmp_path / "q/config.json").write_text(json.dumps(raw))
+    found = locate(None, str(tmp_path / "q"))
+    made = load_file(found.folder / "model.safetensors")
+    assert made.keys() == {name.removesuffix("_blocks") for name in tensors if not name.endswith("_scales")}
+    parameters = dict(found.open(None, torch.float32, torch.device("cpu")).named_parameters())
+    for name, value in truth.items():
+        assert torch.equal(parameters[name], value.float()), name
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,21 @@ def test_later_attacks_and_the_worst_of_a_search_stand_with_their_run(tmp_path):
         result_file.collect([tmp_path / "later"])
 
 
+def test_a_result_file_grows(tmp_path):
+    """Its runs come first; one that was run again is taken anew, and attacks on a known one stand with it."""
+    file, grown = tmp_path / "board.json", tmp_path / "grown.json"
+    put(tmp_path / "one/rmu", made("rmu"))
+    put(tmp_path / "one/npo", made("npo", lr=0.2))
+    put(tmp_path / "two/npo", made("npo", lr=0.2, attacks={"probe": attack(0.2, 0.5)}))
+    put(tmp_path / "two/cir", made("cir", lr=0.3))
+    put(tmp_path / "two/later", judged("rmu0", latent=attack(0.3, 0.4)))
+    assert main(["results", str(tmp_path / "one"), str(file)]) == 0
+    assert main(["results", str(file), str(tmp_path / "two"), str(grown)]) == 0
+    runs = {r.run.method: r for r in result_file.read(grown).runs}
+    assert {name: list(run.attacks) for name, run in runs.items()} == {"rmu": ["latent"], "npo": ["probe"], "cir": []}
+    assert len(result_file.read(grown).runs) == 3
+
+
 def test_the_command_says_which_trials_are_missing(tmp_path, capsys):
     put(tmp_path / "board/rmu", made("rmu"))
     for name, reason in (("npo", "RunError: the loss is not finite"), ("rmu", None)):

@@ -83,6 +83,12 @@ def test_joblib(swept, train, tmp_path):
     assert len(list((cache / "base_answers").glob("*.json"))) == 1
 
 
+@pytest.mark.skipif(not find_spec("hydra_plugins.hydra_joblib_launcher"), reason="hydra-joblib-launcher is missing")
+def test_joblib_with_one_job_runs_trials_in_this_process(train, tmp_path):
+    """Which then has another HydraConfig than the sweep's."""
+    engine(train, tmp_path / "s", "hydra/launcher=joblib", "hydra.launcher.n_jobs=1")
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not find_spec("ray"), reason="ray is not installed")
 def test_ray(swept, train, tmp_path):

@@ -12,7 +12,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import cast
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -32,6 +31,8 @@ from rmu_exp.sweep import overrides as sweeping
 CONF = (Path(__file__).parents[1] / "conf").resolve()
 RESUME = "resume="
 NOTHING_DONE = "stopped before anything was done; the same command starts it"
+BEGUN: list[DictConfig] = []
+"""Hydra's settings of what this program has begun, once they were checked; a trial may put its own into HydraConfig."""
 sweeping.register()  # wherever Hydra unpickles its callbacks, trials have their names
 
 
@@ -58,8 +59,7 @@ def start(main: Callable[[], object]) -> None:
 
 def _end(error: BaseException, words: Sequence[str]) -> int:
     """Bring a program that did not end by itself to its end. Returns the exit status."""
-    begun = HydraConfig.initialized()  # by the callback, once the settings were checked
-    hydra = cast(DictConfig, HydraConfig.get()) if begun else None
+    hydra = BEGUN[0] if BEGUN else None
     if isinstance(error, SystemExit):
         status = error.code if isinstance(error.code, int) else int(error.code is not None)
     elif hydra is None:
@@ -152,7 +152,7 @@ def _refusing(config: DictConfig) -> Iterator[None]:
 
 def _finish_sweep(why: str = "") -> int:
     """Write the report of the sweep that this program has started; ``why`` it ended early. Returns the exit status."""
-    folder = Path(HydraConfig.get().runtime.output_dir)
+    folder = Path(BEGUN[0].runtime.output_dir)
     try:
         return int(get_method("rmu_exp.sweep.session.finish")(folder, why))
     except Exception as error:  # Hydra would swallow it
@@ -165,6 +165,7 @@ def _start(config: DictConfig, folder: Path) -> None:
         config.hydra.runtime.output_dir = str(folder.absolute())
         config.hydra.runtime.existing = str(existing_part(folder))
     HydraConfig.instance().set_config(config)
+    BEGUN[:] = [config.hydra]
 
 
 def existing_part(folder: Path) -> Path:

@@ -1,8 +1,8 @@
 """Write a result file: what the runs of a sweep measured, small enough to be committed.
 
 From the finished runs below folders such as that of train.py experiment=leaderboard, and the judgements and searches of
-judge.py on their models: DIR … FILE.json. Tables and figures are made from such files (rmu-exp table FILE.json; in this
-project's docs, make docs-results).
+judge.py on their models: DIR … FILE.json. A result file among them brings the runs it has. Tables and figures are made
+from such files (rmu-exp table FILE.json; in this project's docs, make docs-results).
 """
 
 from __future__ import annotations
@@ -19,7 +19,13 @@ from rmu_exp.sweep import trials
 
 def add(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
-    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="a folder of runs, judgements or searches")
+    parser.add_argument(
+        "folders",
+        nargs="+",
+        type=Path,
+        metavar="DIR",
+        help="a folder of runs, judgements or searches, or a result file",
+    )
     parser.add_argument("file", type=Path, metavar="FILE.json", help="what is written")
 
 
@@ -27,12 +33,15 @@ def run(args: argparse.Namespace) -> int:
     """Write the file. Returns 1 when a trial has no results."""
     if args.file.suffix != ".json" or args.file.is_dir():
         raise UserError(f"{args.file}: got no name for the file; give it last, as in docs/results/NAME.json")
-    if missing := next((folder for folder in args.folders if not folder.is_dir()), None):
+    if missing := next((folder for folder in args.folders if not folder.exists()), None):
         raise UserError(f"{missing}: no such folder; give the folder of a sweep")
-    runs = result_file.collect(args.folders)
-    notes = [f for folder in args.folders for f in sorted(folder.rglob(trials.TRIAL))]
+    before = [result_file.read(file) for file in args.folders if file.is_file()]
+    folders = [folder for folder in args.folders if folder.is_dir()]
+    runs = result_file.collect(folders, [run for content in before for run in content.runs])
+    notes = [f for folder in folders for f in sorted(folder.rglob(trials.TRIAL))]
     planned = [trials.read_one(note.parent, {}) for note in notes]
-    failed = {t.name: t.reason or t.state for t in planned if t.state not in ("done", "pruned")}
+    failed = {name: why for content in before for name, why in content.failed.items()}
+    failed |= {t.name: t.reason or t.state for t in planned if t.state not in ("done", "pruned")}
     result_file.write(ResultFile(runs, failed), args.file)
     print(f"{args.file}: {len(runs)} runs, {args.file.stat().st_size / 1000:.1f} kB")
     for name, why in failed.items():

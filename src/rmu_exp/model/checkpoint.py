@@ -60,10 +60,11 @@ def locate(
 ) -> Checkpoint:
     """Find a checkpoint: ``path`` if given, a model that ships with a world or a package, otherwise a hub id.
 
-    From the hub, configuration and tokenizer are downloaded here, weights when they are opened.
+    From the hub, configuration and tokenizer are downloaded here, weights when they are opened; but what is quantised
+    is downloaded whole, and dequantised into the cache as a folder is.
 
     Args:
-        path: a folder in Hugging Face's format, or a GGUF file; what is quantised is dequantised into the cache.
+        path: a folder in Hugging Face's format, or a GGUF file.
         revision: branch, tag or commit on the hub.
         trust_remote_code: allow Python code that comes with the checkpoint.
 
@@ -81,6 +82,11 @@ def locate(
     if not name:
         raise UserError("model.name: not given; add model.name=ORG/NAME, or model.path=FOLDER or FILE.gguf")
     found = snapshot(name, revision, trust_remote_code)
+    if quantised.settings_of(found.folder):
+        whole = Checkpoint(name, found.folder, found.commit, trust_remote_code, found)
+        whole.fetch()
+        folder = quantised.dequantised(found.folder, f"model.name: {name}")
+        return _checked(Checkpoint(name, folder, found.commit, trust_remote_code), "model.name")
     return _checked(Checkpoint(name, found.folder, found.commit, trust_remote_code, found), "model.name")
 
 
@@ -104,7 +110,7 @@ def _local(path: str, key: str, trust_remote_code: bool) -> Checkpoint:
         folder = gguf.from_gguf(place, key)
     else:
         weights.check_folder(place, key)
-        folder = quantised.dequantised(place, key) if quantised.settings_of(place) else place
+        folder = quantised.dequantised(place, f"{key}: {place}") if quantised.settings_of(place) else place
     return _checked(Checkpoint(path, folder, None, trust_remote_code), key)
 
 
@@ -421,10 +427,6 @@ def _checked(checkpoint: Checkpoint, key: str) -> Checkpoint:
     """Refuse what cannot be unlearned from, before anything large is read."""
     if checkpoint.hub is None:
         weights.check_folder(checkpoint.folder, key)
-    raw = weights.read_json(checkpoint.folder / weights.CONFIG)
-    if raw.get("quantization_config") is not None:
-        wanted = "give the checkpoint that it was made from, or download it and give its folder as model.path"
-        raise UserError(f"{key}: {checkpoint.name} is quantised; {wanted}")
     if checkpoint.hub is None:
         checkpoint.refuse_odd_weights(key)
     return checkpoint

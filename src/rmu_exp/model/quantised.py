@@ -5,7 +5,9 @@ What is dequantised is what the checkpoint's own kernels multiply with, in the d
     gptq           W_oi = s_go · (q_io − z_go), g = g_idx_i; an int32 word holds inputs, lowest bits first
     awq            W_oi = s_go · (q_io − z_go), g = i div group; a word holds outputs, in an order of their own
     fp8            W = w · s: s one number, one for each output, or one for each block
-    compressed-tensors     the same with fp8 or int8 numbers, less a zero where there is one
+    compressed-tensors     the same with fp8 or int8 numbers, less a zero where there is one; or with 4 or 8 bits in
+                   int32 words that hold inputs, lowest bits first, as far above their least number
+    mxfp4          W_oi = code[q_oi] · 2^(e_o,i div 32 − 127), the experts' as (experts, inputs, outputs)
     bitsandbytes   8 bits: W_oi = w_oi · c_o / 127; 4 bits: W_j = code[q_j] · a_(j div 64), a quantised itself or not
 
 Everything else in the files stays as it is. Axes: I inputs, O outputs, G groups.
@@ -18,6 +20,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +41,7 @@ VERSION = "2"  # of what is made of the same files
 SHARD = 2**31  # bytes in a file, at most one tensor more
 WORD = 32  # bits in which small numbers are packed
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # which of eight neighbouring outputs stands at each place of a word
+FP4 = torch.tensor([sign * size for sign in (1, -1) for size in (0, 0.5, 1, 1.5, 2, 3, 4, 6)])  # of OCP's MX formats
 BLOCK = 64  # numbers that share a scale in bitsandbytes, where the file does not say
 log = logging.getLogger("rmu_exp")
 FORMS: dict[str, dict[str, list[object]]] = {
@@ -47,7 +51,7 @@ FORMS: dict[str, dict[str, list[object]]] = {
     "format": {
         "gptq": ["gptq", "gptq_v2"],
         "awq": ["gemm", "GEMM"],
-        "compressed-tensors": ["float-quantized", "int-quantized", "naive-quantized"],
+        "compressed-tensors": ["float-quantized", "int-quantized", "naive-quantized", "pack-quantized"],
     },
 }
 """Setting to the values that are known, by method."""
@@ -61,8 +65,11 @@ def settings_of(folder: Path) -> dict[str, Any] | None:
     return found
 
 
-def dequantised(folder: Path, key: str) -> Path:
+def dequantised(folder: Path, where: str) -> Path:
     """The checkpoint folder made from a quantised one: from the cache, or dequantised now.
+
+    Args:
+        where: the setting and what it names, for messages.
 
     It is ``dequantised/<sha256>`` in the cache folder, with ``dequantised.json``: the folder's name and how it was
     quantised.
@@ -73,13 +80,12 @@ def dequantised(folder: Path, key: str) -> Path:
     """
     settings = settings_of(folder) or {}
     method = str(settings.get("quant_method"))
-    where = f"{key}: {folder}"
     wanted = "give the checkpoint that it was made from"
     form = {name: settings[name] for name in FORMS if settings.get(name) is not None}
     if method not in KNOWN or any(value not in FORMS[name].get(method, [value]) for name, value in form.items()):
         said = "".join(f", {name} {value}" for name, value in form.items())
         raise UserError(f"{where} is quantised by {method}{said}, which is not dequantised here; {wanted}")
-    files = [*sorted(_beside(folder)), *(folder / name for name in weights.file_names(folder, key))]
+    files = [*sorted(_beside(folder)), *(folder / name for name in weights.file_names(folder, where))]
     digest = hashlib.sha256(
         (VERSION + "".join(file.name + weights.file_digest(file) for file in files)).encode()
     ).hexdigest()
@@ -87,7 +93,7 @@ def dequantised(folder: Path, key: str) -> Path:
     def make(into: Path) -> dict[str, str]:
         log.info("%s: dequantised into the cache, once", folder.name)
         try:
-            _write(folder, into, settings, method, key)
+            _write(folder, into, settings, method, where)
         except KeyError as error:
             raise UserError(f"{where} has no tensor {error.args[0]}, which {method} needs; {wanted}") from error
         except (RuntimeError, ValueError, IndexError) as error:  # what tensors of other shapes or kinds come to
@@ -99,7 +105,7 @@ def dequantised(folder: Path, key: str) -> Path:
     return made_folder.kept("dequantised", digest, NOTE, make, where)
 
 
-def _write(folder: Path, into: Path, settings: dict[str, Any], method: str, key: str) -> None:
+def _write(folder: Path, into: Path, settings: dict[str, Any], method: str, where: str) -> None:
     """Write the checkpoint: dequantised weights, the configuration without its quantisation, everything beside them."""
     raw = weights.read_json(folder / weights.CONFIG)
     dtype = getattr(torch, str(raw.get("dtype") or raw.get("torch_dtype") or "float16"))
@@ -116,7 +122,7 @@ def _write(folder: Path, into: Path, settings: dict[str, Any], method: str, key:
         table.update(dict.fromkeys(shard, name))
         shard.clear()
 
-    for name, value in _tensors(folder, settings, method, dtype, key):
+    for name, value in _tensors(folder, settings, method, dtype, where):
         shard[name] = value
         if sum(t.nbytes for t in shard.values()) > SHARD:
             flush()
@@ -135,33 +141,34 @@ def _beside(folder: Path) -> list[Path]:
 
 
 def _tensors(
-    folder: Path, settings: dict[str, Any], method: str, dtype: torch.dtype, key: str
+    folder: Path, settings: dict[str, Any], method: str, dtype: torch.dtype, where: str
 ) -> Iterator[tuple[str, Tensor]]:
     """The checkpoint's tensors as they were before they were quantised, by name."""
-    mark, parts, unpack = KNOWN[method]
-    where = {name: file for file in weights.file_names(folder, key) for name in weights.header(folder / file)}
+    kind = KNOWN[method]
+    files = {name: file for file in weights.file_names(folder, where) for name in weights.header(folder / file)}
 
     def read(name: str) -> Tensor:
-        with safe_open(folder / where[name], "pt") as file:
+        with safe_open(folder / files[name], "pt") as file:
             found: Tensor = file.get_tensor(name)
         return found
 
-    modules = {name.removesuffix(f".{end}") for name in where for end in mark if name.endswith(f".{end}")}
-    owned: dict[str, dict[str, str]] = {}  # in the files' order: module to its parts, by the rest of their names
-    for name in where:
-        module = name
-        while module and module not in modules:
-            module = module.rpartition(".")[0]
-        part = name.removeprefix(f"{module}.")
-        if module and part.startswith(parts):
-            owned.setdefault(module, {})[part] = name
+    ends = tuple(kind.joint + end for end in kind.marks)
+    owners = {name.removesuffix(end) for name in files for end in ends if name.endswith(end)}
+    owned: dict[str, dict[str, str]] = {}  # in the files' order: owner to its parts, by the rest of their names
+    for name in files:
+        owner = name
+        while owner and owner not in owners:
+            owner = owner.rpartition(kind.joint)[0]
+        part = name.removeprefix(owner + kind.joint)
+        if owner and part.startswith(kind.parts):
+            owned.setdefault(owner, {})[part] = name
         elif name.endswith(".scales"):
             raise KeyError(name.removesuffix("scales") + "qweight")  # these scale activations, unknown here
         else:
             yield name, read(name)
-    for module, names in owned.items():
+    for owner, names in owned.items():
         own = {part: read(name) for part, name in names.items()}
-        yield f"{module}.weight", unpack(own, settings, module).to(dtype)
+        yield owner + kind.made, kind.unpack(own, settings, owner).to(dtype)
 
 
 def words(packed: Tensor, bits: int) -> Tensor:
@@ -220,6 +227,33 @@ def scaled(own: Parts, settings: Mapping[str, Any], module: str) -> Tensor:
     return weight if scale is None else weight * scale
 
 
+def compressed(own: Parts, settings: Mapping[str, Any], module: str) -> Tensor:
+    """W (O, I) of compressed-tensors: numbers of a dtype, or of 4 or 8 bits in words, with groups in any order."""
+    if "weight_packed" not in own:
+        return scaled(own, settings, module)
+    outs, ins = _part(own, "weight_shape", module).tolist()
+    packed = own["weight_packed"]
+    size = next((bits for bits in (4, 8) if packed.shape == (outs, -(-ins * bits // WORD))), None)
+    if size is None:
+        raise ValueError(f"{module}.weight_packed has the shape {tuple(packed.shape)} for {outs} × {ins} numbers")
+    least = 2 ** (size - 1)
+    q_OI = words(packed, size)[:, :ins] - least
+    s_OG = _part(own, "weight_scale", module).float()
+    g_I = own["weight_g_idx"].long() if "weight_g_idx" in own else torch.arange(ins) // -(-ins // s_OG.shape[1])
+    if "weight_zero_point" in own:
+        zero = own["weight_zero_point"]
+        z_OG = words(zero.mT, size).mT[:outs] - least if zero.dtype == torch.int32 else zero
+        q_OI = q_OI - z_OG[:, g_I]
+    return s_OG[:, g_I] * q_OI
+
+
+def mxfp4(own: Parts, settings: Mapping[str, Any], name: str) -> Tensor:
+    """W (experts, I, O): blocks (experts, O, I / 32, 16), two numbers in a byte, the lower half first."""
+    blocks, scales = _part(own, "blocks", name), _part(own, "scales", name)
+    values = FP4[torch.stack([blocks & 15, blocks >> 4], dim=-1).flatten(-2).long()]
+    return torch.ldexp(values, scales.int()[..., None] - 127).flatten(-2).mT
+
+
 def bitsandbytes(own: Parts, settings: Mapping[str, Any], module: str) -> Tensor:
     """W (O, I) of its 8 bits (LLM.int8) or 4 bits (NF4 or FP4, with plain or quantised scales)."""
     if "SCB" in own or "weight.absmax" not in own:
@@ -245,14 +279,31 @@ def _part(own: Parts, name: str, module: str) -> Tensor:
     return own[name]
 
 
-Unpack = Callable[[Parts, Mapping[str, Any], str], Tensor]
+@dataclass(frozen=True)
+class Kind:
+    """How a method names what it writes.
+
+    Attributes:
+        marks: parts that only quantised weights have.
+        parts: beginnings of the parts that make up a weight.
+        unpack: the weight, of its parts by name, the checkpoint's settings, and the owner's name.
+        joint, made: what stands before a part's name, and what is put after the owner's for the weight's own.
+    """
+
+    marks: tuple[str, ...]
+    parts: tuple[str, ...]
+    unpack: Callable[[Parts, Mapping[str, Any], str], Tensor]
+    joint: str = "."
+    made: str = ".weight"
+
+
 INTEGERS = ("qweight", "qzeros", "scales", "g_idx")
 SCALES = ("weight", "input_scale")  # weight_scale, weight_scale_inv, …
-KNOWN: dict[str, tuple[tuple[str, ...], tuple[str, ...], Unpack]] = {
-    "gptq": (("qweight",), INTEGERS, gptq),
-    "awq": (("qweight",), INTEGERS, awq),
-    "fp8": (("weight_scale_inv", "weight_scale"), SCALES, scaled),
-    "compressed-tensors": (("weight_scale",), SCALES, scaled),
-    "bitsandbytes": (("SCB", "weight.absmax"), ("weight", "SCB"), bitsandbytes),
+KNOWN = {
+    "gptq": Kind(("qweight",), INTEGERS, gptq),
+    "awq": Kind(("qweight",), INTEGERS, awq),
+    "fp8": Kind(("weight_scale_inv", "weight_scale"), SCALES, scaled),
+    "compressed-tensors": Kind(("weight_scale",), SCALES, compressed),
+    "bitsandbytes": Kind(("SCB", "weight.absmax"), ("weight", "SCB"), bitsandbytes),
+    "mxfp4": Kind(("blocks",), ("blocks", "scales"), mxfp4, joint="_", made=""),
 }
-"""Method to: what marks a quantised module, which of its tensors make up its weight, and how."""

@@ -13,12 +13,14 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
 
 from rmu_exp.support.errors import UserError
 
@@ -247,13 +249,15 @@ class SplitModel:
 
     Attributes:
         first, last: index of the lowest and of the highest upper layer.
+        recompute: with autograd, whether upper layers are run again on the way back in place of being kept
+            (gradient checkpointing): less memory, more time, the same numbers.
 
     Raises:
         UserError: the model has no such layer, or keeps its layers in an unknown place.
     """
 
-    def __init__(self, model: nn.Module, first: int) -> None:
-        self.model, self.first = model, first
+    def __init__(self, model: nn.Module, first: int, recompute: bool = False) -> None:
+        self.model, self.first, self.recompute = model, first, recompute
         self._layers = layers_of(model)
         self.last = len(self._layers) - 1
         if not 0 <= first < len(self._layers):
@@ -315,7 +319,10 @@ class SplitModel:
         if self.first - 1 in shifts:
             h_BTD = h_BTD + shifts[self.first - 1].to(h_BTD.dtype)
         for index, (args, kwargs) in enumerate(trunk.calls, self.first):
-            out = functional_call(self._layers[index], weights.get(index, {}), (h_BTD, *args), kwargs)
+            run = partial(functional_call, self._layers[index], weights.get(index, {}))
+            if self.recompute and torch.is_grad_enabled():
+                run = partial(checkpoint, run, use_reentrant=False, preserve_rng_state=False)  # nothing is drawn
+            out = run((h_BTD, *args), kwargs)
             h_BTD = out[0] if isinstance(out, (tuple, list)) else out
             if index in shifts:
                 h_BTD = h_BTD + shifts[index].to(h_BTD.dtype)

@@ -59,4 +59,4 @@ def counted(plan: TrainPlan, batches: Sequence[Batch]) -> Footprint | None:
             trained = lora.Adapters(model, trained, run.layers.rank, run.layers.rank_alpha, run.seed).trained
     context = dataclasses.replace(context_of(plan, [1.0] * len(run.topics)), device=torch.device("meta"))
     wrap = Wrap(run.train.sam, run.train.sign_mask)
-    return footprint(model, trained, plan.method(plan.settings, context), batches, wrap)
+    return footprint(model, trained, plan.method(plan.settings, context), batches, wrap, run.train.checkpointing)

@@ -35,7 +35,7 @@ from rmu_exp.settings import AUTO, AUTO_STEER, Run
 from rmu_exp.support import progress, signals
 from rmu_exp.support.errors import UserError
 from rmu_exp.support.files import write_atomic
-from rmu_exp.unlearning import experts, lora
+from rmu_exp.unlearning import experts, lora, optimizers
 from rmu_exp.unlearning import method as methods
 from rmu_exp.unlearning.activation_cache import ActivationCache, shared
 from rmu_exp.unlearning.budget import Budget
@@ -115,6 +115,9 @@ def prepare_training(run: Run, models: Models, texts: Texts) -> TrainPlan:
         raise UserError(f"layers.lora: {run.method.name} changes the tensors themselves; use layers=all")
     if module.Method.optimizer is not methods.Method.optimizer and (around := run.train.around):
         raise UserError(f"train.{around[0]}: {run.method.name} does not descend on its loss step by step; leave it out")
+    optimizers.refuse(run.train.optimizer, models.device)
+    if run.train.checkpointing and not module.Method.recomputes:
+        raise UserError(f"train.checkpointing: {run.method.name} looks into the layers as they run; leave it out")
     steps, batches, notes = order_of_texts(run, models, texts, 2 if module.Method.logits else 1)
     if relative(run) and steps < len(run.topics):
         raise UserError(
@@ -232,6 +235,7 @@ def train(plan: TrainPlan, folder: Path, made_from: str, on_step: Callable[[Metr
                 method,
                 lr,
                 wrap=Wrap(run.train.sam, run.train.sign_mask),
+                recompute=run.train.checkpointing,
                 decay_over=plan.steps if run.train.schedule == "linear" else None,
                 on_metrics=seen.add,
                 cache=cache,
@@ -326,6 +330,7 @@ def context_of(plan: TrainPlan, steer: list[float]) -> methods.Context:
         distribution=run.steering.distribution,
         tokenizer=tokenizer,
         marker=tokenizer(run.data.answer, add_special_tokens=False)["input_ids"] if run.data.answer else (),
+        optimizer=run.train.optimizer,
     )
 
 

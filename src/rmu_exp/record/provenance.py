@@ -22,7 +22,7 @@ from rmu_exp.support.redaction import redact
 
 PACKAGES = (
     *("rmu_exp", "torch", "transformers", "datasets", "lm-eval", "hydra-core", "wandb", "safetensors"),
-    *("tokenizers", "accelerate", "numpy", "scipy", "scikit-learn", "peft"),
+    *("tokenizers", "accelerate", "numpy", "scipy", "scikit-learn", "peft", "bitsandbytes"),
 )
 SWITCHES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "CUBLAS_WORKSPACE_CONFIG", "PYTHONHASHSEED")
 

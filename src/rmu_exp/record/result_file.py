@@ -62,8 +62,11 @@ class ResultFile:
     failed: Mapping[str, str] = field(default_factory=dict)
 
 
-def collect(folders: Sequence[Path]) -> list[Results]:
+def collect(folders: Sequence[Path], known: Sequence[Results] = ()) -> list[Results]:
     """The finished runs below some folders, and the judgements below them of models that are none of these runs.
+
+    Args:
+        known: runs that come first; one that is below the folders, too, is taken from there.
 
     Raises UserError: there are none, or one is damaged.
     """
@@ -71,6 +74,8 @@ def collect(folders: Sequence[Path]) -> list[Results]:
     done = {file.parent: results_json.load(file) for file in files if (file.parent / rundir.REPORT).is_file()}
     worst = {file.parent: _worst(file, done) for folder in folders for file in sorted(folder.rglob(WORST_CASE))}
     runs = [r for r in done.values() if r.train and r.qa]
+    mine = {r.provenance.config_hash for r in runs if r.provenance}
+    runs = [r for r in known if not (r.provenance and r.provenance.config_hash in mine)] + runs
     others = [r for folder, r in done.items() if r.run.kind == "judge" and folder.parent not in worst]
     for found in (*others, *(r for mine in worst.values() for r in mine)):
         whose = next((i for i, r in enumerate(runs) if _same_delta(r, found)), None)
@@ -148,12 +153,13 @@ def _small(results: Results, varying: Sequence[str]) -> rundir.Object:
 
 
 def _varying(runs: Sequence[Results]) -> list[str]:
-    """The settings but the seed in which runs of one method differ."""
+    """The settings but the seed in which runs of one method differ; a run of a result file has only some of its own."""
     found = dict[str, None]()
     for method in dict.fromkeys(run.run.method for run in runs):
         mine = [_settings(run) for run in runs if run.run.method == method]
         keys = dict.fromkeys(key for settings in mine for key in settings)
-        found |= dict.fromkeys(key for key in keys if any(s.get(key) != mine[0].get(key) for s in mine))
+        given = {key: [settings[key] for settings in mine if key in settings] for key in keys}
+        found |= dict.fromkeys(key for key, values in given.items() if any(v != values[0] for v in values))
     return [key for key in found if key != "seed" and not key.startswith("eval.")]
 
 

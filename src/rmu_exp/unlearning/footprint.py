@@ -49,7 +49,12 @@ class Footprint:
 
 
 def footprint(
-    model: nn.Module, trained: list[TrainedTensor], method: Method, batches: Sequence[Batch], wrap: Wrap | None = None
+    model: nn.Module,
+    trained: list[TrainedTensor],
+    method: Method,
+    batches: Sequence[Batch],
+    wrap: Wrap | None = None,
+    recompute: bool = False,
 ) -> Footprint | None:
     """What training takes, counted in steps of these batches; two show what the optimizer keeps.
 
@@ -69,7 +74,7 @@ def footprint(
 
     with _Fused(), Alive() as alive:
         try:
-            unlearn(model, trained, steps(), method, LR, wrap=wrap)
+            unlearn(model, trained, steps(), method, LR, wrap=wrap, recompute=recompute)
         except Exception as error:
             # whatever a model or a method of somebody else's does without data; a run does not fail of it
             return Footprint(weights, alive.now, alive.most) if error is ended else None

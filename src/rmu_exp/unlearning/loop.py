@@ -42,6 +42,7 @@ def unlearn(
     *,
     decay_over: int | None = None,
     wrap: Wrap | None = None,
+    recompute: bool = False,
     on_metrics: Callable[[Metrics], None] = lambda metrics: None,
     cache: ActivationCache | None = None,
     snapshots: Snapshots | None = None,
@@ -53,6 +54,7 @@ def unlearn(
     Args:
         decay_over: steps over which the learning rate falls to nothing, linearly; None: it is constant.
         wrap: what stands around the loss.
+        recompute: run layers again on the way back in place of keeping what is inside of them.
         on_metrics: called with one dictionary per step, some steps late.
         cache, snapshots: activations that other runs have computed; the state, kept and resumed from.
         budget: how much damage ends the training; it takes the full model with its head.
@@ -65,7 +67,7 @@ def unlearn(
         Stopped: somebody asked for it; the state is kept.
     """
     context = method.context
-    split = SplitModel(model, min(t.layer for t in trained))
+    split = SplitModel(model, min(t.layer for t in trained), recompute)
     masters = originals(model, trained, None if context.faithful else torch.float32)
     method.start(trained, masters)
     optimizer = method.optimizer(masters, lr)

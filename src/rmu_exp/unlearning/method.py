@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,6 +13,7 @@ from rmu_exp.data.batches import FORGET, RETAIN
 from rmu_exp.model.checkpoint import Checkpoint
 from rmu_exp.model.parameters import TrainedTensor
 from rmu_exp.model.split import SplitModel
+from rmu_exp.unlearning import optimizers
 from rmu_exp.unlearning.step import Step
 
 Losses = dict[str, Tensor]
@@ -44,6 +45,7 @@ class Context:
         distribution: of the control vectors' directions.
         tokenizer: the model's.
         marker: token ids after which a text counts for losses over following tokens; empty: all of it.
+        optimizer: what turns gradients into steps, where the method has none of its own.
     """
 
     layer: int
@@ -59,6 +61,7 @@ class Context:
     distribution: str = "uniform"
     tokenizer: Any = None
     marker: Sequence[int] = ()
+    optimizer: str = "adamw"
 
 
 class Method:
@@ -71,6 +74,7 @@ class Method:
         at_once: whether only its last weights mean something, as where they change at the last step only: a budget of
             damage then chooses how much of the whole change is taken.
         linear: whether it trains weights of linear modules only.
+        recomputes: whether layers may be run again on the way back; not where the method hooks into their modules.
         control_KD: forget targets, one per topic, saved with the Delta; None for methods without.
     """
 
@@ -78,6 +82,7 @@ class Method:
     mean_over: Mapping[str, str] | None = None
     at_once: ClassVar[bool] = False
     linear: ClassVar[bool] = False
+    recomputes: ClassVar[bool] = True
     control_KD: Tensor | None = None
 
     def __init__(self, settings: Any, context: Context) -> None:
@@ -131,35 +136,4 @@ class Method:
 
     def optimizer(self, masters: list[Tensor], lr: float) -> torch.optim.Optimizer:
         """What turns gradients into steps."""
-        return PublishedAdamW(masters, lr)
-
-
-class PublishedAdamW(torch.optim.Optimizer):
-    """The published loop's AdamW, that of earlier versions of transformers, in the parameters' own dtype.
-
-        m = β₁·m + (1 − β₁)·g,   v = β₂·v + (1 − β₂)·g²,   w = w − lr·√(1 − β₂ᵗ)/(1 − β₁ᵗ) · m / (√v + ε)
-
-    No weight decay; ε is added before v's bias correction. torch's AdamW is the same but for rounding, which is a third
-    of the update in bfloat16.
-    """
-
-    BETAS, EPS = (0.9, 0.999), 1e-6
-
-    def __init__(self, masters: list[Tensor], lr: float) -> None:
-        super().__init__(masters, {"lr": lr})
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        (first, second), group = self.BETAS, self.param_groups[0]
-        for w in group["params"]:
-            if w.grad is None:
-                continue
-            state = self.state[w]
-            if not state:
-                state.update(step=torch.zeros(()), m=torch.zeros_like(w), v=torch.zeros_like(w))
-            state["step"] += 1
-            t, m, v = int(state["step"]), state["m"], state["v"]
-            m.mul_(first).add_(w.grad, alpha=1 - first)
-            v.mul_(second).addcmul_(w.grad, w.grad, value=1 - second)
-            size = group["lr"] * (1 - second**t) ** 0.5 / (1 - first**t)
-            w.addcdiv_(m, v.sqrt().add_(self.EPS), value=-size)
+        return optimizers.make(self.context.optimizer, masters, lr)

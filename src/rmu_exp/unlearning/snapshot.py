@@ -6,8 +6,9 @@ The trained tensors, and the state of optimizer, method and budget: every use of
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,6 +22,7 @@ from rmu_exp.unlearning.method import Method
 
 LEAST = 5.0  # seconds between two snapshots
 SHARE = 0.01  # of the time that snapshots may take
+INSIDE = "/"  # between the names of nested entries
 
 
 class Snapshots:
@@ -66,7 +68,7 @@ class Snapshots:
         for part, state in ("method", method.state()), ("budget", budget.state() if budget else {}):
             kept |= {f"{part}.{name}": value for name, value in state.items()}
         for i, values in optimizer.state_dict()["state"].items():
-            kept |= {f"optimizer.{i}.{name}": torch.as_tensor(value) for name, value in values.items()}
+            kept |= {f"optimizer.{i}.{name}": torch.as_tensor(value) for name, value in _flat(values)}
         plain = {name: value.detach().cpu().contiguous().clone() for name, value in kept.items()}
         about = {"of": self.of, "steps": str(steps), "seconds": repr(self.seconds + began - self._began)}
         replace_atomic(self.file, lambda temporary: save_file(plain, temporary, metadata=about))
@@ -84,12 +86,16 @@ class Snapshots:
         """Put the state that was found, if any was, in place."""
         if not self.kept:
             return
-        state: dict[int, dict[str, Tensor]] = {}
+        state: dict[int, dict[str, Any]] = {}
         own: dict[str, dict[str, Tensor]] = {"method": {}, "budget": {}}
         for name, value in self.kept.items():
             match name.split(".", 2):
                 case ["optimizer", index, key]:
-                    state.setdefault(int(index), {})[key] = value
+                    *inside, last = key.split(INSIDE)
+                    place: dict[str, Any] = state.setdefault(int(index), {})
+                    for part in inside:
+                        place = place.setdefault(part, {})
+                    place[last] = value if value.dim() or value.is_floating_point() else int(value)  # a number it was
                 case ["method" | "budget" as part, *key]:
                     own[part][".".join(key)] = value
         with torch.no_grad():
@@ -100,6 +106,15 @@ class Snapshots:
         if budget:
             budget.restore(own["budget"])
         self.kept = {}
+
+
+def _flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """The entries of an optimizer's state, which bitsandbytes nests."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{before}{name}{INSIDE}")
+        else:
+            yield before + name, value
 
 
 def _read(file: Path, of: str) -> tuple[dict[str, Tensor], dict[str, str]]:
