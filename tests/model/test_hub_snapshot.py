@@ -17,6 +17,7 @@ import pytest
 import torch
 from families import make_checkpoint
 from hub import Hub
+from safetensors.torch import load_file, save_file
 
 from rmu_exp.model import weight_files
 from rmu_exp.model.checkpoint import locate
@@ -127,6 +128,33 @@ def test_only_what_is_needed_is_downloaded_and_the_cache_is_enough_afterwards(hu
     exported = {file.name for file in (tmp_path / "out").iterdir()}
     assert exported == {file.name for file in folder.iterdir()}
     assert sum((tmp_path / "out" / n).read_bytes() != (folder / n).read_bytes() for n in exported) == 1
+
+
+def test_a_quantised_repository_is_fetched_whole_and_dequantised(hub, folder, tmp_path):
+    place = Path(shutil.copytree(folder, tmp_path / "quantised"))
+    name = "model.layers.0.mlp.down_proj.weight"
+    file = weight_files.weight_map(place)[name]
+    tensors = load_file(place / file)
+    scale = tensors[name].abs().amax() / 127
+    tensors |= {name: (tensors[name] / scale).round().to(torch.int8), f"{name}_scale": scale[None]}
+    save_file(tensors, place / file, {"format": "pt"})
+    index = json.loads((place / weight_files.INDEX).read_text())
+    index["weight_map"][f"{name}_scale"] = file
+    (place / weight_files.INDEX).write_text(json.dumps(index))
+    raw = json.loads((place / "config.json").read_text())
+    raw["quantization_config"] = {"quant_method": "compressed-tensors", "format": "int-quantized"}
+    (place / "config.json").write_text(json.dumps(raw | {"dtype": "float32"}))
+    hub.add("org/quantised", place)
+    question = {"name": "org/quantised", "open": 2}
+    (online,) = ask(environment(hub, tmp_path), question)
+    (offline,) = ask(environment(hub, tmp_path, offline=True), question)
+    opened = locate(None, str(folder)).open(2, torch.float32, torch.device("cpu"))
+    total = float(sum(p.double().sum() for p in opened.parameters()))
+    change = float((tensors[name].float() * scale - load_file(folder / file)[name]).double().sum())
+    assert online["sum"] == pytest.approx(total + change, abs=1e-5)
+    assert change != 0
+    assert online == offline
+    assert online["revision"] == hub.repos["model", "org/quantised"].refs["main"]
 
 
 def test_a_cache_without_a_ref_or_with_a_line_end_in_it(hub, folder, tmp_path):

@@ -182,7 +182,7 @@ def test_the_experts_of_gpt_oss_are_read_from_mxfp4(tmp_path):
     from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
     config = GptOssConfig(
-        num_hidden_layers=2, hidden_size=64, intermediate_size=32, num_local_experts=4, num_experts_per_tok=2,
+        num_hidden_layers=2, hidden_size=64, intermediate_size=64, num_local_experts=4, num_experts_per_tok=2,
         num_attention_heads=4, num_key_value_heads=2, head_dim=16, vocab_size=64, layer_types=["full_attention"] * 2,
     )  # fmt: skip
     GptOssForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path / "q")

@@ -6,6 +6,7 @@ The only place that knows what Hydra and OmegaConf write. Imports nothing heavy.
 from __future__ import annotations
 
 import copy
+import logging
 import os
 import re
 import sys
@@ -64,6 +65,7 @@ def silence_libraries() -> None:
         print(f"rmu_exp: your folders for {lost} cannot be written to; {place} and its like are used", file=sys.stderr)
     bars = {} if sys.stderr.isatty() else {"HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
     os.environ |= QUIET | bars | os.environ
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # which peft imports where it is installed
 
 
 def prepared(words: Sequence[str]) -> list[str]:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
-from torch.overrides import TorchFunctionMode
+from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -72,7 +72,7 @@ def footprint(
         yield from batches
         raise ended  # before the loop reads the metrics, which have no values
 
-    with _Fused(), Alive() as alive:
+    with _fused(), Alive() as alive:
         try:
             unlearn(model, trained, steps(), method, LR, wrap=wrap, recompute=recompute)
         except Exception as error:
@@ -124,16 +124,25 @@ def _everywhere(index: Tensor | None) -> Tensor | None:
     return torch.empty(len(index), dtype=torch.long, device=index.device)
 
 
-class _Fused(TorchFunctionMode):
-    """Attention by a fused kernel, as on any device; tensors without data would take the one that keeps T × T."""
+@contextmanager
+def _fused() -> Iterator[None]:
+    """Inside it, attention by a fused kernel, as on any device; tensors without data would take the one that keeps T × T.
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run a function."""
-        kwargs = kwargs or {}
-        if func is not scaled_dot_product_attention:
-            return func(*args, **kwargs)
-        q, k, v = args[:3] if len(args) >= 3 else (kwargs[name] for name in ("query", "key", "value"))
-        shared = q.shape[1] // k.shape[1]
-        k, v = (x.repeat_interleave(shared, 1) if shared > 1 else x for x in (k, v))
-        fused = aten._scaled_dot_product_flash_attention_for_cpu
-        return fused(q, k, v, 0.0, bool(kwargs.get("is_causal")), attn_mask=kwargs.get("attn_mask"))[0]
+    The function itself is replaced: a mode of torch's would not reach layers that are run again on the way back.
+    """
+    own = functional.scaled_dot_product_attention
+
+    def fused(
+        query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *_: Any, **how: Any
+    ) -> Tensor:
+        shared = query.shape[1] // key.shape[1]
+        key, value = (x.repeat_interleave(shared, 1) if shared > 1 else x for x in (key, value))
+        run = aten._scaled_dot_product_flash_attention_for_cpu
+        out: Tensor = run(query, key, value, 0.0, bool(how.get("is_causal")), attn_mask=attn_mask)[0]
+        return out
+
+    functional.scaled_dot_product_attention = fused
+    try:
+        yield
+    finally:
+        functional.scaled_dot_product_attention = own
