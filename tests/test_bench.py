@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 import subprocess
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 BENCH = Path(__file__).parents[1] / "bench"
@@ -85,3 +87,21 @@ def test_a_run_prints_what_lm_eval_prints(way: str, tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, str(BENCH / "as_lm_eval.py"), *words], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "; 0 things differ" in done.stdout
+
+
+@pytest.mark.slow
+def test_what_a_gpu_would_be_asked_runs(tmp_path: Path) -> None:
+    """At sizes that say nothing, on the CPU; without a GPU the whole is refused in one line."""
+    file = tmp_path / "gpu.json"
+    words = [sys.executable, str(BENCH / "gpu.py"), str(file)]
+    done = subprocess.run([*words, "--tiny"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
+    assert [row["status"] for row in rows.values()] == [0] * 7
+    said = {name: "\n".join(row["printed"]) for name, row in rows.items()}
+    *programs, whole = said.values()
+    assert all("a step" in text or "engine" in text or "MB" in text for text in programs)
+    assert re.search(r"kl: [\d.e-]+\n.*relearn seconds: [\d.]+", whole, re.DOTALL)
+    if not torch.cuda.is_available():
+        refused = subprocess.run(words, capture_output=True, text=True)
+        assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)

@@ -126,7 +126,7 @@ def _everywhere(index: Tensor | None) -> Tensor | None:
 
 @contextmanager
 def _fused() -> Iterator[None]:
-    """Inside it, attention by a fused kernel, as on any device; tensors without data would take the one that keeps T × T.
+    """Inside it, attention by a fused kernel, as on any device; without data torch would take the one that keeps T × T.
 
     The function itself is replaced: a mode of torch's would not reach layers that are run again on the way back.
     """
