@@ -58,6 +58,8 @@ class Model:
     """auto: float32 on a CPU, the checkpoint's own on a GPU."""
     device: str = setting("auto")
     """auto, cpu, cuda, cuda:1, …"""
+    device_map: str | None = setting(None, choices=("auto",))
+    """auto: spread each model over all GPUs that can be seen, layer by layer (accelerate); null: one device."""
     oracle: str | None = setting(None, changes_result=False)
     """A folder or hub id of a model that never saw the forget topics: a control of the attacks."""
     threads: int | None = setting(None, least=1)

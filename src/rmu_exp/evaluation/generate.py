@@ -115,7 +115,7 @@ def _generate(
             going += [b] if end is None else []
         if not going:
             break
-        kept = torch.tensor(going, device=device)
+        kept = torch.tensor(going)  # on the host: layers of a cache may be on several devices
         ids_BT = out.sequences[kept]
         mask_BT = torch.cat([mask_BT[kept], torch.ones_like(fresh_BT[kept])], dim=1)
         cache: Any = getattr(out, "past_key_values", None)

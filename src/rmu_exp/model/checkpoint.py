@@ -11,7 +11,7 @@ import json
 import re
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from rmu_exp import worlds
-from rmu_exp.model import disk_names, gguf, quantised
+from rmu_exp.model import disk_names, gguf, quantised, spread
 from rmu_exp.model import weight_files as weights
 from rmu_exp.model.hub_snapshot import Snapshot, snapshot
 from rmu_exp.model.made_folder import note_of
@@ -274,12 +274,16 @@ class Checkpoint:
         notes = (gguf.NOTE, quantised.NOTE, MERGED)
         return {key: value for note in notes for key, value in note_of(self.folder, note).items()}
 
-    def open(self, depth: int | None, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    def open(
+        self, depth: int | None, dtype: torch.dtype, device: torch.device, over: Mapping[int, int] | None = None
+    ) -> nn.Module:
         """Load the model, for use without training: no gradients, no dropout.
 
         Args:
             depth: the first so many layers without head and final norm, whose output is then the model's
                 ``last_hidden_state``; None: the whole causal model.
+            over: GPUs that it is spread over, with the bytes that its weights may take of each; ``device`` is the
+                first of them.
 
         Raises:
             UserError: the weights do not fit the configuration, or transformers cannot load them.
@@ -287,9 +291,9 @@ class Checkpoint:
         """
         cut = depth is not None and depth < self.depth
         whole = depth is not None and cut and self._knows_its_depth(depth)
-        model, fault = self._load(self.depth if whole else depth, depth, dtype, device)
+        model, fault = self._load(self.depth if whole else depth, depth, dtype, device, over)
         if fault and cut and not whole:  # in some, which tensors a layer has depends on how many layers there are
-            model, fault = self._load(self.depth, depth, dtype, device)
+            model, fault = self._load(self.depth, depth, dtype, device, over)
         if fault:
             raise UserError(fault)
         return model.eval().requires_grad_(False)
@@ -305,13 +309,20 @@ class Checkpoint:
         return any(name in mine and numbers(module) != numbers(mine[name]) for name, module in few.named_modules())
 
     def _load(
-        self, read: int | None, depth: int | None, dtype: torch.dtype, device: torch.device
+        self,
+        read: int | None,
+        depth: int | None,
+        dtype: torch.dtype,
+        device: torch.device,
+        over: Mapping[int, int] | None,
     ) -> tuple[nn.Module, str | None]:
         """The first ``depth`` layers of a model made with ``read`` (None: the causal one); what is wrong with it."""
         from transformers import AutoModelForCausalLM
 
         self.fetch(read)
-        place = {} if torch.device(device).type == "cpu" else {"device_map": {"": device}}
+        place: dict[str, Any] = {} if torch.device(device).type == "cpu" else {"device_map": {"": device}}
+        if over:
+            place = {"device_map": spread.device_map(self.skeleton(read), dtype, over)}
         shared = {
             "dtype": dtype,
             "trust_remote_code": self.trust_remote_code,
@@ -330,6 +341,8 @@ class Checkpoint:
                 disk_names.note(loaded[0], disk_names.conversions(inside))
         model, info = cast(tuple[nn.Module, dict[str, set[Any]]], loaded)
         fault = self._fault(info, read)
+        if over:
+            spread.gather(model)
         if depth is not None and not fault:
             keep_layers(model, depth)
             drop_norm(model)

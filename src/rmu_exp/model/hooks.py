@@ -20,19 +20,24 @@ Hook = Callable[..., object]
 def watching(model: nn.Module, seen: Observer, places: Sequence[str] = (BLOCK,)) -> Iterator[None]:
     """Show the activations of every forward pass: outputs of blocks, of attention and of MLPs, and the middle.
 
-    The middle is the residual stream between attention and MLP.
+    The middle is the residual stream between attention and MLP. All are shown on the model's first device.
     """
+    device = next(model.parameters()).device
+
+    def show(place: str, index: int, h_BTD: Tensor) -> None:
+        seen(place, index, h_BTD.to(device))
+
     with ExitStack() as hooks:
         for index, layer in enumerate(layers_of(model)):
             inside: dict[str, Tensor] = {}
-            handles = [layer.register_forward_hook(_show(seen, BLOCK, index))] if BLOCK in places else []
+            handles = [layer.register_forward_hook(_show(show, BLOCK, index))] if BLOCK in places else []
             if MIDDLE in places:
                 handles.append(layer.register_forward_pre_hook(_keep(inside), with_kwargs=True))
-                handles.append(_branch(layer).register_forward_hook(_middle(seen, index, inside)))
+                handles.append(_branch(layer).register_forward_hook(_middle(show, index, inside)))
             if ATTENTION in places:
-                handles.append(attention_of(layer).register_forward_hook(_show(seen, ATTENTION, index)))
+                handles.append(attention_of(layer).register_forward_hook(_show(show, ATTENTION, index)))
             if MLP in places:
-                handles.append(mlp_of(layer).register_forward_hook(_show(seen, MLP, index)))
+                handles.append(mlp_of(layer).register_forward_hook(_show(show, MLP, index)))
             for handle in handles:
                 hooks.callback(handle.remove)
         yield
@@ -79,4 +84,4 @@ def _keep(inside: dict[str, Tensor]) -> Hook:
 
 
 def _middle(seen: Observer, index: int, inside: dict[str, Tensor]) -> Hook:
-    return lambda _module, _inputs, out: seen(MIDDLE, index, inside["h"] + _first(out))
+    return lambda _module, _inputs, out: seen(MIDDLE, index, inside["h"].to(_first(out).device) + _first(out))

@@ -29,7 +29,7 @@ def checked(plan: TrainPlan) -> TrainPlan:
     Raises UserError: that alone is more than the device has, whatever else runs on it.
     """
     run, models = plan.run, plan.models
-    room = None if models.shared else memory.room(models.device, run.model.memory)
+    room = None if models.shared or models.over else memory.room(models.device, run.model.memory)
     if room is None or sum(p.nbytes for p in models.base.skeleton(plan.loads).parameters()) < WORTH_A_WORD:
         return plan
     first = list(itertools.islice(plan.batches, NORM_BATCHES * len(run.topics)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, TypeVar
@@ -13,7 +13,7 @@ from torch import nn
 
 from rmu_exp import data
 from rmu_exp.data.sources import Corpus
-from rmu_exp.model import adapter, diff
+from rmu_exp.model import adapter, diff, spread
 from rmu_exp.model.checkpoint import Checkpoint, locate, named
 from rmu_exp.settings import Data, Model
 from rmu_exp.support import devices
@@ -35,12 +35,19 @@ def once(kind: str, key: object, make: Callable[[], T]) -> T:
 
 @dataclass(frozen=True)
 class Models:
-    """The base model and the oracle, and how they are loaded; ``shared``: by all trials in one process."""
+    """The base model and the oracle, and how they are loaded.
+
+    Attributes:
+        device: where inputs and activations are.
+        shared: by all trials in one process.
+        over: GPUs that each model is spread over, with the bytes that its weights may take of each; None: it is not.
+    """
 
     settings: Model
     base: Checkpoint
     device: str
     shared: bool = False
+    over: Mapping[int, int] | None = None
 
     @classmethod
     def find(
@@ -50,7 +57,8 @@ class Models:
 
         Raises UserError: no such model or device.
         """
-        device = devices.automatic() if settings.device == "auto" else settings.device
+        over = several_gpus(settings) if settings.device_map else None
+        device = "cuda:0" if over else devices.automatic() if settings.device == "auto" else settings.device
         refuse_device(device)
         if base is not None:
             found = named(base, "base", settings)
@@ -59,7 +67,7 @@ class Models:
             found = locate(*where)
         if settings.adapter is not None:
             found = adapter.onto(found, settings.adapter, "model.adapter")
-        return cls(settings, found, device, shared)
+        return cls(settings, found, device, shared, over)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -86,15 +94,25 @@ class Models:
 
     def load(self, checkpoint: Checkpoint | None = None) -> nn.Module:
         """A full model of its own: the base, or another checkpoint."""
-        return (checkpoint or self.base).open(None, self.dtype, torch.device(self.device))
+        return (checkpoint or self.base).open(None, self.dtype, torch.device(self.device), self.over)
 
     def open(self, depth: int | None) -> nn.Module:
         """The first layers of the base, or all of it (None); whoever uses it leaves it as it is."""
-        make = partial(self.base.open, depth, self.dtype, torch.device(self.device))
+        make = partial(self.base.open, depth, self.dtype, torch.device(self.device), self.over)
         if not self.shared:
             return make()
         key = (self.base, self.base.digest(), depth, self.dtype, self.device)
         return once("full model" if depth is None else "first layers", key, make)
+
+
+def several_gpus(settings: Model) -> dict[int, int]:
+    """GPU to the bytes that weights may take of it, for models that are spread. Raises UserError: fewer than two."""
+    if settings.device != "auto":
+        raise UserError(f"model.device: got {settings.device!r}, but model.device_map=auto takes every visible GPU")
+    found = spread.room() if torch.cuda.is_available() else {}
+    if len(found) < 2:
+        raise UserError(f"model.device_map: auto is for two GPUs or more, and {len(found)} can be seen; leave it out")
+    return found
 
 
 def refuse_device(device: str) -> None:

@@ -116,8 +116,11 @@ def prepare_training(run: Run, models: Models, texts: Texts) -> TrainPlan:
     if module.Method.optimizer is not methods.Method.optimizer and (around := run.train.around):
         raise UserError(f"train.{around[0]}: {run.method.name} does not descend on its loss step by step; leave it out")
     optimizers.refuse(run.train.optimizer, models.device)
-    if run.train.checkpointing and not module.Method.recomputes:
-        raise UserError(f"train.checkpointing: {run.method.name} looks into the layers as they run; leave it out")
+    chosen = [
+        key for key, on in (("train.checkpointing", run.train.checkpointing), ("model.device_map", models.over)) if on
+    ]
+    if chosen and module.Method.inside:
+        raise UserError(f"{chosen[0]}: {run.method.name} looks into the layers as they run; leave it out")
     steps, batches, notes = order_of_texts(run, models, texts, 2 if module.Method.logits else 1)
     if relative(run) and steps < len(run.topics):
         raise UserError(

@@ -76,12 +76,13 @@ class Gradients:
     def _wrapped(self, batch: Batch, number: int) -> Numbers:
         numbers, forget, rest = self._apart(batch, number)
         if self.wrap.sam:
-            whole = torch.stack([torch.linalg.vector_norm(f) for f in forget]).norm().clamp(min=1e-12)
+            norms = [torch.linalg.vector_norm(f).to(self.device) for f in forget]
+            up = self.wrap.sam / torch.stack(norms).norm().clamp(min=1e-12)
             before = [w.detach().clone() for w in self.masters]
             try:
                 with torch.no_grad():
                     for w, f in zip(self.masters, forget, strict=True):
-                        w.add_(f * (self.wrap.sam / whole))
+                        w.add_(f * up.to(f.device))
                 _, forget, _ = self._apart(batch, number, both=False)
             finally:
                 with torch.no_grad():

@@ -74,7 +74,8 @@ class Method:
         at_once: whether only its last weights mean something, as where they change at the last step only: a budget of
             damage then chooses how much of the whole change is taken.
         linear: whether it trains weights of linear modules only.
-        recomputes: whether layers may be run again on the way back; not where the method hooks into their modules.
+        inside: whether it looks at modules inside of layers as they run, which are then not run again on the way back
+            and lie on one device.
         control_KD: forget targets, one per topic, saved with the Delta; None for methods without.
     """
 
@@ -82,7 +83,7 @@ class Method:
     mean_over: Mapping[str, str] | None = None
     at_once: ClassVar[bool] = False
     linear: ClassVar[bool] = False
-    recomputes: ClassVar[bool] = True
+    inside: ClassVar[bool] = False
     control_KD: Tensor | None = None
 
     def __init__(self, settings: Any, context: Context) -> None:

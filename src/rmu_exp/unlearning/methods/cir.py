@@ -91,7 +91,7 @@ class Method(method.Method):
     """CIR."""
 
     linear = True
-    recomputes = False
+    inside = True
 
     def __init__(self, settings: Settings, context: Context) -> None:
         super().__init__(settings, context)
