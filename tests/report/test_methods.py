@@ -52,6 +52,22 @@ def test_a_row_a_method_the_least_forget_first():
     assert "| rmu | 30.0 (22–40) | 97.0 (92–99) | 1 | 10 | 300 |" in table
 
 
+def test_a_budget_is_named_where_methods_differ_in_it():
+    def under(method, budget):
+        origin = {
+            "config": {"train.kl_budget": budget},
+            "config_hash": f"{method}{budget}",
+            "versions": {},
+            "command": "",
+        }
+        return result(method, 0, 0.5, 0.9, provenance=origin)
+
+    one = [under("rmu", 0.1), under("npo", 0.1)]
+    assert {row.method for row in methods.rows(one)} == {"base", "rmu", "npo"}
+    two = {row.method for row in methods.rows([*one, under("rmu", 0.01)])}
+    assert two == {"base", *(f"{name} train.kl_budget={b}" for name, b in (("rmu", 0.1), ("rmu", 0.01), ("npo", 0.1)))}
+
+
 def test_worst_case_after_attacks_and_perplexity():
     attacks = {"relearn": attack(0.3, 0.5), "prune": attack(0.3, 0.4), "norms": {"budget": {}}}  # no answers in norms
     before, after = ({"perplexity": value, "tokens": 9} for value in (2.0, 3.0))

@@ -38,6 +38,7 @@ NUMBERS = {
     "seconds": ".0f",
     "memory, MB": ".0f",
 }  # how they are written
+BUDGET = "train.kl_budget"
 WORST, CORRECTED = "worst after attacks", ", corrected"
 ABOUT = (
     "Accuracy in per cent, plain / corrected for answer bias, with 95 % intervals (of the corrected one); KL to the "
@@ -98,11 +99,14 @@ def rows(runs: Sequence[Results]) -> list[Row]:
 
 
 def _by_method(runs: Sequence[Results]) -> dict[str, list[Results]]:
-    """Method, and what its runs differ in, to its runs."""
+    """Method, and what its runs differ in, to its runs; the budget is named where any methods differ in it."""
     found: dict[str, list[Results]] = {}
+    all_ = [_settings(r) for r in runs]
     for run in runs:
-        alike = [_settings(r) for r in runs if _made_by(r) == _made_by(run)]
-        differing = [f"{k}={v}" for k, v in _settings(run).items() if any(s.get(k) != v for s in alike)]
+        alike = [s for r, s in zip(runs, all_, strict=True) if _made_by(r) == _made_by(run)]
+        others = {BUDGET: all_}
+        own = _settings(run).items()
+        differing = [f"{k}={v}" for k, v in own if any(s.get(k) != v for s in others.get(k, alike))]
         found.setdefault(" ".join([_made_by(run), *differing]), []).append(run)
     return found
 
