@@ -80,7 +80,7 @@ def test_tables_and_figures_stand_between_the_markers(page):
     assert "| npo | 30.0 / 40.0, 10.0 % | 50.0 / 60.0, 30.0 % |  |" in text
     assert "| *base* |  | 80.0 / 90.0, 50.0 % |  |" in text
     assert "- npo, seed 0: quantise failed: RunError: no\n" in text
-    assert "- rmu, seed 0: never reached its budget of 0.1 (KL 0.09)\n" in text
+    assert "- never reached the budget: rmu, seed 0: 0.09 of 0.1\n" in text
     assert "- cut has no results: RunError: lost\n" in text
     assert "- 3 runs in `results/board.json`" in text
     image = page.parent / "img/results_board_front.png"
@@ -88,6 +88,13 @@ def test_tables_and_figures_stand_between_the_markers(page):
     again, drawn = pages.rendered(page)
     assert again == text, "nothing changes when nothing has changed"
     assert Image.open(image).text["Description"] == pages.digest(drawn[image][1])
+
+
+def test_commands_that_differ_in_one_value_are_one():
+    one, two, three = "t.py method=a seed=0", "t.py method=b,c seed=0", "t.py method=b seed=1"
+    assert pages.joined([two, one, one]) == ["t.py method=a,b,c seed=0"]
+    assert pages.joined([one, three]) == [one, three]
+    assert pages.joined(["t.py x=[1]", "t.py x=[2]", "t.py -m"]) == ["t.py -m", "t.py x=[1]", "t.py x=[2]"]
 
 
 @pytest.mark.parametrize(

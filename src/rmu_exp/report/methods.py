@@ -238,15 +238,19 @@ def _answers(measured: Sequence[Accuracy | None]) -> str:
 
 def notes(runs: Sequence[Results]) -> list[str]:
     """What a reader of the table must know: budgets that were not reached, attacks that failed or show nothing."""
-    said = []
+    short, said, nothing = list[str](), list[str](), dict[str, list[str]]()
     for method, mine in _by_method(runs).items():
         for r in mine:
             name = f"{method}, seed {r.run.seed}"
             if r.train and r.train.kl_budget and not r.train.kl_reached:
-                said.append(f"{name}: never reached its budget of {r.train.kl_budget:g} (KL {r.train.kl:.3g})")
+                short.append(f"{name}: {r.train.kl:.3g} of {r.train.kl_budget:g}")
             said += [f"{name}: {a} failed: {e.error}" for a, e in r.attacks.items() if e.error is not None]
-            said += [f"{name}: {a} shows nothing: it {e.inconclusive}" for a, e in r.attacks.items() if e.inconclusive]
-    return said
+            for attack, entry in r.attacks.items():
+                if entry.inconclusive:
+                    nothing.setdefault(attack, []).append(f"{name} (it {entry.inconclusive})")
+    if short:
+        said.insert(0, f"never reached the budget: {'; '.join(short)}")
+    return said + [f"{attack} shows nothing for {'; '.join(whose)}" for attack, whose in nothing.items()]
 
 
 def draw(listed: Sequence[Row], x_key: str = "forget") -> Figure:

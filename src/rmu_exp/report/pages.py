@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 
@@ -110,11 +110,32 @@ def _origin(content: ResultFile, name: str) -> str:
     origins = [r.provenance for r in content.runs if r.provenance]
     commits = {f"{o.git.commit[:7]}{' with changes' * o.git.dirty}" if o.git else "unknown" for o in origins}
     runs = f"{len(content.runs)} run{'s' * (len(content.runs) > 1)}"
-    lines = [f"{runs} in `results/{name}.json`, commit {', '.join(sorted(commits))}: `{command}`"
-             for command in sorted({o.command for o in origins})]  # fmt: skip
+    told = "; ".join(f"`{command}`" for command in joined(o.command for o in origins))
+    lines = [f"{runs} in `results/{name}.json`, commit {', '.join(sorted(commits))}: {told}"]
     lines += methods.notes(content.runs)
     lines += [f"{trial} has no results: {why}" for trial, why in content.failed.items()]
     return "\n".join(f"- {line}" for line in lines)
+
+
+def joined(commands: Iterable[str]) -> list[str]:
+    """Commands; those that differ in the value of one setting are one command, as a sweep over it is written."""
+    found: list[list[str]] = []
+    for words in (command.split() for command in sorted(set(commands))):
+        for known in found:
+            others = [i for i, (a, b) in enumerate(zip(known, words, strict=False)) if a != b]
+            if len(known) == len(words) and len(others) == 1 and _key(known[others[0]]) == _key(words[others[0]]) != "":
+                values = ",".join(w[others[0]].partition("=")[2] for w in (known, words)).split(",")
+                known[others[0]] = f"{_key(words[others[0]])}={','.join(dict.fromkeys(values))}"
+                break
+        else:
+            found.append(words)
+    return [" ".join(words) for words in found]
+
+
+def _key(word: str) -> str:
+    """The key of a setting whose value is one word; nothing of any other."""
+    key, equals, value = word.partition("=")
+    return key if equals and not set(value) & set("[]{}'\"") else ""
 
 
 def digest(text: str) -> str:
