@@ -82,7 +82,7 @@ def locate(
     if not name:
         raise UserError("model.name: not given; add model.name=ORG/NAME, or model.path=FOLDER or FILE.gguf")
     found = snapshot(name, revision, trust_remote_code)
-    if quantised.settings_of(found.folder):
+    if quantised.settings_of(found.folder) is not None:
         whole = Checkpoint(name, found.folder, found.commit, trust_remote_code, found)
         whole.fetch()
         folder = quantised.dequantised(found.folder, f"model.name: {name}")
@@ -110,7 +110,8 @@ def _local(path: str, key: str, trust_remote_code: bool) -> Checkpoint:
         folder = gguf.from_gguf(place, key)
     else:
         weights.check_folder(place, key)
-        folder = quantised.dequantised(place, f"{key}: {place}") if quantised.settings_of(place) else place
+        plain = quantised.settings_of(place) is None
+        folder = place if plain else quantised.dequantised(place, f"{key}: {place}")
     return _checked(Checkpoint(path, folder, None, trust_remote_code), key)
 
 
