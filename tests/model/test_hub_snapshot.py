@@ -155,6 +155,11 @@ def test_a_quantised_repository_is_fetched_whole_and_dequantised(hub, folder, tm
     assert change != 0
     assert online == offline
     assert online["revision"] == hub.repos["model", "org/quantised"].refs["main"]
+    (place / "config.json").write_text(json.dumps(raw | {"quantization_config": {"quant_method": "hqq"}}))
+    hub.add("org/unknown", place)
+    (unknown,) = ask(environment(hub, tmp_path), {"name": "org/unknown"})
+    assert "org/unknown is quantised by hqq, which is not dequantised here" in unknown["UserError"]
+    assert not [key for key in hub.downloads if key.startswith("org/unknown") and key.endswith(".safetensors")]
 
 
 def test_a_cache_without_a_ref_or_with_a_line_end_in_it(hub, folder, tmp_path):

@@ -83,8 +83,8 @@ def locate(
         raise UserError("model.name: not given; add model.name=ORG/NAME, or model.path=FOLDER or FILE.gguf")
     found = snapshot(name, revision, trust_remote_code)
     if quantised.settings_of(found.folder) is not None:
-        whole = Checkpoint(name, found.folder, found.commit, trust_remote_code, found)
-        whole.fetch()
+        quantised.refuse_unknown(found.folder, f"model.name: {name}")  # before much is downloaded
+        Checkpoint(name, found.folder, found.commit, trust_remote_code, found).fetch()
         folder = quantised.dequantised(found.folder, f"model.name: {name}")
         return _checked(Checkpoint(name, folder, found.commit, trust_remote_code), "model.name")
     return _checked(Checkpoint(name, found.folder, found.commit, trust_remote_code, found), "model.name")

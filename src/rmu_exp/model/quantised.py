@@ -35,6 +35,7 @@ from rmu_exp.support.errors import UserError, first_line
 from rmu_exp.support.memory import ran_out
 
 NOTE = "dequantised.json"
+INSTEAD = "give the checkpoint that it was made from"
 SETTINGS = "quantization_config"
 BESIDE = (".json", ".txt", ".model", ".jinja", ".py")  # files that are copied
 VERSION = "2"  # of what is made of the same files
@@ -65,6 +66,17 @@ def settings_of(folder: Path) -> dict[str, Any] | None:
     return found
 
 
+def refuse_unknown(folder: Path, where: str) -> str:
+    """The method by which a folder is quantised, by its configuration. Raises UserError: it is not known here."""
+    settings = settings_of(folder) or {}
+    method = str(settings.get("quant_method"))
+    form = {name: settings[name] for name in FORMS if settings.get(name) is not None}
+    if method not in KNOWN or any(value not in FORMS[name].get(method, [value]) for name, value in form.items()):
+        said = "".join(f", {name} {value}" for name, value in form.items())
+        raise UserError(f"{where} is quantised by {method}{said}, which is not dequantised here; {INSTEAD}")
+    return method
+
+
 def dequantised(folder: Path, where: str) -> Path:
     """The checkpoint folder made from a quantised one: from the cache, or dequantised now.
 
@@ -79,12 +91,7 @@ def dequantised(folder: Path, where: str) -> Path:
         RunError: it does not fit the memory or the disk.
     """
     settings = settings_of(folder) or {}
-    method = str(settings.get("quant_method"))
-    wanted = "give the checkpoint that it was made from"
-    form = {name: settings[name] for name in FORMS if settings.get(name) is not None}
-    if method not in KNOWN or any(value not in FORMS[name].get(method, [value]) for name, value in form.items()):
-        said = "".join(f", {name} {value}" for name, value in form.items())
-        raise UserError(f"{where} is quantised by {method}{said}, which is not dequantised here; {wanted}")
+    method, wanted = refuse_unknown(folder, where), INSTEAD
     files = [*sorted(_beside(folder)), *(folder / name for name in weights.file_names(folder, where))]
     digest = hashlib.sha256(
         (VERSION + "".join(file.name + weights.file_digest(file) for file in files)).encode()
