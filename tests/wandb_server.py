@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
@@ -35,6 +36,7 @@ class WandbServer:
         self.history: list[dict[str, Any]] = []
         self.fault: int | str | None = None
         self.after: str | None = None
+        self.taken: socket.socket | None = None
 
         class Handler(_Handler):
             wandb = self
@@ -49,11 +51,18 @@ class WandbServer:
 
     def __exit__(self, *error: object) -> None:
         self.go()
+        assert self.taken
+        self.taken.close()
 
     def go(self) -> None:
-        """Close the port: further connections are refused."""
+        """Further connections are refused; the port stays taken, so that no other test's server gets them."""
+        if self.taken:
+            return
         self.server.shutdown()
         self.server.server_close()
+        self.taken = socket.socket()
+        self.taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.taken.bind(self.server.server_address)
 
     def fail(self, fault: int | str, after: str | None = None) -> None:
         """Fail every request: with an HTTP status, GONE, SILENT or SLOW.

@@ -467,6 +467,9 @@ class Run(Experiment):
             raise UserError(f"train.{self.train.around[0]}: the published loop (method.faithful=true) has none of it")
         if self.eval.backend not in ("fast", "stock") and not self.export:
             raise UserError(f"eval.backend: {self.eval.backend} evaluates the exported checkpoint; add export=true")
+        if self.eval.backend not in ("fast", "stock") and self.model.device_map:
+            own = "'eval.backend_args={parallelize: true}'"
+            raise UserError(f"model.device_map: eval.backend={self.eval.backend} places models itself; use {own} alone")
 
 
 @dataclass

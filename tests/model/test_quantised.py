@@ -78,7 +78,9 @@ def int8(outs: int, ins: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     return {"weight": w, "weight_scale": s, "weight_zero_point": z}, torch.tensor(weight)
 
 
-def packed(outs: int, ins: int, zeros: bool = False) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+def packed(
+    outs: int, ins: int, zeros: bool = False, ordered: bool = False
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """compressed-tensors, four bits in words, with groups in another order or with zeros."""
     q, s, z = numbers(outs, ins, 16, 1) - 8, scales(outs, ins // GROUP), numbers(outs, ins // GROUP, 16, 5) - 8
     g = torch.arange(ins) // GROUP
@@ -88,8 +90,11 @@ def packed(outs: int, ins: int, zeros: bool = False) -> tuple[dict[str, torch.Te
         below = [[word((z[8 * r : 8 * r + 8, k] + 8).tolist()) for k in range(z.shape[1])] for r in range(outs // 8)]
         own |= {"weight_zero_point": torch.tensor(below, dtype=torch.int32)}
     else:
-        g, z = g[torch.randperm(ins, generator=torch.Generator().manual_seed(4))], torch.zeros_like(z)
-        own |= {"weight_g_idx": g.int()}
+        g, z = (
+            (g if ordered else g[torch.randperm(ins, generator=torch.Generator().manual_seed(4))]),
+            torch.zeros_like(z),
+        )
+        own |= {"weight_g_idx": torch.full((ins,), -1, dtype=torch.int32) if ordered else g.int()}
     weight = [[float(s[o, g[i]]) * (int(q[o, i]) - int(z[o, g[i]])) for i in range(ins)] for o in range(outs)]
     return own | {"weight_scale": s}, torch.tensor(weight)
 
@@ -131,6 +136,10 @@ WAYS = {
     "fp8": (fp8, {"quant_method": "fp8", "weight_block_size": [48, 48]}),
     "int8": (int8, {"quant_method": "compressed-tensors", "format": "int-quantized"}),
     "packed": (packed, {"quant_method": "compressed-tensors", "format": "pack-quantized"}),
+    "packed_in_order": (
+        lambda o, i: packed(o, i, ordered=True),
+        {"quant_method": "compressed-tensors", "format": "pack-quantized"},
+    ),
     "packed_with_zeros": (
         lambda o, i: packed(o, i, zeros=True),
         {"quant_method": "compressed-tensors", "format": "pack-quantized"},
@@ -202,9 +211,11 @@ def test_the_experts_of_gpt_oss_are_read_from_mxfp4(tmp_path):
     save_file(tensors, tmp_path / "q/model.safetensors", {"format": "pt"})
     raw = json.loads((tmp_path / "q/config.json").read_text())
     raw["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
+    raw.pop("dtype")  # the published ones say none
     (tmp_path / "q/config.json").write_text(json.dumps(raw))
     found = locate(None, str(tmp_path / "q"))
     made = load_file(found.folder / "model.safetensors")
+    assert {value.dtype for value in made.values()} == {torch.bfloat16}
     assert made.keys() == {name.removesuffix("_blocks") for name in tensors if not name.endswith("_scales")}
     parameters = dict(found.open(None, torch.float32, torch.device("cpu")).named_parameters())
     for name, value in truth.items():

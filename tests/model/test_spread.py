@@ -1,7 +1,8 @@
 """One model over several GPUs: the numbers are the model's own, and no operation mixes devices.
 
 There is no second GPU here. The numbers are held with accelerate's hooks on the CPU; devices by tensors without data
-that say on which of two GPUs they are, and that refuse what a GPU would refuse.
+that say on which of two GPUs they are, and that refuse what a GPU would refuse: this takes a torch that was built
+for CUDA, but no GPU.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from rmu_exp.unlearning.step import Step
 
 FIRST, SECOND = torch.device("cuda:0"), torch.device("cuda:1")
 aten = torch.ops.aten
+built_for_gpus = pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="torch was not built for CUDA")
 METHODS = [
     "rmu",
     "rna",
@@ -113,6 +115,7 @@ def without_data(model: nn.Module) -> Iterator[nn.Module]:
         yield hooked(model, where)
 
 
+@built_for_gpus
 @pytest.mark.parametrize("method", METHODS)
 def test_no_loss_mixes_devices(checkpoint, method, monkeypatch):
     monkeypatch.setattr(PackedRows, "digest", "read off the host")
@@ -132,6 +135,7 @@ def test_no_loss_mixes_devices(checkpoint, method, monkeypatch):
             assert {x.device for x in step.numbers(LAYER, made.forget_target(step)).values()} == {FIRST}
 
 
+@built_for_gpus
 def test_the_check_sees_what_mixes_devices(checkpoint):
     """Without the hooks a layer on the second GPU gets what lies on the first."""
     work = Worked(checkpoint, "rmu")
@@ -142,6 +146,7 @@ def test_the_check_sees_what_mixes_devices(checkpoint):
             model(input_ids=ids_BT)
 
 
+@built_for_gpus
 def test_no_question_mixes_devices(checkpoint):
     """Prefixes that are reused, continuations that share a row, and what is written after a prompt."""
     with without_data(checkpoint.open(None, torch.float32, CPU)) as model:
@@ -202,6 +207,33 @@ def test_the_map_is_even_in_whole_layers_and_what_does_not_fit_is_refused(checkp
         spread.device_map(skeleton, torch.float32, {0: size // 4, 1: size // 4})
 
 
+def test_a_judgement_has_a_device_of_its_own(tmp_path):
+    """A run that was spread is judged on another machine; and a backend that places models itself is refused."""
+    given = [*a_run.words(tmp_path), f"output={tmp_path / 'run'}"]
+    a_run.carry_out(given, tmp_path / "run")
+    file = tmp_path / "run/config.yaml"
+    file.write_text(file.read_text().replace("device_map: null", "device_map: auto"))
+    judged = [f"unlearned={tmp_path / 'run'}", "attacks=[]", "tracking=off"]
+    for words, found in ((["model.device=cpu"], None), (["model.device_map=null"], None), ([], "auto")):
+        (judge,) = compose.composed([*judged, *words, f"output={tmp_path / 'judged'}"], a_run.CONF, "judge")
+        assert judge.model.device_map == found
+    with pytest.raises(UserError, match=r"^model\.device_map: eval\.backend=hf places models itself; use"):
+        compose.composed([*given, "model.device_map=auto", "eval.backend=hf", "export=true"], a_run.CONF)
+
+
+@built_for_gpus
+def test_repselects_adapters_come_back_to_their_layers(checkpoint):
+    work = Worked(checkpoint, "repselect", layers=[1, 2, 3])
+    with without_data(work.model) as model:
+        made = type(work.method)(work.settings, replace(work.method.context, device=FIRST))
+        masters = originals(model, work.trained, torch.float32)
+        weights = assemble(model, work.trained, masters)
+        made.attacked(weights, trains=True)
+        made.restore(made.state())
+        attacked = made.attacked(weights, trains=True)
+        assert {w.device for own in attacked.values() for w in own.values()} == {FIRST, SECOND}
+
+
 def test_one_gpu_or_none_is_refused_and_so_is_a_device_beside_it(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"^model\.device_map: auto is for two GPUs or more, and 0 can be seen"):
         several_gpus(Model(name="lore", device_map="auto"))
@@ -209,7 +241,7 @@ def test_one_gpu_or_none_is_refused_and_so_is_a_device_beside_it(tmp_path, monke
         UserError, match=r"^model\.device: got 'cpu', but model\.device_map=auto takes every visible GPU"
     ):
         several_gpus(Model(name="lore", device="cpu", device_map="auto"))
-    monkeypatch.setattr("rmu_exp.pipeline.models.several_gpus", lambda settings: {0: 1, 1: 1})
+    monkeypatch.setattr("rmu_exp.pipeline.models.several_gpus", lambda settings: (0, 1))
     monkeypatch.setattr("rmu_exp.pipeline.models.refuse_device", lambda device: None)
     given = [*a_run.words(tmp_path), "model.device_map=auto", "method=cir", "method.mlps=2", "train.max_batches=60"]
     (run,) = compose.composed([*given, f"output={tmp_path / 'run'}"], a_run.CONF)

@@ -12,6 +12,7 @@ from rmu_exp.__main__ import main
 from rmu_exp.record import result_file
 from rmu_exp.record.result_file import ResultFile
 from rmu_exp.record.results import Results
+from rmu_exp.report import methods
 from rmu_exp.support.errors import UserError
 
 ORIGIN = {"versions": {"python": "3.11", "numpy": "2"}, "git": {"commit": "a" * 40, "dirty": False}}
@@ -65,7 +66,7 @@ def test_what_is_kept_comes_back(tmp_path):
         assert now.provenance.versions == {"python": "3.11"}
     first = back.runs[0].attacks["relearn"]
     assert (first.forget_acc.after, list(first.control), first.curves) == (0.123457, ["base"], {})
-    assert [r.provenance.config for r in back.runs] == [{"train.lr": lr} for lr in (0.1, 0.1, 0.2)], "what differs"
+    assert [r.provenance.config for r in back.runs] == [{"train.lr": lr} for lr in (0.1, 0.1, 0.2)], "but for the seed"
 
 
 def test_later_attacks_and_the_worst_of_a_search_stand_with_their_run(tmp_path):
@@ -99,6 +100,41 @@ def test_a_result_file_grows(tmp_path):
     runs = {r.run.method: r for r in result_file.read(grown).runs}
     assert {name: list(run.attacks) for name, run in runs.items()} == {"rmu": ["latent"], "npo": ["probe"], "cir": []}
     assert len(result_file.read(grown).runs) == 3
+    assert main(["results", str(grown), str(grown), str(tmp_path / "one"), str(grown)]) == 0
+    runs = {r.run.method: r for r in result_file.read(grown).runs}
+    assert {name: list(run.attacks) for name, run in runs.items()} == {"rmu": ["latent"], "npo": ["probe"], "cir": []}
+    assert len(result_file.read(grown).runs) == 3, "each once"
+
+
+@pytest.mark.parametrize("trimmed", [False, True])
+def test_runs_that_differ_stay_apart_when_a_file_grows(tmp_path, trimmed):
+    """``trimmed``: a file of an earlier version, which had only what differed among its own runs."""
+    train = {"train": TRAINED | {"kl_budget": 0.1}}
+    put(tmp_path / "one/rmu", made("rmu", lr=0.1))
+    put(tmp_path / "two/rmu", made("rmu", lr=0.2) if not trimmed else made("rmu", **train))
+    (tmp_path / "two/rmu/results.json").write_text(
+        (tmp_path / "two/rmu/results.json").read_text().replace('"rmu0"', '"another"')
+    )
+    file = tmp_path / "board.json"
+    assert main(["results", str(tmp_path / "one"), str(file)]) == 0
+    if trimmed:
+        content = json.loads(file.read_text())
+        content["shared"]["provenance"]["config"] = {}
+        file.write_text(json.dumps(content))
+    assert main(["results", str(file), str(tmp_path / "two"), str(file)]) == 0
+    rows = methods.rows(result_file.read(file).runs)
+    assert [row.numbers["seeds"] for row in rows if row.method.startswith("rmu")] == [1, 1]
+
+
+def test_a_trial_that_was_run_again_has_not_failed(tmp_path):
+    put(tmp_path / "one/rmu", made("rmu"))
+    file = tmp_path / "board.json"
+    result_file.write(ResultFile([made("rmu")], {"npo": "RunError: lost"}), file)
+    put(tmp_path / "two/npo", made("npo"))
+    (tmp_path / "two/npo/trial.json").write_text('{"number": 0, "settings": {}}')
+    (tmp_path / "two/npo/config.yaml").write_text("seed: 0")
+    assert main(["results", str(file), str(tmp_path / "two"), str(file)]) == 0
+    assert not result_file.read(file).failed
 
 
 def test_the_command_says_which_trials_are_missing(tmp_path, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from importlib.metadata import PackageNotFoundError
 
 import pytest
 import tiny
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from worked import Worked, batch
 
 from rmu_exp.model.checkpoint import Checkpoint
+from rmu_exp.model.split import layers_of
 from rmu_exp.support.errors import UserError
 from rmu_exp.unlearning import optimizers
 from rmu_exp.unlearning.gradients import Wrap
@@ -29,11 +31,17 @@ def checkpoint(tmp_path_factory):
 
 @pytest.mark.parametrize("method", ["rmu", "npo", "rmu_lat", "elm", "repselect"])
 def test_running_layers_again_changes_no_number(checkpoint, method):
+    runs = []
+
     def values(recompute):
-        work = Worked(checkpoint, method, layers=[0, 1, 2, 3])
-        return unlearn(work.model, work.trained, ORDER, work.method, 1e-2, wrap=Wrap(), recompute=recompute)
+        work, count = Worked(checkpoint, method, layers=[0, 1, 2, 3]), []
+        layers_of(work.model)[1].mlp.register_forward_pre_hook(lambda *_: count.append(torch.is_grad_enabled()))
+        found = unlearn(work.model, work.trained, ORDER, work.method, 1e-2, wrap=Wrap(), recompute=recompute)
+        runs.append(sum(count))
+        return found
 
     kept, again = values(False), values(True)
+    assert runs[1] > runs[0] > 0, "layers were run again"
     assert all(torch.equal(a, b) for a, b in zip(kept, again, strict=True))
 
 
@@ -75,9 +83,18 @@ def test_a_resumed_run_is_the_same_run(tmp_path):
 
 
 def test_without_the_package_it_is_one_line(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"^train\.optimizer: adamw_8bit is that of bitsandbytes; pip install"):
-        optimizers.refuse("adamw_8bit", "cpu")
+    for there in ("0.46.1", None):
+
+        def version(name, there=there):
+            if there is None:
+                raise PackageNotFoundError(name)
+            return there
+
+        monkeypatch.setattr(optimizers, "version", version)
+        with pytest.raises(
+            UserError, match=r"^train\.optimizer: adamw_8bit is that of bitsandbytes 0\.50 or newer; pip"
+        ):
+            optimizers.refuse("adamw_8bit", "cpu")
     optimizers.refuse("adamw", "cpu")
 
 

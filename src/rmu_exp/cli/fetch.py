@@ -65,7 +65,8 @@ def fetch(
             repo, _, revision = name.partition("@")
             checkpoint = locate(repo, None, revision or None, trust_remote_code)
             checkpoint.fetch(depth)
-            layers = "all layers" if depth is None else f"its first {depth} layers"
+            whole = depth is None or checkpoint.hub is None  # what is quantised is needed whole
+            layers = "all layers" if whole else f"its first {depth} layers"
             yield f"model {name}: {layers}, at commit {checkpoint.revision}"
         for source in dict.fromkeys(corpora):
             if sources.dataset(source) is not None:

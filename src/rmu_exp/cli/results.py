@@ -40,7 +40,8 @@ def run(args: argparse.Namespace) -> int:
     runs = result_file.collect(folders, [run for content in before for run in content.runs])
     notes = [f for folder in folders for f in sorted(folder.rglob(trials.TRIAL))]
     planned = [trials.read_one(note.parent, {}) for note in notes]
-    failed = {name: why for content in before for name, why in content.failed.items()}
+    done = {t.name for t in planned if t.state == "done"}
+    failed = {name: why for content in before for name, why in content.failed.items() if name not in done}
     failed |= {t.name: t.reason or t.state for t in planned if t.state not in ("done", "pruned")}
     result_file.write(ResultFile(runs, failed), args.file)
     print(f"{args.file}: {len(runs)} runs, {args.file.stat().st_size / 1000:.1f} kB")

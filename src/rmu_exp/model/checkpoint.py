@@ -11,7 +11,7 @@ import json
 import re
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -85,7 +85,7 @@ def locate(
     if quantised.settings_of(found.folder) is not None:
         quantised.refuse_unknown(found.folder, f"model.name: {name}")  # before much is downloaded
         Checkpoint(name, found.folder, found.commit, trust_remote_code, found).fetch()
-        folder = quantised.dequantised(found.folder, f"model.name: {name}")
+        folder = quantised.dequantised(found.folder, f"model.name: {name}", name)
         return _checked(Checkpoint(name, folder, found.commit, trust_remote_code), "model.name")
     return _checked(Checkpoint(name, found.folder, found.commit, trust_remote_code, found), "model.name")
 
@@ -275,16 +275,13 @@ class Checkpoint:
         notes = (gguf.NOTE, quantised.NOTE, MERGED)
         return {key: value for note in notes for key, value in note_of(self.folder, note).items()}
 
-    def open(
-        self, depth: int | None, dtype: torch.dtype, device: torch.device, over: Mapping[int, int] | None = None
-    ) -> nn.Module:
+    def open(self, depth: int | None, dtype: torch.dtype, device: torch.device, over: Sequence[int] = ()) -> nn.Module:
         """Load the model, for use without training: no gradients, no dropout.
 
         Args:
             depth: the first so many layers without head and final norm, whose output is then the model's
                 ``last_hidden_state``; None: the whole causal model.
-            over: GPUs that it is spread over, with the bytes that its weights may take of each; ``device`` is the
-                first of them.
+            over: GPUs that it is spread over; ``device`` is the first of them.
 
         Raises:
             UserError: the weights do not fit the configuration, or transformers cannot load them.
@@ -315,7 +312,7 @@ class Checkpoint:
         depth: int | None,
         dtype: torch.dtype,
         device: torch.device,
-        over: Mapping[int, int] | None,
+        over: Sequence[int],
     ) -> tuple[nn.Module, str | None]:
         """The first ``depth`` layers of a model made with ``read`` (None: the causal one); what is wrong with it."""
         from transformers import AutoModelForCausalLM
@@ -323,7 +320,7 @@ class Checkpoint:
         self.fetch(read)
         place: dict[str, Any] = {} if torch.device(device).type == "cpu" else {"device_map": {"": device}}
         if over:
-            place = {"device_map": spread.device_map(self.skeleton(read), dtype, over)}
+            place = {"device_map": spread.device_map(self.skeleton(read), dtype, spread.room(over))}
         shared = {
             "dtype": dtype,
             "trust_remote_code": self.trust_remote_code,

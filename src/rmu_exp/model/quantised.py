@@ -38,7 +38,7 @@ NOTE = "dequantised.json"
 INSTEAD = "give the checkpoint that it was made from"
 SETTINGS = "quantization_config"
 BESIDE = (".json", ".txt", ".model", ".jinja", ".py")  # files that are copied
-VERSION = "2"  # of what is made of the same files
+VERSION = "3"  # of what is made of the same files
 SHARD = 2**31  # bytes in a file, at most one tensor more
 WORD = 32  # bits in which small numbers are packed
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # which of eight neighbouring outputs stands at each place of a word
@@ -77,11 +77,12 @@ def refuse_unknown(folder: Path, where: str) -> str:
     return method
 
 
-def dequantised(folder: Path, where: str) -> Path:
+def dequantised(folder: Path, where: str, name: str = "") -> Path:
     """The checkpoint folder made from a quantised one: from the cache, or dequantised now.
 
     Args:
         where: the setting and what it names, for messages.
+        name: what the note calls it; the folder's name where there is none.
 
     It is ``dequantised/<sha256>`` in the cache folder, with ``dequantised.json``: the folder's name and how it was
     quantised.
@@ -98,7 +99,7 @@ def dequantised(folder: Path, where: str) -> Path:
     ).hexdigest()
 
     def make(into: Path) -> dict[str, str]:
-        log.info("%s: dequantised into the cache, once", folder.name)
+        log.info("%s: dequantised into the cache, once", name or folder.name)
         try:
             _write(folder, into, settings, method, where)
         except KeyError as error:
@@ -107,7 +108,7 @@ def dequantised(folder: Path, where: str) -> Path:
             if ran_out(error):
                 raise
             raise UserError(f"{where} is not as {method} writes it ({first_line(error)}); {wanted}") from error
-        return {"folder": folder.name, "quantised_by": method}
+        return {"folder": name or folder.name, "quantised_by": method}
 
     return made_folder.kept("dequantised", digest, NOTE, make, where)
 
@@ -115,7 +116,8 @@ def dequantised(folder: Path, where: str) -> Path:
 def _write(folder: Path, into: Path, settings: dict[str, Any], method: str, where: str) -> None:
     """Write the checkpoint: dequantised weights, the configuration without its quantisation, everything beside them."""
     raw = weights.read_json(folder / weights.CONFIG)
-    dtype = getattr(torch, str(raw.get("dtype") or raw.get("torch_dtype") or "float16"))
+    said = raw.get("dtype") or raw.get("torch_dtype")
+    dtype = getattr(torch, str(said)) if said else _largest_kept(folder, where)
     for file in _beside(folder):
         shutil.copyfile(file, into / file.name)
     plain = {name: value for name, value in raw.items() if name != SETTINGS}
@@ -140,6 +142,14 @@ def _write(folder: Path, into: Path, settings: dict[str, Any], method: str, wher
         return
     index = {"metadata": {}, "weight_map": table}
     (into / weights.INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+
+
+def _largest_kept(folder: Path, where: str) -> torch.dtype:
+    """The dtype of the largest tensor of floats in the files, mostly an embedding; for a configuration without one."""
+    entries = [e for name in weights.file_names(folder, where) for e in weights.header(folder / name).values()]
+    floats = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+    found = [entry for entry in entries if entry.dtype in floats]
+    return floats[max(found, key=lambda e: e.end - e.begin).dtype] if found else torch.float16
 
 
 def _beside(folder: Path) -> list[Path]:
@@ -246,7 +256,11 @@ def compressed(own: Parts, settings: Mapping[str, Any], module: str) -> Tensor:
     least = 2 ** (size - 1)
     q_OI = words(packed, size)[:, :ins] - least
     s_OG = _part(own, "weight_scale", module).float()
-    g_I = own["weight_g_idx"].long() if "weight_g_idx" in own else torch.arange(ins) // -(-ins // s_OG.shape[1])
+    groups = s_OG.shape[1]
+    if ins % groups:
+        raise ValueError(f"{module}: {ins} inputs in {groups} groups of unequal size")
+    g_I = own["weight_g_idx"].long() if "weight_g_idx" in own else torch.full((), -1)
+    g_I = torch.arange(ins) // (ins // groups) if (g_I < 0).any() else g_I  # -1: in the columns' own order
     if "weight_zero_point" in own:
         zero = own["weight_zero_point"]
         z_OG = words(zero.mT, size).mT[:outs] - least if zero.dtype == torch.int32 else zero

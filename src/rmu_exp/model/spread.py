@@ -6,7 +6,7 @@ at activations, or changes them, finds all of them on one device; keys and value
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,11 +19,15 @@ Place = int | str
 """A GPU by its number, or accelerate's word for another place."""
 
 
-def room() -> dict[int, int]:
-    """Bytes that accelerate would use of each GPU that is visible."""
+def room(gpus: Sequence[int] | None = None) -> dict[int, int]:
+    """GPU to the bytes of it that accelerate would use now; None: of every one that is visible."""
     from accelerate.utils import get_max_memory
 
-    return {place: size for place, size in get_max_memory().items() if isinstance(place, int)}
+    return {
+        place: size
+        for place, size in get_max_memory().items()
+        if isinstance(place, int) and (gpus is None or place in gpus)
+    }
 
 
 def device_map(skeleton: nn.Module, dtype: torch.dtype, free: Mapping[int, int]) -> dict[str, int]:

@@ -12,7 +12,7 @@ from rmu_exp.data.batches import Batch
 from rmu_exp.pipeline.train import NORM_BATCHES, TrainPlan, context_of
 from rmu_exp.support import memory
 from rmu_exp.support.errors import UserError
-from rmu_exp.unlearning import experts, lora
+from rmu_exp.unlearning import experts, lora, optimizers
 from rmu_exp.unlearning.footprint import Footprint, footprint
 from rmu_exp.unlearning.gradients import Wrap
 
@@ -41,7 +41,8 @@ def checked(plan: TrainPlan) -> TrainPlan:
     free, total = (size / 1e9 for size in room)
     in_files = models.device == "cpu" and models.dtype == models.base.dtype
     least = (takes.kept + (0 if in_files else takes.weights)) / 1e9
-    if least > total and run.layers.experts != experts.USED:  # these are fewer than are counted
+    paged = run.train.optimizer == optimizers.PAGED  # its moments need not be on the device
+    if least > total and not paged and run.layers.experts != experts.USED:  # these are fewer than are counted
         raise UserError(
             f"model.device: {models.device} has {total:.1f} GB, and training {run.method.name} keeps {least:.1f} GB "
             "between two steps; use a larger device, a smaller layers.span, layers=lora, or model.dtype=bfloat16"
@@ -58,5 +59,7 @@ def counted(plan: TrainPlan, batches: Sequence[Batch]) -> Footprint | None:
         if run.layers.lora:
             trained = lora.Adapters(model, trained, run.layers.rank, run.layers.rank_alpha, run.seed).trained
     context = dataclasses.replace(context_of(plan, [1.0] * len(run.topics)), device=torch.device("meta"))
+    if context.optimizer == optimizers.PAGED:  # of the same size; the driver would page what has no data
+        context = dataclasses.replace(context, optimizer=optimizers.EIGHT_BITS[0])
     wrap = Wrap(run.train.sam, run.train.sign_mask)
     return footprint(model, trained, plan.method(plan.settings, context), batches, wrap, run.train.checkpointing)

@@ -23,7 +23,14 @@ from rmu_exp.record.results import Results, RunInfo
 from rmu_exp.settings import ROLES, Data, Judge, Model
 from rmu_exp.support.errors import UserError
 
-OWN = ["model.oracle", "model.device", "model.dtype", "model.threads", "data.attacked"]  # the command line's own stay
+OWN = [
+    "model.oracle",
+    "model.device",
+    "model.device_map",
+    "model.dtype",
+    "model.threads",
+    "data.attacked",
+]  # the command line's own stay
 OWN += [f"data.questions.{role}" for role in ROLES]
 
 
@@ -51,6 +58,8 @@ def completed(config: DictConfig, given: Sequence[str] = ()) -> DictConfig:
     for key, value in own.items():
         if key in given or (key == "model.oracle" and value is not None):
             OmegaConf.update(config, key, value)
+    if "model.device" in given and "model.device_map" not in given:
+        config.model.device_map = None  # the run's GPUs are not those of this machine
     return config
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, TypeVar
@@ -13,7 +13,7 @@ from torch import nn
 
 from rmu_exp import data
 from rmu_exp.data.sources import Corpus
-from rmu_exp.model import adapter, diff, spread
+from rmu_exp.model import adapter, diff
 from rmu_exp.model.checkpoint import Checkpoint, locate, named
 from rmu_exp.settings import Data, Model
 from rmu_exp.support import devices
@@ -40,14 +40,14 @@ class Models:
     Attributes:
         device: where inputs and activations are.
         shared: by all trials in one process.
-        over: GPUs that each model is spread over, with the bytes that its weights may take of each; None: it is not.
+        over: GPUs that each model is spread over; none: it is not.
     """
 
     settings: Model
     base: Checkpoint
     device: str
     shared: bool = False
-    over: Mapping[int, int] | None = None
+    over: tuple[int, ...] = ()
 
     @classmethod
     def find(
@@ -57,7 +57,7 @@ class Models:
 
         Raises UserError: no such model or device.
         """
-        over = several_gpus(settings) if settings.device_map else None
+        over = several_gpus(settings) if settings.device_map else ()
         device = "cuda:0" if over else devices.automatic() if settings.device == "auto" else settings.device
         refuse_device(device)
         if base is not None:
@@ -101,15 +101,15 @@ class Models:
         make = partial(self.base.open, depth, self.dtype, torch.device(self.device), self.over)
         if not self.shared:
             return make()
-        key = (self.base, self.base.digest(), depth, self.dtype, self.device)
+        key = (self.base, self.base.digest(), depth, self.dtype, self.device, self.over)
         return once("full model" if depth is None else "first layers", key, make)
 
 
-def several_gpus(settings: Model) -> dict[int, int]:
-    """GPU to the bytes that weights may take of it, for models that are spread. Raises UserError: fewer than two."""
+def several_gpus(settings: Model) -> tuple[int, ...]:
+    """The GPUs that models are spread over. Raises UserError: fewer than two can be seen."""
     if settings.device != "auto":
         raise UserError(f"model.device: got {settings.device!r}, but model.device_map=auto takes every visible GPU")
-    found = spread.room() if torch.cuda.is_available() else {}
+    found = tuple(range(torch.cuda.device_count())) if torch.cuda.is_available() else ()
     if len(found) < 2:
         raise UserError(f"model.device_map: auto is for two GPUs or more, and {len(found)} can be seen; leave it out")
     return found

@@ -252,7 +252,7 @@ def train(plan: TrainPlan, folder: Path, made_from: str, on_step: Callable[[Metr
         seconds=snapshots.seconds + time.perf_counter() - began,
         seconds_saving=snapshots.spent,
         seconds_per_step=statistics.median(seen.seconds),
-        peak_memory_bytes=provenance.peak_memory(models.device),
+        peak_memory_bytes=provenance.peak_memory(models.device, models.over),
         lr=lr,
         norms=medians,
         targets=dict(zip(run.topics, lengths, strict=True)),

@@ -9,6 +9,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -106,8 +107,10 @@ def _processor() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
 
 
-def peak_memory(device: str) -> int:
-    """Most memory in use so far, in bytes: of the GPU in use, otherwise of this process."""
+def peak_memory(device: str, over: Sequence[int] = ()) -> int:
+    """Most memory in use so far, in bytes: of the GPU, of all GPUs that a model is spread over, or of this process."""
+    if over:
+        return sum(int(torch.cuda.max_memory_allocated(gpu)) for gpu in over)
     if device.startswith("cuda"):
         return int(torch.cuda.max_memory_allocated(device))
     import resource  # which Windows has not

@@ -66,7 +66,8 @@ def collect(folders: Sequence[Path], known: Sequence[Results] = ()) -> list[Resu
     """The finished runs below some folders, and the judgements below them of models that are none of these runs.
 
     Args:
-        known: runs that come first; one that is below the folders, too, is taken from there.
+        known: runs that come first, each once; one that is below the folders, too, is taken from there, with the
+            attacks on the same model that only the known one has.
 
     Raises UserError: there are none, or one is damaged.
     """
@@ -74,8 +75,16 @@ def collect(folders: Sequence[Path], known: Sequence[Results] = ()) -> list[Resu
     done = {file.parent: results_json.load(file) for file in files if (file.parent / rundir.REPORT).is_file()}
     worst = {file.parent: _worst(file, done) for folder in folders for file in sorted(folder.rglob(WORST_CASE))}
     runs = [r for r in done.values() if r.train and r.qa]
-    mine = {r.provenance.config_hash for r in runs if r.provenance}
-    runs = [r for r in known if not (r.provenance and r.provenance.config_hash in mine)] + runs
+    again = {r.provenance.config_hash: i for i, r in enumerate(runs) if r.provenance}
+    before = dict[str, Results]()
+    for r in known:
+        name = r.provenance.config_hash if r.provenance else f"{len(before)}"
+        if name not in again:
+            before[name] = r
+        elif _same_delta(r, runs[again[name]]):
+            mine = runs[again[name]]
+            runs[again[name]] = mine.model_copy(update={"attacks": r.attacks | mine.attacks})
+    runs = [*before.values(), *runs]
     others = [r for folder, r in done.items() if r.run.kind == "judge" and folder.parent not in worst]
     for found in (*others, *(r for mine in worst.values() for r in mine)):
         whose = next((i for i, r in enumerate(runs) if _same_delta(r, found)), None)
@@ -113,8 +122,7 @@ def _same_delta(one: Results, other: Results) -> bool:
 
 def write(content: ResultFile, file: Path) -> None:
     """Write a result file, a line per run."""
-    varying = _varying(content.runs)
-    lines = [_small(run, varying) for run in content.runs]
+    lines = [_small(run) for run in content.runs]
     shared = _shared(lines)
     body = ",\n".join(json.dumps(_without(line, shared), ensure_ascii=False) for line in lines)
     failed = {name: _plain(why) for name, why in content.failed.items()}
@@ -135,7 +143,7 @@ def read(file: Path) -> ResultFile:
     raise UserError(f"{file}: damaged, or no result file ({reason}); rmu-exp results FOLDER {file.name} writes it")
 
 
-def _small(results: Results, varying: Sequence[str]) -> rundir.Object:
+def _small(results: Results) -> rundir.Object:
     """What a result file has of a run."""
     content = _picked(results.content(), KEPT)
     assert isinstance(content, dict)
@@ -147,25 +155,9 @@ def _small(results: Results, varying: Sequence[str]) -> rundir.Object:
         if isinstance(entry, dict) and isinstance(controls := entry.get("control"), dict):
             entry["control"] = {name: value for name, value in controls.items() if isinstance(value, dict) and value}
     if isinstance(origin, dict):
-        settings = _settings(results)
-        origin["config"] = {key: settings[key] for key in varying if key in settings}
+        settings = rundir.flat(result_settings(results.provenance.config if results.provenance else {}))
+        origin["config"] = {k: v for k, v in settings.items() if k != "seed" and not k.startswith("eval.")}
     return _plain(content)  # type: ignore[return-value]
-
-
-def _varying(runs: Sequence[Results]) -> list[str]:
-    """The settings but the seed in which runs of one method differ; a run of a result file has only some of its own."""
-    found = dict[str, None]()
-    for method in dict.fromkeys(run.run.method for run in runs):
-        mine = [_settings(run) for run in runs if run.run.method == method]
-        keys = dict.fromkeys(key for settings in mine for key in settings)
-        given = {key: [settings[key] for settings in mine if key in settings] for key in keys}
-        found |= dict.fromkeys(key for key, values in given.items() if any(v != values[0] for v in values))
-    return [key for key in found if key != "seed" and not key.startswith("eval.")]
-
-
-def _settings(results: Results) -> rundir.Object:
-    """The settings that can change a result, by dotted key."""
-    return rundir.flat(result_settings(results.provenance.config if results.provenance else {}))
 
 
 def _picked(value: JsonValue, spec: Spec | None) -> JsonValue:

@@ -106,7 +106,7 @@ def _by_method(runs: Sequence[Results]) -> dict[str, list[Results]]:
         alike = [s for r, s in zip(runs, all_, strict=True) if _made_by(r) == _made_by(run)]
         others = {BUDGET: all_}
         own = _settings(run).items()
-        differing = [f"{k}={v}" for k, v in own if any(s.get(k) != v for s in others.get(k, alike))]
+        differing = [f"{k}={v}" for k, v in own if any(s.get(k, v) != v for s in others.get(k, alike))]
         found.setdefault(" ".join([_made_by(run), *differing]), []).append(run)
     return found
 
@@ -117,12 +117,15 @@ def _made_by(results: Results) -> str:
 
 
 def _settings(results: Results) -> dict[str, str]:
-    """What changes a run's result, but for its seed."""
+    """What changes a run's result, but for its seed; older result files have a part of it."""
     run, origin = results.run, results.provenance
     own = {"layer": run.layer, "steer": run.steer, "alpha": run.alpha, "settings": run.settings}
     config = (origin.config if origin else None) or own
     kept = {key: value for key, value in result_settings(config).items() if key not in ("seed", "eval")}
-    return {key: str(value) for key, value in rundir.flat(kept).items()}
+    found = {key: str(value) for key, value in rundir.flat(kept).items()}
+    if results.train:
+        found = {BUDGET: str(results.train.kl_budget), "train.lr": str(results.train.lr)} | found
+    return found
 
 
 def _row(name: str, runs: Sequence[Results], state: State = "unlearned") -> Row:

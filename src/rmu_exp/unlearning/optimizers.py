@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
 
 import torch
 from torch import Tensor
@@ -12,14 +12,21 @@ from rmu_exp.support.errors import UserError
 
 ADAMW, PAGED = "adamw", "paged_adamw_8bit"
 EIGHT_BITS = ("adamw_8bit", PAGED)
+LEAST = (0, 50)  # of bitsandbytes: older ones take no tensors on a CPU
 
 
 def refuse(name: str, device: str) -> None:
     """Refuse an optimizer whose package is not installed, or that the device has no use for (UserError)."""
     if name == PAGED and not device.startswith("cuda"):
         raise UserError(f"train.optimizer: {name} moves its numbers off a GPU, and this is {device}; use adamw_8bit")
-    if name in EIGHT_BITS and importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError(f"train.optimizer: {name} is that of bitsandbytes; pip install 'rmu_exp[bitsandbytes]'")
+    if name in EIGHT_BITS:
+        try:
+            there = tuple(map(int, version("bitsandbytes").split(".")[:2]))
+        except (PackageNotFoundError, ValueError):
+            there = (0, 0)
+        if there < LEAST:
+            asked = f"bitsandbytes {'.'.join(map(str, LEAST))} or newer"
+            raise UserError(f"train.optimizer: {name} is that of {asked}; pip install 'rmu_exp[bitsandbytes]'")
 
 
 def make(name: str, masters: list[Tensor], lr: float) -> torch.optim.Optimizer:

@@ -97,6 +97,8 @@ class Method(method.Method):
                 generator = torch.Generator().manual_seed(self.context.seed + len(self.adapters))
                 half = (2 * torch.rand(*more, RANK, ins, generator=generator) - 1) / ins**0.5
             self.adapters[name] = half.to(w.device)
+        elif self.adapters[name].device != w.device:  # as a snapshot gives them back
+            self.adapters[name] = self.adapters[name].detach().to(w.device)
         return self.adapters[name].requires_grad_()
 
     def optimizer(self, masters: list[Tensor], lr: float) -> torch.optim.Optimizer:
