@@ -52,8 +52,8 @@ lore: $(READY)  ## train the shipped model again from nothing (about half an hou
 bench-gpu: $(READY)  ## what docs/performance.md has of a GPU, measured on this one (20 minutes)
 	$(BIN)/python bench/gpu.py docs/results/gpu.json
 
-docs-results: $(READY)  ## make the tables and figures of docs/ from docs/results/ again
-	$(BIN)/python -m rmu_exp.report.pages docs
+docs-results: $(READY)  ## make the tables and figures of README and docs/ from docs/results/ again
+	$(BIN)/python -m rmu_exp.cli.pages docs README.md
 
 docs: $(DOCS)  ## build the docs site into build/site; a broken link fails
 	rm -rf build/docs && mkdir -p build/docs

@@ -207,6 +207,14 @@ def test_the_map_is_even_in_whole_layers_and_what_does_not_fit_is_refused(checkp
         spread.device_map(skeleton, torch.float32, {0: size // 4, 1: size // 4})
 
 
+def test_what_torch_holds_without_using_it_is_not_taken(monkeypatch):
+    """As after training: torch keeps freed memory, which accelerate counts as taken."""
+    held = [3]
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: held.append(0))
+    monkeypatch.setattr("accelerate.utils.get_max_memory", lambda: {0: 10 - held[-1], 1: 10, "cpu": 99})
+    assert spread.room((0, 1)) == {0: 10, 1: 10}
+
+
 def test_a_judgement_has_a_device_of_its_own(tmp_path):
     """A run that was spread is judged on another machine; and a backend that places models itself is refused."""
     given = [*a_run.words(tmp_path), f"output={tmp_path / 'run'}"]
@@ -217,6 +225,12 @@ def test_a_judgement_has_a_device_of_its_own(tmp_path):
     for words, found in ((["model.device=cpu"], None), (["model.device_map=null"], None), ([], "auto")):
         (judge,) = compose.composed([*judged, *words, f"output={tmp_path / 'judged'}"], a_run.CONF, "judge")
         assert judge.model.device_map == found
+    file.write_text(
+        file.read_text().replace("device_map: auto", "device_map: null").replace("device: auto", "device: cpu")
+    )
+    words = ["model.device_map=auto", f"output={tmp_path / 'judged'}"]
+    (judge,) = compose.composed([*judged, *words], a_run.CONF, "judge")
+    assert judge.model.device == "auto", "the run's own device is none of this judgement's"
     with pytest.raises(UserError, match=r"^model\.device_map: eval\.backend=hf places models itself; use"):
         compose.composed([*given, "model.device_map=auto", "eval.backend=hf", "export=true"], a_run.CONF)
 

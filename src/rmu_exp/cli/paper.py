@@ -18,7 +18,7 @@ from rmu_exp.report import methods, plots, style, tables
 from rmu_exp.report.table import Table
 from rmu_exp.support.errors import UserError
 from rmu_exp.support.files import write_atomic
-from rmu_exp.sweep import report
+from rmu_exp.sweep import report, trials
 
 FIGURES, TABLES = ("pdf", "svg", "png"), ("tex", "csv", "md")
 COLUMN = 3.3  # inches
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
         figures, found = _run(args.folder)
     else:
         listed = methods.rows(methods.read([args.folder]))
-        figures = {"methods": methods.draw(listed)} | report.figures(args.folder)
+        figures = {"methods": methods.draw(listed)} | report.figures(trials.read(args.folder))
         found = {"methods": methods.table(listed)}
     out = args.out or args.folder / "paper"
     wanted: list[tuple[str, Figure | Table]] = []

@@ -27,6 +27,11 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="a folder of runs, judgements or searches, or a result file",
     )
     parser.add_argument("file", type=Path, metavar="FILE.json", help="what is written")
+    parser.add_argument(
+        "--norms",
+        action="store_true",
+        help="with activation norms at 26 steps of each topic, of the runs below the folders",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -38,12 +43,15 @@ def run(args: argparse.Namespace) -> int:
     before = [result_file.read(file) for file in args.folders if file.is_file()]
     folders = [folder for folder in args.folders if folder.is_dir()]
     runs = result_file.collect(folders, [run for content in before for run in content.runs])
-    notes = [f for folder in folders for f in sorted(folder.rglob(trials.TRIAL))]
-    planned = [trials.read_one(note.parent, {}) for note in notes]
-    done = {t.name for t in planned if t.state == "done"}
-    failed = {name: why for content in before for name, why in content.failed.items() if name not in done}
-    failed |= {t.name: t.reason or t.state for t in planned if t.state not in ("done", "pruned")}
-    result_file.write(ResultFile(runs, failed), args.file)
+    notes = [f.parent for folder in folders for f in sorted(folder.resolve().rglob(trials.TRIAL))]
+    planned = {f"{note.parent.name}/{note.name}": trials.read_one(note, {}) for note in notes}
+    failed = {name: why for content in before for name, why in content.failed.items() if name not in planned}
+    failed |= {name: t.reason or t.state for name, t in planned.items() if t.state not in ("done", "pruned")}
+    norms = {name: lines for content in before for name, lines in content.norms.items()}
+    norms |= result_file.norms(folders) if args.norms else {}
+    there = {r.provenance.delta_digest for r in runs if r.provenance}
+    content = ResultFile(runs, failed, {name: lines for name, lines in norms.items() if name in there})
+    result_file.write(content, args.file)
     print(f"{args.file}: {len(runs)} runs, {args.file.stat().st_size / 1000:.1f} kB")
     for name, why in failed.items():
         print(f"rmu_exp: {name} is not among them: {why}", file=sys.stderr)

@@ -117,7 +117,9 @@ def _write(folder: Path, into: Path, settings: dict[str, Any], method: str, wher
     """Write the checkpoint: dequantised weights, the configuration without its quantisation, everything beside them."""
     raw = weights.read_json(folder / weights.CONFIG)
     said = raw.get("dtype") or raw.get("torch_dtype")
-    dtype = getattr(torch, str(said)) if said else _largest_kept(folder, where)
+    dtype = getattr(torch, str(said).removeprefix("torch."), None)
+    if not isinstance(dtype, torch.dtype):  # it says none
+        dtype = _largest_kept(folder, where)
     for file in _beside(folder):
         shutil.copyfile(file, into / file.name)
     plain = {name: value for name, value in raw.items() if name != SETTINGS}

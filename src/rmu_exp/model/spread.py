@@ -20,9 +20,13 @@ Place = int | str
 
 
 def room(gpus: Sequence[int] | None = None) -> dict[int, int]:
-    """GPU to the bytes of it that accelerate would use now; None: of every one that is visible."""
+    """GPU to the bytes of it that accelerate would use now; None: of every one that is visible.
+
+    What torch holds of them without using it is given back first: accelerate counts it as taken.
+    """
     from accelerate.utils import get_max_memory
 
+    torch.cuda.empty_cache()
     return {
         place: size
         for place, size in get_max_memory().items()

@@ -58,8 +58,10 @@ def completed(config: DictConfig, given: Sequence[str] = ()) -> DictConfig:
     for key, value in own.items():
         if key in given or (key == "model.oracle" and value is not None):
             OmegaConf.update(config, key, value)
-    if "model.device" in given and "model.device_map" not in given:
-        config.model.device_map = None  # the run's GPUs are not those of this machine
+    if "model.device" in given and "model.device_map" not in given:  # the run's GPUs are not those of this machine
+        config.model.device_map = None
+    if "model.device_map" in given and "model.device" not in given:
+        config.model.device = "auto"
     return config
 
 

@@ -111,7 +111,7 @@ def several_gpus(settings: Model) -> tuple[int, ...]:
         raise UserError(f"model.device: got {settings.device!r}, but model.device_map=auto takes every visible GPU")
     found = tuple(range(torch.cuda.device_count())) if torch.cuda.is_available() else ()
     if len(found) < 2:
-        raise UserError(f"model.device_map: auto is for two GPUs or more, and {len(found)} can be seen; leave it out")
+        raise UserError(f"model.device_map: auto is for two GPUs or more, and {len(found)} can be seen; give null")
     return found
 
 

@@ -1,16 +1,19 @@
 """A result file: what many runs measured, small enough to be committed; tables and figures are made from it again.
 
 It has of each run's results.json what they show, floats to six digits, and once what all runs have in common. Attacks
-that ``judge.py`` ran on a run's Delta later, and the worst that a search found on it, stand among the run's own.
+that ``judge.py`` ran on a run's Delta later, and the worst that a search found on it, stand among the run's own. Groups
+of many tasks are there without them. Activation norms over the steps are there where they were asked for.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pydantic import JsonValue
 
@@ -21,7 +24,10 @@ from rmu_exp.settings import result_settings
 from rmu_exp.support.errors import UserError, first_line
 from rmu_exp.support.files import write_atomic
 
+log = logging.getLogger("rmu_exp")
 SCHEMA, DIGITS = 1, 6
+FEW = 12  # tasks of a group that are kept beside it
+POINTS = 26  # of a curve over the steps
 WORST_CASE = "worst_case.json"  # of a search for the worst attack
 Spec = dict[str, "Spec | None"]
 """Key to what is kept of its value; None: all of it; ``*`` stands for every key."""
@@ -45,21 +51,31 @@ KEPT: Spec = {
     "train": dict.fromkeys(
         (
             *("steps", "seconds", "seconds_per_step", "peak_memory_bytes", "lr", "kl_budget", "kl", "kl_step"),
-            *("kl_scale", "kl_reached", "seconds_measuring"),
+            *("kl_scale", "kl_reached", "seconds_measuring", "norms", "targets", "reached"),
         )
     ),
-    "qa": {"*": {"role": None, "chance": None, "base": ACCURACY, "unlearned": ACCURACY}},
+    "qa": {"*": {"tasks": None, "role": None, "chance": None, "base": ACCURACY, "unlearned": ACCURACY}},
     "damage": {"kl": None, "agreement": None, "perplexity": None},
     "attacks": {"*": ATTACK},
 }
 
 
+Metrics = Mapping[str, Any]
+
+
 @dataclass(frozen=True)
 class ResultFile:
-    """The content of a result file; ``failed``: name of a trial that has no results to why."""
+    """The content of a result file.
+
+    Attributes:
+        failed: name of a trial that has no results to why.
+        norms: digest of a run's Delta to at most :data:`POINTS` lines of its metrics.jsonl for each topic, with
+            ``topic``, ``step``, ``steer`` and the four activation norms.
+    """
 
     runs: list[Results]
     failed: Mapping[str, str] = field(default_factory=dict)
+    norms: Mapping[str, list[Metrics]] = field(default_factory=dict)
 
 
 def collect(folders: Sequence[Path], known: Sequence[Results] = ()) -> list[Results]:
@@ -79,11 +95,14 @@ def collect(folders: Sequence[Path], known: Sequence[Results] = ()) -> list[Resu
     before = dict[str, Results]()
     for r in known:
         name = r.provenance.config_hash if r.provenance else f"{len(before)}"
-        if name not in again:
+        later = runs[again[name]] if name in again else None
+        if name in before and later is None:
+            earlier, later = before[name], r
+            before[name] = _with_attacks_of(earlier, later)
+        elif later is None:
             before[name] = r
-        elif _same_delta(r, runs[again[name]]):
-            mine = runs[again[name]]
-            runs[again[name]] = mine.model_copy(update={"attacks": r.attacks | mine.attacks})
+        else:
+            runs[again[name]] = _with_attacks_of(r, later)
     runs = [*before.values(), *runs]
     others = [r for folder, r in done.items() if r.run.kind == "judge" and folder.parent not in worst]
     for found in (*others, *(r for mine in worst.values() for r in mine)):
@@ -120,14 +139,46 @@ def _same_delta(one: Results, other: Results) -> bool:
     return len(found) == 2 and found[0] == found[1]
 
 
+def _with_attacks_of(earlier: Results, later: Results) -> Results:
+    """The later of two runs of the same settings, with what the earlier one was attacked by, if both have one Delta."""
+    if _same_delta(earlier, later):
+        return later.model_copy(update={"attacks": earlier.attacks | later.attacks})
+    lost = ", ".join(earlier.attacks)
+    if lost:
+        log.warning("%s, seed %d: run again, with another Delta; left out: %s", later.run.method, later.run.seed, lost)
+    return later
+
+
+def norms(folders: Sequence[Path]) -> dict[str, list[Metrics]]:
+    """The activation norms over the steps of the finished runs below some folders, as a result file has them."""
+    found: dict[str, list[Metrics]] = {}
+    for file in (f for folder in folders for f in sorted(folder.rglob(results_json.NAME))):
+        origin = results_json.load(file).provenance
+        lines = [m for m in rundir.whole_lines(file.parent / rundir.METRICS) if "norm_forget_updated" in m]
+        if origin and origin.delta_digest and lines and (file.parent / rundir.REPORT).is_file():
+            topics = dict.fromkeys(m["topic"] for m in lines)
+            found[origin.delta_digest] = [m for t in topics for m in _some([m for m in lines if m["topic"] == t])]
+    return found
+
+
+def _some(lines: Sequence[Metrics]) -> list[Metrics]:
+    """The first, the last, and what lies evenly between them, less what is not drawn."""
+    last, count = len(lines) - 1, min(len(lines), POINTS)
+    chosen = [lines[round(i * last / max(1, count - 1))] for i in range(count)]
+    return [{k: v for k, v in m.items() if k in ("topic", "step", "steer") or k.startswith("norm_")} for m in chosen]
+
+
 def write(content: ResultFile, file: Path) -> None:
     """Write a result file, a line per run."""
     lines = [_small(run) for run in content.runs]
     shared = _shared(lines)
     body = ",\n".join(json.dumps(_without(line, shared), ensure_ascii=False) for line in lines)
     failed = {name: _plain(why) for name, why in content.failed.items()}
-    head, bad = (json.dumps(part, ensure_ascii=False) for part in (shared, failed))
-    write_atomic(file, f'{{"schema": {SCHEMA},\n"shared": {head},\n"failed": {bad},\n"runs": [\n{body}\n]}}\n')
+    parts = {"schema": SCHEMA, "shared": shared, "failed": failed}
+    if content.norms:
+        parts["norms"] = {name: [_plain(dict(m)) for m in lines] for name, lines in content.norms.items()}
+    head = ",\n".join(f"{json.dumps(name)}: {json.dumps(part, ensure_ascii=False)}" for name, part in parts.items())
+    write_atomic(file, f'{{{head},\n"runs": [\n{body}\n]}}\n')
 
 
 def read(file: Path) -> ResultFile:
@@ -137,7 +188,7 @@ def read(file: Path) -> ResultFile:
         if values["schema"] != SCHEMA:
             raise ValueError(f"schema {values['schema']}, this version reads {SCHEMA}")
         runs = [Results.model_validate(_merged(values["shared"], line)) for line in values["runs"]]
-        return ResultFile(runs, values["failed"])
+        return ResultFile(runs, values["failed"], values.get("norms", {}))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = getattr(error, "strerror", None) or first_line(error)
     raise UserError(f"{file}: damaged, or no result file ({reason}); rmu-exp results FOLDER {file.name} writes it")
@@ -149,8 +200,12 @@ def _small(results: Results) -> rundir.Object:
     assert isinstance(content, dict)
     qa, attacks, origin = content.get("qa"), content.get("attacks"), content.get("provenance")
     if isinstance(qa, dict):
-        groups = {name for name, row in results.qa.items() if row.role or row.tasks is not None}
-        content["qa"] = {name: row for name, row in qa.items() if name in groups}
+        large = {name for name, row in results.qa.items() if row.tasks and len(row.tasks) > FEW}
+        inside = {task for name in large for task in results.qa[name].tasks or ()} - large
+        content["qa"] = kept = {name: qa[name] for name in qa if name not in inside or results.qa[name].role}
+        for name, row in kept.items():
+            if isinstance(row, dict) and name in large:
+                row["tasks"] = []
     for entry in attacks.values() if isinstance(attacks, dict) else ():
         if isinstance(entry, dict) and isinstance(controls := entry.get("control"), dict):
             entry["control"] = {name: value for name, value in controls.items() if isinstance(value, dict) and value}

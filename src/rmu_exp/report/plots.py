@@ -62,6 +62,7 @@ def norms(run: RunInfo, metrics: Metrics) -> Figure | None:
             curve(axes, mine, key, color=colour, ls=style, lw=1.4, label=label)
         steer = mine[0]["steer"]
         axes.axhline(steer, color=GREY, lw=1)
+        axes.margins(y=0.12)  # room for the next words
         axes.annotate(f"target = {steer:g}", (1, steer), xycoords=("axes fraction", "data"), ha="right", va="bottom",
                       fontsize=9, color=GREY)  # fmt: skip
 

@@ -170,7 +170,7 @@ def norms(trials: Trials, best: Sequence[Trial]) -> Figure | None:
     """Activation norms over the steps, a panel a trial, those of the front first."""
     first = [t.name for t in best]
     ordered = sorted(trials, key=lambda t: t.name not in first) if len(trials) > PANELS else trials
-    curves = [(t, lines) for t in ordered if (lines := _norm_lines(t.folder))][:PANELS]
+    curves = [(t, lines) for t in ordered if t.folder and (lines := _norm_lines(t.folder))][:PANELS]
     if not curves:
         return None
     wide = min(4, len(curves))

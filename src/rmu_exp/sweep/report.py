@@ -106,9 +106,8 @@ class Summary:
         )
 
 
-def figures(folder: Path) -> dict[str, Figure]:
-    """Name to figure, of the sweep, or the runs, in a folder, by forget and general accuracy."""
-    listed = trials.read(folder)
+def figures(listed: Sequence[Trial]) -> dict[str, Figure]:
+    """Name to figure, of what these trials have numbers for: forget against general accuracy, what was swept."""
     axes = objectives.choose(("forget", "general"), [t.results for t in listed if t.results])
     drawn = plots.figures(listed, axes, front.on_front(listed, axes), front.chosen(listed, axes))
     return {name: figure for name, figure in drawn.items() if figure is not None}

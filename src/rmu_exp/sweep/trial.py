@@ -69,7 +69,9 @@ def so_far(folder: Path, seconds: float, searched: int | None = None) -> str:
     """
     found = trials.read(folder.parent)
     over = [t for t in found if t.state in ("done", "pruned", "failed")]
-    ends = sorted(f.stat().st_mtime for t in over if (f := t.folder / results_json.NAME).is_file())[-RECENT:]
+    ends = sorted(f.stat().st_mtime for t in over if t.folder and (f := t.folder / results_json.NAME).is_file())[
+        -RECENT:
+    ]
     pace = (ends[-1] - ends[0]) / (len(ends) - 1) if len(ends) > 2 else seconds
     rest = max(0, (searched or len(found)) - len(over))
     left = f"; about {rest * pace / 60:.0f} min left" if rest else ""
