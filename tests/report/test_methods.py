@@ -117,7 +117,7 @@ def test_runs_of_other_settings_are_not_averaged():
     given = [(steer, seed) for steer in (2, 20) for seed in (0, 1)]
     runs = [result("rmu", seed, 0.3 + steer / 100, 0.9, run={"steer": [steer]}) for steer, seed in given]
     rows = methods.rows(runs)
-    assert [row.method for row in rows] == ["base", "rmu steer=[2.0]", "rmu steer=[20.0]"]
+    assert [row.method for row in rows] == ["base", "rmu steer=2", "rmu steer=20"]
     assert [row.numbers["seeds"] for row in rows[1:]] == [2, 2]
     assert rows[1].accuracy["forget"].value == pytest.approx(0.32)
 

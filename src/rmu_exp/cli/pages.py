@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from rmu_exp.record import result_file
+from rmu_exp.record.differing import settings_of, shown
 from rmu_exp.record.result_file import ResultFile
 from rmu_exp.record.results import Results
 from rmu_exp.report import methods, plots, style, tables, verdict
@@ -199,7 +200,7 @@ def _chosen(content: ResultFile, wanted: Mapping[str, str]) -> ResultFile:
 
 def _shown(results: Results) -> dict[str, str]:
     """What runs are chosen by."""
-    return {key: trials.show(value) for key, value in trials.settings_of(results).items()}
+    return {key: shown(value) for key, value in settings_of(results).items()}
 
 
 def _origin(content: ResultFile, file: str) -> str:

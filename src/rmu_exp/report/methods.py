@@ -17,14 +17,15 @@ from matplotlib.figure import Figure
 from scipy.stats import t
 
 from rmu_exp.evaluation.statistics import wilson
-from rmu_exp.record import result_file, rundir
+from rmu_exp.record import result_file
 from rmu_exp.record import results as results_json
+from rmu_exp.record.differing import settings_of, shown
 from rmu_exp.record.results import Accuracy, Results, State
 from rmu_exp.report import style, tables
 from rmu_exp.report.objectives import Axis, Measure, standing_for, worst
 from rmu_exp.report.style import FORGET, GREY, RETAIN
 from rmu_exp.report.table import Table, numbers
-from rmu_exp.settings import ROLES, result_settings
+from rmu_exp.settings import ROLES
 from rmu_exp.support.errors import UserError
 from rmu_exp.support.files import write_atomic
 
@@ -117,15 +118,10 @@ def _made_by(results: Results) -> str:
 
 
 def _settings(results: Results) -> dict[str, str]:
-    """What changes a run's result, but for its seed; older result files have a part of it."""
-    run, origin = results.run, results.provenance
-    own = {"layer": run.layer, "steer": run.steer, "alpha": run.alpha, "settings": run.settings}
-    config = (origin.config if origin else None) or own
-    kept = {key: value for key, value in result_settings(config).items() if key not in ("seed", "eval")}
-    found = {key: str(value) for key, value in rundir.flat(kept).items()}
-    if results.train:
-        found = {BUDGET: str(results.train.kl_budget), "train.lr": str(results.train.lr)} | found
-    return found
+    """What changes a run's result, but for its seed."""
+    own = settings_of(results).items()
+    apart = ("seed", "method", "model")
+    return {key: shown(value) for key, value in own if key not in apart and not key.startswith("eval.")}
 
 
 def _row(name: str, runs: Sequence[Results], state: State = "unlearned") -> Row:

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rmu_exp.record import rundir
+from rmu_exp.record.differing import shown
 from rmu_exp.report.objectives import Axis
 from rmu_exp.report.style import FORGET, GREY, NORMS, RETAIN, bare, figure_of, legend, save
 from rmu_exp.report.style import curve as line
@@ -41,7 +42,7 @@ def figures(
     drawn: dict[str, Figure | None] = {"front": None, "norms": norms(trials, best)}
     for a, b in itertools.combinations(axes, 2):
         drawn["front" if len(axes) == 2 else f"front-{a.name}-{b.name}"] = front(trials, a, b, best, chosen)
-    keys = [k for k in reading.swept(trials) if len({reading.show(t.settings.get(k)) for t in trials}) > 1]
+    keys = [k for k in reading.swept(trials) if len({shown(t.settings.get(k)) for t in trials}) > 1]
     for x, y in itertools.combinations(keys, 2):
         drawn[f"map-{_plain(x)}-{_plain(y)}"] = maps(trials, axes, x, y)
     if len(keys) == 1:
@@ -96,7 +97,7 @@ def maps(trials: Trials, axes: Sequence[Axis], x: str, y: str) -> Figure | None:
         return None
     columns, lines = _values(placed, x), _values(placed, y)
     many = max(len(columns), len(lines)) > CELLS
-    others = len(placed) > len({(reading.show(t.settings[x]), reading.show(t.settings[y])) for t in placed})
+    others = len(placed) > len({(shown(t.settings[x]), shown(t.settings[y])) for t in placed})
     what = "accuracy after unlearning" + (", mean over the other keys" if others and not many else "")
     figure = figure_of(4.4 * len(axes), 3.9, f"{y} against {x}: {what}")
     for axis, plot in zip(axes, figure.subplots(1, len(axes), squeeze=False)[0], strict=True):
@@ -113,7 +114,7 @@ def _cells(plot: Axes, placed: Trials, axis: Axis, x: str, y: str) -> None:
     found: dict[tuple[int, int], list[float]] = {}
     for t in placed:
         if m := axis.of(t.results):
-            place = lines.index(reading.show(t.settings[y])), columns.index(reading.show(t.settings[x]))
+            place = lines.index(shown(t.settings[y])), columns.index(shown(t.settings[x]))
             found.setdefault(place, []).append(m.value)
     for place, values in found.items():
         cells[place] = np.mean(values)
@@ -128,7 +129,7 @@ def _cells(plot: Axes, placed: Trials, axis: Axis, x: str, y: str) -> None:
 
 def _values(placed: Trials, key: str) -> list[str]:
     """The values of a key in order: numbers by size, the rest as planned."""
-    values = {reading.show(t.settings[key]): t.settings[key] for t in placed}
+    values = {shown(t.settings[key]): t.settings[key] for t in placed}
     numeric = all(isinstance(v, (int, float)) for v in values.values())
     return sorted(values, key=lambda text: values[text]) if numeric else list(values)
 
@@ -154,7 +155,7 @@ def curve(trials: Trials, axes: Sequence[Axis], key: str) -> Figure | None:
     for axis, colour in zip(axes, (FORGET, RETAIN, GREY), strict=False):
         measured = [(t.settings[key], m) for t in having if (m := axis.of(t.results))]
         if measured:
-            points = sorted(measured, key=lambda p: p[0]) if numeric else [(reading.show(v), m) for v, m in measured]
+            points = sorted(measured, key=lambda p: p[0]) if numeric else [(shown(v), m) for v, m in measured]
             xs, ms = zip(*points, strict=True)
             plot.fill_between(xs, [m.low for m in ms], [m.high for m in ms], color=colour, alpha=0.15, lw=0)
             plot.plot(xs, [m.value for m in ms], "o-", color=colour, ms=4, lw=1.4, label=axis.label)

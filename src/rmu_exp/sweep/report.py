@@ -12,6 +12,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from pydantic import JsonValue
 
+from rmu_exp.record.differing import shown
 from rmu_exp.record.results import Results, State
 from rmu_exp.report import objectives
 from rmu_exp.report.markdown import render
@@ -157,12 +158,12 @@ def _markdown(summary: Summary, rows: Sequence[Row]) -> str:
     best = [[str(i), t.name, *_cells(by_name[t.name].axes)] for i, t in enumerate(summary.front, 1)]
     best.append(["", "*base model*", *_cells({axis.name: _measure(axis, summary.first, "base") for axis in axes})])
     costs = front.costs(summary.front, axes)
-    shown = {task for axis in axes for task in axis.tasks}
-    groups = [name for name in summary.groups if name not in shown]
+    on_axes = {task for axis in axes for task in axis.tasks}
+    groups = [name for name in summary.groups if name not in on_axes]
     body = []
     for row in rows[:FOLD]:
         state = "chosen" if row.chosen else "on the front" if row.front else row.state
-        cells = [*(trials.show(row.settings.get(key, "")) for key in keys), state, *_cells(row.axes)]
+        cells = [*(shown(row.settings.get(key, "")) for key in keys), state, *_cells(row.axes)]
         cells += [f"{100 * row.groups[g]:.1f}" if g in row.groups else "" for g in groups]
         body.append([*cells, "" if row.seconds is None else f"{row.seconds:.1f}"])
     left = [[r.name, r.state, r.reason.replace("|", "/") or STATES[r.state]] for r in rows if r.state != "done"]
@@ -211,7 +212,7 @@ def _measure(axis: Axis, results: Results | None, state: State = "unlearned") ->
 
 
 def _plain(value: object) -> JsonValue:
-    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else trials.show(value)
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else shown(value)
 
 
 def log_sweep(summary: Summary, rows: Sequence[Row], settings: Tracking) -> None:

@@ -12,13 +12,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from filelock import FileLock, Timeout
-from pydantic import JsonValue
 
 from rmu_exp.record import results as results_json
 from rmu_exp.record import rundir
+from rmu_exp.record.differing import differing, settings_of, shown
 from rmu_exp.record.results import Results
 from rmu_exp.settings import result_settings
 from rmu_exp.support.errors import UserError
@@ -26,7 +26,6 @@ from rmu_exp.support.files import LOCK, write_atomic
 from rmu_exp.support.redaction import redact
 
 TRIAL, ERROR = "trial.json", "error.txt"
-Key = TypeVar("Key")
 
 
 @dataclass(frozen=True)
@@ -70,38 +69,22 @@ def of(runs: Sequence[Results]) -> list[Trial]:
     Each is named by the settings in which any two differ, of those that all of them have. Where one run has every
     setting that most have, the others are named by what they have instead.
     """
-    differing = _differing({i: settings_of(run) for i, run in enumerate(runs)})
+    found_in = differing({i: settings_of(run) for i, run in enumerate(runs)})
     most: dict[str, str] = {}
-    for key in next(iter(differing.values()), {}):
-        (value, n), *others = Counter(show(own[key]) for own in differing.values()).most_common(2)
+    for key in next(iter(found_in.values()), {}):
+        (value, n), *others = Counter(shown(own[key]) for own in found_in.values()).most_common(2)
         most |= {key: value} if not others or n > others[0][1] else {}
-    if not any(all(most.get(key) == show(value) for key, value in own.items()) for own in differing.values()):
+    if not any(all(most.get(key) == shown(value) for key, value in own.items()) for own in found_in.values()):
         most = {}
     found: dict[tuple[object, ...], Trial] = {}
-    for i, own in differing.items():
-        apart = [key for key, value in own.items() if most.get(key) != show(value)]
-        name = ",".join(f"{key}={show(own[key])}" for key in apart or own) or "all"
+    for i, own in found_in.items():
+        apart = [key for key, value in own.items() if most.get(key) != shown(value)]
+        name = ",".join(f"{key}={shown(own[key])}" for key in apart or own) or "all"
         same = sum(trial.name.partition(" (")[0] == name for trial in found.values())
-        values = [(0, v, "") if isinstance(v, (int, float)) else (1, 0, show(v)) for v in own.values()]
+        values = [(0, v, "") if isinstance(v, (int, float)) else (1, 0, shown(v)) for v in own.values()]
         order = (len(apart), *(key not in apart for key in own), *values, i)
         found[order] = Trial(f"{name} ({same + 1})" if same else name, None, own, "done", "", runs[i])
     return [found[order] for order in sorted(found)]
-
-
-def settings_of(run: Results) -> rundir.Object:
-    """What changes a run's result, its seed included; a result file has a part of its settings."""
-    about, config = run.run, run.provenance.config if run.provenance else {}
-    steer, alpha = (_one(list[JsonValue](values)) for values in (about.steer, about.alpha))
-    made_by = about.unlearned if about.kind == "judge" else about.method
-    own: rundir.Object = {"method": made_by, "model": about.model, "layer": about.layer, "steer": steer, "alpha": alpha}
-    if run.train:
-        own |= {"train.kl_budget": run.train.kl_budget, "train.lr": run.train.lr}
-    return own | {k: _one(v) for k, v in rundir.flat(result_settings(config)).items()} | {"seed": about.seed}
-
-
-def _one(value: JsonValue) -> JsonValue:
-    """A setting that is the same for every topic, as one value."""
-    return value[0] if isinstance(value, list) and value and all(v == value[0] for v in value) else value
 
 
 def _plan(folder: Path) -> dict[str, Any]:
@@ -162,24 +145,9 @@ def swept(trials: Sequence[Trial]) -> list[str]:
     return list(dict.fromkeys(key for t in trials for key in t.settings))
 
 
-def show(value: object) -> str:
-    """A swept value for a person: ``[6.5, 6.5]`` as ``6.5``."""
-    if isinstance(value, (list, tuple)):
-        same = list(dict.fromkeys(map(show, value)))
-        return same[0] if len(same) == 1 else ",".join(map(show, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
 def _differences(folders: Sequence[Path]) -> dict[Path, rundir.Object]:
     """Without notes of a sweep: the keys of config.yaml in which the runs differ."""
-    return _differing({f: rundir.flat(result_settings(rundir.settings(f / rundir.CONFIG))) for f in folders})
-
-
-def _differing(configs: Mapping[Key, rundir.Object]) -> dict[Key, rundir.Object]:
-    """Of each configuration the keys in which they differ."""
-    keys = list(dict.fromkeys(key for config in configs.values() for key in config))
-    varying = [k for k in keys if len({json.dumps(c.get(k)) for c in configs.values()}) > 1]
-    return {key: {k: config.get(k) for k in varying} for key, config in configs.items()}
+    return differing({f: rundir.flat(result_settings(rundir.settings(f / rundir.CONFIG))) for f in folders})
 
 
 def _natural(name: str) -> list[tuple[int, float, str]]:
