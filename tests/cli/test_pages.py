@@ -176,6 +176,8 @@ def test_runs_that_nothing_tells_apart_have_names_of_their_own():
     assert names(varied(7, 6.5), varied(7, 6.5)) == ["all", "all (2)"]
     methods = [made(method, 0, 0.1) for method in ("rmu", "npo")]
     assert names(*methods) == ["method=npo", "method=rmu"]
+    old, new = made("rmu", 0, 0.1), made("rmu", 1, 0.1, more=3)
+    assert names(old, new) == ["seed=0", "seed=1"], "what one does not say is no difference"
 
 
 def test_figures_of_a_run_and_of_a_sweep(swept):

@@ -87,16 +87,8 @@ def _kept(runs: Sequence[Results]) -> str:
         cells = [" / ".join(f"{value:.2f}" for value in part if value is not None) if part else "" for part in parts]
         reached = ", ".join(f"{100 * part:.0f}" for part in run.train.reached.values()) if run.train else ""
         kl = run.damage.kl.get("neutral") if run.damage else None
-        word = run.verdict.word if run.verdict else ""
-        body.append(
-            [
-                trial.name.replace(",", ", "),
-                *cells,
-                f"{reached} %" if reached else "",
-                f"{kl.mean:.3f}" if kl else "",
-                word,
-            ]
-        )
+        far, far_off = f"{reached} %" if reached else "", f"{kl.mean:.3f}" if kl else ""
+        body.append([trial.name.replace(",", ", "), *cells, far, far_off, run.verdict.word if run.verdict else ""])
     return Table(["settings", *numbers(*columns, "reached", "KL"), "verdict"], body).markdown()
 
 

@@ -69,7 +69,9 @@ def of(runs: Sequence[Results]) -> list[Trial]:
     Each is named by the settings in which any two differ, of those that all of them have. Where one run has every
     setting that most have, the others are named by what they have instead.
     """
-    found_in = differing({i: settings_of(run) for i, run in enumerate(runs)})
+    all_ = [settings_of(run) for run in runs]
+    every = set.intersection(*map(set, all_))
+    found_in = differing({i: {k: v for k, v in own.items() if k in every} for i, own in enumerate(all_)})
     most: dict[str, str] = {}
     for key in next(iter(found_in.values()), {}):
         (value, n), *others = Counter(shown(own[key]) for own in found_in.values()).most_common(2)
