@@ -10,8 +10,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 from program import ROOT
 
+from rmu_exp.cli import entry
 from rmu_exp.sweep import trials
 
 GOOD = "layer=1,steer=2"
@@ -48,6 +50,20 @@ def test_a_failing_trial_ends_nothing_and_is_told(swept):
     text = (folder / "report.md").read_text()
     assert f"| layer=9,steer=6 | failed | {reason}" in text
     assert "4 trials: 2 done, 2 failed" in text
+
+
+def test_a_fault_of_the_report_does_not_look_like_success(tmp_path, monkeypatch, capsys):
+    """Hydra swallows what callbacks raise."""
+
+    def fault(folder, why):
+        raise TypeError("a fault of the program")
+
+    monkeypatch.setattr("rmu_exp.sweep.session.finish", fault)
+    monkeypatch.setattr(entry, "BEGUN", [OmegaConf.create({"runtime": {"output_dir": str(tmp_path)}})])
+    callback = entry.Checks(["forget", "general"])
+    with pytest.raises(SystemExit, match="1"):
+        callback.on_multirun_end(OmegaConf.create({}))
+    assert "TypeError: a fault of the program" in capsys.readouterr().err
 
 
 def test_a_trial_is_the_run_alone(swept, train, tmp_path):

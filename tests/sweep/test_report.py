@@ -48,6 +48,23 @@ def test_numbers_are_those_of_the_trials_and_the_page_has_them_without_a_network
     assert not re.search(r'(src|href|url)\s*[=(]\s*["\']?(https?:)?//', html)
 
 
+def test_settings_that_are_lists_stand_beside_many_values(make_trial, tmp_path):
+    """As a search for the worst attack has them: samples=[8], one rate a trial."""
+    for n in range(10):
+        make_trial(
+            {"samples": [8 if n % 2 else 32], "sources": ["forget", "benign"][: 1 + n % 2], "lr": 1e-5 * 2**n}, 50, 90
+        )
+    report.write(tmp_path, AXES)
+    figures = report.figures(trials.read(tmp_path))
+    (points,) = figures["map-samples-lr"].axes[0].collections
+    assert sorted(points.get_offsets()[:, 0].tolist()) == [8] * 5 + [32] * 5
+    assert [text.get_text() for text in figures["map-sources-lr"].axes[0].get_xticklabels()] == [
+        "forget",
+        "forget,benign",
+    ]
+    assert (tmp_path / "report.html").is_file()
+
+
 def test_states_reasons_front_and_choice(grid):
     listed = report.write(grid, AXES)
     assert [t.state for t in listed] == ["done"] * 4 + ["failed", "unfinished"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,6 +27,7 @@ from rmu_exp.settings import Judge, Run
 from rmu_exp.support import program
 from rmu_exp.support.boundary import FULL, full_disk
 from rmu_exp.support.errors import UserError, first_line
+from rmu_exp.support.redaction import redact
 from rmu_exp.sweep import overrides as sweeping
 
 CONF = (Path(__file__).parents[1] / "conf").resolve()
@@ -155,8 +157,12 @@ def _finish_sweep(why: str = "") -> int:
     folder = Path(BEGUN[0].runtime.output_dir)
     try:
         return int(get_method("rmu_exp.sweep.session.finish")(folder, why))
-    except Exception as error:  # Hydra would swallow it
-        return ended(error, folder=folder)
+    except Exception as error:  # Hydra would swallow it, and a fault of the program, too
+        try:
+            return ended(error, folder=folder)
+        except Exception:
+            print(redact(traceback.format_exc()), file=sys.stderr, flush=True)
+            return 1
 
 
 def _start(config: DictConfig, folder: Path) -> None:

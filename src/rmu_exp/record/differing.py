@@ -21,16 +21,16 @@ def settings_of(run: Results) -> rundir.Object:
     Older results have a part of their settings, or none: what they say of the run itself stands for the rest.
     """
     about, config = run.run, run.provenance.config if run.provenance else {}
-    steer, alpha = (_one(list[JsonValue](values)) for values in (about.steer, about.alpha))
+    steer, alpha = (one(list[JsonValue](values)) for values in (about.steer, about.alpha))
     made_by = about.unlearned if about.kind == "judge" else about.method
     own: rundir.Object = {"method": made_by, "model": about.model, "layer": about.layer, "steer": steer, "alpha": alpha}
     own |= {f"method.{key}": value for key, value in about.settings.items()}
     if run.train:
         own |= {"train.kl_budget": run.train.kl_budget, "train.lr": run.train.lr}
-    return own | {k: _one(v) for k, v in rundir.flat(result_settings(config)).items()} | {"seed": about.seed}
+    return own | {k: one(v) for k, v in rundir.flat(result_settings(config)).items()} | {"seed": about.seed}
 
 
-def _one(value: JsonValue) -> JsonValue:
+def one(value: JsonValue) -> JsonValue:
     """A setting that is the same for every topic, as one value."""
     return value[0] if isinstance(value, list) and value and all(v == value[0] for v in value) else value
 
@@ -43,8 +43,10 @@ def differing(configs: Mapping[Key, rundir.Object]) -> dict[Key, rundir.Object]:
 
 
 def shown(value: object) -> str:
-    """A value of a setting for a person: ``[6.5, 6.5]`` as ``6.5``."""
+    """A value of a setting for a person: ``[6.5, 6.5]`` as ``6.5``, None as Hydra writes it."""
     if isinstance(value, (list, tuple)):
         same = list(dict.fromkeys(map(shown, value)))
         return same[0] if len(same) == 1 else ",".join(map(shown, value))
+    if value is None:
+        return "null"
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rmu_exp.record import rundir
-from rmu_exp.record.differing import shown
+from rmu_exp.record.differing import one, shown
 from rmu_exp.report.objectives import Axis
 from rmu_exp.report.style import FORGET, GREY, NORMS, RETAIN, bare, figure_of, legend, save
 from rmu_exp.report.style import curve as line
@@ -42,6 +43,7 @@ def figures(
     drawn: dict[str, Figure | None] = {"front": None, "norms": norms(trials, best)}
     for a, b in itertools.combinations(axes, 2):
         drawn["front" if len(axes) == 2 else f"front-{a.name}-{b.name}"] = front(trials, a, b, best, chosen)
+    trials = [replace(t, settings={k: one(v) for k, v in t.settings.items()}) for t in trials]
     keys = [k for k in reading.swept(trials) if len({shown(t.settings.get(k)) for t in trials}) > 1]
     for x, y in itertools.combinations(keys, 2):
         drawn[f"map-{_plain(x)}-{_plain(y)}"] = maps(trials, axes, x, y)
@@ -130,16 +132,21 @@ def _cells(plot: Axes, placed: Trials, axis: Axis, x: str, y: str) -> None:
 def _values(placed: Trials, key: str) -> list[str]:
     """The values of a key in order: numbers by size, the rest as planned."""
     values = {shown(t.settings[key]): t.settings[key] for t in placed}
-    numeric = all(isinstance(v, (int, float)) for v in values.values())
-    return sorted(values, key=lambda text: values[text]) if numeric else list(values)
+    return sorted(values, key=lambda text: values[text]) if _numeric(values.values()) else list(values)
+
+
+def _numeric(values: Iterable[Any]) -> bool:
+    return all(isinstance(value, (int, float)) for value in values)
 
 
 def _scatter(plot: Axes, placed: Trials, axis: Axis, x: str, y: str) -> None:
     points = [(t.settings[x], t.settings[y], m.value) for t in placed if (m := axis.of(t.results))]
-    xs, ys, values = zip(*points, strict=True)
+    *places, values = zip(*points, strict=True)
+    xs, ys = ([*given] if _numeric(given) else [*map(shown, given)] for given in places)
     drawn = plot.scatter(xs, ys, c=values, vmin=0, vmax=1, cmap="cividis", s=45, edgecolors="white")
     for side, setter, given in ((plot.xaxis, plot.set_xscale, xs), (plot.yaxis, plot.set_yscale, ys)):
-        if all(isinstance(v, (int, float)) and v > 0 for v in given) and max(given) / min(given) > 20:
+        numbers = [v for v in given if isinstance(v, (int, float))]
+        if len(numbers) == len(given) and min(numbers) > 0 and max(numbers) / min(numbers) > 20:
             setter("log")
             side.set_major_formatter(lambda value, _: f"{value:g}")
     plot.figure.colorbar(drawn, ax=plot, format=lambda v, _: f"{100 * v:.0f} %")
@@ -151,7 +158,7 @@ def curve(trials: Trials, axes: Sequence[Axis], key: str) -> Figure | None:
     figure = figure_of(7, 3.9, f"Accuracy after unlearning over {key}; bands are 95 % intervals")
     having = [t for t in trials if key in t.settings]
     plot = figure.subplots()
-    numeric = all(isinstance(t.settings.get(key), (int, float)) for t in trials)
+    numeric = _numeric(t.settings.get(key) for t in trials)
     for axis, colour in zip(axes, (FORGET, RETAIN, GREY), strict=False):
         measured = [(t.settings[key], m) for t in having if (m := axis.of(t.results))]
         if measured:
