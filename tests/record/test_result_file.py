@@ -110,6 +110,20 @@ def test_a_result_file_grows(tmp_path):
     assert len(result_file.read(grown).runs) == 3, "each once"
 
 
+def test_one_attack_of_two_judgements_is_refused(tmp_path, caplog):
+    """As in a search that has not ended: none of its attacks stands for it."""
+    put(tmp_path / "run", made("rmu", attacks={"relearn": attack(0.3, 0.6)}))
+    put(tmp_path / "search/a", judged("rmu0", relearn=attack(0.3, 0.5)))
+    (run,) = result_file.collect([tmp_path])
+    assert run.attacks["relearn"].forget_acc.after == 0.5
+    assert caplog.messages == ["a: its relearn stands in place of an earlier one on that model"]
+    put(tmp_path / "search/b", judged("rmu0", relearn=attack(0.3, 0.4)))
+    with pytest.raises(
+        UserError, match=r"search/a and .*search/b: both have the attack relearn on one model; give one"
+    ):
+        result_file.collect([tmp_path])
+
+
 def test_what_two_files_have_of_one_run_comes_together(tmp_path, caplog):
     """Its attacks, and its norms, as long as both are of one Delta."""
     one = ResultFile([made("rmu", attacks={"relearn": attack(0.3, 0.6)})], {}, {"rmu0": [{"step": 1}]})

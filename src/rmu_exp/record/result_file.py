@@ -104,10 +104,17 @@ def collect(folders: Sequence[Path], known: Sequence[Results] = ()) -> list[Resu
         else:
             runs[again[name]] = _with_attacks_of(r, later)
     runs = [*before.values(), *runs]
-    others = [r for folder, r in done.items() if r.run.kind == "judge" and folder.parent not in worst]
-    for found in (*others, *(r for mine in worst.values() for r in mine)):
+    others = [(at, r) for at, r in done.items() if r.run.kind == "judge" and at.parent not in worst]
+    taken: dict[tuple[int, str], Path] = {}
+    for at, found in (*others, *((at, r) for at, mine in worst.items() for r in mine)):
         whose = next((i for i, r in enumerate(runs) if _same_delta(r, found)), None)
         if whose is not None:
+            for name in found.attacks:
+                if (first := taken.setdefault((whose, name), at)) != at:
+                    what = f"both have the attack {name} on one model; give one of them, or finish the search"
+                    raise UserError(f"{first} and {at}: {what}")
+                if name in runs[whose].attacks:
+                    log.warning("%s: its %s stands in place of an earlier one on that model", at.name, name)
             runs[whose] = runs[whose].model_copy(update={"attacks": runs[whose].attacks | found.attacks})
         elif found.qa:
             runs.append(found)
