@@ -110,7 +110,9 @@ def test_the_second_call_updates_what_the_first_made(tmp_path, monkeypatch):
     assert len(server) == 4
 
 
-@pytest.mark.parametrize("fault", [GONE, 401])
+@pytest.mark.parametrize(
+    "fault", [pytest.param(GONE, marks=pytest.mark.slow), 401]
+)  # W&B's service retries for 20 s or more
 def test_a_server_that_does_not_answer_well_is_one_line(fault, tmp_path):
     """With a key in the environment, which is not in the line."""
     with WandbServer() as server:
