@@ -95,14 +95,10 @@ def collect(folders: Sequence[Path], known: Sequence[Results] = ()) -> list[Resu
     before = dict[str, Results]()
     for r in known:
         name = r.provenance.config_hash if r.provenance else f"{len(before)}"
-        later = runs[again[name]] if name in again else None
-        if name in before and later is None:
-            earlier, later = before[name], r
-            before[name] = _with_attacks_of(earlier, later)
-        elif later is None:
-            before[name] = r
+        if name in again:
+            runs[again[name]] = _with_attacks_of(r, runs[again[name]])
         else:
-            runs[again[name]] = _with_attacks_of(r, later)
+            before[name] = _with_attacks_of(before[name], r) if name in before else r
     runs = [*before.values(), *runs]
     others = [(at, r) for at, r in done.items() if r.run.kind == "judge" and at.parent not in worst]
     taken: dict[tuple[int, str], Path] = {}
