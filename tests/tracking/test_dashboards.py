@@ -110,11 +110,9 @@ def test_the_second_call_updates_what_the_first_made(tmp_path, monkeypatch):
     assert len(server) == 4
 
 
-@pytest.mark.parametrize(
-    "fault", [pytest.param(GONE, marks=pytest.mark.slow), 401]
-)  # W&B's service retries for 20 s or more
+@pytest.mark.parametrize("fault", [GONE, 401])
 def test_a_server_that_does_not_answer_well_is_one_line(fault, tmp_path):
-    """With a key in the environment, which is not in the line."""
+    """With a key in the environment, which is not in the line; and W&B's service has ended soon after it."""
     with WandbServer() as server:
         server.fail(fault)
         env = server.env() | {"HOME": str(tmp_path), "RMU_EXP_CACHE": str(tmp_path / "cache")}
@@ -126,7 +124,7 @@ def test_a_server_that_does_not_answer_well_is_one_line(fault, tmp_path):
 
 def dashboard(words, env):
     """Exit status and standard error of the command."""
-    done = program.run("src/rmu_exp/__main__.py", "dashboard", *words, env=env)
+    done = program.run("src/rmu_exp/__main__.py", "dashboard", *words, env=env, timeout=60)
     return done.returncode, done.stderr.strip()
 
 

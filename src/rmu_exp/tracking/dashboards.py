@@ -15,6 +15,7 @@ from rmu_exp.support.errors import RunError, UserError, first_line
 from rmu_exp.support.files import cache_path, write_atomic
 
 NAME = "RMU: forget against general"
+RETRIES = 2  # of a request that the server did not answer
 ROLES, STATES = ("forget", "retain"), ("updated", "frozen")
 WORDS = """\
 Each point is a trial: its accuracy on the forget questions (less is better) against that on the general ones (more is
@@ -108,6 +109,7 @@ def publish(shown: DashboardSpec) -> dict[str, str]:
     ws, w = _library()
     import wandb
 
+    wandb.setup(wandb.Settings(x_graphql_retry_max=RETRIES))  # by itself W&B's service tries for minutes, after us as well
     file = cache_path() / "dashboards.json"
     known: dict[str, dict[str, str]] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     project = f"{shown.entity}/{shown.project}"
