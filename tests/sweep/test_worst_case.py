@@ -96,3 +96,7 @@ def test_a_search_ends_when_all_is_tried_and_resumes_without_repeating(unlearned
     assert (
         "attacks count" in (tmp_path / "report.md").read_text() or "None of 2" in (tmp_path / "report.md").read_text()
     )
+    report = (tmp_path / "report.md").read_bytes()
+    (tmp_path / "report.md").unlink()
+    assert program.run("src/rmu_exp/__main__.py", "sweep", tmp_path).returncode == 0
+    assert (tmp_path / "report.md").read_bytes() == report

@@ -10,14 +10,15 @@ from pathlib import Path
 
 from rmu_exp.settings import Tracking
 from rmu_exp.sweep.report import write
+from rmu_exp.sweep.session import NOTES, Notes
 
-AXES = "what to compare by: forget, general, worst (the accuracy after the worst attack)"
+AXES = "what to compare by: forget, general, worst (the accuracy after the worst attack); as the sweep did if not given"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
     parser.add_argument("folder", type=Path, metavar="DIR", help="a sweep's folder, or one that holds runs' folders")
-    parser.add_argument("--objectives", nargs="+", default=["forget", "general"], metavar="AXIS", help=AXES)
+    parser.add_argument("--objectives", nargs="+", metavar="AXIS", help=AXES)
     parser.add_argument(
         "--forget", nargs="+", metavar="TASK", help="what is to be forgotten; found by name if not given"
     )
@@ -31,6 +32,10 @@ def run(args: argparse.Namespace) -> int:
     if args.wandb is not None:
         entity, _, project = args.wandb.rpartition("/")
         tracking = Tracking(kind="wandb", project=project, entity=entity or None)
-    asked = {"forget": args.forget or [], "general": args.general or []}
-    write(args.folder, args.objectives, asked, tracking)
+    names, asked = ["forget", "general"], {}
+    if (args.folder / NOTES).is_file():
+        notes = Notes.read(args.folder)
+        names, asked = notes.objectives, notes.asked
+    asked |= {axis: given for axis in ("forget", "general") if (given := getattr(args, axis))}
+    write(args.folder, args.objectives or names, asked, tracking)
     return 0

@@ -109,7 +109,7 @@ def publish(shown: DashboardSpec) -> dict[str, str]:
     ws, w = _library()
     import wandb
 
-    wandb.setup(wandb.Settings(x_graphql_retry_max=RETRIES))  # by itself W&B's service tries for minutes, after us as well
+    wandb.setup(wandb.Settings(x_graphql_retry_max=RETRIES))  # else its service tries for minutes, after us too
     file = cache_path() / "dashboards.json"
     known: dict[str, dict[str, str]] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     project = f"{shown.entity}/{shown.project}"
