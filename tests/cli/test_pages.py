@@ -92,7 +92,7 @@ def page(tmp_path):
     runs = [made("rmu", 0, 0.01), made("rmu", 1, 0.01), made("npo", 0, 0.01), made("rmu", 0, 0.1, reached=False)]
     result_file.write(ResultFile(runs, {"cut": "RunError: lost"}), tmp_path / "results/board.json")
     page = tmp_path / "page.md"
-    views = ["methods train.kl_budget=0.01", "attacks train.kl_budget=0.01", "front", "methods train.kl_budget=0.1"]
+    views = ["methods train.kl_budget=0.01", "attacks train.kl_budget=0.01", "lasting", "methods train.kl_budget=0.1"]
     page.write_text("# A\n\n" + "text\n\n".join(f"<!-- results: board {v} -->\nold\n<!-- end -->\n\n" for v in views))
     return page
 
@@ -112,8 +112,8 @@ def test_tables_and_figures_stand_between_the_markers(page):
     assert "- never reached the budget: rmu, seed 0: 0.09 of 0.1\n" in text
     assert "- cut has no results: RunError: lost\n" in text
     assert "- 3 runs in `results/board.json`" in text
-    image = page.parent / "img/board.front.png"
-    assert "![front](img/board.front.png)" in text
+    image = page.parent / "img/board.lasting.png"
+    assert "![lasting](img/board.lasting.png)" in text
     again, drawn = pages.rendered(page)
     assert again == text, "nothing changes when nothing has changed"
     assert Image.open(image).text["Description"] == pages.digest(drawn[image])

@@ -136,3 +136,28 @@ def test_chance_is_the_questions_own_and_no_point_is_cut_off():
     assert any(list(xs) == [0.1, 0.1] for xs in lines)
     assert axes.get_xlim()[0] < 0.05
     assert axes.get_ylim()[0] < 0.06
+
+
+def test_what_lasts_is_drawn_from_the_worst_attack_by_each_measure():
+    """By hand: of two attacks the one with more right answers, and the one with more probability; means over seeds."""
+
+    def answers(acc: float, prob: float) -> dict:
+        return {"acc": acc, "stderr": 0.1, "ci95": [acc, acc], "n": 10, "prob": prob, "prob_ci95": [prob / 2, prob]}
+
+    def under(acc: float, prob: float, base: float) -> dict:
+        states = {"before": answers(0.2, 0.01), "after": answers(acc, prob)}
+        return {"budget": {}, **states, "control": {"base": answers(base, base) | {"p_chance": 0.01}}}
+
+    runs = [
+        result("rmu", 0, 0.3, 0.9, attacks={"relearn": under(0.5, 0.3, 0.8), "ablation": under(0.7, 0.1, 0.6)}),
+        result("rmu", 1, 0.3, 0.9, attacks={"relearn": under(0.5, 0.2, 0.8), "ablation": under(0.3, 0.1, 0.6)}),
+        result("npo", 0, 0.3, 0.9, attacks={"relearn": under(0.4, 0.9, 0.8)}),
+    ]
+    right, likely = methods.lasting(runs).axes
+    assert [text.get_text() for text in right.get_yticklabels()] == ["rmu", "npo"], "the lower probability is on top"
+    first = {axes: [line for line in axes.lines if list(line.get_ydata()) == [0]] for axes in (right, likely)}
+    values = {axes: {line.get_label(): float(line.get_xdata()[0]) for line in lines} for axes, lines in first.items()}
+    base = "the base model under that attack"
+    assert values[right] == pytest.approx({"asked plainly": 0.2, "after the worst attack": 0.6, base: 0.7})
+    assert values[likely] == pytest.approx({"asked plainly": 0.01, "after the worst attack": 0.25, base: 0.8})
+    assert methods.lasting(RUNS) is None

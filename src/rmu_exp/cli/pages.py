@@ -116,8 +116,11 @@ def _norms(content: ResultFile) -> Figure:
     return figure
 
 
-def _methods_figure(x_key: str) -> Callable[[ResultFile], Figure]:
-    return lambda content: methods.draw(methods.rows(content.runs), x_key)
+def _lasting(content: ResultFile) -> Figure:
+    figure = methods.lasting(content.runs)
+    if figure is None:
+        raise UserError("its runs were not attacked")
+    return figure
 
 
 def _swept(kind: str) -> Callable[[ResultFile], Figure]:
@@ -135,8 +138,7 @@ def _swept(kind: str) -> Callable[[ResultFile], Figure]:
 FIGURES: Mapping[str, Callable[[ResultFile], Figure]] = {
     "accuracy": _accuracy,
     "norms": _norms,
-    "front": _methods_figure(methods.WORST),
-    "forget": _methods_figure("forget"),
+    "lasting": _lasting,
     "sweep_front": _swept("front"),
     "sweep_map": _swept("map"),
 }

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -21,7 +21,7 @@ from rmu_exp.record import result_file
 from rmu_exp.record import results as results_json
 from rmu_exp.record.differing import settings_of, shown
 from rmu_exp.record.results import Accuracy, Results, State
-from rmu_exp.report import style, tables
+from rmu_exp.report import objectives, style, tables
 from rmu_exp.report.objectives import Axis, Measure, standing_for, worst
 from rmu_exp.report.style import FORGET, GREY, RETAIN
 from rmu_exp.report.table import Table, numbers
@@ -252,20 +252,19 @@ def notes(runs: Sequence[Results]) -> list[str]:
     return said + [f"{attack} shows nothing for {'; '.join(whose)}" for attack, whose in nothing.items()]
 
 
-def draw(listed: Sequence[Row], x_key: str = "forget") -> Figure:
-    """Forget accuracy, plain or (:data:`WORST`) after the worst attack, against general accuracy.
+def draw(listed: Sequence[Row]) -> Figure:
+    """Forget accuracy against general accuracy.
 
     Every method is a numbered point with its intervals; a line joins those that no other beats on both.
     """
-    points = [row for row in listed if {x_key, "general"} <= set(row.accuracy)]
-    what = "Forget" if x_key == "forget" else "Forget after the worst attack"
-    figure = style.figure_of(7, 5, f"{what} against general, mean over seeds with 95 % intervals", dpi=150)
+    points = [row for row in listed if {"forget", "general"} <= set(row.accuracy)]
+    figure = style.figure_of(7, 5, "Forget against general, mean over seeds with 95 % intervals", dpi=150)
     axes = figure.subplots()
-    places = [(row.accuracy[x_key].value, row.accuracy["general"].value) for row in points if "seeds" in row.numbers]
+    places = [(row.accuracy["forget"].value, row.accuracy["general"].value) for row in points if "seeds" in row.numbers]
     front = sorted(p for p in places if not any(q != p and q[0] <= p[0] and q[1] >= p[1] for q in places))
     axes.plot([x for x, _ in front], [y for _, y in front], color=GREY, lw=1, alpha=0.5)
     for number, row in enumerate(points):
-        x, y, colour = row.accuracy[x_key], row.accuracy["general"], FORGET if "seeds" in row.numbers else RETAIN
+        x, y, colour = row.accuracy["forget"], row.accuracy["general"], FORGET if "seeds" in row.numbers else RETAIN
         axes.plot([x.low, x.high], [y.value] * 2, color=colour, lw=1, alpha=0.3)
         axes.plot([x.value] * 2, [y.low, y.high], color=colour, lw=1, alpha=0.3)
         size = 5 if number < 10 else 9  # as wide as it is
@@ -273,12 +272,71 @@ def draw(listed: Sequence[Row], x_key: str = "forget") -> Figure:
     for chance in dict.fromkeys(row.chance for row in points):
         axes.axvline(chance, color=GREY, lw=1, ls=":")
         axes.annotate("chance", (chance, 0.02), xycoords=("data", "axes fraction"), fontsize=8, color=GREY, ha="left")
-    left, bottom = (min([0.1, *(row.accuracy[key].low - 0.02 for row in points)]) for key in (x_key, "general"))
+    left, bottom = (min([0.1, *(row.accuracy[key].low - 0.02 for row in points)]) for key in ("forget", "general"))
     axes.set(xlim=(left, 1.1), ylim=(bottom, 1.05))
-    axes.set(xlabel=f"{what.lower()}: accuracy (lower is better)", ylabel="general accuracy")
+    axes.set(xlabel="forget: accuracy (lower is better)", ylabel="general accuracy")
     style.bare(axes, percent="xy")
     style.legend(figure, columns=4)
     return figure
+
+
+def lasting(runs: Sequence[Results]) -> Figure | None:
+    """What each method's models answer before and after the attack that brings most back; what lasts best is on top.
+
+    By corrected accuracy and by answer probability, each after the attack that is the worst by it, beside the base
+    model under that attack: means over seeds, with the first seed's interval. None: no attack was scored.
+    """
+    panels = {name: found for name in objectives.ATTACKED if (found := _before_and_after(runs, name))}
+    if not panels:
+        return None
+    last = list(panels.values())[-1]
+    kl = {row.method: row.numbers.get("KL") for row in rows(runs)}
+    listed = sorted(last, key=lambda method: last[method]["after"].value)
+    names = [method if kl.get(method) is None else f"{method}  ({kl[method]:.2g})" for method in listed]
+    title = "Before and after the worst attack; in brackets KL to the base on neutral text"
+    figure = style.figure_of(9, 1.5 + 0.26 * len(names), title, dpi=150)
+    looks = {"before": (RETAIN, "o", "asked plainly"), "after": (FORGET, "o", "after the worst attack")}
+    looks["base"] = (GREY, "|", "the base model under that attack")
+    for axes, (name, found) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for y, method in enumerate(listed):
+            if (states := found.get(method)) is None:
+                continue
+            axes.plot([states[key].value for key in ("before", "after")], [y, y], color="#cccccc", lw=1.5, zorder=1)
+            axes.plot([states["after"].low, states["after"].high], [y, y], color=FORGET, lw=1.2, alpha=0.4, zorder=1)
+            for key, (colour, marker, label) in looks.items():
+                if key in states:
+                    size = 9 if marker == "|" else 5
+                    axes.plot(states[key].value, y, marker, color=colour, ms=size, mew=1.5, label=label, ls="")
+        axes.set(ylim=(len(names) - 0.4, -0.6), xlabel=objectives.ATTACKED[name])
+        axes.set_yticks(range(len(names)), names if axes is figure.axes[0] else [""] * len(names), fontsize=8)
+        if name == "corrected":
+            axes.set_xlim(0, 1.02)
+        else:
+            axes.set_xscale("log")
+        style.bare(axes, "x", percent="x" if name == "corrected" else "")
+    style.legend(figure)
+    return figure
+
+
+def _before_and_after(runs: Sequence[Results], name: str) -> dict[str, dict[str, Measure]]:
+    """Method to ``before``, ``after`` and ``base`` by one of :data:`objectives.ATTACKED`."""
+    found: dict[str, dict[str, Measure]] = {}
+    for method, mine in _by_method(runs).items():
+        kept: dict[str, list[Measure]] = {}
+        for run in mine:
+            scored = [(now.value, e) for e in run.attacks.values() if (now := objectives.attacked(name, e.after))]
+            if not scored:
+                continue
+            _, worst_one = max(scored, key=lambda pair: pair[0])
+            states = {"before": worst_one.before, "after": worst_one.after, "base": worst_one.controls.get("base")}
+            for key, answered in states.items():
+                if measured := objectives.attacked(name, answered):
+                    kept.setdefault(key, []).append(measured)
+        if kept:
+            found[method] = {
+                key: replace(values[0], value=statistics.mean(m.value for m in values)) for key, values in kept.items()
+            }
+    return found
 
 
 def write(folders: Sequence[Path]) -> list[Path]:

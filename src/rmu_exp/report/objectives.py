@@ -15,7 +15,7 @@ from rmu_exp.evaluation.statistics import wilson
 from rmu_exp.record.results import Accuracy, Qa, Results, State
 from rmu_exp.support.errors import UserError
 
-ATTACKED = ("corrected", "probability")
+ATTACKED = {"corrected": "corrected accuracy", "probability": "answer probability"}
 NAMES = ("forget", "general", "worst", *ATTACKED)
 UP = ("general", *ATTACKED)
 TasksByAxis = Mapping[str, Sequence[str]]

@@ -26,7 +26,6 @@ from rmu_exp.support.files import write_atomic
 from rmu_exp.sweep.trials import Trial
 
 NAME = "worst_case.json"
-WORDS = {"corrected": "corrected accuracy", "probability": "answer probability"}
 
 
 def attack_of(results: Results | None) -> AttackEntry | None:
@@ -133,7 +132,7 @@ def sentences(found: WorstCase) -> list[str]:
         if path:
             entry = path[-1].entry
             left = "" if kept(path[-1].trial.results) is None else f", {percent(kept(path[-1].trial.results))} kept"
-            said.append(f"**Worst by {WORDS[name]}: {_reached(name, entry)}** ({path[-1].trial.name}{left}).")
+            said.append(f"**Worst by {ATTACKED[name]}: {_reached(name, entry)}** ({path[-1].trial.name}{left}).")
     return said
 
 
@@ -141,7 +140,7 @@ def _reached(name: str, entry: AttackEntry) -> str:
     """What an attack did to one measure on the scored facts: asked plainly, under attack, and on the base model."""
     before, after, base = (_cell(name, found) for found in (entry.before, entry.after, entry.controls.get("base")))
     n = entry.after.n if entry.after else 0
-    return f"{WORDS[name]} {before} → {after}{f', the base under the same attack {base}' * bool(base)}, n = {n}"
+    return f"{ATTACKED[name]} {before} → {after}{f', the base under the same attack {base}' * bool(base)}, n = {n}"
 
 
 def _cell(name: str, found: Accuracy | None) -> str:
@@ -159,7 +158,7 @@ def table(found: WorstCase) -> Table:
     body = []
     for name, path in found.paths.items():
         for best in path:
-            cells = [WORDS[name], str(best.trials), f"{best.seconds:.0f}", best.trial.name]
+            cells = [ATTACKED[name], str(best.trials), f"{best.seconds:.0f}", best.trial.name]
             cells += [_cell(name, best.entry.chosen_by), _cell(name, best.entry.after)]
             body.append([*cells, percent(kept(best.trial.results))])
     columns = ["by", *numbers("trials", "seconds"), "attack", *numbers("on the facts to choose by", "scored", "kept")]
@@ -181,7 +180,7 @@ def figure(found: WorstCase) -> Figure | None:
             axes.step(counts, [*held, *held[-1:]], where="post", color=colour, marker="o", ms=3, label=label)
         if path and (plain := objectives.attacked(name, path[-1].entry.before)):
             axes.axhline(plain.value, color=GREY, lw=1, ls="--", label="asked plainly")
-        axes.set(xlabel="attacks tried", ylabel=WORDS[name])
+        axes.set(xlabel="attacks tried", ylabel=ATTACKED[name])
         axes.set_ylim(0, 1.03 if name == "corrected" else None)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         bare(axes, percent="y" if name == "corrected" else "")
