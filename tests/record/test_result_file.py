@@ -79,9 +79,10 @@ def test_later_attacks_and_the_worst_of_a_search_stand_with_their_run(tmp_path):
     put(tmp_path / "later", judged("rmu0", latent=attack(0.3, 0.4)))
     for name, after in (("a", 0.6), ("b", 0.5), ("c", 0.4)):
         put(tmp_path / "search" / name, judged("rmu0", relearn=attack(0.3, after)))
-    worst = {"worst": {"corrected": {"trial": "a"}, "probability": {"trial": "b"}}}
+    worst = {"trials": 3, "worst": {"corrected": {"trial": "a"}, "probability": {"trial": "b"}}}
     (tmp_path / "search/worst_case.json").write_text(json.dumps(worst))
     (run,) = result_file.collect([tmp_path / "board", tmp_path / "later", tmp_path / "search"])
+    assert methods.notes([run])[0] == "searched relearn is the worst of 3 attacks for rmu, seed 0"
     assert {name: entry.forget_acc.after for name, entry in run.attacks.items()} == {
         "latent": 0.4,
         "searched relearn, by corrected": 0.6,
@@ -89,6 +90,43 @@ def test_later_attacks_and_the_worst_of_a_search_stand_with_their_run(tmp_path):
     }
     with pytest.raises(UserError, match=r"^u: attacked, but its run is in none of the folders"):
         result_file.collect([tmp_path / "later"])
+    worst |= {"trials": 9, "worst": {"corrected": {"trial": "c"}, "probability": {"trial": "c"}}}
+    (tmp_path / "search/worst_case.json").write_text(json.dumps(worst))  # a longer search; one attack is the worst
+    (again,) = result_file.collect([tmp_path / "search"], [run])
+    assert {name: entry.forget_acc.after for name, entry in again.attacks.items()} == {
+        "latent": 0.4,
+        "searched relearn": 0.4,
+    }
+
+
+@pytest.mark.parametrize(
+    ("left", "line"),
+    [
+        ("{", r".*/search/worst_case.json: damaged, or without one of its trials \(.*\); rmu-exp sweep .*"),
+        ('{"trials": 1, "worst": {"corrected": {"trial": "gone"}}}', r".*: damaged, or without one of its trials.*"),
+        (None, r".*/search: a search without its report; finish it, or: rmu-exp sweep .*/search"),
+    ],
+)
+def test_a_damaged_or_unfinished_search_is_one_line(left, line, tmp_path):
+    put(tmp_path / "rmu", made("rmu"))
+    put(tmp_path / "search/a", judged("rmu0", relearn=attack(0.3, 0.5)))
+    (tmp_path / "search/sweep.yaml").write_text("objectives: [corrected, probability]\n")
+    if left:
+        (tmp_path / "search/worst_case.json").write_text(left)
+    with pytest.raises(UserError, match=line):
+        result_file.collect([tmp_path])
+
+
+def test_a_run_and_its_copy_are_one_run(tmp_path, capsys):
+    """The last counts, with what only the first was attacked by; a copy adds no questions to an interval."""
+    put(tmp_path / "b/rmu", made("rmu", attacks={"latent": attack(0.3, 0.4)}))
+    put(tmp_path / "a/rmu", made("rmu", attacks={"relearn": attack(0.3, 0.5)}))
+    (run,) = result_file.collect([tmp_path / "b", tmp_path / "a"])
+    assert list(run.attacks) == ["latent", "relearn"]
+    put(tmp_path / "j/one", judged("", relearn=attack(0.3, 0.5)).model_copy(update={"qa": run.qa}))
+    put(tmp_path / "j/two", judged("", relearn=attack(0.3, 0.5)).model_copy(update={"qa": run.qa}))
+    once, twice = (methods.rows(methods.read([tmp_path / name for name in names])) for names in ("b", "ba"))
+    assert once[1].accuracy["forget"] == twice[1].accuracy["forget"]
 
 
 def test_a_result_file_grows(tmp_path):

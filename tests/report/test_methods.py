@@ -79,6 +79,10 @@ def test_worst_case_after_attacks_and_perplexity():
     half = z * (0.25 / 100 + z**2 / 40000) ** 0.5 / (1 + z**2 / 100)
     worst = row.accuracy[methods.WORST]
     assert (worst.value, worst.low, worst.high) == pytest.approx((0.5, 0.5 - half, 0.5 + half), abs=1e-6)
+    fewer = result("rmu", 1, 0.3, 0.9, attacks={"relearn": attack(0.3, 0.5)})
+    both = [result("rmu", 0, 0.3, 0.9, attacks=attacks), fewer]
+    first, last = (methods.rows(order)[1].accuracy[methods.WORST] for order in (both, both[::-1]))
+    assert first == last
 
 
 def test_the_command_writes_a_page_and_a_picture(tmp_path, capsys):
@@ -122,6 +126,48 @@ def test_runs_of_other_settings_are_not_averaged():
     assert rows[1].accuracy["forget"].value == pytest.approx(0.32)
 
 
+def test_other_questions_and_other_attacks_are_not_averaged():
+    fewer = result("rmu", 1, 0.3, 0.9, attacks={"relearn": attack(0.3, 0.5)})
+    fewer.qa["lore_forget"].unlearned.n = 20
+    other = result("rmu", 2, 0.3, 0.9, attacks={"relearn": attack(0.3, 0.5) | {"settings": {"steps": 5}}})
+    same = [result("rmu", seed, 0.3, 0.9, attacks={"relearn": attack(0.3, 0.5)}) for seed in (3, 4)]
+    for r in (fewer, other, *same):
+        r.qa["lore_forget"].role = "forget"
+        r.attacks["relearn"].settings.setdefault("steps", 10)
+    names = {row.method: row.numbers.get("seeds") for row in methods.rows([fewer, other, *same])}
+    assert names == {
+        "base": None,
+        "rmu questions=120 attacks.relearn.steps=10": 1,
+        "rmu questions=200 attacks.relearn.steps=5": 1,
+        "rmu questions=200 attacks.relearn.steps=10": 2,
+    }
+
+
+def test_base_models_under_other_attacks_are_no_mean():
+    """From the least to the greatest; one of an attack that showed nothing is left out."""
+
+    def under(base: float, **more) -> dict:
+        found = {
+            name: {"acc": acc, "stderr": 0.1, "ci95": [acc, acc], "n": 100} for name, acc in (("b", base), ("x", 0.5))
+        }
+        entry = attack(0.3, 0.5) | {
+            "before": found["x"],
+            "after": found["x"],
+            "control": {"base": found["b"] | {"p_chance": 1}},
+        }
+        return {"relearn": {k: v for k, v in (entry | more).items() if v is not None}}
+
+    nothing = {"before": None, "after": None, "inconclusive": "did not learn"}
+    runs = [
+        result(m, 0, 0.3, 0.9, attacks=a)
+        for m, a in (("rmu", under(0.8)), ("npo", under(0.4)), ("rr", under(0.1, **nothing)))
+    ]
+    lines = methods.attacked(runs).markdown().splitlines()
+    assert lines[0] == "| method | asked plainly (100) | relearn (100) |"
+    assert lines[-1] == "| *base* |  | 40.0–80.0 |"
+    assert methods.attacked(runs[:1]).markdown().splitlines()[-1] == "| *base* |  | 80.0 |"
+
+
 def test_each_base_model_has_a_row():
     """One row, the first run's, stood for all of them."""
     runs = [result("rmu", 0, 0.3, 0.9), result("rmu", 0, 0.2, 0.8, run={"model": "other", "layer": 2})]
@@ -153,11 +199,11 @@ def test_what_lasts_is_drawn_from_the_worst_attack_by_each_measure():
         result("rmu", 1, 0.3, 0.9, attacks={"relearn": under(0.5, 0.2, 0.8), "ablation": under(0.3, 0.1, 0.6)}),
         result("npo", 0, 0.3, 0.9, attacks={"relearn": under(0.4, 0.9, 0.8)}),
     ]
-    right, likely = methods.lasting(runs).axes
+    right, likely = methods.lasting(methods.rows(runs)).axes
     assert [text.get_text() for text in right.get_yticklabels()] == ["rmu", "npo"], "the lower probability is on top"
     first = {axes: [line for line in axes.lines if list(line.get_ydata()) == [0]] for axes in (right, likely)}
     values = {axes: {line.get_label(): float(line.get_xdata()[0]) for line in lines} for axes, lines in first.items()}
     base = "the base model under that attack"
     assert values[right] == pytest.approx({"asked plainly": 0.2, "after the worst attack": 0.6, base: 0.7})
     assert values[likely] == pytest.approx({"asked plainly": 0.01, "after the worst attack": 0.25, base: 0.8})
-    assert methods.lasting(RUNS) is None
+    assert methods.lasting(methods.rows(RUNS)) is None

@@ -84,6 +84,13 @@ def test_the_sentences_say_what_was_measured_and_what_was_not():
     assert "9 % (corrected for answer bias 21 %) of atlas_forget_a (80.0 % → 30.0 %, chance 25.0 %)" in found[1]
     assert "98 % (corrected for answer bias 99 %) of atlas_general" in found[2]
     assert "was not measured" in found[3]
+    back = results()
+    back.train.kl_reached = True
+    assert (
+        verdict(back)
+        .sentences[0]
+        .endswith("of the way to their target before training was taken back to its KL budget.")
+    )
     found = verdict(results(reached=None, ratio=1.5)).sentences
     assert "is not known" in found[0]
     assert found[3] == "Perplexity went from 10.0 to 15.0 on w.txt."

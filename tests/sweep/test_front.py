@@ -103,3 +103,11 @@ def test_the_base_model_has_no_place_where_only_attacks_are_measured():
     trial = trials.Trial("t", None, {}, "done", "", run)
     (drawn,) = plots.front([trial], general, worst, [trial], None).axes
     assert "base model" not in [text.get_text() for text in drawn.figure.legends[0].get_texts()]
+
+
+def test_a_map_of_many_values_where_one_axis_has_none():
+    """Trials that were never attacked, asked for the worst attack too: the report came to no end."""
+    runs = [results(qa={"lore_general": {"tasks": []} | row(90, 100)}) for _ in range(10)]
+    listed = [trials.Trial(f"{i}", None, {"layer": i, "steer": 2 * i}, "done", "", r) for i, r in enumerate(runs)]
+    drawn = plots.maps(listed, objectives.choose(["general", "worst"], runs), "layer", "steer")
+    assert [len(axes.collections) for axes in drawn.axes[:2]] == [1, 0]

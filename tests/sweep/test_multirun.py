@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from omegaconf import OmegaConf
 from program import ROOT
 
 from rmu_exp.cli import entry
-from rmu_exp.sweep import trials
+from rmu_exp.record import rundir
+from rmu_exp.sweep import trial, trials
 
 GOOD = "layer=1,steer=2"
 
@@ -70,6 +72,17 @@ def test_a_trial_is_the_run_alone(swept, train, tmp_path):
     alone = train("layer=1", "steer=2", f"output={tmp_path / 'alone'}", multirun=False)
     assert alone.returncode == 0, alone.stderr
     same(swept[0] / GOOD, tmp_path / "alone")
+
+
+def test_a_finished_trial_has_what_is_asked_for(swept, tmp_path):
+    """Other attacked questions leave the run as it is, and give other results."""
+    folder = shutil.copytree(swept[0] / GOOD, tmp_path / "t")
+    content = results(folder) | {"attacks": {"norms": {"budget": {}, "settings": {}}}}
+    (folder / "results.json").write_text(json.dumps(content))
+    run = rundir.of(folder / rundir.CONFIG).settings
+    wanted = replace(run, attacks={"norms": {}})
+    assert trial.is_finished(folder, wanted)
+    assert not trial.is_finished(folder, replace(wanted, data=replace(run.data, attacked=8)))
 
 
 def test_the_folder_of_another_sweep(swept, train):

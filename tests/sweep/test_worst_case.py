@@ -11,6 +11,7 @@ import pytest
 
 from rmu_exp.evaluation.statistics import measured
 from rmu_exp.record.results import AttackEntry, BeforeAfter, Results, RunInfo
+from rmu_exp.report import objectives
 from rmu_exp.sweep import worst_case
 from rmu_exp.sweep.trials import Trial
 
@@ -26,8 +27,9 @@ def tried(name: str, chosen: int, scored: int, general: float, prob: float = 0.5
     entry = AttackEntry(
         chosen_by=answers(chosen), general=BeforeAfter(before=0.8, after=general), budget={"seconds": 2}
     )
-    if learned:
-        entry = entry.model_copy(update={"before": answers(1), "after": answers(scored)})
+    entry = entry.model_copy(
+        update={"before": answers(1), "after": answers(scored)} if learned else {"inconclusive": "did not learn"}
+    )
     results = Results(run=RUN, attacks={"relearn": entry})
     return Trial(name, Path(name), {}, "done", "", results)
 
@@ -36,7 +38,7 @@ def test_the_worst_is_chosen_on_some_facts_and_scored_on_others():
     trials = [
         tried("weak", 2, 9, 0.8),
         tried("breaks", 10, 10, 0.71),  # 0.71 / 0.8 < 0.9
-        tried("idle", 10, 10, 0.8, learned=False),
+        tried("idle", 10, 10, 0.8, learned=False),  # did not do what it was to do
         tried("strong", 7, 4, 0.72, prob=0.4),  # exactly 0.9
         tried("later", 5, 10, 0.8, prob=0.6),
     ]
@@ -48,6 +50,9 @@ def test_the_worst_is_chosen_on_some_facts_and_scored_on_others():
         worst_case.sentences(found)
     )
     assert worst_case.figure(found) is not None
+    axes = objectives.choose(list(objectives.ATTACKED), [t.results for t in trials])
+    measured = {t.name: [m.value for axis in axes if (m := axis.of(t.results))] for t in trials}
+    assert (measured["idle"], measured["strong"]) == ([], pytest.approx([0.7, 0.4])), "what a search is told"
 
 
 def test_where_no_attack_keeps_the_bound_the_least_bad_is_shown():
@@ -96,6 +101,11 @@ def test_a_search_ends_when_all_is_tried_and_resumes_without_repeating(unlearned
     assert (
         "attacks count" in (tmp_path / "report.md").read_text() or "None of 2" in (tmp_path / "report.md").read_text()
     )
+    layers = words.index("attacks.ablation.layers=[layer],[span]")
+    for place, changed in ((layers, "attacks.ablation.layers=[layer],[upwards]"), (0, "data.attacked=8")):
+        words[place : place + (place > 0)] = [changed]
+        other = search("attacker.trials=9")
+        assert (other.returncode, f"{tmp_path} holds another search (" in other.stderr) == (2, True), other.stderr
     report = (tmp_path / "report.md").read_bytes()
     (tmp_path / "report.md").unlink()
     assert program.run("src/rmu_exp/__main__.py", "sweep", tmp_path).returncode == 0

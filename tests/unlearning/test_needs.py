@@ -44,11 +44,21 @@ def preflight(folder: Path, model: Path, texts: Path, *words: str) -> TrainPlan:
     return source
 
 
-@pytest.mark.parametrize("words", ["train.sam=0.1", "train.sign_mask=true", "train.folds=2"])
-def test_ssd_takes_no_steps_to_wrap(tmp_path, texts, words):
+@pytest.mark.parametrize(
+    ("words", "method"),
+    [
+        ("train.sam=0.1", "ssd"),
+        ("train.sign_mask=true", "repselect"),
+        ("train.folds=2", "repselect"),
+        ("train.sam=0.1", "undo"),
+    ],
+)
+def test_some_methods_take_no_steps_to_wrap(tmp_path, texts, words, method, monkeypatch):
+    """``undo``, whose teacher does not matter here, has no loss on forget texts."""
+    monkeypatch.setattr("rmu_exp.unlearning.methods.undo.Method.refuse_tensors", lambda *args: None)
     model = make_checkpoint("mistral", tmp_path / "model")
-    with pytest.raises(UserError, match=rf"^{words.split('=')[0]}: ssd does not descend on its loss step by step"):
-        preflight(tmp_path / "run", model, texts, "method=ssd", "train.batch_size=2", words)
+    with pytest.raises(UserError, match=rf"^{words.split('=')[0]}: {method} does not descend on its loss step by step"):
+        preflight(tmp_path / "run", model, texts, f"method={method}", "train.batch_size=2", words)
 
 
 @pytest.mark.parametrize("name", ["npo", "rmu_lat", "ssd"])

@@ -117,7 +117,7 @@ def _norms(content: ResultFile) -> Figure:
 
 
 def _lasting(content: ResultFile) -> Figure:
-    figure = methods.lasting(content.runs)
+    figure = methods.lasting(methods.rows(content.runs))
     if figure is None:
         raise UserError("its runs were not attacked")
     return figure

@@ -19,10 +19,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
     parser.add_argument("folder", type=Path, metavar="DIR", help="a sweep's folder, or one that holds runs' folders")
     parser.add_argument("--objectives", nargs="+", metavar="AXIS", help=AXES)
-    parser.add_argument(
-        "--forget", nargs="+", metavar="TASK", help="what is to be forgotten; found by name if not given"
-    )
-    parser.add_argument("--general", nargs="+", metavar="TASK", help="what is to be kept; found by name if not given")
+    parser.add_argument("--forget", nargs="+", metavar="TASK", help="what is to be forgotten; by role if not given")
+    parser.add_argument("--general", nargs="+", metavar="TASK", help="what is to be kept; by role if not given")
     parser.add_argument("--wandb", metavar="[ENTITY/]PROJECT", help="send tables and plots to this W&B project too")
 
 

@@ -113,7 +113,8 @@ def prepare_training(run: Run, models: Models, texts: Texts) -> TrainPlan:
     module.Method.refuse_tensors(settings, base, trained)
     if run.layers.lora and (module.Method.at_once or module.Method.linear):
         raise UserError(f"layers.lora: {run.method.name} changes the tensors themselves; use layers=all")
-    if module.Method.optimizer is not methods.Method.optimizer and (around := run.train.around):
+    own = module.Method.at_once or module.Method.optimizer is not methods.Method.optimizer
+    if own and (around := run.train.around):
         raise UserError(f"train.{around[0]}: {run.method.name} does not descend on its loss step by step; leave it out")
     optimizers.refuse(run.train.optimizer, models.device)
     chosen = [

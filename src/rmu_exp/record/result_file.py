@@ -19,7 +19,7 @@ from pydantic import JsonValue
 
 from rmu_exp.record import results as results_json
 from rmu_exp.record import rundir
-from rmu_exp.record.results import Results
+from rmu_exp.record.results import AttackEntry, Qa, Results
 from rmu_exp.settings import result_settings
 from rmu_exp.support.errors import UserError, first_line
 from rmu_exp.support.files import write_atomic
@@ -28,7 +28,8 @@ log = logging.getLogger("rmu_exp")
 SCHEMA, DIGITS = 1, 6
 FEW = 12  # tasks of a group that are kept beside it
 POINTS = 26  # of a curve over the steps
-WORST_CASE = "worst_case.json"  # of a search for the worst attack
+WORST_CASE, SWEEP = "worst_case.json", "sweep.yaml"  # of a search for the worst attack, and of any sweep
+SEARCHED, TRIED = "searched ", "attacks tried"  # what a search's attacks are named, and a key of their budgets
 Spec = dict[str, "Spec | None"]
 """Key to what is kept of its value; None: all of it; ``*`` stands for every key."""
 
@@ -81,39 +82,38 @@ class ResultFile:
 def collect(folders: Sequence[Path], known: Sequence[Results] = ()) -> list[Results]:
     """The finished runs below some folders, and the judgements below them of models that are none of these runs.
 
-    Args:
-        known: runs that come first, each once; one that is below the folders, too, is taken from there, with the
-            attacks on the same model that only the known one has.
+    Of runs with the same settings the last counts, with what an earlier one with the same Delta was attacked by.
 
-    Raises UserError: there are none, or one is damaged.
+    Args:
+        known: runs that come before those in the folders.
+
+    Raises UserError: there are none, one is damaged, or a search has no report.
     """
-    files = sorted({file for folder in folders for file in folder.rglob(results_json.NAME)})
+    files = dict.fromkeys(f for folder in folders for f in sorted(folder.rglob(results_json.NAME)))
     done = {file.parent: results_json.load(file) for file in files if (file.parent / rundir.REPORT).is_file()}
-    worst = {file.parent: _worst(file, done) for folder in folders for file in sorted(folder.rglob(WORST_CASE))}
-    runs = [r for r in done.values() if r.train and r.qa]
-    again = {r.provenance.config_hash: i for i, r in enumerate(runs) if r.provenance}
-    before = dict[str, Results]()
-    for r in known:
-        name = r.provenance.config_hash if r.provenance else f"{len(before)}"
-        if name in again:
-            runs[again[name]] = _with_attacks_of(r, runs[again[name]])
-        else:
-            before[name] = _with_attacks_of(before[name], r) if name in before else r
-    runs = [*before.values(), *runs]
-    others = [(at, r) for at, r in done.items() if r.run.kind == "judge" and at.parent not in worst]
+    searches = dict.fromkeys(at.parent for at, r in done.items() if r.run.kind == "judge" and _is_search(at.parent))
+    worst = {folder: _worst(folder, done) for folder in searches}
+    by_settings: dict[str, Results] = {}
+    for i, r in enumerate([*known, *(r for r in done.values() if r.train and r.qa)]):
+        name = r.provenance.config_hash if r.provenance else f"{i}"
+        by_settings[name] = _with_attacks_of(by_settings[name], r) if name in by_settings else r
+    runs = list(by_settings.values())
+    judged = [(at, r) for at, r in done.items() if r.run.kind == "judge" and at.parent not in searches]
     taken: dict[tuple[int, str], Path] = {}
-    for at, found in (*others, *((at, r) for at, mine in worst.items() for r in mine)):
+    for at, found in (*judged, *((at, r) for at, r in worst.items() if r)):
         whose = next((i for i, r in enumerate(runs) if _same_delta(r, found)), None)
         if whose is not None:
             for name in found.attacks:
-                if (first := taken.setdefault((whose, name), at)) != at:
-                    what = f"both have the attack {name} on one model; give one of them, or finish the search"
+                if (first := taken.setdefault((whose, _attack(name)), at)) != at:
+                    what = f"both have the attack {name} on one model; give one of them"
                     raise UserError(f"{first} and {at}: {what}")
-                if name in runs[whose].attacks:
-                    log.warning("%s: its %s stands in place of an earlier one on that model", at.name, name)
-            runs[whose] = runs[whose].model_copy(update={"attacks": runs[whose].attacks | found.attacks})
+            again = {_attack(name) for name in found.attacks}
+            if lost := [name for name in runs[whose].attacks if _attack(name) in again]:
+                log.warning("%s: its %s stands in place of an earlier one on that model", at.name, ", ".join(lost))
+            before = {name: entry for name, entry in runs[whose].attacks.items() if name not in lost}
+            runs[whose] = runs[whose].model_copy(update={"attacks": before | found.attacks})
         elif found.qa:
-            runs.append(found)
+            runs = [*(r for r in runs if not _same_settings(r, found)), found]
         else:
             raise UserError(f"{found.run.unlearned}: attacked, but its run is in none of the folders; give its folder")
     if not runs:
@@ -121,24 +121,49 @@ def collect(folders: Sequence[Path], known: Sequence[Results] = ()) -> list[Resu
     return runs
 
 
-def _worst(file: Path, done: dict[Path, Results]) -> list[Results]:
-    """The results of a search's worst attacks, the attacks named as searched for."""
-    found = json.loads(file.read_text(encoding="utf-8")).get("worst", {})
-    named: dict[str, list[str]] = {}
-    for measure, about in found.items():
-        named.setdefault(about["trial"], []).append(measure)
-    picked = []
-    for trial, measures in named.items():
-        results = done[file.parent / trial]
-        by = "" if len(measures) == len(found) else f", by {measures[0]}"
-        attacks = {f"searched {name}{by}": entry for name, entry in results.attacks.items()}
-        picked.append(results.model_copy(update={"attacks": attacks, "qa": {}}))
-    return picked
+def _is_search(folder: Path) -> bool:
+    """Whether trials in a folder are those of a search for the worst attack. Raises UserError: it has no report."""
+    if (folder / WORST_CASE).is_file():
+        return True
+    searched = (folder / SWEEP).is_file() and rundir.settings(folder / SWEEP).get("objectives")
+    if isinstance(searched, list) and set(searched) == {"corrected", "probability"}:
+        raise UserError(f"{folder}: a search without its report; finish it, or: rmu-exp sweep {folder}")
+    return False
+
+
+def _attack(name: str) -> str:
+    """The name of a search's attack, whatever it is the worst by."""
+    return name.partition(",")[0]
+
+
+def _worst(folder: Path, done: dict[Path, Results]) -> Results | None:
+    """The results of a search with its worst attacks, named as searched for; None: no attack counts."""
+    file, attacks, picked = folder / WORST_CASE, dict[str, AttackEntry](), None
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        named: dict[str, list[str]] = {}
+        for measure, about in content["worst"].items():
+            named.setdefault(about["trial"], []).append(measure)
+        for trial, measures in named.items():
+            picked = done[folder / trial]
+            by = "" if len(named) == 1 else f", by {measures[0]}"
+            for name, entry in picked.attacks.items():
+                tried = {"budget": entry.budget | {TRIED: content["trials"]}}
+                attacks[f"{SEARCHED}{name}{by}"] = entry.model_copy(update=tried)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        why = f"damaged, or without one of its trials ({first_line(error)})"
+        raise UserError(f"{file}: {why}; rmu-exp sweep {folder} writes it again") from error
+    return picked and picked.model_copy(update={"attacks": attacks, "qa": Qa()})
 
 
 def _same_delta(one: Results, other: Results) -> bool:
     """Whether both are of the same unlearned model."""
     found = [(o.model_digest, o.delta_digest) for r in (one, other) if (o := r.provenance) and o.delta_digest]
+    return len(found) == 2 and found[0] == found[1]
+
+
+def _same_settings(one: Results, other: Results) -> bool:
+    found = [o.config_hash for r in (one, other) if (o := r.provenance)]
     return len(found) == 2 and found[0] == found[1]
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -56,13 +56,17 @@ class Row:
             :data:`WORST`: the greatest after an attack, plain or corrected, on its questions.
         chance: of a blind guess at the forget questions.
         numbers: those of :data:`NUMBERS`. The answer probability is of the forget questions, and the greatest after
-            an attack, on its questions; seconds and memory are medians over seeds, of training.
+            an attack, on its questions; perplexity is that of the first text; seconds and memory are medians over
+            seeds, of training.
+        lasting: by corrected accuracy and by answer probability (:data:`objectives.ATTACKED`): ``before`` and ``after``
+            the worst attack, and the ``base`` model under that attack, on the attack's questions.
     """
 
     method: str
     accuracy: dict[str, Measure]
     chance: float
     numbers: dict[str, float]
+    lasting: dict[str, dict[str, Measure]]
 
 
 def read(folders: Sequence[Path]) -> list[Results]:
@@ -80,7 +84,13 @@ def read(folders: Sequence[Path]) -> list[Results]:
         if not mine:
             raise UserError(f"{folder}: no finished runs or judgements with questions below it; give their folder")
         runs += mine
-    return runs
+    return list({_identity(r, i): r for i, r in enumerate(runs)}.values())
+
+
+def _identity(results: Results, number: int) -> object:
+    """The same for a run and its copy in another folder."""
+    origin = results.provenance
+    return (results.run.kind, origin.config_hash, origin.model_digest, origin.delta_digest) if origin else number
 
 
 def rows(runs: Sequence[Results]) -> list[Row]:
@@ -88,26 +98,29 @@ def rows(runs: Sequence[Results]) -> list[Row]:
 
     Runs of a method, and judgements of a model, that differ in more than their seed have a row for each setting.
     """
-    models = list(dict.fromkeys(r.run.model for r in runs))
     table: list[Row] = []
-    for model in models:
-        own = [r for r in runs if r.run.model == model]
-        on = f" on {model}" if len(models) > 1 else ""
+    for on, own in _by_model(runs):
         made = [_row(f"{name}{on}", mine) for name, mine in _by_method(own).items()]
         made.sort(key=lambda row: row.accuracy["forget"].value if "forget" in row.accuracy else 1)
         table += [_row(f"base{on}", own[:1], "base"), *made]
     return table
 
 
+def _by_model(runs: Sequence[Results]) -> list[tuple[str, list[Results]]]:
+    """The runs of each base model, and what their rows' names end with: nothing where there is only one."""
+    models = list(dict.fromkeys(r.run.model for r in runs))
+    own = [[r for r in runs if r.run.model == model] for model in models]
+    return [(f" on {model}" if len(models) > 1 else "", mine) for model, mine in zip(models, own, strict=True)]
+
+
 def _by_method(runs: Sequence[Results]) -> dict[str, list[Results]]:
     """Method, and what its runs differ in, to its runs; the budget is named where any methods differ in it."""
     found: dict[str, list[Results]] = {}
     all_ = [_settings(r) for r in runs]
-    for run in runs:
+    for run, own in zip(runs, all_, strict=True):
         alike = [s for r, s in zip(runs, all_, strict=True) if _made_by(r) == _made_by(run)]
         others = {BUDGET: all_}
-        own = _settings(run).items()
-        differing = [f"{k}={v}" for k, v in own if any(s.get(k, v) != v for s in others.get(k, alike))]
+        differing = [f"{k}={v}" for k, v in own.items() if any(s.get(k, v) != v for s in others.get(k, alike))]
         found.setdefault(" ".join([_made_by(run), *differing]), []).append(run)
     return found
 
@@ -118,10 +131,19 @@ def _made_by(results: Results) -> str:
 
 
 def _settings(results: Results) -> dict[str, str]:
-    """What changes a run's result, but for its seed."""
+    """What must be the same for numbers to be averaged: what made the model, but for its seed, and what it was asked.
+
+    The worst attack that a search found is another one on each model.
+    """
     own = settings_of(results).items()
     apart = ("seed", "method", "model")
-    return {key: shown(value) for key, value in own if key not in apart and not key.startswith("eval.")}
+    found = {key: shown(value) for key, value in own if key not in apart and not key.startswith("eval.")}
+    found["questions"] = str(sum(row.n for r in results.qa.values() if r.role and (row := r.unlearned)))
+    for name, entry in results.attacks.items():
+        if not name.startswith(result_file.SEARCHED):
+            how = entry.settings | ({"n": entry.n} if entry.n else {})
+            found |= {f"attacks.{name}.{key}": shown(value) for key, value in how.items()}
+    return found
 
 
 def _row(name: str, runs: Sequence[Results], state: State = "unlearned") -> Row:
@@ -132,9 +154,9 @@ def _row(name: str, runs: Sequence[Results], state: State = "unlearned") -> Row:
         if unbiased := [m for r in runs if (m := _unbiased(_asked(r, axis, state)))]:
             accuracy[role + CORRECTED] = mean(unbiased)
     values: dict[str, float] = {}
-    if probs := [row.prob for r in runs for row in _asked(r, axes["forget"], state) if row.prob is not None]:
-        values["answer probability"] = statistics.mean(probs)
-    if read_by := [p.perplexity for r in runs for row in r.perplexity.values() if (p := row.of(state))]:
+    if likely := [(a.prob, a.n) for r in runs for a in _asked(r, axes["forget"], state) if a.prob is not None]:
+        values["answer probability"] = sum(prob * n for prob, n in likely) / sum(n for _, n in likely)
+    if read_by := [p.perplexity for r in runs for row in [*r.perplexity.values()][:1] if (p := row.of(state))]:
         values["perplexity"] = statistics.mean(read_by)
     if state == "unlearned":
         values["seeds"] = len({r.run.seed for r in runs})
@@ -149,8 +171,33 @@ def _row(name: str, runs: Sequence[Results], state: State = "unlearned") -> Row:
             values["memory, MB"] = statistics.median(train.peak_memory_bytes for train in trained) / 1e6
         if attacked := [most for r in runs if (most := worst(r))]:
             measured = [Measure(most.acc, *most.interval, most.n) for most in attacked]
-            accuracy[WORST] = mean(measured, 1 - 0.05 / attacked[0].attacks)
-    return Row(name, accuracy, axes["forget"].chance(runs[0]), values)
+            accuracy[WORST] = mean(measured, 1 - 0.05 / max(most.accuracies for most in attacked))
+    lasting = {by: states for by in objectives.ATTACKED if (states := _before_and_after(runs, by))}
+    return Row(name, accuracy, axes["forget"].chance(runs[0]), values, lasting if state == "unlearned" else {})
+
+
+def _before_and_after(runs: Sequence[Results], by: str) -> dict[str, Measure]:
+    """``before``, ``after`` and ``base``: means over the runs, each under the attack that is the worst by one measure.
+
+    The interval is one run's; over several a mean of probabilities has none here.
+    """
+    kept: dict[str, list[Measure]] = {}
+    for run in runs:
+        scored = [(now.value, e) for e in run.attacks.values() if (now := objectives.attacked(by, e.after))]
+        if scored:
+            _, entry = max(scored, key=lambda pair: pair[0])
+            states = {"before": entry.before, "after": entry.after, "base": entry.controls.get("base")}
+            for state, answered in states.items():
+                if measured := objectives.attacked(by, answered):
+                    kept.setdefault(state, []).append(measured)
+    return {state: values[0] if len(values) == 1 else _alone(values, by) for state, values in kept.items()}
+
+
+def _alone(measured: Sequence[Measure], by: str) -> Measure:
+    if by == "corrected":
+        return mean(measured)
+    value = statistics.mean(m.value for m in measured)
+    return Measure(value, value, value, sum(m.n for m in measured))
 
 
 def _asked(results: Results, axis: Axis, state: State) -> list[Accuracy]:
@@ -207,19 +254,25 @@ def _cell(accuracy: Mapping[str, Measure], key: str) -> str:
 def attacked(runs: Sequence[Results]) -> Table:
     """What each attack gets out of each method's models: plain / corrected accuracy in per cent, answer probability.
 
-    Means over seeds, on the questions that attacks are scored on; last the base models under the same attacks.
+    Means over seeds, in brackets the number of questions; last the base models under the same attacks, from the least
+    to the greatest where the attacks that were chosen differ.
     """
     names = list(dict.fromkeys(name for r in runs for name in r.attacks))
+    counts = {name: {e.n for r in runs if (e := r.attacks.get(name)) and e.n} for name in names}
+    plain = sorted(set().union(*counts.values()))
     body = []
-    for model in dict.fromkeys(r.run.model for r in runs):
-        own = [r for r in runs if r.run.model == model]
-        on = f" on {model}" if len({r.run.model for r in runs}) > 1 else ""
+    for on, own in _by_model(runs):
         for method, mine in _by_method(own).items():
-            plain = [next((e.before for e in r.attacks.values() if e.before), None) for r in mine]
-            body.append([f"{method}{on}", _answers(plain), *(_answers(_entries(mine, name)) for name in names)])
-        controls = [[e.controls.get("base") if (e := r.attacks.get(name)) else None for r in own] for name in names]
-        body.append([f"*base{on}*", "", *map(_answers, controls)])
-    return Table(["method", *numbers("asked plainly", *names)], body)
+            asked = [
+                [next((e.before for e in r.attacks.values() if e.before and e.n == n), None) for r in mine]
+                for n in plain
+            ]
+            body.append([f"{method}{on}", *map(_answers, asked), *(_answers(_entries(mine, name)) for name in names)])
+        scored = {name: [e for r in own if (e := r.attacks.get(name)) and e.after] for name in names}
+        controls = [[e.controls["base"] for e in entries if "base" in e.controls] for entries in scored.values()]
+        body.append([f"*base{on}*", *([""] * len(plain)), *map(_from_to, controls)])
+    heads = [f"{name} ({min(ns)})" if len(ns := counts[name]) == 1 else name for name in names]
+    return Table(["method", *numbers(*(f"asked plainly ({n})" for n in plain), *heads)], body)
 
 
 def _entries(runs: Sequence[Results], name: str) -> list[Accuracy | None]:
@@ -235,20 +288,35 @@ def _answers(measured: Sequence[Accuracy | None]) -> str:
     return ", ".join(filter(None, (shown, tables.likely(statistics.mean(probs)) if probs else "")))
 
 
+def _from_to(measured: Sequence[Accuracy]) -> str:
+    """As :func:`_answers` where all are the same; otherwise each from its least to its greatest."""
+    accs = [[100 * m.acc for m in measured], [100 * m.corrected.acc for m in measured if m.corrected]]
+    ends = [dict.fromkeys((f"{min(values):.1f}", f"{max(values):.1f}")) for values in accs if values]
+    probs = [m.prob for m in measured if m.prob is not None]
+    likely = dict.fromkeys(map(tables.likely, (min(probs), max(probs)))) if probs else {}
+    return ", ".join(filter(None, (" / ".join(map("–".join, ends)), " – ".join(likely))))
+
+
 def notes(runs: Sequence[Results]) -> list[str]:
     """What a reader of the table must know: budgets that were not reached, attacks that failed or show nothing."""
-    short, said, nothing = list[str](), list[str](), dict[str, list[str]]()
-    for method, mine in _by_method(runs).items():
-        for r in mine:
-            name = f"{method}, seed {r.run.seed}"
-            if r.train and r.train.kl_budget and not r.train.kl_reached:
-                short.append(f"{name}: {r.train.kl:.3g} of {r.train.kl_budget:g}")
-            said += [f"{name}: {a} failed: {e.error}" for a, e in r.attacks.items() if e.error is not None]
-            for attack, entry in r.attacks.items():
-                if entry.inconclusive:
-                    nothing.setdefault(attack, []).append(f"{name} (it {entry.inconclusive})")
+    short, said, nothing, tried = list[str](), list[str](), dict[str, list[str]](), dict[str, list[str]]()
+    named = [
+        (f"{method}{on}", r) for on, own in _by_model(runs) for method, mine in _by_method(own).items() for r in mine
+    ]
+    for method, r in named:
+        name = f"{method}, seed {r.run.seed}"
+        if r.train and r.train.kl_budget and not r.train.kl_reached:
+            short.append(f"{name}: {r.train.kl:.3g} of {r.train.kl_budget:g}")
+        for attack, entry in r.attacks.items():
+            if entry.error is not None:
+                said.append(f"{name}: {attack} failed: {entry.error}")
+            if entry.inconclusive:
+                nothing.setdefault(attack, []).append(f"{name} (it {entry.inconclusive})")
+            if count := entry.budget.get(result_file.TRIED):
+                tried.setdefault(f"{attack.partition(',')[0]} is the worst of {count} attacks", []).append(name)
     if short:
         said.insert(0, f"never reached the budget: {'; '.join(short)}")
+    said += [f"{what} for {'; '.join(dict.fromkeys(whose))}" for what, whose in tried.items()]
     return said + [f"{attack} shows nothing for {'; '.join(whose)}" for attack, whose in nothing.items()]
 
 
@@ -280,63 +348,44 @@ def draw(listed: Sequence[Row]) -> Figure:
     return figure
 
 
-def lasting(runs: Sequence[Results]) -> Figure | None:
+def lasting(listed: Sequence[Row]) -> Figure | None:
     """What each method's models answer before and after the attack that brings most back; what lasts best is on top.
 
-    By corrected accuracy and by answer probability, each after the attack that is the worst by it, beside the base
-    model under that attack: means over seeds, with the first seed's interval. None: no attack was scored.
+    By corrected accuracy and by answer probability, beside the base model under the same attack. None: no attack was
+    scored.
     """
-    panels = {name: found for name in objectives.ATTACKED if (found := _before_and_after(runs, name))}
-    if not panels:
+    measures = [by for by in objectives.ATTACKED if any(by in row.lasting for row in listed)]
+    if not measures:
         return None
-    last = list(panels.values())[-1]
-    kl = {row.method: row.numbers.get("KL") for row in rows(runs)}
-    listed = sorted(last, key=lambda method: last[method]["after"].value)
-    names = [method if kl.get(method) is None else f"{method}  ({kl[method]:.2g})" for method in listed]
+    attacked = [row for row in listed if row.lasting]
+    attacked.sort(key=lambda row: m["after"].value if (m := row.lasting.get(measures[-1])) else 1)
+    names = [f"{r.method}  ({r.numbers['KL']:.2g})" if "KL" in r.numbers else r.method for r in attacked]
     title = "Before and after the worst attack; in brackets KL to the base on neutral text"
     figure = style.figure_of(9, 1.5 + 0.26 * len(names), title, dpi=150)
     looks = {"before": (RETAIN, "o", "asked plainly"), "after": (FORGET, "o", "after the worst attack")}
     looks["base"] = (GREY, "|", "the base model under that attack")
-    for axes, (name, found) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
-        for y, method in enumerate(listed):
-            if (states := found.get(method)) is None:
+    for axes, by in zip(figure.subplots(1, len(measures), squeeze=False)[0], measures, strict=True):
+        for y, row in enumerate(attacked):
+            if not (states := row.lasting.get(by)):
                 continue
-            axes.plot([states[key].value for key in ("before", "after")], [y, y], color="#cccccc", lw=1.5, zorder=1)
-            axes.plot([states["after"].low, states["after"].high], [y, y], color=FORGET, lw=1.2, alpha=0.4, zorder=1)
-            for key, (colour, marker, label) in looks.items():
-                if key in states:
+            after = states["after"]
+            axes.plot(
+                [m.value for m in (states.get("before", after), after)], [y, y], color="#cccccc", lw=1.5, zorder=1
+            )
+            axes.plot([after.low, after.high], [y, y], color=FORGET, lw=1.2, alpha=0.4, zorder=1)
+            for state, (colour, marker, label) in looks.items():
+                if state in states:
                     size = 9 if marker == "|" else 5
-                    axes.plot(states[key].value, y, marker, color=colour, ms=size, mew=1.5, label=label, ls="")
-        axes.set(ylim=(len(names) - 0.4, -0.6), xlabel=objectives.ATTACKED[name])
+                    axes.plot(states[state].value, y, marker, color=colour, ms=size, mew=1.5, label=label, ls="")
+        axes.set(ylim=(len(names) - 0.4, -0.6), xlabel=objectives.ATTACKED[by])
         axes.set_yticks(range(len(names)), names if axes is figure.axes[0] else [""] * len(names), fontsize=8)
-        if name == "corrected":
+        if by == "corrected":
             axes.set_xlim(0, 1.02)
         else:
             axes.set_xscale("log")
-        style.bare(axes, "x", percent="x" if name == "corrected" else "")
+        style.bare(axes, "x", percent="x" if by == "corrected" else "")
     style.legend(figure)
     return figure
-
-
-def _before_and_after(runs: Sequence[Results], name: str) -> dict[str, dict[str, Measure]]:
-    """Method to ``before``, ``after`` and ``base`` by one of :data:`objectives.ATTACKED`."""
-    found: dict[str, dict[str, Measure]] = {}
-    for method, mine in _by_method(runs).items():
-        kept: dict[str, list[Measure]] = {}
-        for run in mine:
-            scored = [(now.value, e) for e in run.attacks.values() if (now := objectives.attacked(name, e.after))]
-            if not scored:
-                continue
-            _, worst_one = max(scored, key=lambda pair: pair[0])
-            states = {"before": worst_one.before, "after": worst_one.after, "base": worst_one.controls.get("base")}
-            for key, answered in states.items():
-                if measured := objectives.attacked(name, answered):
-                    kept.setdefault(key, []).append(measured)
-        if kept:
-            found[method] = {
-                key: replace(values[0], value=statistics.mean(m.value for m in values)) for key, values in kept.items()
-            }
-    return found
 
 
 def write(folders: Sequence[Path]) -> list[Path]:

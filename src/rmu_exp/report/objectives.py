@@ -103,8 +103,12 @@ def choose(names: Sequence[str], runs: Sequence[Results], given: TasksByAxis | N
 
 
 def searched(results: Results) -> Accuracy | None:
-    """What the attack of a search reached on the facts that it is chosen by; None: it failed, or there is none."""
-    return next((entry.chosen_by for entry in results.attacks.values() if entry.chosen_by), None)
+    """What the attack of a search reached on the facts that it is chosen by.
+
+    None: it failed, did not do what it was to do, or there is none.
+    """
+    counts = (entry for entry in results.attacks.values() if entry.inconclusive is None)
+    return next((entry.chosen_by for entry in counts if entry.chosen_by), None)
 
 
 def attacked(name: str, found: Accuracy | None) -> Measure | None:
@@ -145,7 +149,8 @@ def score(results: Results) -> float | None:
 class Worst:
     """The attack that got the most out of n questions, plain or corrected.
 
-    Wilson's interval at 1 - 0.05/k holds for all k accuracies that it is the largest of.
+    Wilson's interval at 1 - 0.05/k holds for all k accuracies that it is the largest of: of each attack the plain one,
+    and where it was measured the corrected one.
     """
 
     attack: str
@@ -153,6 +158,7 @@ class Worst:
     n: int
     interval: tuple[float, float]
     attacks: int
+    accuracies: int
     corrected: bool = False
 
 
@@ -169,4 +175,4 @@ def worst(results: Results) -> Worst | None:
     name, corrected = max(scored, key=lambda key: scored[key][0])
     acc, n = scored[name, corrected]
     low, high = wilson(round(acc * n), n, 1 - 0.05 / len(scored))
-    return Worst(name, acc, n, (low, high), attacks, corrected)
+    return Worst(name, acc, n, (low, high), attacks, len(scored), corrected)

@@ -106,7 +106,8 @@ def _activations(results: Results) -> str:
     if not reached:
         return "How far the forget activations moved is not known: the loss of this method names no place for them."
     each = _listed(f"{100 * part:.0f} % for {topic}" for topic, part in reached.items())
-    return f"Forget activations at layer {results.run.layer} went {each} of the way to their target."
+    back = " before training was taken back to its KL budget" if results.train and results.train.kl_reached else ""
+    return f"Forget activations at layer {results.run.layer} went {each} of the way to their target{back}."
 
 
 def _forgotten(results: Results, parts: Parts) -> str:

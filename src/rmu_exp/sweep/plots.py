@@ -141,6 +141,8 @@ def _numeric(values: Iterable[Any]) -> bool:
 
 def _scatter(plot: Axes, placed: Trials, axis: Axis, x: str, y: str) -> None:
     points = [(t.settings[x], t.settings[y], m.value) for t in placed if (m := axis.of(t.results))]
+    if not points:
+        return
     *places, values = zip(*points, strict=True)
     xs, ys = ([*given] if _numeric(given) else [*map(shown, given)] for given in places)
     drawn = plot.scatter(xs, ys, c=values, vmin=0, vmax=1, cmap="cividis", s=45, edgecolors="white")

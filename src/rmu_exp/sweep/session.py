@@ -32,6 +32,8 @@ from rmu_exp.sweep import report, trials
 from rmu_exp.sweep.overrides import split, trial_name, trial_settings, value_of, values
 
 NOTES = "sweep.yaml"
+SEARCHED_ON = ("attacks.", "attacker.general", "data.attacked", "data.questions.", "model.oracle")
+"""Settings that change what attacks find, and not the unlearned model."""
 NEEDS = {  # the last part of a target to the extra that installs what it needs, and a module of that
     "SlurmLauncher": ("slurm", "hydra_plugins.hydra_submitit_launcher"),
     "RayLauncher": ("ray", "ray"),
@@ -47,6 +49,7 @@ class Notes(BaseModel):
         one: the swept values of one trial, with which ``settings`` were composed.
         objectives, asked: what the report compares, and the tasks that each axis stands for.
         trials: names of the trials' folders; empty when the sweeper chooses as it goes.
+        ranges: the swept overrides, where the sweeper chooses as it goes; of others its trials mean other values.
     """
 
     swept: list[str]
@@ -56,6 +59,7 @@ class Notes(BaseModel):
     asked: dict[str, list[str]]
     tracking: dict[str, Any] = {}
     trials: list[str] = []
+    ranges: list[str] = []
 
     @classmethod
     def read(cls, folder: Path) -> Notes:
@@ -105,8 +109,8 @@ def _search(sweeper: DictConfig, swept: Sequence[Override]) -> None:
     if not swept:
         raise UserError("hydra/sweeper: nothing to search; give a range such as 'steer=interval(1,10)'")
     for key in ("n_trials", "n_jobs", "prune_on"):
-        if sweeper[key] is not None and sweeper[key] < 1:
-            raise UserError(f"hydra.sweeper.{key}: got {sweeper[key]}, allowed is 1 or more")
+        if (count := sweeper[key]) is not None and (type(count) is not int or count < 1):
+            raise UserError(f"hydra.sweeper.{key}: got {count!r}, allowed is a whole number, 1 or more")
     if sweeper.sampler not in ("tpe", "nsga2", "random"):
         raise UserError(f"hydra.sweeper.sampler: got {sweeper.sampler!r}, allowed is tpe, nsga2, random")
     objectives.known("hydra.sweeper.objectives", sweeper.objectives)
@@ -135,6 +139,7 @@ def begin(
     combinations = list(itertools.product(*found)) if config.hydra.sweeper._target_.endswith(".BasicSweeper") else []
     one = [mine[0] for mine in found]  # the settings that are not swept are compared by those of one trial
     keys = sorted(o.key_or_group for o in swept)
+    ranges = [] if combinations else sorted(str(o.input_line) for o in swept)
     if (folder / rundir.CONFIG).is_file():
         raise UserError(f"output: {folder} holds a single run; choose another folder")
     before = Notes.read(folder) if (folder / NOTES).is_file() else None
@@ -145,6 +150,8 @@ def begin(
         refuse_missing(now)
     if before:
         _same(folder, before, keys, now)
+        if before.ranges:
+            _same_search(folder, before, ranges, now)
     own = {key: list(config.hydra.sweeper.get(key) or value) for key, value in compared.items()}
     notes = Notes(
         swept=keys,
@@ -154,6 +161,7 @@ def begin(
         asked=own,
         tracking=dataclasses.asdict(now.tracking),
         trials=[trial_name(words) for words in combinations],
+        ranges=ranges,
     )
     write_atomic(folder / NOTES, yaml.safe_dump(notes.model_dump(), sort_keys=False))
     places = [folder / name for name in notes.trials]
@@ -176,6 +184,20 @@ def _same(folder: Path, before: Notes, swept: list[str], now: Run | Judge) -> No
     flat_had, flat_has = (rundir.flat(result_settings(s)) for s in (before.settings, dataclasses.asdict(now)))
     key = next((k for k in flat_has if flat_has[k] != flat_had.get(k)), "settings")
     raise UserError(f"{other} ({key}: {flat_had.get(key)}; now: {flat_has.get(key)}); choose another folder")
+
+
+def _same_search(folder: Path, before: Notes, ranges: list[str], now: Run | Judge) -> None:
+    """Refuse a search's folder for other ranges, or other attacks and questions: it never asks for a trial again."""
+    other = f"output: {folder} holds another search"
+    if had := sorted({*before.ranges} - {*ranges}):
+        raise UserError(f"{other} (of {', '.join(had)}); choose another folder")
+    known = yaml.safe_load(yaml.safe_dump(dataclasses.asdict(now)))
+    was, is_now = (
+        {k: v for k, v in rundir.flat(s).items() if k.startswith(SEARCHED_ON)} for s in (before.settings, known)
+    )
+    if was != is_now:
+        key = next(k for k in sorted({*was, *is_now}) if was.get(k) != is_now.get(k))
+        raise UserError(f"{other} ({key}: {was.get(key)}; now: {is_now.get(key)}); choose another folder")
 
 
 def finish(folder: Path, why: str = "") -> int:

@@ -93,9 +93,10 @@ def is_finished(folder: Path, wanted: Run | Judge) -> bool:
     if isinstance(wanted, Run) and wanted.export and not (folder / rundir.MODEL).is_dir():
         return False
     stored = rundir.flat(rundir.settings(folder / rundir.CONFIG))
-    asks = [stored.get("model.oracle"), stored.get("data.questions.forget"), stored.get("attacker.general", 0)]
     general = wanted.attacker.general if isinstance(wanted, Judge) else 0
-    same = asks == [wanted.model.oracle, wanted.data.questions.forget, general]
+    asks: dict[str, object] = {"model.oracle": wanted.model.oracle, "data.attacked": wanted.data.attacked}
+    asks |= {"data.questions.forget": wanted.data.questions.forget, "attacker.general": general}
+    same = all(stored.get(key, 0 if key == "attacker.general" else None) == value for key, value in asks.items())
     made = {name: entry.settings for name, entry in results.attacks.items() if entry.error is None}
     return not wanted.attacks or (same and all(made.get(name) == values for name, values in wanted.attacks.items()))
 
