@@ -123,10 +123,46 @@ def test_a_run_and_its_copy_are_one_run(tmp_path, capsys):
     put(tmp_path / "a/rmu", made("rmu", attacks={"relearn": attack(0.3, 0.5)}))
     (run,) = result_file.collect([tmp_path / "b", tmp_path / "a"])
     assert list(run.attacks) == ["latent", "relearn"]
-    put(tmp_path / "j/one", judged("", relearn=attack(0.3, 0.5)).model_copy(update={"qa": run.qa}))
-    put(tmp_path / "j/two", judged("", relearn=attack(0.3, 0.5)).model_copy(update={"qa": run.qa}))
     once, twice = (methods.rows(methods.read([tmp_path / name for name in names])) for names in ("b", "ba"))
     assert once[1].accuracy["forget"] == twice[1].accuracy["forget"]
+    assert [row[1].accuracy[methods.WORST].value for row in (once, twice)] == [0.4, 0.5], "attacks come together"
+    result_file.write(ResultFile([run]), tmp_path / "all.json")
+    (again,) = methods.read([tmp_path / "all.json", tmp_path / "b"])
+    assert list(again.attacks) == ["relearn", "latent"]
+
+
+def test_a_search_over_two_models(tmp_path):
+    """Each has the attack that is the worst on it by what it was chosen by; one trial's folder is a plain judgement."""
+    for name in ("rmu", "npo"):
+        put(tmp_path / "board" / name, made(name))
+    for name, delta, after in (("a", "rmu0", 0.6), ("b", "npo0", 0.5)):
+        put(tmp_path / "search" / name, judged(delta, relearn=attack(0.3, after)))
+    worst = {"trials": 2, "worst": {"corrected": {"trial": "a"}, "probability": {"trial": "b"}}}
+    (tmp_path / "search/worst_case.json").write_text(json.dumps(worst))
+    runs = {r.run.method: r for r in result_file.collect([tmp_path / "board", tmp_path / "search"])}
+    found = {m: {name: e.forget_acc.after for name, e in r.attacks.items()} for m, r in runs.items()}
+    assert found["rmu"] == {"searched relearn, by corrected": 0.6}
+    assert found["npo"] == {"searched relearn, by probability": 0.5}
+    runs = {r.run.method: r for r in result_file.collect([tmp_path / "board", tmp_path / "search/a"])}
+    assert list(runs["rmu"].attacks) == ["relearn"]
+
+
+def test_a_judged_model_that_is_known_is_taken_anew(tmp_path, caplog):
+    """In its place; an attack that only the earlier judgement has stays with it where there is one model."""
+    other = judged("").model_copy(update={"qa": made("rmu").qa, "attacks": {}})
+    other.provenance.delta_digest, other.provenance.config_hash = None, "of another model"
+    before = other.model_copy(update={"attacks": judged("", latent=attack(0.3, 0.4)).attacks})
+    known = [before, made("rmu"), made("npo")]
+    put(tmp_path / "x", other)
+    for name in ("rmu", "npo"):
+        put(tmp_path / f"judged-{name}", judged(f"{name}0", relearn=attack(0.3, 0.5)))
+    runs = result_file.collect([tmp_path], known)
+    assert [(r.run.kind, r.run.method, list(r.attacks)) for r in runs] == [
+        ("judge", None, ["latent"]),
+        ("train", "rmu", ["relearn"]),
+        ("train", "npo", ["relearn"]),
+    ]
+    assert not caplog.messages
 
 
 def test_a_result_file_grows(tmp_path):
@@ -154,7 +190,7 @@ def test_one_attack_of_two_judgements_is_refused(tmp_path, caplog):
     put(tmp_path / "search/a", judged("rmu0", relearn=attack(0.3, 0.5)))
     (run,) = result_file.collect([tmp_path])
     assert run.attacks["relearn"].forget_acc.after == 0.5
-    assert caplog.messages == ["a: its relearn stands in place of an earlier one on that model"]
+    assert caplog.messages == ["rmu, seed 0: an earlier relearn was left out for a later one"]
     put(tmp_path / "search/b", judged("rmu0", relearn=attack(0.3, 0.4)))
     with pytest.raises(
         UserError, match=r"search/a and .*search/b: both have the attack relearn on one model; give one"

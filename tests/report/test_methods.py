@@ -164,6 +164,11 @@ def test_base_models_under_other_attacks_are_no_mean():
     ]
     lines = methods.attacked(runs).markdown().splitlines()
     assert lines[0] == "| method | asked plainly (100) | relearn (100) |"
+    other = result("rmu", 1, 0.3, 0.9, attacks=under(0.8))
+    other.attacks["relearn"].n = 90  # another half of the facts
+    heads = methods.attacked([*runs, other]).markdown().splitlines()[0]
+    assert heads == "| method | asked plainly (90–100) | relearn (90–100) |"
+    assert {row.method: row.numbers.get("seeds") for row in methods.rows([*runs, other])}["rmu"] == 2
     assert lines[-1] == "| *base* |  | 40.0–80.0 |"
     assert methods.attacked(runs[:1]).markdown().splitlines()[-1] == "| *base* |  | 80.0 |"
 

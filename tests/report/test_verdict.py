@@ -85,7 +85,9 @@ def test_the_sentences_say_what_was_measured_and_what_was_not():
     assert "98 % (corrected for answer bias 99 %) of atlas_general" in found[2]
     assert "was not measured" in found[3]
     back = results()
-    back.train.kl_reached = True
+    back.train.kl_reached, back.train.kl_step = True, float(back.train.steps)
+    assert verdict(back).sentences[0] == found[0], "the last look was inside the budget"
+    back.train.kl_step -= 0.5
     assert (
         verdict(back)
         .sentences[0]

@@ -49,6 +49,7 @@ def refused(*words: str) -> str:
         ([SEARCH, "layer=3,5", "hydra.sweeper.sampler=x"], r"hydra.sweeper.sampler: got 'x', allowed is tpe, .*"),
         ([SEARCH, "layer=3,5", "hydra.sweeper.n_trials=0"], r"hydra.sweeper.n_trials: got 0, .*"),
         ([SEARCH, "layer=3,5", "hydra.sweeper.n_jobs=1.5"], r"hydra.sweeper.n_jobs: got 1.5, allowed is a whole .*"),
+        ([SEARCH, "layer=3,5", "hydra.sweeper.n_trials=null"], r"hydra.sweeper.n_trials: got None, allowed is .*"),
         ([SEARCH, "layer=3,5", "hydra.sweeper.n_trials=x"], r"hydra.sweeper.n_trials: got 'x', allowed is a whole .*"),
         ([SEARCH, "layer=3,5", "hydra.sweeper.objectives=[speed]"], r"hydra.sweeper.objectives: got 'speed', .*"),
         ([SEARCH, "layer=3,5", "hydra.sweeper.objectives=[forget,worst]", "hydra.sweeper.prune_on=9"], r".*worst.*"),

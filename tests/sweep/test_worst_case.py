@@ -101,11 +101,17 @@ def test_a_search_ends_when_all_is_tried_and_resumes_without_repeating(unlearned
     assert (
         "attacks count" in (tmp_path / "report.md").read_text() or "None of 2" in (tmp_path / "report.md").read_text()
     )
-    layers = words.index("attacks.ablation.layers=[layer],[span]")
-    for place, changed in ((layers, "attacks.ablation.layers=[layer],[upwards]"), (0, "data.attacked=8")):
-        words[place : place + (place > 0)] = [changed]
-        other = search("attacker.trials=9")
-        assert (other.returncode, f"{tmp_path} holds another search (" in other.stderr) == (2, True), other.stderr
+    changed = {"attacks.ablation.layers=[layer],[upwards]": "of attacks.ablation.layers=[layer],[span]"}
+    changed |= {
+        "data.attacked=8": "data.attacked: None; now: 8",
+        "attacks.ablation.texts=5": "attacks.ablation.texts: 4",
+    }
+    for word, why in changed.items():
+        key = word.partition("=")[0]
+        others = [w for w in words if not w.startswith(f"{key}=")]
+        other = program.run("judge.py", "-m", *others, word, RMU_EXP_CACHE=unlearned.parent / "cache")
+        assert other.returncode == 2
+        assert f"{tmp_path} holds another search ({why}" in other.stderr
     report = (tmp_path / "report.md").read_bytes()
     (tmp_path / "report.md").unlink()
     assert program.run("src/rmu_exp/__main__.py", "sweep", tmp_path).returncode == 0

@@ -57,8 +57,18 @@ def test_some_methods_take_no_steps_to_wrap(tmp_path, texts, words, method, monk
     """``undo``, whose teacher does not matter here, has no loss on forget texts."""
     monkeypatch.setattr("rmu_exp.unlearning.methods.undo.Method.refuse_tensors", lambda *args: None)
     model = make_checkpoint("mistral", tmp_path / "model")
-    with pytest.raises(UserError, match=rf"^{words.split('=')[0]}: {method} does not descend on its loss step by step"):
+    with pytest.raises(
+        UserError, match=rf"^{words.split('=')[0]}: {method} takes no steps down a loss on forget texts"
+    ):
         preflight(tmp_path / "run", model, texts, f"method={method}", "train.batch_size=2", words)
+
+
+def test_undo_takes_steps_with_any_optimizer(tmp_path, texts, monkeypatch):
+    monkeypatch.setattr("rmu_exp.unlearning.methods.undo.Method.refuse_tensors", lambda *args: None)
+    monkeypatch.setattr("rmu_exp.unlearning.optimizers.refuse", lambda *args: None)  # bitsandbytes may not be there
+    model = make_checkpoint("mistral", tmp_path / "model")
+    words = ["method=undo", "train.batch_size=2", "train.optimizer=adamw_8bit", "eval=none"]
+    assert preflight(tmp_path / "run", model, texts, *words).method.at_once
 
 
 @pytest.mark.parametrize("name", ["npo", "rmu_lat", "ssd"])

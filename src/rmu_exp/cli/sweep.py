@@ -19,8 +19,15 @@ def add(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
     parser.add_argument("folder", type=Path, metavar="DIR", help="a sweep's folder, or one that holds runs' folders")
     parser.add_argument("--objectives", nargs="+", metavar="AXIS", help=AXES)
-    parser.add_argument("--forget", nargs="+", metavar="TASK", help="what is to be forgotten; by role if not given")
-    parser.add_argument("--general", nargs="+", metavar="TASK", help="what is to be kept; by role if not given")
+    parser.add_argument(
+        "--forget",
+        nargs="+",
+        metavar="TASK",
+        help="what is to be forgotten; as the sweep did, or by role, if not given",
+    )
+    parser.add_argument(
+        "--general", nargs="+", metavar="TASK", help="what is to be kept; as the sweep did, or by role, if not given"
+    )
     parser.add_argument("--wandb", metavar="[ENTITY/]PROJECT", help="send tables and plots to this W&B project too")
 
 
@@ -30,10 +37,10 @@ def run(args: argparse.Namespace) -> int:
     if args.wandb is not None:
         entity, _, project = args.wandb.rpartition("/")
         tracking = Tracking(kind="wandb", project=project, entity=entity or None)
-    names, asked = ["forget", "general"], {}
+    names, asked, bound = ["forget", "general"], dict[str, list[str]](), None
     if (args.folder / NOTES).is_file():
         notes = Notes.read(args.folder)
-        names, asked = notes.objectives, notes.asked
+        names, asked, bound = notes.objectives, notes.asked, notes.bound
     asked |= {axis: given for axis in ("forget", "general") if (given := getattr(args, axis))}
-    write(args.folder, args.objectives or names, asked, tracking)
+    write(args.folder, args.objectives or names, asked, tracking, bound)
     return 0

@@ -113,9 +113,13 @@ def prepare_training(run: Run, models: Models, texts: Texts) -> TrainPlan:
     module.Method.refuse_tensors(settings, base, trained)
     if run.layers.lora and (module.Method.at_once or module.Method.linear):
         raise UserError(f"layers.lora: {run.method.name} changes the tensors themselves; use layers=all")
-    own = module.Method.at_once or module.Method.optimizer is not methods.Method.optimizer
-    if own and (around := run.train.around):
-        raise UserError(f"train.{around[0]}: {run.method.name} does not descend on its loss step by step; leave it out")
+    around = run.train.around
+    if module.Method.optimizer is methods.Method.optimizer:  # undo's second phase takes steps, down another loss
+        around = [key for key in around if key != "optimizer"] if module.Method.at_once else []
+    if around:
+        raise UserError(
+            f"train.{around[0]}: {run.method.name} takes no steps down a loss on forget texts; leave it out"
+        )
     optimizers.refuse(run.train.optimizer, models.device)
     chosen = [
         key for key, on in (("train.checkpointing", run.train.checkpointing), ("model.device_map", models.over)) if on

@@ -91,31 +91,32 @@ def collect(folders: Sequence[Path], known: Sequence[Results] = ()) -> list[Resu
     """
     files = dict.fromkeys(f for folder in folders for f in sorted(folder.rglob(results_json.NAME)))
     done = {file.parent: results_json.load(file) for file in files if (file.parent / rundir.REPORT).is_file()}
-    searches = dict.fromkeys(at.parent for at, r in done.items() if r.run.kind == "judge" and _is_search(at.parent))
-    worst = {folder: _worst(folder, done) for folder in searches}
+    below = {folder.resolve() for folder in folders}
+    judged = {at: r for at, r in done.items() if r.run.kind == "judge"}
+    given = [f for f in dict.fromkeys(at.parent for at in judged) if below & {(g := f.resolve()), *g.parents}]
+    searches = [f for f in given if _is_search(f)]
+    worst = [(f, r) for f in searches for r in _worst(f, done)]
+    own = [(at, r) for at, r in judged.items() if at.parent not in searches]
     by_settings: dict[str, Results] = {}
     for i, r in enumerate([*known, *(r for r in done.values() if r.train and r.qa)]):
         name = r.provenance.config_hash if r.provenance else f"{i}"
-        by_settings[name] = _with_attacks_of(by_settings[name], r) if name in by_settings else r
+        by_settings[name] = together(by_settings[name], r) if name in by_settings else r
     runs = list(by_settings.values())
-    judged = [(at, r) for at, r in done.items() if r.run.kind == "judge" and at.parent not in searches]
-    taken: dict[tuple[int, str], Path] = {}
-    for at, found in (*judged, *((at, r) for at, r in worst.items() if r)):
+    taken: dict[tuple[object, str], Path] = {}
+    for at, found in [*own, *worst]:
         whose = next((i for i, r in enumerate(runs) if _same_delta(r, found)), None)
+        same = next((i for i, r in enumerate(runs) if _same_settings(r, found)), None)
         if whose is not None:
             for name in found.attacks:
-                if (first := taken.setdefault((whose, _attack(name)), at)) != at:
-                    what = f"both have the attack {name} on one model; give one of them"
-                    raise UserError(f"{first} and {at}: {what}")
-            again = {_attack(name) for name in found.attacks}
-            if lost := [name for name in runs[whose].attacks if _attack(name) in again]:
-                log.warning("%s: its %s stands in place of an earlier one on that model", at.name, ", ".join(lost))
-            before = {name: entry for name, entry in runs[whose].attacks.items() if name not in lost}
-            runs[whose] = runs[whose].model_copy(update={"attacks": before | found.attacks})
-        elif found.qa:
-            runs = [*(r for r in runs if not _same_settings(r, found)), found]
-        else:
+                if (first := taken.setdefault((_delta(found), _attack(name)), at)) != at:
+                    raise UserError(f"{first} and {at}: both have the attack {name} on one model; give one of them")
+            runs[whose] = _attacked_too(runs[whose], found)
+        elif not found.qa:
             raise UserError(f"{found.run.unlearned}: attacked, but its run is in none of the folders; give its folder")
+        elif same is not None:
+            runs[same] = together(runs[same], found)
+        else:
+            runs.append(found)
     if not runs:
         raise UserError(f"{', '.join(map(str, folders))}: no finished runs with questions below; give their folders")
     return runs
@@ -126,7 +127,7 @@ def _is_search(folder: Path) -> bool:
     if (folder / WORST_CASE).is_file():
         return True
     searched = (folder / SWEEP).is_file() and rundir.settings(folder / SWEEP).get("objectives")
-    if isinstance(searched, list) and set(searched) == {"corrected", "probability"}:
+    if isinstance(searched, list) and {"corrected", "probability"}.intersection(map(str, searched)):
         raise UserError(f"{folder}: a search without its report; finish it, or: rmu-exp sweep {folder}")
     return False
 
@@ -136,30 +137,38 @@ def _attack(name: str) -> str:
     return name.partition(",")[0]
 
 
-def _worst(folder: Path, done: dict[Path, Results]) -> Results | None:
-    """The results of a search with its worst attacks, named as searched for; None: no attack counts."""
-    file, attacks, picked = folder / WORST_CASE, dict[str, AttackEntry](), None
+def _worst(folder: Path, done: dict[Path, Results]) -> list[Results]:
+    """The results of a search's worst attacks, named as searched for: one for each model that it attacked."""
+    file, found = folder / WORST_CASE, dict[object, Results]()
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         named: dict[str, list[str]] = {}
         for measure, about in content["worst"].items():
             named.setdefault(about["trial"], []).append(measure)
         for trial, measures in named.items():
-            picked = done[folder / trial]
+            if folder / trial not in done:
+                raise ValueError(f"no trial {trial}")
+            results = done[folder / trial]
             by = "" if len(named) == 1 else f", by {measures[0]}"
-            for name, entry in picked.attacks.items():
+            mine = found.setdefault(_delta(results), results.model_copy(update={"attacks": {}, "qa": Qa()}))
+            for name, entry in results.attacks.items():
                 tried = {"budget": entry.budget | {TRIED: content["trials"]}}
-                attacks[f"{SEARCHED}{name}{by}"] = entry.model_copy(update=tried)
+                mine.attacks[f"{SEARCHED}{name}{by}"] = entry.model_copy(update=tried)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         why = f"damaged, or without one of its trials ({first_line(error)})"
         raise UserError(f"{file}: {why}; rmu-exp sweep {folder} writes it again") from error
-    return picked and picked.model_copy(update={"attacks": attacks, "qa": Qa()})
+    return list(found.values())
+
+
+def _delta(results: Results) -> tuple[str | None, str] | None:
+    """What unlearned model it is of; None: unknown."""
+    origin = results.provenance
+    return (origin.model_digest, origin.delta_digest) if origin and origin.delta_digest else None
 
 
 def _same_delta(one: Results, other: Results) -> bool:
     """Whether both are of the same unlearned model."""
-    found = [(o.model_digest, o.delta_digest) for r in (one, other) if (o := r.provenance) and o.delta_digest]
-    return len(found) == 2 and found[0] == found[1]
+    return _delta(one) is not None and _delta(one) == _delta(other)
 
 
 def _same_settings(one: Results, other: Results) -> bool:
@@ -167,14 +176,34 @@ def _same_settings(one: Results, other: Results) -> bool:
     return len(found) == 2 and found[0] == found[1]
 
 
-def _with_attacks_of(earlier: Results, later: Results) -> Results:
-    """The later of two runs of the same settings, with what the earlier one was attacked by, if both have one Delta."""
-    if _same_delta(earlier, later):
-        return later.model_copy(update={"attacks": earlier.attacks | later.attacks})
-    lost = ", ".join(earlier.attacks)
-    if lost:
-        log.warning("%s, seed %d: run again, with another Delta; left out: %s", later.run.method, later.run.seed, lost)
+def together(earlier: Results, later: Results) -> Results:
+    """The later of two results of the same settings, with what only the earlier one was attacked by.
+
+    Attacks on another Delta are left out, and a line says so.
+    """
+    about = f"{later.run.method or later.run.unlearned}, seed {later.run.seed}"
+    if _delta(earlier) == _delta(later):
+        return later.model_copy(update={"attacks": _attacked_too(earlier, later, about).attacks})
+    if earlier.attacks:
+        log.warning("%s: run again, with another Delta; left out: %s", about, ", ".join(earlier.attacks))
     return later
+
+
+def _attacked_too(results: Results, more: Results, about: str = "") -> Results:
+    """Results with more attacks on the same model, in place of those of the same name that it has."""
+    again = {_attack(name) for name in more.attacks}
+    before = {name: entry for name, entry in results.attacks.items() if _attack(name) not in again}
+    changed = [n for n, e in results.attacks.items() if n not in before and not _alike(e, more.attacks.get(n))]
+    if changed:
+        about = about or f"{results.run.method or results.run.unlearned}, seed {results.run.seed}"
+        log.warning("%s: an earlier %s was left out for a later one", about, ", ".join(changed))
+    return results.model_copy(update={"attacks": before | more.attacks})
+
+
+def _alike(one: AttackEntry, other: AttackEntry | None) -> bool:
+    """Whether two entries are the same attack and found the same, but for a result file's rounding."""
+    found = [f"{e.forget_acc.after:.5g}" if e and e.forget_acc else "" for e in (one, other)]
+    return other is not None and one.settings == other.settings and found[0] == found[1]
 
 
 def norms(folders: Sequence[Path]) -> dict[str, list[Metrics]]:

@@ -20,7 +20,7 @@ from rmu_exp.evaluation.statistics import wilson
 from rmu_exp.record import result_file
 from rmu_exp.record import results as results_json
 from rmu_exp.record.differing import settings_of, shown
-from rmu_exp.record.results import Accuracy, Results, State
+from rmu_exp.record.results import Accuracy, AttackEntry, Results, State
 from rmu_exp.report import objectives, style, tables
 from rmu_exp.report.objectives import Axis, Measure, standing_for, worst
 from rmu_exp.report.style import FORGET, GREY, RETAIN
@@ -84,7 +84,11 @@ def read(folders: Sequence[Path]) -> list[Results]:
         if not mine:
             raise UserError(f"{folder}: no finished runs or judgements with questions below it; give their folder")
         runs += mine
-    return list({_identity(r, i): r for i, r in enumerate(runs)}.values())
+    once: dict[object, Results] = {}
+    for i, r in enumerate(runs):
+        name = _identity(r, i)
+        once[name] = result_file.together(once[name], r) if name in once else r
+    return list(once.values())
 
 
 def _identity(results: Results, number: int) -> object:
@@ -141,8 +145,7 @@ def _settings(results: Results) -> dict[str, str]:
     found["questions"] = str(sum(row.n for r in results.qa.values() if r.role and (row := r.unlearned)))
     for name, entry in results.attacks.items():
         if not name.startswith(result_file.SEARCHED):
-            how = entry.settings | ({"n": entry.n} if entry.n else {})
-            found |= {f"attacks.{name}.{key}": shown(value) for key, value in how.items()}
+            found |= {f"attacks.{name}.{key}": shown(value) for key, value in entry.settings.items()}
     return found
 
 
@@ -258,25 +261,32 @@ def attacked(runs: Sequence[Results]) -> Table:
     to the greatest where the attacks that were chosen differ.
     """
     names = list(dict.fromkeys(name for r in runs for name in r.attacks))
-    counts = {name: {e.n for r in runs if (e := r.attacks.get(name)) and e.n} for name in names}
-    plain = sorted(set().union(*counts.values()))
+    asked = {"asked plainly": [n for n in names if not n.startswith(result_file.SEARCHED)]}
+    asked["asked plainly, searched"] = [n for n in names if n not in asked["asked plainly"]]
+    asked = {head: mine for head, mine in asked.items() if mine}
     body = []
     for on, own in _by_model(runs):
         for method, mine in _by_method(own).items():
-            asked = [
-                [next((e.before for e in r.attacks.values() if e.before and e.n == n), None) for r in mine]
-                for n in plain
+            plain = [
+                [next((e.before for e in _of(r, group) if e.before), None) for r in mine] for group in asked.values()
             ]
-            body.append([f"{method}{on}", *map(_answers, asked), *(_answers(_entries(mine, name)) for name in names)])
-        scored = {name: [e for r in own if (e := r.attacks.get(name)) and e.after] for name in names}
-        controls = [[e.controls["base"] for e in entries if "base" in e.controls] for entries in scored.values()]
-        body.append([f"*base{on}*", *([""] * len(plain)), *map(_from_to, controls)])
-    heads = [f"{name} ({min(ns)})" if len(ns := counts[name]) == 1 else name for name in names]
-    return Table(["method", *numbers(*(f"asked plainly ({n})" for n in plain), *heads)], body)
+            attacked = [[e.after for r in mine for e in _of(r, [name])] for name in names]
+            body.append([f"{method}{on}", *map(_answers, [*plain, *attacked])])
+        scored = [[e for r in own for e in _of(r, [name]) if e.after and "base" in e.controls] for name in names]
+        controls = [_from_to([e.controls["base"] for e in entries]) for entries in scored]
+        body.append([f"*base{on}*", *([""] * len(asked)), *controls])
+    heads = [_counted(head, runs, group) for head, group in [*asked.items(), *((name, [name]) for name in names)]]
+    return Table(["method", *numbers(*heads)], body)
 
 
-def _entries(runs: Sequence[Results], name: str) -> list[Accuracy | None]:
-    return [entry.after if (entry := r.attacks.get(name)) else None for r in runs]
+def _of(results: Results, names: Sequence[str]) -> list[AttackEntry]:
+    return [entry for name, entry in results.attacks.items() if name in names]
+
+
+def _counted(head: str, runs: Sequence[Results], names: Sequence[str]) -> str:
+    """A column's heading with the number of its questions, which differs between seeds."""
+    counts = sorted({e.n for r in runs for e in _of(r, names) if e.n})
+    return f"{head} ({'–'.join(map(str, dict.fromkeys((counts[0], counts[-1]))))})" if counts else head
 
 
 def _answers(measured: Sequence[Accuracy | None]) -> str:

@@ -61,6 +61,12 @@ class Notes(BaseModel):
     trials: list[str] = []
     ranges: list[str] = []
 
+    @property
+    def bound(self) -> float | None:
+        """The part of general accuracy that an attack of a search must leave; None: it is none."""
+        bound = self.settings.get("attacker", {}).get("bound")
+        return bound if isinstance(bound, float) else None
+
     @classmethod
     def read(cls, folder: Path) -> Notes:
         """The notes of a sweep's folder. Raises UserError when they are damaged."""
@@ -109,7 +115,8 @@ def _search(sweeper: DictConfig, swept: Sequence[Override]) -> None:
     if not swept:
         raise UserError("hydra/sweeper: nothing to search; give a range such as 'steer=interval(1,10)'")
     for key in ("n_trials", "n_jobs", "prune_on"):
-        if (count := sweeper[key]) is not None and (type(count) is not int or count < 1):
+        count = sweeper[key]
+        if not (count is None and key == "prune_on") and (type(count) is not int or count < 1):
             raise UserError(f"hydra.sweeper.{key}: got {count!r}, allowed is a whole number, 1 or more")
     if sweeper.sampler not in ("tpe", "nsga2", "random"):
         raise UserError(f"hydra.sweeper.sampler: got {sweeper.sampler!r}, allowed is tpe, nsga2, random")
@@ -139,7 +146,7 @@ def begin(
     combinations = list(itertools.product(*found)) if config.hydra.sweeper._target_.endswith(".BasicSweeper") else []
     one = [mine[0] for mine in found]  # the settings that are not swept are compared by those of one trial
     keys = sorted(o.key_or_group for o in swept)
-    ranges = [] if combinations else sorted(str(o.input_line) for o in swept)
+    ranges = [] if combinations else sorted("".join(str(o.input_line).split()) for o in swept)
     if (folder / rundir.CONFIG).is_file():
         raise UserError(f"output: {folder} holds a single run; choose another folder")
     before = Notes.read(folder) if (folder / NOTES).is_file() else None
@@ -207,8 +214,7 @@ def finish(folder: Path, why: str = "") -> int:
         why: what ended it early.
     """
     notes = Notes.read(folder)
-    bound = notes.settings.get("attacker", {}).get("bound")
-    listed = report.write(folder, notes.objectives, notes.asked, tracked := Tracking(**notes.tracking), bound)
+    listed = report.write(folder, notes.objectives, notes.asked, tracked := Tracking(**notes.tracking), notes.bound)
     if line := tracking.sweep_line(tracked, folder):
         print(line)
     mine = set(notes.trials) or {t.name for t in listed}
