@@ -257,21 +257,23 @@ def _cell(accuracy: Mapping[str, Measure], key: str) -> str:
 def attacked(runs: Sequence[Results]) -> Table:
     """What each attack gets out of each method's models: plain / corrected accuracy in per cent, answer probability.
 
-    Means over seeds, in brackets the number of questions; last the base models under the same attacks, from the least
-    to the greatest where the attacks that were chosen differ.
+    Means over seeds, in brackets the number of questions, in the order of :func:`rows`; last the base models under the
+    same attacks, from the least to the greatest where the attacks that were chosen differ.
     """
+    order = [row.method for row in rows(runs)]
     names = list(dict.fromkeys(name for r in runs for name in r.attacks))
     asked = {"asked plainly": [n for n in names if not n.startswith(result_file.SEARCHED)]}
     asked["asked plainly, searched"] = [n for n in names if n not in asked["asked plainly"]]
     asked = {head: mine for head, mine in asked.items() if mine}
     body = []
     for on, own in _by_model(runs):
-        for method, mine in _by_method(own).items():
+        named = {f"{method}{on}": mine for method, mine in _by_method(own).items()}
+        for method, mine in sorted(named.items(), key=lambda item: order.index(item[0])):
             plain = [
                 [next((e.before for e in _of(r, group) if e.before), None) for r in mine] for group in asked.values()
             ]
             attacked = [[e.after for r in mine for e in _of(r, [name])] for name in names]
-            body.append([f"{method}{on}", *map(_answers, [*plain, *attacked])])
+            body.append([method, *map(_answers, [*plain, *attacked])])
         scored = [[e for r in own for e in _of(r, [name]) if e.after and "base" in e.controls] for name in names]
         controls = [_from_to([e.controls["base"] for e in entries]) for entries in scored]
         body.append([f"*base{on}*", *([""] * len(asked)), *controls])
