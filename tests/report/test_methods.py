@@ -137,10 +137,12 @@ def test_other_questions_and_other_attacks_are_not_averaged():
     names = {row.method: row.numbers.get("seeds") for row in methods.rows([fewer, other, *same])}
     assert names == {
         "base": None,
-        "rmu questions=120 attacks.relearn.steps=10": 1,
-        "rmu questions=200 attacks.relearn.steps=5": 1,
-        "rmu questions=200 attacks.relearn.steps=10": 2,
+        "rmu questions=120": 1,
+        "rmu attacks.relearn.steps=5": 1,
+        "rmu": 2,
     }
+    said = methods.about([fewer, other, *same])
+    assert said.endswith(" `rmu`, where nothing else is said: questions=200, attacks.relearn.steps=10.")
 
 
 def test_base_models_under_other_attacks_are_no_mean():

@@ -55,7 +55,7 @@ def _attacked(runs: Sequence[Results]) -> str:
 
 
 def _methods(runs: Sequence[Results]) -> str:
-    return f"{methods.ABOUT}\n\n{methods.table(methods.rows(runs)).markdown()}"
+    return f"{methods.about(runs)}\n\n{methods.table(methods.rows(runs)).markdown()}"
 
 
 def _attacks(runs: Sequence[Results]) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 from pydantic import JsonValue
@@ -40,6 +41,20 @@ def differing(configs: Mapping[Key, rundir.Object]) -> dict[Key, rundir.Object]:
     keys = list(dict.fromkeys(key for config in configs.values() for key in config))
     varying = [k for k in keys if len({json.dumps(c.get(k)) for c in configs.values()}) > 1]
     return {key: {k: config.get(k) for k in varying} for key, config in configs.items()}
+
+
+def usual(configs: Sequence[Mapping[str, object]]) -> dict[str, str]:
+    """Of each key the value that more configurations have than any other; nothing, if none has all of these.
+
+    Args:
+        configs: with the same keys.
+    """
+    most: dict[str, str] = {}
+    for key in next(iter(configs), {}):
+        (value, n), *others = Counter(shown(config[key]) for config in configs).most_common(2)
+        most |= {key: value} if not others or n > others[0][1] else {}
+    there = any(all(most.get(key) == shown(value) for key, value in config.items()) for config in configs)
+    return most if there else {}
 
 
 def shown(value: object) -> str:

@@ -19,7 +19,7 @@ from scipy.stats import t
 from rmu_exp.evaluation.statistics import wilson
 from rmu_exp.record import result_file
 from rmu_exp.record import results as results_json
-from rmu_exp.record.differing import settings_of, shown
+from rmu_exp.record.differing import settings_of, shown, usual
 from rmu_exp.record.results import Accuracy, AttackEntry, Results, State
 from rmu_exp.report import objectives, style, tables
 from rmu_exp.report.objectives import Axis, Measure, standing_for, worst
@@ -110,6 +110,17 @@ def rows(runs: Sequence[Results]) -> list[Row]:
     return table
 
 
+def about(runs: Sequence[Results]) -> str:
+    """What the columns are, and what a row has that its name does not say."""
+    lines = [ABOUT]
+    for on, own in _by_model(runs):
+        for method in dict.fromkeys(map(_made_by, own)):
+            if most := _usual(own, method):
+                has = ", ".join(f"{key}={value}" for key, value in most.items())
+                lines.append(f"`{method}{on}`, where nothing else is said: {has}.")
+    return " ".join(lines)
+
+
 def _by_model(runs: Sequence[Results]) -> list[tuple[str, list[Results]]]:
     """The runs of each base model, and what their rows' names end with: nothing where there is only one."""
     models = list(dict.fromkeys(r.run.model for r in runs))
@@ -118,15 +129,28 @@ def _by_model(runs: Sequence[Results]) -> list[tuple[str, list[Results]]]:
 
 
 def _by_method(runs: Sequence[Results]) -> dict[str, list[Results]]:
-    """Method, and what its runs differ in, to its runs; the budget is named where any methods differ in it."""
+    """Method, and where its runs differ from most of its others, to its runs; a budget is always named.
+
+    The budget is named where any methods differ in it.
+    """
     found: dict[str, list[Results]] = {}
     all_ = [_settings(r) for r in runs]
+    budgets = {own[BUDGET] for own in all_ if BUDGET in own}
+    most = {method: _usual(runs, method) for method in map(_made_by, runs)}
     for run, own in zip(runs, all_, strict=True):
         alike = [s for r, s in zip(runs, all_, strict=True) if _made_by(r) == _made_by(run)]
-        others = {BUDGET: all_}
-        differing = [f"{k}={v}" for k, v in own.items() if any(s.get(k, v) != v for s in others.get(k, alike))]
-        found.setdefault(" ".join([_made_by(run), *differing]), []).append(run)
+        differing = [k for k, v in own.items() if any(s.get(k, v) != v for s in alike)]
+        named = [k for k in differing if most[_made_by(run)].get(k) != own[k] and k != BUDGET]
+        named += [BUDGET] if BUDGET in own and len(budgets) > 1 else []
+        found.setdefault(" ".join([_made_by(run), *(f"{k}={own[k]}" for k in named)]), []).append(run)
     return found
+
+
+def _usual(runs: Sequence[Results], method: str) -> dict[str, str]:
+    """What most runs of a method have of the settings in which they differ."""
+    own = [_settings(r) for r in runs if _made_by(r) == method]
+    differing = [k for k in own[0] if all(k in s for s in own) and len({s[k] for s in own}) > 1]
+    return usual([{k: s[k] for k in differing if k != BUDGET} for s in own])
 
 
 def _made_by(results: Results) -> str:
@@ -405,9 +429,10 @@ def write(folders: Sequence[Path]) -> list[Path]:
 
     Raises UserError: there are none below one of them.
     """
-    listed = rows(read(folders))
+    runs = read(folders)
+    listed = rows(runs)
     first = folders[0].parent if folders[0].is_file() else folders[0]
     page, picture = first / "methods.md", first / "methods.png"
-    write_atomic(page, f"# Methods\n\n{ABOUT}\n\n{table(listed).markdown()}\n")
+    write_atomic(page, f"# Methods\n\n{about(runs)}\n\n{table(listed).markdown()}\n")
     style.write(draw(listed), picture)
     return [page, picture]

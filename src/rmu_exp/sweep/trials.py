@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from rmu_exp.record import results as results_json
 from rmu_exp.record import rundir
-from rmu_exp.record.differing import differing, settings_of, shown
+from rmu_exp.record.differing import differing, settings_of, shown, usual
 from rmu_exp.record.results import Results
 from rmu_exp.settings import result_settings
 from rmu_exp.support.errors import UserError
@@ -72,12 +71,7 @@ def of(runs: Sequence[Results]) -> list[Trial]:
     all_ = [settings_of(run) for run in runs]
     every = set.intersection(*map(set, all_))
     found_in = differing({i: {k: v for k, v in own.items() if k in every} for i, own in enumerate(all_)})
-    most: dict[str, str] = {}
-    for key in next(iter(found_in.values()), {}):
-        (value, n), *others = Counter(shown(own[key]) for own in found_in.values()).most_common(2)
-        most |= {key: value} if not others or n > others[0][1] else {}
-    if not any(all(most.get(key) == shown(value) for key, value in own.items()) for own in found_in.values()):
-        most = {}
+    most = usual(list(found_in.values()))
     found: dict[tuple[object, ...], Trial] = {}
     for i, own in found_in.items():
         apart = [key for key, value in own.items() if most.get(key) != shown(value)]
