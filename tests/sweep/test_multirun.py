@@ -83,6 +83,8 @@ def test_a_finished_trial_has_what_is_asked_for(swept, tmp_path):
     wanted = replace(run, attacks={"norms": {}})
     assert trial.is_finished(folder, wanted)
     assert not trial.is_finished(folder, replace(wanted, data=replace(run.data, attacked=8)))
+    other = replace(run.data.questions, adjacent=["lore_general"])  # of which texts on neighbours are made
+    assert not trial.is_finished(folder, replace(wanted, data=replace(run.data, questions=other)))
 
 
 def test_the_folder_of_another_sweep(swept, train):

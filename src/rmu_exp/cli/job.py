@@ -85,7 +85,7 @@ def stored(folder: Path, judging: bool = False) -> Run | Judge:
     file = folder / "config.yaml"
     if not file.is_file():
         sweep = f"; a sweep is resumed by its own command with output={folder}"
-        also = sweep if (folder / "sweep.yaml").is_file() else ""
+        also = sweep if (folder / rundir.SWEEP).is_file() else ""
         raise UserError(f"resume: {folder} is no run's folder (no config.yaml){also}")
     found = rundir.of(file)
     if found.judged != judging:

@@ -8,9 +8,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from rmu_exp.record import rundir
 from rmu_exp.settings import Tracking
 from rmu_exp.sweep.report import write
-from rmu_exp.sweep.session import NOTES, Notes
+from rmu_exp.sweep.session import Notes
 
 AXES = "what to compare by: forget, general, worst (the accuracy after the worst attack); as the sweep did if not given"
 
@@ -38,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
         entity, _, project = args.wandb.rpartition("/")
         tracking = Tracking(kind="wandb", project=project, entity=entity or None)
     names, asked, bound = ["forget", "general"], dict[str, list[str]](), None
-    if (args.folder / NOTES).is_file():
+    if (args.folder / rundir.SWEEP).is_file():
         notes = Notes.read(args.folder)
         names, asked, bound = notes.objectives, notes.asked, notes.bound
     asked |= {axis: given for axis in ("forget", "general") if (given := getattr(args, axis))}

@@ -19,7 +19,7 @@ from pydantic import JsonValue
 
 from rmu_exp.record import results as results_json
 from rmu_exp.record import rundir
-from rmu_exp.record.results import AttackEntry, Qa, Results
+from rmu_exp.record.results import ATTACKED, AttackEntry, Qa, Results
 from rmu_exp.settings import result_settings
 from rmu_exp.support.errors import UserError, first_line
 from rmu_exp.support.files import write_atomic
@@ -28,7 +28,6 @@ log = logging.getLogger("rmu_exp")
 SCHEMA, DIGITS = 1, 6
 FEW = 12  # tasks of a group that are kept beside it
 POINTS = 26  # of a curve over the steps
-WORST_CASE, SWEEP = "worst_case.json", "sweep.yaml"  # of a search for the worst attack, and of any sweep
 SEARCHED, TRIED = "searched ", "attacks tried"  # what a search's attacks are named, and a key of their budgets
 Spec = dict[str, "Spec | None"]
 """Key to what is kept of its value; None: all of it; ``*`` stands for every key."""
@@ -124,10 +123,10 @@ def collect(folders: Sequence[Path], known: Sequence[Results] = ()) -> list[Resu
 
 def _is_search(folder: Path) -> bool:
     """Whether trials in a folder are those of a search for the worst attack. Raises UserError: it has no report."""
-    if (folder / WORST_CASE).is_file():
+    if (folder / rundir.WORST_CASE).is_file():
         return True
-    searched = (folder / SWEEP).is_file() and rundir.settings(folder / SWEEP).get("objectives")
-    if isinstance(searched, list) and {"corrected", "probability"}.intersection(map(str, searched)):
+    searched = (folder / rundir.SWEEP).is_file() and rundir.settings(folder / rundir.SWEEP).get("objectives")
+    if isinstance(searched, list) and ATTACKED.keys() & set(map(str, searched)):
         raise UserError(f"{folder}: a search without its report; finish it, or: rmu-exp sweep {folder}")
     return False
 
@@ -139,7 +138,7 @@ def _attack(name: str) -> str:
 
 def _worst(folder: Path, done: dict[Path, Results]) -> list[Results]:
     """The results of a search's worst attacks, named as searched for: one for each model that it attacked."""
-    file, found = folder / WORST_CASE, dict[object, Results]()
+    file, found = folder / rundir.WORST_CASE, dict[object, Results]()
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         named: dict[str, list[str]] = {}
@@ -181,22 +180,25 @@ def together(earlier: Results, later: Results) -> Results:
 
     Attacks on another Delta are left out, and a line says so.
     """
-    about = f"{later.run.method or later.run.unlearned}, seed {later.run.seed}"
     if _delta(earlier) == _delta(later):
-        return later.model_copy(update={"attacks": _attacked_too(earlier, later, about).attacks})
+        return later.model_copy(update={"attacks": _attacked_too(earlier, later).attacks})
     if earlier.attacks:
-        log.warning("%s: run again, with another Delta; left out: %s", about, ", ".join(earlier.attacks))
+        what = "run again, with another Delta; left out"
+        log.warning("%s: %s: %s", _named(later), what, ", ".join(earlier.attacks))
     return later
 
 
-def _attacked_too(results: Results, more: Results, about: str = "") -> Results:
+def _named(results: Results) -> str:
+    return f"{results.run.method or results.run.unlearned}, seed {results.run.seed}"
+
+
+def _attacked_too(results: Results, more: Results) -> Results:
     """Results with more attacks on the same model, in place of those of the same name that it has."""
     again = {_attack(name) for name in more.attacks}
     before = {name: entry for name, entry in results.attacks.items() if _attack(name) not in again}
     changed = [n for n, e in results.attacks.items() if n not in before and not _alike(e, more.attacks.get(n))]
     if changed:
-        about = about or f"{results.run.method or results.run.unlearned}, seed {results.run.seed}"
-        log.warning("%s: an earlier %s was left out for a later one", about, ", ".join(changed))
+        log.warning("%s: an earlier %s was left out for a later one", _named(results), ", ".join(changed))
     return results.model_copy(update={"attacks": before | more.attacks})
 
 

@@ -45,6 +45,10 @@ class Corrected(Part):
     ci95: Interval
 
 
+ATTACKED = {"corrected": "corrected accuracy", "probability": "answer probability"}
+"""What attacks are searched for by, and its words."""
+
+
 class Accuracy(Part):
     """The accuracy, in 0..1, with its standard error and Wilson's 95 % interval, over ``n`` questions.
 

@@ -25,6 +25,7 @@ from rmu_exp.support.setting import flat as flat
 
 CONFIG, DELTA, METRICS, ANSWERS = "config.yaml", "delta.safetensors", "metrics.jsonl", "answers.jsonl"
 REPORT, PAGE, MODEL, LOG, SAMPLES = "report.md", "report.html", "model", "run.log", "samples.jsonl"
+SWEEP, WORST_CASE = "sweep.yaml", "worst_case.json"  # of any sweep, and of a search for the worst attack
 STATE = "state"  # the folder of what unfinished stages keep; gone when the run is done
 WHO: tuple[State, State] = ("base", "unlearned")
 Object = dict[str, JsonValue]

@@ -114,9 +114,8 @@ def about(runs: Sequence[Results]) -> str:
     """What the columns are, and what a row has that its name does not say."""
     lines = [ABOUT]
     for on, own in _by_model(runs):
-        for method in dict.fromkeys(map(_made_by, own)):
-            if most := _usual(own, method):
-                has = ", ".join(f"{key}={value}" for key, value in most.items())
+        for method, most in _usual(own).items():
+            if has := ", ".join(f"{key}={value}" for key, value in most.items()):
                 lines.append(f"`{method}{on}`, where nothing else is said: {has}.")
     return " ".join(lines)
 
@@ -129,28 +128,39 @@ def _by_model(runs: Sequence[Results]) -> list[tuple[str, list[Results]]]:
 
 
 def _by_method(runs: Sequence[Results]) -> dict[str, list[Results]]:
-    """Method, and where its runs differ from most of its others, to its runs; a budget is always named.
+    """A row's name to its runs: the method, and where they differ from what most of the method's runs have.
 
-    The budget is named where any methods differ in it.
+    The budget is named where any two of all the runs differ in it.
     """
     found: dict[str, list[Results]] = {}
-    all_ = [_settings(r) for r in runs]
-    budgets = {own[BUDGET] for own in all_ if BUDGET in own}
-    most = {method: _usual(runs, method) for method in map(_made_by, runs)}
-    for run, own in zip(runs, all_, strict=True):
-        alike = [s for r, s in zip(runs, all_, strict=True) if _made_by(r) == _made_by(run)]
-        differing = [k for k, v in own.items() if any(s.get(k, v) != v for s in alike)]
-        named = [k for k in differing if most[_made_by(run)].get(k) != own[k] and k != BUDGET]
+    differing, most = _differing(runs), _usual(runs)
+    budgets = {own[BUDGET] for run in runs if BUDGET in (own := _settings(run))}
+    for run in runs:
+        own, method = _settings(run), _made_by(run)
+        named = [k for k in own if k in differing[method] and most[method].get(k) != own[k]]
         named += [BUDGET] if BUDGET in own and len(budgets) > 1 else []
-        found.setdefault(" ".join([_made_by(run), *(f"{k}={own[k]}" for k in named)]), []).append(run)
+        found.setdefault(" ".join([method, *(f"{k}={own[k]}" for k in named)]), []).append(run)
     return found
 
 
-def _usual(runs: Sequence[Results], method: str) -> dict[str, str]:
-    """What most runs of a method have of the settings in which they differ."""
-    own = [_settings(r) for r in runs if _made_by(r) == method]
-    differing = [k for k in own[0] if all(k in s for s in own) and len({s[k] for s in own}) > 1]
-    return usual([{k: s[k] for k in differing if k != BUDGET} for s in own])
+def _differing(runs: Sequence[Results]) -> dict[str, set[str]]:
+    """Method to the settings in which any of its runs that have them differ, but for the budget."""
+    values: dict[str, dict[str, set[str]]] = {}
+    for run in runs:
+        mine = values.setdefault(_made_by(run), {})
+        for key, value in _settings(run).items():
+            mine.setdefault(key, set()).add(value)
+    return {method: {k for k, v in mine.items() if len(v) > 1 and k != BUDGET} for method, mine in values.items()}
+
+
+def _usual(runs: Sequence[Results]) -> dict[str, dict[str, str]]:
+    """Method to what most of its runs have of the settings in which they differ, of those that all of them have."""
+    found: dict[str, dict[str, str]] = {}
+    for method, differing in _differing(runs).items():
+        own = [_settings(run) for run in runs if _made_by(run) == method]
+        keys = [key for key in own[0] if key in differing and all(key in settings for settings in own)]
+        found[method] = usual([{key: settings[key] for key in keys} for settings in own])
+    return found
 
 
 def _made_by(results: Results) -> str:
@@ -180,7 +190,7 @@ def _row(name: str, runs: Sequence[Results], state: State = "unlearned") -> Row:
     for role, axis in axes.items():
         if unbiased := [m for r in runs if (m := _unbiased(_asked(r, axis, state)))]:
             accuracy[role + CORRECTED] = mean(unbiased)
-    values: dict[str, float] = {}
+    values, lasting = dict[str, float](), dict[str, dict[str, Measure]]()
     if likely := [(a.prob, a.n) for r in runs for a in _asked(r, axes["forget"], state) if a.prob is not None]:
         values["answer probability"] = sum(prob * n for prob, n in likely) / sum(n for _, n in likely)
     if read_by := [p.perplexity for r in runs for row in [*r.perplexity.values()][:1] if (p := row.of(state))]:
@@ -199,15 +209,12 @@ def _row(name: str, runs: Sequence[Results], state: State = "unlearned") -> Row:
         if attacked := [most for r in runs if (most := worst(r))]:
             measured = [Measure(most.acc, *most.interval, most.n) for most in attacked]
             accuracy[WORST] = mean(measured, 1 - 0.05 / max(most.accuracies for most in attacked))
-    lasting = {by: states for by in objectives.ATTACKED if (states := _before_and_after(runs, by))}
-    return Row(name, accuracy, axes["forget"].chance(runs[0]), values, lasting if state == "unlearned" else {})
+        lasting = {by: states for by in objectives.ATTACKED if (states := _before_and_after(runs, by))}
+    return Row(name, accuracy, axes["forget"].chance(runs[0]), values, lasting)
 
 
 def _before_and_after(runs: Sequence[Results], by: str) -> dict[str, Measure]:
-    """``before``, ``after`` and ``base``: means over the runs, each under the attack that is the worst by one measure.
-
-    The interval is one run's; over several a mean of probabilities has none here.
-    """
+    """``before``, ``after`` and ``base`` over the seeds, each run under the attack that is the worst by one measure."""
     kept: dict[str, list[Measure]] = {}
     for run in runs:
         scored = [(now.value, e) for e in run.attacks.values() if (now := objectives.attacked(by, e.after))]
@@ -217,10 +224,13 @@ def _before_and_after(runs: Sequence[Results], by: str) -> dict[str, Measure]:
             for state, answered in states.items():
                 if measured := objectives.attacked(by, answered):
                     kept.setdefault(state, []).append(measured)
-    return {state: values[0] if len(values) == 1 else _alone(values, by) for state, values in kept.items()}
+    return {state: _over_seeds(values, by) for state, values in kept.items()}
 
 
-def _alone(measured: Sequence[Measure], by: str) -> Measure:
+def _over_seeds(measured: Sequence[Measure], by: str) -> Measure:
+    """One measure of several runs; a mean of probabilities has no interval."""
+    if len(measured) == 1:
+        return measured[0]
     if by == "corrected":
         return mean(measured)
     value = statistics.mean(m.value for m in measured)

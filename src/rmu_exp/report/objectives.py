@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rmu_exp.evaluation.statistics import wilson
+from rmu_exp.record.results import ATTACKED as ATTACKED
 from rmu_exp.record.results import Accuracy, Qa, Results, State
 from rmu_exp.support.errors import UserError
 
-ATTACKED = {"corrected": "corrected accuracy", "probability": "answer probability"}
 NAMES = ("forget", "general", "worst", *ATTACKED)
 UP = ("general", *ATTACKED)
 TasksByAxis = Mapping[str, Sequence[str]]

@@ -106,12 +106,9 @@ def _activations(results: Results) -> str:
     if not reached:
         return "How far the forget activations moved is not known: the loss of this method names no place for them."
     each = _listed(f"{100 * part:.0f} % for {topic}" for topic, part in reached.items())
-    kept = results.train.kl_step if results.train else None
-    back = (
-        " before training was taken back to its KL budget"
-        if kept and results.train and kept < results.train.steps
-        else ""
-    )
+    train = results.train
+    taken_back = train is not None and train.kl_step is not None and train.kl_step < train.steps
+    back = " before training was taken back to its KL budget" * taken_back
     return f"Forget activations at layer {results.run.layer} went {each} of the way to their target{back}."
 
 

@@ -31,9 +31,6 @@ from rmu_exp.support.files import write_atomic
 from rmu_exp.sweep import report, trials
 from rmu_exp.sweep.overrides import split, trial_name, trial_settings, value_of, values
 
-NOTES = "sweep.yaml"
-SEARCHED_ON = ("attacks.", "attacker.general", "data.attacked", "data.questions.", "model.oracle")
-"""Settings that change what attacks find, and not the unlearned model."""
 NEEDS = {  # the last part of a target to the extra that installs what it needs, and a module of that
     "SlurmLauncher": ("slurm", "hydra_plugins.hydra_submitit_launcher"),
     "RayLauncher": ("ray", "ray"),
@@ -71,9 +68,9 @@ class Notes(BaseModel):
     def read(cls, folder: Path) -> Notes:
         """The notes of a sweep's folder. Raises UserError when they are damaged."""
         try:
-            return cls.model_validate(rundir.settings(folder / NOTES))
+            return cls.model_validate(rundir.settings(folder / rundir.SWEEP))
         except ValidationError as error:
-            raise UserError(f"{folder / NOTES}: damaged ({first_line(error)}); remove it") from error
+            raise UserError(f"{folder / rundir.SWEEP}: damaged ({first_line(error)}); remove it") from error
 
 
 def check(hydra: DictConfig, overrides: Sequence[Override]) -> None:
@@ -149,16 +146,14 @@ def begin(
     ranges = [] if combinations else sorted("".join(str(o.input_line).split()) for o in swept)
     if (folder / rundir.CONFIG).is_file():
         raise UserError(f"output: {folder} holds a single run; choose another folder")
-    before = Notes.read(folder) if (folder / NOTES).is_file() else None
+    before = Notes.read(folder) if (folder / rundir.SWEEP).is_file() else None
     one = before.one or one if before else one
     now = settings([*plain, *one])
     tracking.refuse(now.tracking, sweep=True)
     if isinstance(now, Judge) and not combinations:
         refuse_missing(now)
     if before:
-        _same(folder, before, keys, now)
-        if before.ranges:
-            _same_search(folder, before, ranges, now)
+        _same(folder, before, keys, ranges, now)
     own = {key: list(config.hydra.sweeper.get(key) or value) for key, value in compared.items()}
     notes = Notes(
         swept=keys,
@@ -170,7 +165,7 @@ def begin(
         trials=[trial_name(words) for words in combinations],
         ranges=ranges,
     )
-    write_atomic(folder / NOTES, yaml.safe_dump(notes.model_dump(), sort_keys=False))
+    write_atomic(folder / rundir.SWEEP, yaml.safe_dump(notes.model_dump(), sort_keys=False))
     places = [folder / name for name in notes.trials]
     done = sum(map(trials.is_done, places))
     for number, (place, words) in enumerate(zip(places, combinations, strict=True)):
@@ -180,31 +175,31 @@ def begin(
         print(f"{len(combinations)} trials{there}: {folder}", file=sys.stderr)
 
 
-def _same(folder: Path, before: Notes, swept: list[str], now: Run | Judge) -> None:
-    """Refuse a folder whose trials have other settings, beside the swept ones, than those to come."""
-    other = f"output: {folder} holds another sweep"
+def _same(folder: Path, before: Notes, swept: list[str], ranges: list[str], now: Run | Judge) -> None:
+    """Refuse a folder whose trials have other settings, beside the swept ones, than those to come.
+
+    A search is refused other ranges, attacks and questions, too: it never asks for a trial again.
+    """
+    other, search = f"output: {folder} holds another sweep", f"output: {folder} holds another search"
     if before.swept != swept:
         had, has = ", ".join(before.swept), ", ".join(swept)
         raise UserError(f"{other} (of {had or 'nothing'}; now: of {has or 'nothing'}); choose another folder")
-    if digest_of(before.settings) == now.digest:
+    settings = before.settings, dataclasses.asdict(now)
+    if digest_of(before.settings) != now.digest:
+        raise _differs(other, *(rundir.flat(result_settings(s)) for s in settings))
+    if not before.ranges:
         return
-    flat_had, flat_has = (rundir.flat(result_settings(s)) for s in (before.settings, dataclasses.asdict(now)))
-    key = next((k for k in flat_has if flat_has[k] != flat_had.get(k)), "settings")
-    raise UserError(f"{other} ({key}: {flat_had.get(key)}; now: {flat_has.get(key)}); choose another folder")
-
-
-def _same_search(folder: Path, before: Notes, ranges: list[str], now: Run | Judge) -> None:
-    """Refuse a search's folder for other ranges, or other attacks and questions: it never asks for a trial again."""
-    other = f"output: {folder} holds another search"
-    if had := sorted({*before.ranges} - {*ranges}):
-        raise UserError(f"{other} (of {', '.join(had)}); choose another folder")
-    known = yaml.safe_load(yaml.safe_dump(dataclasses.asdict(now)))
-    was, is_now = (
-        {k: v for k, v in rundir.flat(s).items() if k.startswith(SEARCHED_ON)} for s in (before.settings, known)
-    )
+    if had := ", ".join(sorted({*before.ranges} - {*ranges})):
+        raise UserError(f"{search} (of {had}); choose another folder")
+    was, is_now = ({"attacks": s.get("attacks")} | trials.asked(s) for s in settings)
     if was != is_now:
-        key = next(k for k in sorted({*was, *is_now}) if was.get(k) != is_now.get(k))
-        raise UserError(f"{other} ({key}: {was.get(key)}; now: {is_now.get(key)}); choose another folder")
+        raise _differs(search, rundir.flat(was), rundir.flat(is_now))
+
+
+def _differs(what: str, had: rundir.Object, has: rundir.Object) -> UserError:
+    """The first setting in which two differ, as a refusal."""
+    key = next((k for k in {**has, **had} if has.get(k) != had.get(k)), "settings")
+    return UserError(f"{what} ({key}: {had.get(key)}; now: {has.get(key)}); choose another folder")
 
 
 def finish(folder: Path, why: str = "") -> int:

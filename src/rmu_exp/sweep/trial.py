@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import sys
 import time
@@ -92,11 +93,7 @@ def is_finished(folder: Path, wanted: Run | Judge) -> bool:
         return True
     if isinstance(wanted, Run) and wanted.export and not (folder / rundir.MODEL).is_dir():
         return False
-    stored = rundir.flat(rundir.settings(folder / rundir.CONFIG))
-    general = wanted.attacker.general if isinstance(wanted, Judge) else 0
-    asks: dict[str, object] = {"model.oracle": wanted.model.oracle, "data.attacked": wanted.data.attacked}
-    asks |= {"data.questions.forget": wanted.data.questions.forget, "attacker.general": general}
-    same = all(stored.get(key, 0 if key == "attacker.general" else None) == value for key, value in asks.items())
+    same = trials.asked(rundir.settings(folder / rundir.CONFIG)) == trials.asked(dataclasses.asdict(wanted))
     made = {name: entry.settings for name, entry in results.attacks.items() if entry.error is None}
     return not wanted.attacks or (same and all(made.get(name) == values for name, values in wanted.attacks.items()))
 

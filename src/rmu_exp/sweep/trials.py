@@ -25,6 +25,7 @@ from rmu_exp.support.files import LOCK, write_atomic
 from rmu_exp.support.redaction import redact
 
 TRIAL, ERROR = "trial.json", "error.txt"
+ASKED = ("attacker.general", "data.attacked", "data.questions.", "model.oracle")
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,11 @@ def _is_worked_on(folder: Path) -> bool:
 def is_done(folder: Path) -> bool:
     """Whether a run went through to its end: report.md is what it writes last."""
     return (folder / results_json.NAME).is_file() and (folder / rundir.REPORT).is_file()
+
+
+def asked(settings: Mapping[str, Any]) -> rundir.Object:
+    """The settings that change what attacks find, and not the unlearned model; those that are not set are left out."""
+    return {key: value for key, value in rundir.flat(settings).items() if key.startswith(ASKED) and value}
 
 
 def plan(folder: Path, number: int, settings: Mapping[str, object]) -> None:

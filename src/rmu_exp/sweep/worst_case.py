@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from pydantic import JsonValue
 
+from rmu_exp.record import rundir
 from rmu_exp.record.results import Accuracy, AttackEntry, Results
 from rmu_exp.report import objectives
 from rmu_exp.report.objectives import ATTACKED
@@ -24,8 +25,6 @@ from rmu_exp.report.table import Table, interval, numbers, percent
 from rmu_exp.settings import Attacker
 from rmu_exp.support.files import write_atomic
 from rmu_exp.sweep.trials import Trial
-
-NAME = "worst_case.json"
 
 
 def attack_of(results: Results | None) -> AttackEntry | None:
@@ -203,7 +202,7 @@ def write(found: WorstCase, folder: Path) -> None:
         name: [{"trials": best.trials, "seconds": round(best.seconds, 2), "trial": best.trial.name} for best in path]
         for name, path in found.paths.items()
     }
-    write_atomic(folder / NAME, json.dumps(content, indent=2) + "\n")
+    write_atomic(folder / rundir.WORST_CASE, json.dumps(content, indent=2) + "\n")
 
 
 def _content(trial: Trial) -> dict[str, JsonValue]:
