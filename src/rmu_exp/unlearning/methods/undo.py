@@ -70,8 +70,8 @@ class Method(method.Method):
     def loss(self, step: Step) -> Losses:
         with torch.no_grad():
             weights = assemble(step.split.model, self.trained, self.teacher)
-            teacher = replace(step, weights=weights).updated(logits=True)
-        student = step.updated(logits=True)
+            teacher = replace(step, weights=weights).updated(RETAIN, logits=True)
+        student = step.updated(RETAIN, logits=True)
         kl = lm_losses.kl(lm_losses.counted(step, teacher, RETAIN), lm_losses.counted(step, student, RETAIN))
         return {"loss": kl, "forget_loss": 0 * kl, "retain_loss": kl}
 
