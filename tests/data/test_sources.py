@@ -207,7 +207,7 @@ def test_perplexity_on_the_retain_corpus_is_warned_about(make: Make, caplog: pyt
     assert caplog.messages == []
     assert [c.texts for c in held_out(data, Eval(perplexity=copy, limit=1))] == [["a", "b"]], "no limit of texts"
     (line,) = caplog.messages
-    assert line == f"eval.perplexity: {copy} is also the retain corpus; its perplexity says little"
+    assert line == f"eval.perplexity: {copy} is also the retain corpus; what is measured on it says little"
 
 
 def test_texts_of_the_world_that_lie_in_a_file_too_are_the_same(make: Make, caplog: pytest.LogCaptureFixture) -> None:

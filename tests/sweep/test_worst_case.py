@@ -65,6 +65,38 @@ def test_where_no_attack_keeps_the_bound_the_least_bad_is_shown():
     assert worst_case.find([tried("bad", 3, 3, 0.4)], 0.5).within == 1
 
 
+def test_a_bound_is_said_to_be_kept_only_where_it_was_measured():
+    trial = tried("strong", 7, 4, 0.8)
+    trial.results.attacks["relearn"].general = None
+    first, second = worst_case.sentences(worst_case.find([trial], 0.9))[:2]
+    assert first == "1 of 1 attacks count: each did what it was to do."
+    assert second == "What they leave of the general accuracy was not measured (`attacker.general=0`)."
+
+
+def test_where_no_attack_did_what_it_was_to_do_the_reason_is_shown():
+    found = worst_case.find([tried("idle", 2, 2, 0.2, learned=False)], 0.9)
+    first, second = worst_case.sentences(found)
+    assert first.startswith("None of 1 attacks leaves 90.0 % of the general accuracy")
+    assert second == "idle shows nothing: did not learn; it leaves 25.0 %."
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            ["attacks=[latent,relearn]"],
+            "attacks: a search is for the worst of one attack, got latent, relearn; name one",
+        ),
+        (["unlearned=a,b"], "unlearned: a search is for the worst attack on one model; start one for each"),
+    ],
+)
+def test_a_search_is_for_one_attack_on_one_model(unlearned, tmp_path, given, message):
+    given = [f"unlearned={unlearned}", "attacks.relearn.lr=1e-4,2e-4", "attacker.general=0", *given]
+    done = program.run("judge.py", "-m", "experiment=worst_case", *given, f"output={tmp_path / 'S'}")
+    assert (done.returncode, message in done.stderr) == (2, True), done.stderr
+    assert not (tmp_path / "S").exists()
+
+
 @pytest.fixture(scope="module")
 def unlearned(train, tmp_path_factory) -> Path:
     """A run of the tiny model."""

@@ -120,6 +120,8 @@ def test_stages_forget_more_and_more():
     assert all(torch.equal(a.passes[0].ids_RT, b.passes[0].ids_RT) for a, b in zip(one, same, strict=True))
     with pytest.raises(UserError, match=r"^train\.folds: got 7, but the corpus has 12 texts, fewer than"):
         batching.layered(forget, retain, 2, 9, 0, 0, folds=7)
+    with pytest.raises(UserError, match=r"^train\.folds: got 3, but 2 steps are 2 rounds of the topics; take fewer"):
+        batching.layered(forget, retain, 2, 2, 0, 0, folds=3)
 
 
 def test_topics_take_turns_in_every_stage():

@@ -43,7 +43,7 @@ def neutral(data: Data) -> Corpus | None:
 def _not_retained(key: str, source: str, data: Data) -> Corpus:
     corpus = one(source, data)
     if corpus.digest in {one(source, data).digest for source in data.retain}:
-        log.warning("%s: %s is also the retain corpus; its perplexity says little", key, corpus.source)
+        log.warning("%s: %s is also the retain corpus; what is measured on it says little", key, corpus.source)
     return corpus
 
 

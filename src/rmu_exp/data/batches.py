@@ -173,10 +173,14 @@ def layered(
     R ∪ F_i₊₁ ∪ … ∪ F_k, each drawn as one corpus; one fold is :func:`shuffled`.
 
     Raises:
-        UserError: a fold is shorter than a batch.
+        UserError: a fold is shorter than a batch, or there are more folds than rounds of the topics.
     """
     if folds == 1:
         return shuffled(forget, retain, batch_size, steps, seed, pad)
+    if folds > (rounds := steps // len(forget)):
+        raise UserError(
+            f"train.folds: got {folds}, but {steps} steps are {rounds} rounds of the topics; take fewer folds"
+        )
     for corpus in forget:
         if len(corpus.ids) // folds < batch_size:
             few = f"{corpus.source or 'the corpus'} has {len(corpus.ids)} texts, fewer than train.batch_size per fold"

@@ -110,7 +110,8 @@ def _slurm_answers() -> None:
 
 def _search(sweeper: DictConfig, swept: Sequence[Override]) -> None:
     if not swept:
-        raise UserError("hydra/sweeper: nothing to search; give a range such as 'steer=interval(1,10)'")
+        wanted = "give a range, such as 'steer=interval(1,10)', or leave out the search"
+        raise UserError(f"hydra/sweeper: nothing to search; {wanted}")
     for key in ("n_trials", "n_jobs", "prune_on"):
         count = sweeper[key]
         if not (count is None and key == "prune_on") and (type(count) is not int or count < 1):
@@ -151,7 +152,15 @@ def begin(
     now = settings([*plain, *one])
     tracking.refuse(now.tracking, sweep=True)
     if isinstance(now, Judge) and not combinations:
+        if "unlearned" in keys:
+            raise UserError(
+                "unlearned: a search is for the worst attack on one model; start one for each, each with its own output"
+            )
         refuse_missing(now)
+        wanted = set(config.hydra.sweeper.get("objectives") or compared["objectives"])
+        if wanted & {*objectives.ATTACKED} and len(now.attacks) > 1:
+            named, one_of_them = ", ".join(now.attacks), f"'attacks=[{next(iter(now.attacks))}]'"
+            raise UserError(f"attacks: a search is for the worst of one attack, got {named}; name one, {one_of_them}")
     if before:
         _same(folder, before, keys, ranges, now)
     own = {key: list(config.hydra.sweeper.get(key) or value) for key, value in compared.items()}

@@ -61,16 +61,18 @@ class WorstCase:
     """What a search found.
 
     Attributes:
-        bound: the part of general accuracy that an attack must leave.
+        bound: the part of general accuracy that an attack must leave; None: it was not measured.
         paths: for each of :data:`ATTACKED` the best so far, each time there is a better one; empty: no attack counts.
         least_bad: where none counts, the one that leaves most of the general accuracy.
+        nothing: where none counts and none is the least bad, the last one that did not do what it was to do.
     """
 
-    bound: float
+    bound: float | None
     tried: int
     within: int
     paths: dict[str, list[Best]]
     least_bad: Trial | None
+    nothing: Trial | None = None
 
     @property
     def chosen(self) -> Trial | None:
@@ -82,6 +84,7 @@ class WorstCase:
 def find(trials: Sequence[Trial], bound: float | None = None) -> WorstCase:
     """What a search found; ``bound`` None: as its trials were started with."""
     bound = _bound(trials) if bound is None else bound
+    measured = any(kept(trial.results) is not None for trial in trials)
     ended = [trial for trial in trials if trial.state in ("done", "failed")]
     paths: dict[str, list[Best]] = {name: [] for name in ATTACKED}
     seconds, within, loose = 0.0, 0, dict[str, tuple[float, Trial]]()
@@ -102,7 +105,9 @@ def find(trials: Sequence[Trial], bound: float | None = None) -> WorstCase:
             if now and (best is None or now.value > best.value):
                 path.append(Best(count, seconds, trial))
     least_bad = max(loose.values(), key=lambda found: found[0])[1] if loose and not within else None
-    return WorstCase(bound, len(ended), within, paths, least_bad)
+    idle = [trial for trial in ended if (entry := attack_of(trial.results)) and entry.inconclusive]
+    nothing = idle[-1] if idle and not within and not least_bad else None
+    return WorstCase(bound if measured else None, len(ended), within, paths, least_bad, nothing)
 
 
 def _bound(trials: Sequence[Trial]) -> float:
@@ -117,16 +122,24 @@ def _bound(trials: Sequence[Trial]) -> float:
 
 def sentences(found: WorstCase) -> list[str]:
     """What was found, in words: one sentence per measure; or that no attack counts, and what the least bad did."""
-    must = f"leaves {percent(found.bound)} of the general accuracy"
+    must = "did what it was to do"
+    if found.bound is not None:
+        must = f"leaves {percent(found.bound)} of the general accuracy and {must}"
     if not found.within:
-        line = f"None of {found.tried} attacks {must} and did what it was to do."
+        line = f"None of {found.tried} attacks {must}."
+        if found.nothing is not None:
+            entry, part = attack_of(found.nothing.results), kept(found.nothing.results)
+            left = "" if part is None else f"; it leaves {percent(part)}"
+            return [line, f"{found.nothing.name} shows nothing: {entry.inconclusive if entry else ''}{left}."]
         if found.least_bad is None:
             return [line]
         entry = attack_of(found.least_bad.results)
         assert entry is not None
         left = f"{found.least_bad.name}, which leaves {percent(kept(found.least_bad.results))}"
         return [line, f"The least bad is {left}: {_reached('corrected', entry)}; {_reached('probability', entry)}."]
-    said = [f"{found.within} of {found.tried} attacks count: each {must} and did what it was to do."]
+    said = [f"{found.within} of {found.tried} attacks count: each {must}."]
+    if found.bound is None:
+        said.append("What they leave of the general accuracy was not measured (`attacker.general=0`).")
     for name, path in found.paths.items():
         if path:
             entry = path[-1].entry
@@ -168,7 +181,8 @@ def figure(found: WorstCase) -> Figure | None:
     """Both measures of the best attack so far over the number of trials; None: no attack counts."""
     if not any(found.paths.values()):
         return None
-    made = figure_of(9, 3.6, f"The best attack so far, of those that leave {percent(found.bound)} of general accuracy")
+    which = "" if found.bound is None else f", of those that leave {percent(found.bound)} of general accuracy"
+    made = figure_of(9, 3.6, f"The best attack so far{which}")
     for axes, (name, path) in zip(made.subplots(1, 2), found.paths.items(), strict=True):
         counts = [*(best.trials for best in path), found.tried]
         for part, colour, label in (
