@@ -70,7 +70,7 @@ def test_a_bound_is_said_to_be_kept_only_where_it_was_measured():
     trial.results.attacks["relearn"].general = None
     first, second = worst_case.sentences(worst_case.find([trial], 0.9))[:2]
     assert first == "1 of 1 attacks count: each did what it was to do."
-    assert second == "What they leave of the general accuracy was not measured (`attacker.general=0`)."
+    assert second.startswith("What they leave of the general accuracy was not measured")
 
 
 def test_where_no_attack_did_what_it_was_to_do_the_reason_is_shown():

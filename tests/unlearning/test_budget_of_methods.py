@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 
 import a_run
 import pytest
@@ -67,6 +69,31 @@ def test_a_method_ends_inside_its_budget(place, name):
     assert train["kl_reached"], "all do, with these settings"
     assert train["kl"] >= 0.95 * LIMIT
     assert ("kl_scale" in train) == plugins.module("method", name).Method.at_once
+
+
+def test_undo_is_not_taken_up_with_another_teacher(place, tmp_path, monkeypatch):
+    teacher, method, seen = tmp_path / "teacher", plugins.module("method", "undo").Method, []
+    shutil.copytree(place / "teacher", teacher)
+
+    def words_of_undo():
+        return words(place, "undo", f"method.teacher={teacher}", "train.save_every=0")
+
+    def stopped(self, step, loss=method.loss):
+        seen.append(step.number)
+        if len(seen) == 4:
+            raise KeyboardInterrupt
+        return loss(self, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(method, "loss", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            a_run.carry_out(words_of_undo(), tmp_path / "run")
+    other = Delta.load(teacher / "delta.safetensors")
+    replace(other, tensors={name: 1.01 * w for name, w in other.tensors.items()}).save(teacher / "delta.safetensors")
+    for folder in ("run", "anew"):
+        a_run.carry_out(words_of_undo(), tmp_path / folder)
+    made = [(tmp_path / folder / "delta.safetensors").read_bytes() for folder in ("run", "anew")]
+    assert made[0] == made[1]
 
 
 @pytest.mark.parametrize("name", ["npo", "repselect", "undo"])

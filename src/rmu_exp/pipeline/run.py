@@ -157,7 +157,7 @@ def changed_weights(plan: Plan, tracker: Tracker) -> Delta:
         record.save(judgement.describe(run, source, plan.texts, record))
         return source.delta
     assert isinstance(source, TrainPlan)
-    belongs = made_from(run, plan.models.base, plan.texts.digests)
+    belongs = made_from(run, plan.models.base, plan.texts.digests, source.method.made_from(source.settings))
     trained = train(source, record.folder, belongs, lambda metrics: tracker.log(metrics, metrics["step"]))
     trained.delta.save(record.folder / rundir.DELTA)
     record.save(training.describe(source, trained, record.command))

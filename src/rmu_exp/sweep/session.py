@@ -151,19 +151,18 @@ def begin(
     one = before.one or one if before else one
     now = settings([*plain, *one])
     tracking.refuse(now.tracking, sweep=True)
+    own = {key: list(config.hydra.sweeper.get(key) or value) for key, value in compared.items()}
     if isinstance(now, Judge) and not combinations:
         if "unlearned" in keys:
             raise UserError(
                 "unlearned: a search is for the worst attack on one model; start one for each, each with its own output"
             )
         refuse_missing(now)
-        wanted = set(config.hydra.sweeper.get("objectives") or compared["objectives"])
-        if wanted & {*objectives.ATTACKED} and len(now.attacks) > 1:
+        if {*own["objectives"]} & {*objectives.ATTACKED} and len(now.attacks) > 1:
             named, one_of_them = ", ".join(now.attacks), f"'attacks=[{next(iter(now.attacks))}]'"
             raise UserError(f"attacks: a search is for the worst of one attack, got {named}; name one, {one_of_them}")
     if before:
         _same(folder, before, keys, ranges, now)
-    own = {key: list(config.hydra.sweeper.get(key) or value) for key, value in compared.items()}
     notes = Notes(
         swept=keys,
         one=one,

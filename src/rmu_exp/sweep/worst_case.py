@@ -139,7 +139,9 @@ def sentences(found: WorstCase) -> list[str]:
         return [line, f"The least bad is {left}: {_reached('corrected', entry)}; {_reached('probability', entry)}."]
     said = [f"{found.within} of {found.tried} attacks count: each {must}."]
     if found.bound is None:
-        said.append("What they leave of the general accuracy was not measured (`attacker.general=0`).")
+        said.append(
+            "What they leave of the general accuracy was not measured; it takes `attacker.general=N` questions."
+        )
     for name, path in found.paths.items():
         if path:
             entry = path[-1].entry

@@ -112,6 +112,11 @@ class Method:
     def refuse_tensors(cls, settings: Any, base: Checkpoint, trained: Sequence[TrainedTensor]) -> None:
         """Raise UserError where it cannot work with this base model or these trained tensors. Nothing is loaded yet."""
 
+    @classmethod
+    def made_from(cls, settings: Any) -> str:
+        """The digest of what it reads beside model and texts, so that unfinished work is not taken up with another."""
+        return ""
+
     def start(self, trained: Sequence[TrainedTensor], masters: Sequence[Tensor]) -> None:
         """Called once, before :meth:`begin`: may give the trained tensors other values than the base model's."""
 

@@ -57,6 +57,10 @@ class Method(method.Method):
         if lacking := sorted(set(delta.tensors) - {t.name for t in trained}):
             raise UserError(f"method.teacher: it changed {lacking[0]}, which is not trained here; use layers=all")
 
+    @classmethod
+    def made_from(cls, settings: Settings) -> str:
+        return Delta.load(Path(settings.teacher) / rundir.DELTA).digest()
+
     def start(self, trained: Sequence[TrainedTensor], masters: Sequence[Tensor]) -> None:
         folder = self.settings.teacher
         changed = Delta.load(Path(folder) / rundir.DELTA).tensors if folder else {}  # nothing: the base itself
